@@ -1,0 +1,91 @@
+"""The ``fcdeploy`` command: one module a verb, imported only when that verb is called."""
+
+import importlib
+import sys
+import warnings
+from typing import Any, TextIO
+
+import click
+
+from fcdeploy import __version__
+from fcdeploy.errors import FcdeployError, FcdeployWarning
+
+VERBS = {
+    "export": "Turn an authors' checkpoint into an ONNX bundle.",
+    "cluster": "Cluster a features file with an engine.",
+    "evaluate": "Compare predicted clusters with the truth.",
+    "inspect": "Show what a bundle holds and how exact it was measured to be.",
+    "recipe": "Print a built-in export recipe.",
+    "doctor": "Tell what is installed, what works, and what is missing.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its verbs by name and help line and imports a verb's module when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        return importlib.import_module(f"fcdeploy.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            error.message = f"{error.message.rstrip('.')}; known commands: {', '.join(VERBS)}."
+            raise
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="fcdeploy")
+def cli() -> None:
+    """Deploy learned face clustering: checkpoints in, clusters out.
+
+    \b
+    Example:
+      fcdeploy export --ckpt saves/checkpoint.pth -o pse.onnx
+      fcdeploy cluster features.bin --engine pse.onnx -o pred_labels.meta
+    """
+
+
+def main() -> None:
+    """Run the command line: every error of ours is one sentence on stderr and its exit code."""
+    warnings.showwarning = _show_warning
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except FcdeployError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except MemoryError:
+        click.echo("Error: out of memory; lower --batch, or use a machine with more.", err=True)
+        sys.exit(1)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> Any:
+    if issubclass(category, FcdeployWarning):
+        click.echo(f"Note: {message}", err=True)

@@ -1,0 +1,1 @@
+"""Files in and out: features, labels, and outputs that appear whole or not at all."""

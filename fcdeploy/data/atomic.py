@@ -1,0 +1,120 @@
+"""Files that appear whole or not at all: written beside their place, synced, then renamed into it."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from fcdeploy.errors import FcdeployError, InputError
+
+
+def check_parent(path: Path | str) -> Path:
+    """Return ``path`` when a file can be made there.
+
+    Raises InputError when its folder does not exist or may not be written to, or when ``path`` is a folder.
+    Meant to be called before the work starts, so that hours are not lost to a mistyped output.
+    """
+    path = Path(path)
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: the folder {folder} does not exist; create it or choose another output.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: the folder {folder} is not writable; choose another output.")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file to write.")
+    return path
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes the name ``path`` when the block ends without an exception.
+
+    Until then (and for ever, when the block raises) whatever stood at ``path`` is left as it was. A symlink
+    at ``path`` is replaced, never followed. Raises FcdeployError when the disk is full.
+    """
+    path = check_parent(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    part = Path(name)
+    try:
+        with no_space_left(path), os.fdopen(handle, "w+b") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's 0600 is for secrets; results are ordinary files
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        sync_folder(path.parent)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
+    """Give an empty folder that takes the name ``path`` when the block ends without an exception.
+
+    A folder already at ``path`` is replaced only when it holds a file called ``marker`` (it is one of ours);
+    anything else there is the user's and raises InputError.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; create it or choose another output.")
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and (path / marker).is_file())):
+        raise InputError(f"{path}: exists and was not written by fcdeploy; remove it or choose another output.")
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        with no_space_left(path):
+            part.chmod(0o777 & ~_umask())
+            yield part
+            for file in part.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            sync_folder(part)
+        if path.exists():
+            # Two renames: for an instant there is no bundle, never half of one.
+            retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            os.rename(path, retired / path.name)
+            os.rename(part, path)
+            shutil.rmtree(retired)
+        else:
+            os.rename(part, path)
+        sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def no_space_left(path: Path | str) -> Iterator[None]:
+    """Turn "no space left on device" inside the block into one sentence about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(Path(path).parent).free
+        raise FcdeployError(
+            f"{path}: the disk is full ({free / 1e6:.0f} MB free); make room and run the same command again."
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut."""
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
