@@ -1,0 +1,1 @@
+"""Clusters from links, and how good they are."""
