@@ -1,0 +1,227 @@
+"""PSE-GCN in PyTorch: the authors' network, and the same function split into what a deployment computes.
+
+``PseGcn`` has the authors' parameter names and computes every node of a padded neighborhood, as published.
+``Encode`` and ``Refine`` share its weights and together give its centre row: ``Encode`` does, once a face, all that
+happens before a face meets its neighborhood; ``Refine`` does the rest for one centre. What makes them equal:
+
+- the padding is masked out, so a neighborhood needs no more rows than it has faces;
+- [x, A x] W = x Wa + A (x Wb), where W = [Wa; Wb]: both products are per face;
+- a BatchNorm with running statistics is an affine map and folds into the Linear behind it, and a Linear behind a
+  Linear folds, too (done in float64, rounded once);
+- only the centre's row of the second block's similarity, convolution and output is kept.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SUM_EPS = 1e-5  # in rownorm; counts
+THRESHOLD = 0.5  # of the re-drawn graph
+
+
+def row_normalise(adj: Tensor) -> Tensor:
+    """Divide each row by its sum plus 1e-5."""
+    return adj / (adj.sum(dim=-1, keepdim=True) + SUM_EPS)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Scale the last axis to 2-norm 1."""
+    return x / torch.sqrt((x * x).sum(dim=-1, keepdim=True))
+
+
+def keep_similar(sims: Tensor) -> Tensor:
+    """Re-draw the graph: similarities of at least 0.5 stay, and rows are normalised."""
+    return row_normalise(torch.where(sims >= THRESHOLD, sims, torch.zeros_like(sims)))
+
+
+class GraphConv(nn.Module):
+    """relu([x, A x] W + b), [ , ] along features."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2 * width_in, width_out))
+        self.bias = nn.Parameter(torch.zeros(width_out))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor, adj: Tensor) -> Tensor:
+        return F.relu(torch.cat([x, adj @ x], dim=-1) @ self.weight + self.bias)
+
+
+class PseGcn(nn.Module):
+    """The published network at inference (``triple_model``; Li et al., EAAI 127, 2024, section 3)."""
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        d, h = feature_dim, 2 * feature_dim
+        self.feature_dim = d
+        self.bn0 = nn.BatchNorm1d(d)
+        self.bn1 = nn.BatchNorm1d(h)  # in every checkpoint, in no forward pass
+        self.conv1 = GraphConv(h, h)
+        self.conv2 = GraphConv(h, h)
+        self.local_conv1 = GraphConv(h, h)
+        self.local_conv2 = GraphConv(h, h)
+        self.trans1 = nn.Sequential(nn.Linear(d, h), nn.GELU(), nn.Linear(h, h))
+        self.trans2 = nn.Sequential(nn.Linear(h, h), nn.GELU(), nn.Linear(h, h))
+        self.trans_x = nn.Linear(d, h)
+        self.Up_dim = nn.Linear(d, h)
+        self.classifier1 = nn.Sequential(nn.BatchNorm1d(h), nn.Linear(h, h), nn.GELU(), nn.Linear(h, h))
+        self.classifier2 = nn.Sequential(nn.BatchNorm1d(h), nn.Linear(h, h), nn.GELU(), nn.Linear(h, h))
+        self.classifier_out = nn.Linear(3 * h, h)
+        self.local_classifier1 = nn.Sequential(nn.BatchNorm1d(h), nn.Linear(h, h))
+        self.local_classifier2 = nn.Sequential(nn.BatchNorm1d(h), nn.Linear(h, h))
+
+    def forward(self, features: Tensor, adj: Tensor, mask: Tensor) -> Tensor:
+        """Refine all nodes: features (b, n, d), adj (b, n, n), mask (b, n, n) of 0 and 1 -> (b, n, 2d) unit rows."""
+        b, n, d = features.shape
+        x0 = self.bn0(features.reshape(b * n, d)).reshape(b, n, d)
+        skip = self.Up_dim(x0)
+        t1 = self.trans1(x0)
+        local1 = row_normalise(adj)
+        h1 = unit(rowwise(self.local_classifier1, self.local_conv1(t1, local1)))
+        drawn1 = keep_similar(h1 @ h1.transpose(1, 2) * mask)
+        x1 = rowwise(self.classifier1, self.conv1(self.trans_x(x0), drawn1)) + skip
+        local2 = row_normalise(local1)  # normalised twice, as published
+        h2 = unit(rowwise(self.local_classifier2, self.local_conv2(self.trans2(x1), local2)))
+        drawn2 = keep_similar(h2 @ h2.transpose(1, 2) * mask)
+        x2 = rowwise(self.classifier2, self.conv2(x1, drawn2)) + x1
+        return unit(self.classifier_out(torch.cat([x2, x1, t1], dim=-1)))
+
+
+def rowwise(layers: nn.Module, x: Tensor) -> Tensor:
+    """Apply layers made for (rows, width) to (b, n, width)."""
+    return layers(x.reshape(-1, x.shape[-1])).reshape(x.shape[0], x.shape[1], -1)
+
+
+class Encode(nn.Module):
+    """What a face brings to every neighborhood it is in; (m, d) -> six tables (m, 2d)."""
+
+    def __init__(self, net: PseGcn) -> None:
+        super().__init__()
+        h = 2 * net.feature_dim
+        trans1_in, trans1_out = _fold(net.bn0, net.trans1[0]), _affine(net.trans1[2])
+        trans_x = _fold(net.bn0, net.trans_x)
+        out_t1 = _columns(net.classifier_out, 2 * h, 3 * h)
+        self.trans1 = _linear(trans1_in)
+        self.local = _linear(_chain(trans1_out, _own(net.local_conv1)))
+        self.local_near = _linear(_chain(trans1_out, _near(net.local_conv1)))
+        self.drawn = _linear(_chain(trans_x, _own(net.conv1)))
+        self.drawn_near = _linear(_chain(trans_x, _near(net.conv1)))
+        self.skip = _linear(_fold(net.bn0, net.Up_dim))
+        self.out = _linear(_chain(trans1_out, out_t1))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """features (m, d) unit rows -> local, local_near, drawn, drawn_near, skip, out: each (m, 2d)."""
+        hidden = F.gelu(self.trans1(features))
+        return (
+            self.local(hidden),
+            self.local_near(hidden),
+            self.drawn(features),
+            self.drawn_near(features),
+            self.skip(features),
+            self.out(hidden),
+        )
+
+
+class Refine(nn.Module):
+    """The centre's refined feature from its neighborhood; the centre is node 0."""
+
+    def __init__(self, net: PseGcn) -> None:
+        super().__init__()
+        h = 2 * net.feature_dim
+        trans2_out = _affine(net.trans2[2])
+        self.similar1 = _linear(_fold(net.local_classifier1[0], net.local_classifier1[1]))
+        self.block1_in = _linear(_fold(net.classifier1[0], net.classifier1[1]))
+        self.block1_out = _linear(_affine(net.classifier1[3]))
+        self.trans2 = _linear(_affine(net.trans2[0]))
+        self.local2 = _linear(_chain(trans2_out, _own(net.local_conv2)))
+        self.local2_near = _linear(_chain(trans2_out, _near(net.local_conv2)))
+        self.similar2 = _linear(_fold(net.local_classifier2[0], net.local_classifier2[1]))
+        self.drawn2 = _linear(_own(net.conv2))
+        self.drawn2_near = _linear(_near(net.conv2))
+        self.block2_in = _linear(_fold(net.classifier2[0], net.classifier2[1]))
+        self.block2_out = _linear(_affine(net.classifier2[3]))
+        self.out_x2 = _linear(_columns(net.classifier_out, 0, h))
+        self.out_x1 = _linear(_columns(net.classifier_out, h, 2 * h))
+
+    def forward(
+        self,
+        local: Tensor,
+        local_near: Tensor,
+        drawn: Tensor,
+        drawn_near: Tensor,
+        skip: Tensor,
+        out: Tensor,
+        adj: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        """Tables of the nodes (b, n, 2d), out of the centres (b, 2d), adj (b, n, n), mask (b, n) -> (b, 2d)."""
+        real = mask.unsqueeze(-1)  # (b, n) -> (b, n, 1)
+        local1 = row_normalise(adj)
+        # A similarity with a padded row becomes 0, below the threshold.
+        h1 = unit(self.similar1(F.relu(local + local1 @ local_near))) * real
+        drawn1 = keep_similar(h1 @ h1.transpose(1, 2))
+        x1 = self.block1_out(F.gelu(self.block1_in(F.relu(drawn + drawn1 @ drawn_near)))) + skip
+        local2 = row_normalise(local1)
+        hidden = F.gelu(self.trans2(x1))
+        h2 = unit(self.similar2(F.relu(self.local2(hidden) + local2 @ self.local2_near(hidden)))) * real
+        # From here on the centre's row only.
+        drawn2 = keep_similar(h2[:, :1] @ h2.transpose(1, 2))  # (b, 1, n)
+        near = (drawn2 @ x1).squeeze(1)  # (b, 2d)
+        centre = x1[:, 0]
+        mixed = F.relu(self.drawn2(centre) + self.drawn2_near(near))
+        x2 = self.block2_out(F.gelu(self.block2_in(mixed))) + centre
+        return unit(self.out_x2(x2) + self.out_x1(centre) + out)
+
+
+# An affine map is a pair (weight (in, out), bias (out,)) in float64 until it is rounded once into a Linear.
+Affine = tuple[Tensor, Tensor]
+
+
+def _affine(layer: nn.Linear) -> Affine:
+    return layer.weight.detach().double().T, layer.bias.detach().double()
+
+
+def _fold(norm: nn.BatchNorm1d, layer: nn.Linear) -> Affine:
+    scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    shift = norm.bias.detach().double() - norm.running_mean.double() * scale
+    return _chain((torch.diag(scale), shift), _affine(layer))
+
+
+def _chain(first: Affine, second: Affine) -> Affine:
+    return first[0] @ second[0], first[1] @ second[0] + second[1]
+
+
+def _own(conv: GraphConv) -> Affine:
+    """The half of a graph convolution that acts on the node itself, with the bias."""
+    width = conv.weight.shape[0] // 2
+    return conv.weight.detach().double()[:width], conv.bias.detach().double()
+
+
+def _near(conv: GraphConv) -> Affine:
+    """The half of a graph convolution that acts on the mean over neighbors."""
+    width = conv.weight.shape[0] // 2
+    weight = conv.weight.detach().double()[width:]
+    return weight, torch.zeros(weight.shape[1], dtype=torch.float64)
+
+
+def _columns(layer: nn.Linear, start: int, stop: int) -> Affine:
+    """A Linear's action on inputs start..stop-1; the bias goes with the last of them."""
+    weight, bias = _affine(layer)
+    return weight[start:stop], bias if stop == len(weight) else torch.zeros_like(bias)
+
+
+def _linear(affine: Affine) -> nn.Linear:
+    weight, bias = affine
+    layer = nn.Linear(weight.shape[0], weight.shape[1], bias=bool(bias.any()), dtype=torch.float64)
+    layer.weight.data.copy_(weight.T)
+    if layer.bias is not None:
+        layer.bias.data.copy_(bias)
+    return layer
+
+
+def passes_from_network(net: PseGcn, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+    """Return the modules behind the passes of the bundle, by name, in evaluation mode."""
+    net = copy.deepcopy(net).eval()
+    return {"encode": Encode(net).to(dtype).eval(), "neighborhood": Refine(net).to(dtype).eval()}
