@@ -12,6 +12,7 @@ happens before a face meets its neighborhood; ``Refine`` does the rest for one c
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,11 @@ def unit(x: Tensor) -> Tensor:
     return x / torch.sqrt((x * x).sum(dim=-1, keepdim=True))
 
 
-def keep_similar(sims: Tensor) -> Tensor:
-    """Re-draw the graph: similarities of at least 0.5 stay, and rows are normalised."""
-    return row_normalise(torch.where(sims >= THRESHOLD, sims, torch.zeros_like(sims)))
+class Redraw(nn.Module):
+    """The re-drawn graph: similarities of at least 0.5 stay, and rows are normalised."""
+
+    def forward(self, sims: Tensor) -> Tensor:
+        return row_normalise(torch.where(sims >= THRESHOLD, sims, torch.zeros_like(sims)))
 
 
 class GraphConv(nn.Module):
@@ -71,6 +74,7 @@ class PseGcn(nn.Module):
         self.classifier_out = nn.Linear(3 * h, h)
         self.local_classifier1 = nn.Sequential(nn.BatchNorm1d(h), nn.Linear(h, h))
         self.local_classifier2 = nn.Sequential(nn.BatchNorm1d(h), nn.Linear(h, h))
+        self.redraw1, self.redraw2 = Redraw(), Redraw()
 
     def forward(self, features: Tensor, adj: Tensor, mask: Tensor) -> Tensor:
         """Refine all nodes: features (b, n, d), adj (b, n, n), mask (b, n, n) of 0 and 1 -> (b, n, 2d) unit rows."""
@@ -80,11 +84,11 @@ class PseGcn(nn.Module):
         t1 = self.trans1(x0)
         local1 = row_normalise(adj)
         h1 = unit(rowwise(self.local_classifier1, self.local_conv1(t1, local1)))
-        drawn1 = keep_similar(h1 @ h1.transpose(1, 2) * mask)
+        drawn1 = self.redraw1(h1 @ h1.transpose(1, 2) * mask)
         x1 = rowwise(self.classifier1, self.conv1(self.trans_x(x0), drawn1)) + skip
         local2 = row_normalise(local1)  # normalised twice, as published
         h2 = unit(rowwise(self.local_classifier2, self.local_conv2(self.trans2(x1), local2)))
-        drawn2 = keep_similar(h2 @ h2.transpose(1, 2) * mask)
+        drawn2 = self.redraw2(h2 @ h2.transpose(1, 2) * mask)
         x2 = rowwise(self.classifier2, self.conv2(x1, drawn2)) + x1
         return unit(self.classifier_out(torch.cat([x2, x1, t1], dim=-1)))
 
@@ -144,6 +148,7 @@ class Refine(nn.Module):
         self.block2_out = _linear(_affine(net.classifier2[3]))
         self.out_x2 = _linear(_columns(net.classifier_out, 0, h))
         self.out_x1 = _linear(_columns(net.classifier_out, h, 2 * h))
+        self.redraw = Redraw()
 
     def forward(
         self,
@@ -161,13 +166,13 @@ class Refine(nn.Module):
         local1 = row_normalise(adj)
         # A similarity with a padded row becomes 0, below the threshold.
         h1 = unit(self.similar1(F.relu(local + local1 @ local_near))) * real
-        drawn1 = keep_similar(h1 @ h1.transpose(1, 2))
+        drawn1 = self.redraw(h1 @ h1.transpose(1, 2))
         x1 = self.block1_out(F.gelu(self.block1_in(F.relu(drawn + drawn1 @ drawn_near)))) + skip
         local2 = row_normalise(local1)
         hidden = F.gelu(self.trans2(x1))
         h2 = unit(self.similar2(F.relu(self.local2(hidden) + local2 @ self.local2_near(hidden)))) * real
         # From here on the centre's row only.
-        drawn2 = keep_similar(h2[:, :1] @ h2.transpose(1, 2))  # (b, 1, n)
+        drawn2 = self.redraw(h2[:, :1] @ h2.transpose(1, 2))  # (b, 1, n)
         near = (drawn2 @ x1).squeeze(1)  # (b, 2d)
         centre = x1[:, 0]
         mixed = F.relu(self.drawn2(centre) + self.drawn2_near(near))
@@ -225,3 +230,28 @@ def passes_from_network(net: PseGcn, dtype: torch.dtype = torch.float32) -> dict
     """Return the modules behind the passes of the bundle, by name, in evaluation mode."""
     net = copy.deepcopy(net).eval()
     return {"encode": Encode(net).to(dtype).eval(), "neighborhood": Refine(net).to(dtype).eval()}
+
+
+def network_from_state_dict(state: dict[str, Tensor]) -> PseGcn:
+    """Build the network that the authors' weights belong to; the width is read off them."""
+    net = PseGcn(state["Up_dim.weight"].shape[1])
+    # Only the batch counters may be missing, which inference does not read.
+    net.load_state_dict(state, strict=False)
+    return net.eval()
+
+
+def plain_outputs(net: PseGcn, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Evaluate the published form in float64 on a batch from ``inputs.random_batch``.
+
+    Returns the outputs by name and the similarities that are compared with 0.5, block by block, in the form in
+    which the exported graph compares them.
+    """
+    net = copy.deepcopy(net).double().eval()
+    seen: list[Tensor] = []
+    for redraw in (net.redraw1, net.redraw2):
+        redraw.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.inference_mode():
+        features, adj, mask = (torch.from_numpy(batch[name]).double() for name in ("features", "adj", "mask"))
+        refined = net(features, adj, mask[:, :, None] * mask[:, None, :])
+    first, second = seen
+    return {"refined": refined[:, 0].numpy()}, [first.numpy(), second[:, :1].numpy()]

@@ -1,0 +1,34 @@
+"""``fcdeploy export``."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("export")
+@click.option("--ckpt", "checkpoint", required=True, type=click.Path(path_type=Path), help="PyTorch checkpoint.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: SYSTEM.onnx]"
+)
+@click.option("--recipe", help="TOML file or built-in name.  [default: the published MS1M settings]")
+@click.option("--allow-mismatch", is_flag=True, help="Write the bundle even when it misses the tolerance.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(checkpoint: Path, output: Path | None, recipe: str | None, allow_mismatch: bool, quiet: bool) -> None:
+    """Turn an authors' checkpoint into an ONNX bundle.
+
+    The system and its feature width are recognised from the weights. The graphs are compared with the PyTorch
+    network before anything is written; exit code 3 says that they missed the recipe's tolerance.
+
+    \b
+    Example:
+      fcdeploy export --ckpt saves/checkpoint.pth -o pse.onnx --recipe pse-gcn-ms1m
+    """
+    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+    from fcdeploy.deploy.recipe import load_recipe
+
+    settings = load_recipe(recipe) if recipe else None
+    bundle, parity = export_checkpoint(checkpoint, output, settings, allow_mismatch=allow_mismatch)
+    if not quiet:
+        click.echo(
+            f"{bundle.path}: {bundle.system}, {bundle.feature_dim}-d features, passes {', '.join(bundle.passes)}; {parity}"
+        )

@@ -1,0 +1,148 @@
+"""How good a clustering is: pairwise and BCubed precision, recall and F, NMI and ARI."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fcdeploy.data.labels import as_labels, renumber
+from fcdeploy.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionRecall:
+    """A precision, a recall, and F, their harmonic mean (0 when both are 0)."""
+
+    precision: float
+    recall: float
+
+    @property
+    def f(self) -> float:
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        return {"precision": self.precision, "recall": self.recall, "f": self.f}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` found: every measure lies in [0, 1] (ARI in [-0.5, 1]) and none is ever NaN.
+
+    faces: how many were compared.  clusters: how many were predicted, faces in no cluster not counted.
+    """
+
+    pairwise: PrecisionRecall
+    bcubed: PrecisionRecall
+    nmi: float
+    ari: float
+    faces: int
+    clusters: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Give the measures as plain numbers, ready for JSON."""
+        return {
+            "pairwise": self.pairwise.as_dict(),
+            "bcubed": self.bcubed.as_dict(),
+            "nmi": self.nmi,
+            "ari": self.ari,
+            "faces": self.faces,
+            "clusters": self.clusters,
+        }
+
+
+def evaluate(pred: ArrayLike, truth: ArrayLike) -> Evaluation:
+    """Measure how well predicted clusters agree with the true identities.
+
+    pred, truth: (n,) integers, one a face in the same order; only the partitions matter, not the numbers. In
+    either, a face labelled -1 is in no cluster and counts as a cluster of one: it is paired with nobody, and
+    two such faces are not paired with each other.
+
+    With c_ij the faces of identity i in cluster j, and a dot for a sum over that index:
+
+    - pairwise: pairs together in both, sum c_ij^2 - n, over pairs together in the prediction, sum c_.j^2 - n
+      (precision), or over pairs together in the truth, sum c_i.^2 - n (recall).
+    - BCubed: precision is the mean over faces of c_ij / c_.j, recall that of c_ij / c_i. .
+    - NMI: the mutual information over the arithmetic mean of the two entropies.
+    - ARI: the adjusted Rand index of Hubert and Arabie.
+
+    Where a denominator is zero: a prediction that pairs nobody makes no wrong pair, so its pairwise precision
+    is 1; a truth that pairs nobody leaves no pair to miss, so pairwise recall is 1 (scikit-learn treats
+    homogeneity and completeness so; its ``precision_score``, and the NSR-FC evaluator, would say 0, and
+    learn-to-cluster NaN). F is 0 when precision and recall are. One cluster on both sides, like any two equal
+    partitions, gives NMI 1 and ARI 1, as in scikit-learn; one cluster on one side only gives NMI 0 and ARI 0.
+
+    Counts are exact integers for any n below 3e9. Equal partitions give exactly 1 everywhere.
+    Raises InputError when the two are not integers of one length, or are empty.
+    """
+    pred, truth = as_labels(pred, "pred"), as_labels(truth, "truth")
+    if len(pred) != len(truth):
+        raise InputError(
+            f"pred has {len(pred):,} labels and truth has {len(truth):,}; give the labels of the same faces."
+        )
+    n = len(pred)
+    if not n:
+        raise InputError("there are no labels to compare; give one label a face.")
+
+    pred, truth = renumber(pred), renumber(truth)
+    clusters = int(pred.max()) + 1
+    pred, truth = _singled_out(pred), _singled_out(truth)
+    in_pred, in_truth = np.bincount(pred), np.bincount(truth)  # c_.j, c_i.
+    cells, both = np.unique(truth * len(in_pred) + pred, return_counts=True)  # the c_ij that are not 0, (m,)
+    of_pred, of_truth = in_pred[cells % len(in_pred)], in_truth[cells // len(in_pred)]  # (m,)
+
+    together, pred_pairs, truth_pairs = (_ordered_pairs(sizes, n) for sizes in (both, in_pred, in_truth))
+    return Evaluation(
+        pairwise=PrecisionRecall(
+            together / pred_pairs if pred_pairs else 1.0,
+            together / truth_pairs if truth_pairs else 1.0,
+        ),
+        bcubed=PrecisionRecall(
+            float(np.sum(both * (both / of_pred)) / n),
+            float(np.sum(both * (both / of_truth)) / n),
+        ),
+        nmi=_nmi(both, both * n / (of_pred * of_truth), in_pred, in_truth, n),
+        ari=_ari(together, pred_pairs, truth_pairs, n),
+        faces=n,
+        clusters=clusters,
+    )
+
+
+def _singled_out(labels: np.ndarray) -> np.ndarray:
+    """Give each face labelled -1 a cluster of its own, clusters again numbered by first appearance."""
+    alone = np.flatnonzero(labels == -1)
+    if not alone.size:
+        return labels
+    labels = labels.copy()
+    labels[alone] = labels.max() + 1 + np.arange(len(alone))
+    return renumber(labels)
+
+
+def _ordered_pairs(sizes: np.ndarray, n: int) -> int:
+    """Count the ordered pairs of two different faces in one group: sum of the squared sizes - n."""
+    return int(np.sum(sizes.astype(np.int64) ** 2)) - n
+
+
+def _nmi(both: np.ndarray, lift: np.ndarray, in_pred: np.ndarray, in_truth: np.ndarray, n: int) -> float:
+    """Normalise the mutual information of a contingency table by the mean entropy of its sides.
+
+    both: (m,) the cells c_ij that are not 0.  lift: (m,) n c_ij / (c_i. c_.j).
+    """
+    if len(in_pred) == len(in_truth) == 1:
+        return 1.0
+    information = float(np.sum(both / n * np.log(lift)))
+    entropies = float(np.sum(in_pred / n * np.log(n / in_pred)) + np.sum(in_truth / n * np.log(n / in_truth)))
+    return min(max(2 * information / entropies, 0.0), 1.0)
+
+
+def _ari(together: int, pred_pairs: int, truth_pairs: int, n: int) -> float:
+    """Adjust the Rand index for chance, in exact integers: the products pass 2^63."""
+    only_pred, only_truth = pred_pairs - together, truth_pairs - together
+    apart = n * (n - 1) - together - only_pred - only_truth
+    if only_pred == only_truth == 0:
+        return 1.0
+    return (
+        2
+        * (together * apart - only_pred * only_truth)
+        / (truth_pairs * (only_truth + apart) + pred_pairs * (only_pred + apart))
+    )

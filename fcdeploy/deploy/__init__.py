@@ -1,0 +1,1 @@
+"""From checkpoints to bundles: recipes, export, and the proof that the numbers are the same."""

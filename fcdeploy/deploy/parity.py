@@ -1,0 +1,127 @@
+"""Is the exported graph the network? Values, NaN and threshold decisions, held against PyTorch in float64."""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+from fcdeploy.engine.tensors import PassSpec, TensorSpec
+from fcdeploy.systems import System
+
+SEED = 20240
+UNDECIDED = 1e-6  # a similarity this near to the threshold may fall on either side of it
+THRESHOLD = 0.5
+EDGES = "edges."  # prefix of the outputs that a probed graph has in addition
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the graphs in ONNX Runtime are from the plain PyTorch module.
+
+    max_error: largest absolute difference of an output, over the rows without a flipped undecided edge (those
+    are ``rows_apart``). flipped: decisions of S >= 0.5 that differ, of ``edges`` compared; undecided: of those
+    that differ, the ones with S within 1e-6 of 0.5, not counted as flipped. sizes: the batches tried.
+    """
+
+    backend: str
+    tolerance: float
+    allowed_flips: int
+    sizes: list[list[int]]
+    rows: int
+    rows_apart: int
+    max_error: float
+    mean_error: float
+    nan: int
+    edges: int
+    flipped: int
+    undecided: int
+
+    @property
+    def within_tolerance(self) -> bool:
+        return self.nan == 0 and self.max_error <= self.tolerance and self.flipped <= self.allowed_flips
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "within_tolerance": self.within_tolerance}
+
+    def __str__(self) -> str:
+        return (
+            f"largest error {self.max_error:.1e} of {self.tolerance:.0e} allowed, {self.nan} NaN, "
+            f"{self.flipped} of {self.edges:,} edges flipped"
+        )
+
+
+def measure_parity(system: System, model: Any, folder: Path, recipe: Any) -> Parity:
+    """Compare the graphs in ``folder`` with the plain network on random neighborhoods of several sizes.
+
+    model: the system's PyTorch network; recipe: gives the tolerance and the largest size. The reference is the
+    published, padded form evaluated in float64.
+    """
+    inputs, decode, network = (system.module(name) for name in ("inputs", "decode", "network"))
+    sizes = inputs.parity_sizes(recipe)
+    rng = np.random.default_rng(SEED)
+    rows = rows_apart = nan = edges = flipped = undecided = 0
+    errors: list[np.ndarray] = []
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        engines = {
+            name: stack.enter_context(_open_probed(folder / f"{name}.onnx", spec, Path(scratch)))
+            for name, spec in system.passes(recipe.feature_dim).items()
+        }
+        for b, n in sizes:
+            batch = inputs.random_batch(recipe.feature_dim, b, n, rng)
+            expected, sims = network.plain_outputs(model, batch)
+            found = decode.run_passes(engines, batch)
+            drawn = [array for name, array in found.items() if name.startswith(EDGES)]
+            apart = np.zeros(b, dtype=bool)
+            for plain, kept in zip(sims, drawn, strict=True):
+                differs = (plain >= THRESHOLD) != kept
+                close = differs & (np.abs(plain - THRESHOLD) < UNDECIDED)
+                edges += differs.size
+                flipped += int((differs & ~close).sum())
+                undecided += int(close.sum())
+                apart |= close.reshape(b, -1).any(axis=1)
+            for name, values in expected.items():
+                nan += int(np.isnan(found[name]).sum())
+                errors.append(np.abs(found[name] - values)[~apart].ravel())
+            rows += b
+            rows_apart += int(apart.sum())
+    joined = np.concatenate(errors)
+    return Parity(
+        backend="onnxruntime",
+        tolerance=recipe.tolerance.refined,
+        allowed_flips=recipe.tolerance.flipped_edges,
+        sizes=[list(size) for size in sizes],
+        rows=rows,
+        rows_apart=rows_apart,
+        max_error=float(np.nanmax(joined, initial=0.0)),
+        mean_error=float(np.nanmean(joined)) if len(joined) else 0.0,
+        nan=nan,
+        edges=edges,
+        flipped=flipped,
+        undecided=undecided,
+    )
+
+
+def _open_probed(path: Path, spec: PassSpec, scratch: Path) -> OnnxRuntimeEngine:
+    """Open a graph that gives, beside its outputs, the decision of each of its thresholds."""
+    import onnx
+
+    graph = onnx.load(path)
+    thresholds = [node.output[0] for node in graph.graph.node if node.op_type == "GreaterOrEqual"]
+    shapes: Mapping[str, Any] = {value.name: value.type for value in graph.graph.value_info}
+    probes = []
+    for at, name in enumerate(thresholds):
+        probe = f"{EDGES}{at}"
+        graph.graph.node.append(onnx.helper.make_node("Identity", [name], [probe]))
+        rank = len(shapes[name].tensor_type.shape.dim)
+        axes = tuple(f"{probe}.{axis}" for axis in range(rank))
+        graph.graph.output.append(onnx.helper.make_tensor_value_info(probe, onnx.TensorProto.BOOL, axes))
+        probes.append(TensorSpec(probe, axes, "bool"))
+    probed = scratch / path.name
+    onnx.save(graph, probed)
+    return OnnxRuntimeEngine(probed, PassSpec(spec.name, spec.inputs, (*spec.outputs, *probes)))

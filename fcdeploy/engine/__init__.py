@@ -1,0 +1,1 @@
+"""Engines: dictionaries of arrays in, dictionaries of arrays out."""

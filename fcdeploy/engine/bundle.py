@@ -1,0 +1,129 @@
+"""An engine bundle: a folder with ``manifest.json`` and one graph file a pass."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fcdeploy.data.atomic import atomic_folder
+from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+from fcdeploy.engine.tensors import PassSpec, pass_from_dict
+from fcdeploy.errors import InputError
+
+MANIFEST = "manifest.json"
+FORMAT = "fcdeploy-bundle"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle as its manifest describes it; nothing is loaded yet.
+
+    manifest holds: system, feature_dim, precision, recipe, passes (name -> file, sha256, bytes, inputs, outputs),
+    checkpoint (file, sha256), versions, parity.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def system(self) -> str:
+        return str(self.manifest["system"])
+
+    @property
+    def feature_dim(self) -> int:
+        return int(self.manifest["feature_dim"])
+
+    @property
+    def passes(self) -> dict[str, PassSpec]:
+        return {name: pass_from_dict(name, fields) for name, fields in self.manifest["passes"].items()}
+
+    def file(self, name: str) -> Path:
+        """Return the graph file of pass ``name``; raises InputError when the bundle has no such pass."""
+        if name not in self.manifest["passes"]:
+            raise InputError(
+                f"{self.path}: has no pass '{name}', only {', '.join(self.manifest['passes'])}; export it again."
+            )
+        return self.path / self.manifest["passes"][name]["file"]
+
+    def digest(self) -> str:
+        """Return one SHA-256 over system, recipe-independent widths and all graph files."""
+        parts = {name: fields["sha256"] for name, fields in self.manifest["passes"].items()}
+        text = json.dumps([self.system, self.feature_dim, parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @contextlib.contextmanager
+    def open(self, name: str, *, threads: int = 0, device: str = "cpu") -> Iterator[OnnxRuntimeEngine]:
+        """Load pass ``name`` after its hash was found right; the block's end frees it."""
+        file = self.file(name)
+        if sha256_of(file) != self.manifest["passes"][name]["sha256"]:
+            raise InputError(f"{file}: is not the file that the manifest was written for; export the bundle again.")
+        with OnnxRuntimeEngine(file, self.passes[name], threads=threads, device=device) as engine:
+            yield engine
+
+
+def read_bundle(path: Path | str) -> Bundle:
+    """Read the manifest of a bundle folder, or of the bundle that a given file lies in.
+
+    Raises InputError when there is none, or it is damaged, from a newer fcdeploy, or names files elsewhere.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    file = folder / MANIFEST
+    if not path.exists():
+        raise InputError(f"{path}: no such engine; make one with `fcdeploy export --ckpt CHECKPOINT -o {path.name}`.")
+    if not file.is_file():
+        raise InputError(f"{path}: no {MANIFEST} in {folder}; an engine is the folder that `fcdeploy export` wrote.")
+    try:
+        manifest = json.loads(file.read_bytes())
+        if manifest["format"] != FORMAT:
+            raise KeyError("format")
+        if manifest["format_version"] > FORMAT_VERSION:
+            raise InputError(
+                f"{file}: has format {manifest['format_version']}, this fcdeploy reads up to {FORMAT_VERSION}; "
+                "upgrade fcdeploy."
+            )
+        for key in ("system", "feature_dim", "precision", "recipe", "passes", "checkpoint", "versions", "parity"):
+            manifest[key]
+        for name, fields in manifest["passes"].items():
+            pass_from_dict(name, fields)
+            if Path(fields["file"]).name != fields["file"]:
+                raise InputError(f"{file}: pass {name} names {fields['file']!r}, which is not a file in the bundle.")
+            if not (folder / fields["file"]).is_file():
+                raise InputError(f"{folder}: the file {fields['file']} of pass {name} is missing; export it again.")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file}: is not a bundle's manifest ({error!r}); export the bundle again.") from error
+    return Bundle(folder, manifest)
+
+
+@contextlib.contextmanager
+def new_bundle(path: Path | str) -> Iterator[Path]:
+    """Give a folder to write a bundle into; it appears at ``path`` whole or not at all."""
+    with atomic_folder(path, MANIFEST) as folder:
+        yield folder
+
+
+def write_manifest(folder: Path, passes: Mapping[str, PassSpec], fields: Mapping[str, Any]) -> None:
+    """Write the manifest of the graph files ``<pass>.onnx`` in ``folder``, with their sizes and hashes."""
+    described = {}
+    for name, spec in passes.items():
+        file = folder / f"{name}.onnx"
+        described[name] = {
+            "file": file.name,
+            "bytes": file.stat().st_size,
+            "sha256": sha256_of(file),
+            **spec.as_dict(),
+        }
+    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **fields, "passes": described}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

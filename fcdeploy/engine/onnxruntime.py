@@ -1,0 +1,88 @@
+"""Run one graph of a bundle with ONNX Runtime."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from fcdeploy.engine.tensors import PassSpec, check_feeds
+from fcdeploy.errors import FcdeployError, InputError, MissingDependencyError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxRuntimeEngine:
+    """A loaded graph; a ``with`` frees it.
+
+    path: an ONNX file; spec: what it must take and give, checked against the file when it is opened. The arrays
+    that ``run`` returns are new each time and yours to keep. Not safe to share between threads while it runs.
+    """
+
+    def __init__(self, path: Path, spec: PassSpec, *, threads: int = 0, device: str = "cpu") -> None:
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Threads that spin while they wait take the cores that the next neighborhoods are built on.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            reason = (str(error).splitlines() or [""])[0]
+            raise InputError(f"{path}: ONNX Runtime cannot load this graph ({reason}).") from error
+        opened = self._session.get_providers()
+        if PROVIDERS[device] not in opened:
+            raise FcdeployError(
+                f"{path}: {PROVIDERS[device]} was asked for but ONNX Runtime opened {', '.join(opened)}; "
+                "run `fcdeploy doctor` to see what is missing."
+            )
+        self.spec = spec
+        self._where = f"{path} (pass {spec.name})"
+        self._outputs = [tensor.name for tensor in spec.outputs]
+        self._check_graph()
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Evaluate the graph; raises FcdeployError when ``feeds`` is not what ``spec`` says."""
+        check_feeds(feeds, self.spec.inputs, self._where)
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+    def __enter__(self) -> "OnnxRuntimeEngine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_graph(self) -> None:
+        for side, specs, tensors in (
+            ("inputs", self.spec.inputs, self._session.get_inputs()),
+            ("outputs", self.spec.outputs, self._session.get_outputs()),
+        ):
+            found = {tensor.name: tensor.shape for tensor in tensors}
+            wanted = {spec.name: spec.axes for spec in specs}
+            fits = found.keys() == wanted.keys() and all(
+                len(found[name]) == len(axes)
+                and all(not isinstance(axis, int) or axis == length for axis, length in zip(axes, found[name], strict=True))
+                for name, axes in wanted.items()
+            )
+            if not fits:
+                raise InputError(
+                    f"{self._where}: the graph's {side} are not those of the manifest; expected "
+                    f"{', '.join(map(str, specs))}, found {found}; export the bundle again."
+                )
+
+
+def import_onnxruntime():  # type: ignore[no-untyped-def]
+    """Import ONNX Runtime, or raise MissingDependencyError with the command that installs it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "ONNX Runtime is not installed; install it with `pip install 'fcdeploy[cpu]'` (or `[gpu]`)."
+        ) from error
+    return onnxruntime

@@ -1,0 +1,23 @@
+"""PSE-GCN: refine every face's feature in its 2-hop neighborhood, then link it to its nearest denser face.
+
+Li et al., "Progressive structure enhancement graph convolutional network for face clustering", Engineering
+Applications of Artificial Intelligence 127, 2024; code: github.com/Stalker-DAs/PSE-GCN. Kept as published: the
+second normalisation of the fixed graph, the 1e-5 in every row sum, the unused bn1, position 0 of a re-ranked list
+that is skipped whatever face it holds, N_10 in re-ranking whatever k is. Ours where the publication is undefined: the
+centre is always in its own neighborhood, and ties in re-ranking go by cosine similarity and id.
+"""
+
+from fcdeploy.systems import System
+from fcdeploy.systems.pse_gcn.flow import cluster
+from fcdeploy.systems.pse_gcn.spec import Recipe, checkpoint_shapes, dim_from_shapes, passes
+
+SYSTEM = System(
+    name="pse-gcn",
+    title="PSE-GCN",
+    paper="Li et al., Engineering Applications of Artificial Intelligence 127, 2024",
+    recipe=Recipe,
+    passes=passes,
+    checkpoint_shapes=checkpoint_shapes,
+    dim_from_shapes=dim_from_shapes,
+    cluster=cluster,
+)

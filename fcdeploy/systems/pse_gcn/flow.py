@@ -1,0 +1,1 @@
+def cluster(run): pass

@@ -1,0 +1,123 @@
+"""What PSE-GCN's passes take and give, what its checkpoints hold, and its published settings."""
+
+from dataclasses import dataclass, field
+
+from fcdeploy.engine.tensors import PassSpec, TensorSpec
+
+TABLES = ("local", "local_near", "drawn", "drawn_near", "skip")  # needed of every node; "out" of the centre only
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """normalize: divide every row by its 2-norm after reading."""
+
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
+class NeighborhoodSettings:
+    """k of the kNN lists and of re-ranking; hops of a neighborhood; active connections in its fixed graph."""
+
+    k: int = 80
+    hops: tuple[int, int] = (80, 10)
+    active: int = 10
+
+
+@dataclass(frozen=True)
+class LinkSettings:
+    """k of the refined features' kNN, over which density is summed; tau: the similarity that a link needs."""
+
+    k: int = 80
+    tau: float = 0.87
+
+
+@dataclass(frozen=True)
+class ToleranceSettings:
+    """Largest error of an exported graph's refined features, and of S >= 0.5 edges flipped, against PyTorch.
+
+    Edges whose similarity lies within 1e-6 of the threshold may fall either way and are counted apart.
+    """
+
+    refined: float = 1e-5
+    flipped_edges: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a checkpoint does not say; the defaults are those published for MS1M (Li et al., 2024)."""
+
+    system: str = "pse-gcn"
+    feature_dim: int = 256
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    neighborhood: NeighborhoodSettings = field(default_factory=NeighborhoodSettings)
+    links: LinkSettings = field(default_factory=LinkSettings)
+    tolerance: ToleranceSettings = field(default_factory=ToleranceSettings)
+
+    def problem(self) -> str | None:
+        """Return what is wrong with these values together, or None."""
+        k, hops, active = self.neighborhood.k, self.neighborhood.hops, self.neighborhood.active
+        if min(k, active, hops[0], hops[1] + 1, self.links.k, self.feature_dim) < 1:
+            return "feature_dim, k, hops and active must be positive (hops[1] may be 0)"
+        if hops[0] > k or hops[1] >= k:
+            return f"neighborhood.hops = {list(hops)} reaches beyond neighborhood.k = {k}: hops[0] <= k and hops[1] < k"
+        if active > k:
+            return f"neighborhood.active = {active} is more than neighborhood.k = {k}"
+        if not -1 <= self.links.tau <= 1:
+            return f"links.tau = {self.links.tau} is no cosine similarity (-1 to 1)"
+        return None
+
+
+def passes(dim: int) -> dict[str, PassSpec]:
+    """Return the passes for d-wide features; b neighborhoods of n nodes, or m faces."""
+    h = 2 * dim
+    rows = tuple(TensorSpec(name, ("m", h)) for name in (*TABLES, "out"))
+    nodes = tuple(TensorSpec(name, ("b", "n", h)) for name in TABLES)
+    return {
+        "encode": PassSpec("encode", (TensorSpec("features", ("m", dim)),), rows),
+        "neighborhood": PassSpec(
+            "neighborhood",
+            (*nodes, TensorSpec("out", ("b", h)), TensorSpec("adj", ("b", "n", "n")), TensorSpec("mask", ("b", "n"))),
+            (TensorSpec("refined", ("b", h)),),
+        ),
+    }
+
+
+def checkpoint_shapes(dim: int) -> dict[str, tuple[int, ...]]:
+    """Return every key of the authors' state_dict with its shape, for d-wide features."""
+    h = 2 * dim
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, width in {
+        "bn0": dim,
+        "bn1": h,
+        **{f"{block}.0": h for block in ("classifier1", "classifier2", "local_classifier1", "local_classifier2")},
+    }.items():
+        shapes |= {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}
+        shapes[f"{name}.num_batches_tracked"] = ()
+    for name in ("conv1", "conv2", "local_conv1", "local_conv2"):
+        shapes |= {f"{name}.weight": (2 * h, h), f"{name}.bias": (h,)}
+    for name, width in {
+        "trans1.0": dim,
+        "trans1.2": h,
+        "trans2.0": h,
+        "trans2.2": h,
+        "trans_x": dim,
+        "Up_dim": dim,
+        "classifier1.1": h,
+        "classifier1.3": h,
+        "classifier2.1": h,
+        "classifier2.3": h,
+        "classifier_out": 3 * h,
+        "local_classifier1.1": h,
+        "local_classifier2.1": h,
+    }.items():
+        shapes |= {f"{name}.weight": (h, width), f"{name}.bias": (h,)}
+    return shapes
+
+
+def dim_from_shapes(shapes: dict[str, tuple[int, ...]]) -> int | None:
+    """Read d off a state_dict's shapes, from whichever of two tensors is there."""
+    if len(shapes.get("Up_dim.weight", ())) == 2:
+        return shapes["Up_dim.weight"][1]
+    if len(shapes.get("bn0.weight", ())) == 1:
+        return shapes["bn0.weight"][0]
+    return None
