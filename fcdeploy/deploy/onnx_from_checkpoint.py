@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from fcdeploy import __version__
 from fcdeploy.deploy.parity import Parity, measure_parity
-from fcdeploy.deploy.recipe import recipe_as_dict
 from fcdeploy.engine.bundle import Bundle, new_bundle, read_bundle, sha256_of, write_manifest
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import InputError, MissingDependencyError, ParityError
-from fcdeploy.systems import System, recognise
+from fcdeploy.systems import recognise
+from fcdeploy.systems.settings import settings_as_dict
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ def export_checkpoint(
                 "system": system.name,
                 "feature_dim": dim,
                 "precision": "fp32",
-                "recipe": recipe_as_dict(recipe),
+                "recipe": settings_as_dict(recipe),
                 "checkpoint": {"file": checkpoint.name, "sha256": sha256_of(checkpoint)},
                 "versions": _versions(),
                 "parity": parity.as_dict(),

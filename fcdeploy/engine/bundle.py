@@ -55,13 +55,21 @@ class Bundle:
         text = json.dumps([self.system, self.feature_dim, parts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @contextlib.contextmanager
-    def open(self, name: str, *, threads: int = 0, device: str = "cpu") -> Iterator[OnnxRuntimeEngine]:
-        """Load pass ``name`` after its hash was found right; the block's end frees it."""
+    def check_files(self) -> None:
+        """Raise InputError when a graph file is not the one that the manifest was written for."""
+        for name in self.manifest["passes"]:
+            self._checked(name)
+
+    def _checked(self, name: str) -> Path:
         file = self.file(name)
         if sha256_of(file) != self.manifest["passes"][name]["sha256"]:
             raise InputError(f"{file}: is not the file that the manifest was written for; export the bundle again.")
-        with OnnxRuntimeEngine(file, self.passes[name], threads=threads, device=device) as engine:
+        return file
+
+    @contextlib.contextmanager
+    def open(self, name: str, *, threads: int = 0, device: str = "cpu") -> Iterator[OnnxRuntimeEngine]:
+        """Load pass ``name`` after its hash was found right; the block's end frees it."""
+        with OnnxRuntimeEngine(self._checked(name), self.passes[name], threads=threads, device=device) as engine:
             yield engine
 
 

@@ -1,20 +1,17 @@
-"""kNN lists of unit vectors by faiss, and the files that others write them in.
+"""kNN lists of unit vectors by faiss.
 
 A list starts with the face itself; the others follow by similarity, equal ones by id. faiss finds candidates, a few
 more than are asked for; their similarities are then computed again, one pair at a time and always in the same order
 of additions, so that the result does not depend on how faiss cut the work into blocks and threads.
 """
 
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
 
-from fcdeploy.errors import InputError, MissingDependencyError
+from fcdeploy.errors import MissingDependencyError
 
 EXACT_LIMIT = 50_000  # faces up to which --knn auto compares all pairs
 SPARE = 8  # candidates beyond k, so that rounding inside faiss rarely decides who is k-th
@@ -157,141 +154,3 @@ def import_faiss():  # type: ignore[no-untyped-def]
             "faiss is not installed; install it with `pip install 'fcdeploy[cpu]'` (or `[gpu]`)."
         ) from error
     return faiss
-
-
-class ListsFile:
-    """Neighbor lists that somebody else made, read block by block.
-
-    Forms: ``.npz`` with ``data`` (n, 2, k), ids over distances 1 - cosine, as the published systems keep them;
-    ``.npz`` with ``ids`` and perhaps ``sims``, as our run folders keep them; ``.npz`` with ``knns`` and ``dists``
-    (NSR-FC); ``.npy`` (n, k) of integer ids. Raises InputError for anything else; object arrays are pickles and
-    are never loaded.
-    """
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"{path}: no such file of neighbor lists.")
-        try:
-            self._open()
-        except InputError:
-            raise
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
-            reason = (str(error).splitlines() or [""])[0].rstrip(".")
-            raise InputError(f"{path}: is not a readable .npz or .npy file ({reason}).") from error
-
-    def _open(self) -> None:
-        headers = self._headers()
-        for name, (shape, dtype) in headers.items():
-            if dtype.hasobject:
-                raise InputError(
-                    f"{self.path}: '{name}' is an object array, a pickle that could run code, and is not loaded; "
-                    "convert it where you trust it: data = np.load(file, allow_pickle=True)['data']; "
-                    "np.savez(out, data=np.stack([np.stack(row) for row in data]))."
-                )
-        if "data" in headers and len(headers["data"][0]) == 3 and headers["data"][0][1] == 2:
-            (self.n, _, self.k), self._form = headers["data"][0], "stacked"
-        elif "ids" in headers or "" in headers:
-            self._form, self._ids, self._sims = "pair", "ids" if "ids" in headers else "", "sims"
-        elif "knns" in headers and "dists" in headers:
-            self._form, self._ids, self._sims = "distances", "knns", "dists"
-        else:
-            found = ", ".join(f"{name or 'array'} {shape} {dtype}" for name, (shape, dtype) in headers.items())
-            raise InputError(
-                f"{self.path}: expected 'data' (n, 2, k), or 'ids' (n, k), or 'knns' and 'dists' (n, k); found {found}."
-            )
-        if self._form != "stacked":
-            shape, dtype = headers[self._ids]
-            if len(shape) != 2 or 0 in shape or dtype.kind not in "iu":
-                raise InputError(f"{self.path}: expected (n, k) integer ids, found {shape} {dtype}.")
-            self.n, self.k = shape
-            if self._sims in headers and headers[self._sims][0] != shape:
-                raise InputError(f"{self.path}: '{self._sims}' has shape {headers[self._sims][0]}, ids {shape}.")
-        elif headers["data"][1].kind != "f":
-            raise InputError(f"{self.path}: 'data' should be of floats, found {headers['data'][1]}.")
-        self.has_sims = self._form == "stacked" or self._sims in headers
-
-    def _headers(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        if self.path.suffix == ".npy":
-            with open(self.path, "rb") as file:
-                return {"": _read_header(file)[:2]}
-        headers = {}
-        with zipfile.ZipFile(self.path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as file:
-                    headers[name.removesuffix(".npy")] = _read_header(file)[:2]
-        return headers
-
-    def blocks(self, rows: int = READ_ROWS) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-        """Yield (start, ids (m, k) int64 or float64, sims (m, k) float32 or None) in order."""
-        if self._form == "stacked":
-            for start, block in self._rows("data", rows):
-                yield start, block[:, 0], (1 - block[:, 1]).astype(np.float32)
-            return
-        ids = self._rows(self._ids, rows)
-        if not self.has_sims:
-            for start, block in ids:
-                yield start, block, None
-            return
-        for (start, block), (_, values) in zip(ids, self._rows(self._sims, rows), strict=True):
-            sims = 1 - values if self._form == "distances" else values
-            yield start, block, sims.astype(np.float32)
-
-    def _rows(self, name: str, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-        if self.path.suffix == ".npy":
-            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            for start in range(0, len(array), rows):
-                yield start, np.asarray(array[start : start + rows])
-            return
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
-            shape, dtype, fortran = _read_header(file)
-            if fortran:  # rare; columns cannot be cut into rows without reading all
-                whole = np.frombuffer(file.read(), dtype).reshape(shape[::-1]).T
-                for start in range(0, len(whole), rows):
-                    yield start, whole[start : start + rows]
-                return
-            size = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-            for start in range(0, shape[0], rows):
-                want = min(rows, shape[0] - start) * size
-                data = file.read(want)
-                if len(data) != want:
-                    raise InputError(f"{self.path}: ends within '{name}'; it was cut short.")
-                yield start, np.frombuffer(data, dtype).reshape(-1, *shape[1:])
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
-    version = np.lib.format.read_magic(file)
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = reader(file)
-    return shape, dtype, fortran
-
-
-def check_lists(ids: np.ndarray, start: int, n: int, where: str) -> np.ndarray:
-    """Return the ids of a block of lists as int32, or raise InputError that names the first bad row.
-
-    ids: (m, k) numbers, whole even where they are floats; rows are faces start..start+m-1 of n. Ids have to be
-    in range and may not repeat in a row.
-    """
-    whole = np.isfinite(ids) & (ids == np.floor(ids)) if ids.dtype.kind == "f" else np.ones(ids.shape, bool)
-    bad = ~whole | (ids < 0) | (ids >= n)
-    if bad.any():
-        row, column = (int(at[0]) for at in np.nonzero(bad))
-        raise InputError(
-            f"{where}: face {start + row} has the neighbor {ids[row, column]}, which is no face of 0..{n - 1}; "
-            "the lists belong to other features."
-        )
-    checked = np.ascontiguousarray(ids, dtype=np.int32)
-    repeats = _first_repeat(checked)
-    if repeats >= 0:
-        raise InputError(f"{where}: face {start + repeats} has the same neighbor twice; make the lists again.")
-    return checked
-
-
-@njit(cache=True, nogil=True)
-def _first_repeat(ids: np.ndarray) -> int:
-    for row in range(len(ids)):
-        ordered = np.sort(ids[row])
-        for p in range(1, len(ordered)):
-            if ordered[p] == ordered[p - 1]:
-                return row
-    return -1

@@ -1,9 +1,13 @@
 """Batches for PSE-GCN's passes: random ones for parity, and those gathered from tables for a run."""
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 
-from fcdeploy.graph.neighborhoods import largest_neighborhood
-from fcdeploy.systems.pse_gcn.spec import Recipe
+from fcdeploy.engine.batching import gather_rows, groups_by_size
+from fcdeploy.graph.knn import KnnGraph
+from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods, largest_neighborhood
+from fcdeploy.systems.pse_gcn.spec import TABLES, NeighborhoodSettings, Recipe
 
 
 def parity_sizes(recipe: Recipe) -> list[tuple[int, int]]:
@@ -36,3 +40,35 @@ def random_batch(dim: int, b: int, n: int, rng: np.random.Generator) -> dict[str
         "adj": (adj * mask[:, :, None] * mask[:, None, :]).astype(np.float32),
         "mask": mask,
     }
+
+
+def neighborhood_batches(
+    tables: Mapping[str, np.ndarray],
+    ranked: np.ndarray,
+    knn: KnnGraph,
+    centres: np.ndarray,
+    near: NeighborhoodSettings,
+    *,
+    rows: int,
+    most: int,
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Yield the neighborhoods of ``centres`` in groups of nearly equal size, ready for the engine.
+
+    tables: the encode pass's outputs, (n, 2d) each; ranked: (n, k) re-ranked ids; knn: the original lists; rows:
+    nodes a group at most; most: neighborhoods a group at most. Yields (positions in centres, feeds); every
+    position comes once, in no particular order.
+    """
+    nodes, sizes = gather_neighborhoods(ranked, centres, *near.hops)
+    for group in groups_by_size(sizes, rows, most):
+        width = int(sizes[group[0]])
+        faces = np.ascontiguousarray(nodes[group, :width])
+        feeds = {}
+        for name in TABLES:
+            table = tables[name]
+            feeds[name] = np.empty((*faces.shape, table.shape[1]), dtype=np.float32)
+            gather_rows(table, faces, feeds[name])
+        feeds["out"] = tables["out"][faces[:, 0]]
+        feeds["adj"] = np.empty((len(group), width, width), dtype=np.float32)
+        connect_neighborhoods(faces, sizes[group], knn.ids, knn.sims, near.active, feeds["adj"])
+        feeds["mask"] = (faces >= 0).astype(np.float32)
+        yield group, feeds

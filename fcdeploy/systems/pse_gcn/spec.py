@@ -1,8 +1,9 @@
 """What PSE-GCN's passes take and give, what its checkpoints hold, and its published settings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
+from fcdeploy.errors import InputError
 
 TABLES = ("local", "local_near", "drawn", "drawn_near", "skip")  # needed of every node; "out" of the centre only
 
@@ -65,6 +66,41 @@ class Recipe:
         if not -1 <= self.links.tau <= 1:
             return f"links.tau = {self.links.tau} is no cosine similarity (-1 to 1)"
         return None
+
+    def for_run(
+        self, n: int, *, k: int | None = None, hops: tuple[int, int] | None = None, tau: float | None = None
+    ) -> tuple["Recipe", list[str]]:
+        """Return the settings of a run over n faces, and a sentence for each that had to be changed.
+
+        k sets both k's, and shortens hops that were not given and would reach beyond it; no list can be longer
+        than n. Raises InputError when what was given does not fit together.
+        """
+        notes = []
+        near, links = self.neighborhood, self.links
+        if k is not None:
+            near, links = replace(near, k=k), replace(links, k=k)
+        if hops is not None:
+            near = replace(near, hops=hops)
+        if tau is not None:
+            links = replace(links, tau=tau)
+        if problem := replace(self, neighborhood=_within(near, near.k) if hops is None else near, links=links).problem():
+            raise InputError(f"these settings do not fit together: {problem}.")
+        largest = max(near.k, links.k)
+        if largest > n:
+            notes.append(f"k = {largest} is more than the {n:,} faces there are; k = {n} is used.")
+        near, links = replace(near, k=min(near.k, n)), replace(links, k=min(links.k, n))
+        return replace(self, neighborhood=_within(near, near.k), links=links), notes
+
+    def check_reranked(self, k: int, where: str) -> None:
+        """Raise InputError when re-ranked lists of k, made elsewhere, are too short for the hops."""
+        hops = self.neighborhood.hops
+        if hops[0] > k or hops[1] >= k:
+            raise InputError(f"{where}: its lists of {k} are too short for hops {hops[0]},{hops[1]}; give --hops.")
+
+
+def _within(near: NeighborhoodSettings, k: int) -> NeighborhoodSettings:
+    """Shorten hops and active connections to lists of k."""
+    return replace(near, hops=(min(near.hops[0], k), min(near.hops[1], k - 1)), active=min(near.active, k))
 
 
 def passes(dim: int) -> dict[str, PassSpec]:

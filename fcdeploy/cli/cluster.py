@@ -1,0 +1,135 @@
+"""``fcdeploy cluster``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+PathType = click.Path(path_type=Path)
+
+
+class Hops(click.ParamType):
+    """Two whole numbers with a comma between, as in 80,10."""
+
+    name = "K0,K1"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            first, second = (int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not two whole numbers with a comma between, as in 80,10.", param, ctx)
+        return first, second
+
+
+@click.command("cluster")
+@click.argument("features", type=PathType)
+@click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
+@click.option(
+    "-o",
+    "--output",
+    type=PathType,
+    default=Path("pred_labels.meta"),
+    show_default=True,
+    help="Where the labels go: .meta (a label a line), .npy, or clusters.txt (a cluster a line).",
+)
+@click.option("--knn", default="auto", show_default=True, metavar="auto|exact|ivf|FILE", help="How neighbors are found.")
+@click.option("--reranked", type=PathType, help="Re-ranked lists made elsewhere (.npy, .npz).")
+@click.option("--k", type=click.IntRange(min=1), help="Neighbors a face, in every place.  [default: the recipe's]")
+@click.option("--hops", type=Hops(), help="Neighbors a face and of each neighbor.  [default: the recipe's]")
+@click.option("--tau", type=click.FloatRange(-1, 1), help="Similarity a link needs.  [default: the recipe's]")
+@click.option("--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]")
+@click.option(
+    "--inference",
+    type=click.Choice(["exact"]),
+    default="exact",
+    show_default=True,
+    help="How the network is evaluated.",
+)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]")
+@click.option("--batch", type=click.IntRange(min=1), help="Neighborhoods an engine call.  [default: by size]")
+@click.option("--labels", "truth", type=PathType, help="True identities, to report quality; never needed.")
+@click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+def command(
+    features: Path,
+    engine: Path,
+    output: Path,
+    knn: str,
+    reranked: Path | None,
+    k: int | None,
+    hops: tuple[int, int] | None,
+    tau: float | None,
+    dim: int | None,
+    inference: str,
+    threads: int,
+    batch: int | None,
+    truth: Path | None,
+    run_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Cluster a features file with an engine.
+
+    FEATURES is a .npy file (n, d), or a .bin file of raw float32 rows.
+
+    \b
+    Example:
+      fcdeploy cluster features.bin --engine pse.onnx -o pred_labels.meta
+      fcdeploy cluster features.npy --engine pse.onnx --tau 0.8 --labels truth.meta --json
+    """
+    from fcdeploy.data.features import open_features
+    from fcdeploy.data.labels import check_labels_path, read_labels, write_labels
+    from fcdeploy.engine.bundle import read_bundle
+    from fcdeploy.errors import InputError
+    from fcdeploy.runtime.pipeline import KNN_METHODS, Options, run_clustering
+
+    check_labels_path(output)
+    inputs = [features, reranked, truth, None if knn in KNN_METHODS else Path(knn)]
+    for given in inputs:
+        if given is not None and output.exists() and given.exists() and output.samefile(given):
+            raise InputError(f"{output}: is also an input; choose another output.")
+    bundle = read_bundle(engine)
+    opened = open_features(features, dim or bundle.feature_dim)
+    true_labels = read_labels(truth, opened.n) if truth else None
+    options = Options(knn, reranked, k, hops, tau, inference, batch, threads)
+    result = run_clustering(
+        opened, bundle, options, truth=true_labels, run_dir=run_dir, quiet=quiet or as_json
+    )
+    write_labels(output, result.labels)
+    if as_json:
+        click.echo(json.dumps(result.summary, indent=1))
+    elif not quiet:
+        print_summary(result.summary, output)
+
+
+def print_summary(summary: dict[str, Any], output: Path) -> None:
+    """Print what was found and how long each stage took."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("faces/s", justify="right")
+    for name, stage in summary["stages"].items():
+        table.add_row(name, f"{stage['seconds']:.2f}", f"{stage['faces_per_s']:,.0f}")
+    table.add_row("total", f"{sum(stage['seconds'] for stage in summary['stages'].values()):.2f}", "")
+    console.print(table)
+    console.print(
+        f"{summary['faces']:,} faces in {summary['clusters']:,} clusters, {summary['singletons']:,} of them of one "
+        f"face; peak memory {summary['peak_bytes'] / 1e9:.2f} GB",
+        highlight=False,
+    )
+    if "quality" in summary:
+        pairwise, bcubed = summary["quality"]["pairwise"], summary["quality"]["bcubed"]
+        console.print(
+            f"pairwise F {pairwise['f']:.4f} (precision {pairwise['precision']:.4f}, recall {pairwise['recall']:.4f}), "
+            f"BCubed F {bcubed['f']:.4f}, NMI {summary['quality']['nmi']:.4f}",
+            highlight=False,
+        )
+    console.print(f"labels in {output}", highlight=False)

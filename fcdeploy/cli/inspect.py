@@ -1,0 +1,63 @@
+"""``fcdeploy inspect``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest and what was checked as JSON.")
+def command(bundle: Path, as_json: bool) -> None:
+    """Show what a bundle holds and how exact it was measured to be.
+
+    Every graph file is hashed and compared with the manifest; exit code 2 says that one was changed.
+
+    \b
+    Example:
+      fcdeploy inspect pse.onnx
+    """
+    from fcdeploy.engine.bundle import read_bundle
+
+    read = read_bundle(bundle)
+    read.check_files()
+    if as_json:
+        click.echo(json.dumps(read.manifest, indent=1))
+    else:
+        _print(read.path, dict(read.manifest))
+
+
+def _print(path: Path, manifest: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fcdeploy.engine.tensors import pass_from_dict
+
+    console = Console(highlight=False)
+    checkpoint, parity = manifest["checkpoint"], manifest["parity"]
+    console.print(f"{path}: {manifest['system']}, {manifest['feature_dim']}-d features, {manifest['precision']}")
+    for name, fields in manifest["passes"].items():
+        spec = pass_from_dict(name, fields)
+        console.print(f"\npass {name}: {fields['file']}, {fields['bytes']:,} bytes, SHA-256 {fields['sha256']}")
+        table = Table(box=None, pad_edge=False)
+        for heading in ("  ", "tensor", "axes", "dtype"):
+            table.add_column(heading)
+        for side, tensors in (("in", spec.inputs), ("out", spec.outputs)):
+            for tensor in tensors:
+                table.add_row(f"  {side}", tensor.name, ", ".join(map(str, tensor.axes)), tensor.dtype)
+        console.print(table)
+    settings = {key: value for key, value in manifest["recipe"].items() if isinstance(value, dict)}
+    console.print("\nrecipe")
+    for section, values in settings.items():
+        console.print(f"  \\[{section}] " + ", ".join(f"{key} = {value}" for key, value in values.items()))
+    sizes = ", ".join(f"{b} x {n}" for b, n in parity["sizes"])
+    console.print(
+        f"\nparity with PyTorch ({parity['backend']}; neighborhoods x nodes: {sizes})\n"
+        f"  largest error {parity['max_error']:.2e} (allowed {parity['tolerance']:.0e}), mean {parity['mean_error']:.2e},"
+        f" {parity['nan']} NaN\n"
+        f"  {parity['flipped']} of {parity['edges']:,} edges flipped; {parity['undecided']} within 1e-6 of the threshold"
+    )
+    console.print(f"\ncheckpoint {checkpoint['file']}, SHA-256 {checkpoint['sha256']}")
+    console.print("made with " + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()))

@@ -1,0 +1,17 @@
+"""``fcdeploy recipe``."""
+
+import click
+
+
+@click.command("recipe")
+@click.argument("name", required=False)
+def command(name: str | None) -> None:
+    """Print a built-in export recipe, or the names of all.
+
+    \b
+    Example:
+      fcdeploy recipe pse-gcn-ms1m > my-recipe.toml
+    """
+    from fcdeploy.deploy.recipe import built_in_names, built_in_text
+
+    click.echo(built_in_text(name) if name else "\n".join(built_in_names()), nl=not name)

@@ -1,0 +1,79 @@
+"""Neighborhoods of many sizes to an engine that wants rectangles: grouped by size, padded to the group's largest."""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+from numba import njit, prange
+
+T = TypeVar("T")
+
+
+def groups_by_size(sizes: np.ndarray, rows: int, most: int) -> Iterator[np.ndarray]:
+    """Cut neighborhoods into groups of nearly equal size.
+
+    sizes: (m,) integers, at least 1. Yields arrays of positions in ``sizes``, largest first; a group has at most
+    ``most`` members and fills at most ``rows`` rows when each is padded to its largest (or is a single member).
+    Every position comes once.
+    """
+    order = np.argsort(-sizes, kind="stable")
+    start = 0
+    while start < len(order):
+        fits = max(1, min(most, rows // int(sizes[order[start]])))
+        yield order[start : start + fits]
+        start += fits
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def gather_rows(table: np.ndarray, nodes: np.ndarray, out: np.ndarray) -> None:
+    """Copy table[nodes] into out, zero where a node is -1: table (n, h), nodes (b, w), out (b, w, h) float32."""
+    width = nodes.shape[1]
+    for at in prange(nodes.size):
+        face = nodes[at // width, at % width]
+        if face < 0:
+            out[at // width, at % width] = 0
+        else:
+            out[at // width, at % width] = table[face]
+
+
+def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """Iterate in a thread of its own, up to ``depth`` items ahead of whoever takes them.
+
+    The order stays; an exception of ``items`` is raised here; leaving early stops the thread.
+    """
+    ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(entry: tuple[bool, T | BaseException | None]) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((True, item))
+                if stopped.is_set():
+                    return
+            put((False, None))
+        except BaseException as error:  # carried over to the thread that waits
+            put((False, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = ready.get()
+            if more:
+                yield item  # type: ignore[misc]
+            elif item is not None:
+                raise item  # type: ignore[misc]
+            else:
+                return
+    finally:
+        stopped.set()
+        thread.join()

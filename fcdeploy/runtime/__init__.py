@@ -1,0 +1,1 @@
+"""Runs: stages, their files, progress, and the Python interface."""

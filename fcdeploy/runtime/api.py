@@ -1,0 +1,111 @@
+"""The Python interface: ``fcdeploy.cluster`` and ``fcdeploy.FaceClusterer``."""
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.data.features import Features, features_from_array, open_features
+from fcdeploy.engine.bundle import read_bundle
+from fcdeploy.errors import InputError
+from fcdeploy.runtime.pipeline import Options, Result, run_clustering
+
+PathLike = str | os.PathLike[str]
+
+
+def cluster(
+    features: Any,
+    *,
+    engine: PathLike,
+    knn: PathLike = "auto",
+    reranked: PathLike | None = None,
+    k: int | None = None,
+    hops: tuple[int, int] | None = None,
+    tau: float | None = None,
+    inference: str = "exact",
+    batch: int | None = None,
+    threads: int = 0,
+    run_dir: PathLike | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """Cluster face embeddings and return a label for each.
+
+    features: an (n, d) array of floats, or the path of a ``.bin`` or ``.npy`` file; rows need not be normalised.
+    engine: a bundle folder. knn: 'auto', 'exact', 'ivf' or a file of neighbor lists; reranked: a file of
+    re-ranked lists. k, hops and tau replace those of the bundle's recipe. threads: 0 means all cores.
+    run_dir: keeps what every stage made, and continues there. Returns labels (n,) int64, numbered by first
+    appearance. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    """
+    options = Options(str(knn), Path(reranked) if reranked else None, k, hops, tau, inference, batch, threads)
+    return _run(features, engine, options, run_dir, quiet=not progress).labels
+
+
+class FaceClusterer:
+    """Face clustering with scikit-learn's habits; the arguments are those of ``fcdeploy.cluster``.
+
+    After ``fit``: labels_ (n,) int64, n_features_in_, summary_ (faces, clusters, singletons, seconds a stage).
+    """
+
+    def __init__(
+        self,
+        engine: PathLike,
+        *,
+        knn: PathLike = "auto",
+        k: int | None = None,
+        hops: tuple[int, int] | None = None,
+        tau: float | None = None,
+        inference: str = "exact",
+        batch: int | None = None,
+        threads: int = 0,
+    ) -> None:
+        self.engine = engine
+        self.knn = knn
+        self.k = k
+        self.hops = hops
+        self.tau = tau
+        self.inference = inference
+        self.batch = batch
+        self.threads = threads
+
+    def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
+        """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
+        options = Options(str(self.knn), None, self.k, self.hops, self.tau, self.inference, self.batch, self.threads)
+        result = _run(X, self.engine, options, None, quiet=True)
+        self.labels_ = result.labels
+        self.summary_ = result.summary
+        self.n_features_in_ = read_bundle(self.engine).feature_dim
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
+        """Cluster the rows of X (n, d) and return their labels (n,) int64."""
+        return self.fit(X).labels_
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the constructor's arguments by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> "FaceClusterer":
+        """Set constructor arguments by name; raises ValueError for a name that is none."""
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise ValueError(f"FaceClusterer has no parameter {name!r}; it has {', '.join(known)}.")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        return f"FaceClusterer({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
+
+
+def _run(features: Any, engine: PathLike, options: Options, run_dir: PathLike | None, *, quiet: bool) -> Result:
+    bundle = read_bundle(engine)
+    opened: Features
+    if isinstance(features, (str, os.PathLike)):
+        opened = open_features(features, bundle.feature_dim)
+    else:
+        opened = features_from_array(features, bundle.feature_dim)
+    if options.knn not in ("auto", "exact", "ivf") and not Path(options.knn).is_file():
+        raise InputError(f"knn = {options.knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists.")
+    return run_clustering(opened, bundle, options, run_dir=run_dir and Path(run_dir), quiet=quiet)

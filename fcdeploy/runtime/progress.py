@@ -1,0 +1,77 @@
+"""What a person sees while a run works: one bar a stage on a terminal, one line a stage elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Bar(Protocol):
+    """Something that counts faces up to a total."""
+
+    def advance(self, faces: int) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def advance(self, faces: int) -> None:
+        """Do nothing."""
+
+
+@dataclass
+class Progress:
+    """Shows bars on stderr, unless ``quiet``; measures every stage either way.
+
+    seconds: stage -> wall-clock seconds spent in it, in the order of first use.
+    """
+
+    quiet: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of the block as part of stage ``name``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    @contextlib.contextmanager
+    def bar(self, text: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """Show a bar over ``total`` faces, ``done`` of them behind us, while the block works."""
+        if self.quiet:
+            yield Silent()
+        elif sys.stderr.isatty():
+            with _terminal_bar(text, total, done) as bar:
+                yield bar
+        else:
+            started = time.perf_counter()
+            yield Silent()
+            print(f"{text}: {total - done:,} faces in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _terminal_bar(text: str, total: int, done: int) -> Iterator[Bar]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as shown:
+        task = shown.add_task(text, total=total, completed=done)
+
+        class Shown:
+            def advance(self, faces: int) -> None:
+                shown.advance(task, faces)
+
+        yield Shown()
