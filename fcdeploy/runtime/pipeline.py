@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import json
 import resource
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -306,9 +305,13 @@ def digest(fields: dict[str, Any]) -> str:
 
 
 def peak_bytes() -> int:
-    """Return the most memory this process has had in use, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Return the most memory this process has had in use, in bytes; pages of mapped files count while resident."""
+    try:
+        # Not ru_maxrss, which a child inherits from its parent.
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _hash_of(features: Features) -> str:

@@ -1,0 +1,33 @@
+# `make demo` and `make test` install what they need into .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := benchmarks/demo
+OUT := build/demo
+
+.PHONY: install demo test check clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export,dev]'
+	touch $@
+
+demo: .venv/installed
+	mkdir -p $(OUT)
+	$(BIN)/fcdeploy export --ckpt $(DEMO)/pse-gcn-128.pth --recipe export/pse-gcn-demo.toml -o $(OUT)/pse.onnx
+	$(BIN)/fcdeploy cluster $(DEMO)/features.bin --engine $(OUT)/pse.onnx -o $(OUT)/pred_labels.meta
+	$(BIN)/fcdeploy evaluate $(OUT)/pred_labels.meta $(DEMO)/labels.meta
+	$(BIN)/python benchmarks/compare_cosine.py $(DEMO)/features.bin $(DEMO)/labels.meta --dim 128 --pred $(OUT)/pred_labels.meta
+
+test: check
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build

@@ -1,0 +1,160 @@
+"""Refinement against the plain PyTorch module: faces a second, same weights, same faces, same threads, one run.
+
+The plain module is PSE-GCN as published: every neighborhood padded to 801 rows, all rows computed, batches of 64.
+Ours is what `fcdeploy cluster` does from re-ranked lists to refined features: encode every face, build the
+neighborhoods, run the engine.
+
+    python benchmarks/bench_refine.py --faces 20000 --dim 256 --repeats 3
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from faces import make_faces
+from report import write_report
+
+from fcdeploy.data.features import features_from_array
+from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+from fcdeploy.engine.bundle import Bundle
+from fcdeploy.graph.knn import KnnGraph
+from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods
+from fcdeploy.runtime.pipeline import Options, Run, numba_threads
+from fcdeploy.runtime.progress import Progress
+from fcdeploy.runtime.run_folder import MemoryStore
+from fcdeploy.systems.pse_gcn import flow
+from fcdeploy.systems.pse_gcn.network import PseGcn
+from fcdeploy.systems.pse_gcn.spec import Recipe
+
+PADDED = 801
+
+
+@click.command()
+@click.option("--faces", default=20_000, show_default=True, help="Faces to refine with the engine.")
+@click.option("--plain-faces", default=64, show_default=True, help="Faces to refine with the plain module.")
+@click.option(
+    "--plain-batch", default=64, show_default=True, help="Neighborhoods a call of the plain module."
+)
+@click.option("--dim", default=256, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--seed", default=1, show_default=True)
+def main(
+    faces: int, plain_faces: int, plain_batch: int, dim: int, threads: int, repeats: int, seed: int
+) -> None:
+    """Measure refinement in faces a second."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    features, _ = make_faces(faces, dim, seed)
+    net = random_network(dim)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch, numba_threads(threads):
+        checkpoint = Path(scratch) / "checkpoint.pth"
+        torch.save(net.state_dict(), checkpoint)
+        bundle, parity = export_checkpoint(checkpoint, Path(scratch) / "pse.onnx")
+        run = new_run(features, bundle, threads)
+        run.read_features()
+        knn, made_of = flow.nearest_neighbors(run)
+        ranked, made_of = flow.reranked_lists(run, knn, made_of)
+        sizes = gather_neighborhoods(ranked, np.arange(faces), *run.settings.neighborhood.hops)[1]
+
+        batches = padded_batches(run, knn, ranked, plain_faces, plain_batch)
+        plain = [timed(lambda: refine_plainly(net, batches)) for _ in range(repeats)]
+        ours = []
+        for _ in range(repeats + 1):  # the first compiles kernels and is not counted
+            again = new_run(features, bundle, threads)
+            again.read_features()
+            ours.append(timed(lambda run=again: flow.refined_features(run, knn, ranked, made_of)))  # type: ignore[misc]
+        expected = np.concatenate([chunk.numpy() for chunk in plain[0][1]])
+        error = float(np.abs(ours[-1][1][0][: len(expected)] - expected).max())
+    for name, count, seconds in (
+        (f"plain PyTorch, {PADDED} rows", plain_faces, [run[0] for run in plain]),
+        ("fcdeploy, ONNX Runtime", faces, [run[0] for run in ours[1:]]),
+    ):
+        median = float(np.median(seconds))
+        rows.append({"refinement": name, "faces": count, "seconds": median, "faces_per_s": count / median})
+    ratio = rows[1]["faces_per_s"] / rows[0]["faces_per_s"]
+    rows[0]["ratio"], rows[1]["ratio"] = 1.0, ratio
+    write_report(
+        "refine",
+        rows,
+        {
+            "dim": dim,
+            "hops": list(run.settings.neighborhood.hops),
+            "threads": threads,
+            "repeats": repeats,
+            "neighborhood_nodes": {
+                "median": float(np.median(sizes)),
+                "mean": float(sizes.mean()),
+                "p95": float(np.percentile(sizes, 95)),
+                "max": int(sizes.max()),
+            },
+            "largest_difference": error,
+            "parity": parity.as_dict(),
+        },
+    )
+
+
+def new_run(features: np.ndarray, bundle: Bundle, threads: int) -> Run:
+    """A run in memory with the published settings."""
+    return Run(
+        features_from_array(features),
+        bundle,
+        Recipe(feature_dim=features.shape[1]),
+        Options(threads=threads),
+        MemoryStore(),
+        Progress(quiet=True),
+    )
+
+
+def random_network(dim: int) -> PseGcn:
+    """Weights as after initialisation, with BatchNorm statistics that are not trivial."""
+    net = PseGcn(dim)
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.BatchNorm1d):
+            layer.running_mean.normal_(0, 0.01)  # type: ignore[union-attr]
+            layer.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    return net.eval()
+
+
+def padded_batches(
+    run: Run, knn: KnnGraph, ranked: np.ndarray, faces: int, batch: int
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Neighborhoods of the first faces as the published loader makes them; made before the clock starts."""
+    near = run.settings.neighborhood
+    nodes, sizes = gather_neighborhoods(ranked, np.arange(faces), *near.hops)
+    nodes, sizes = np.ascontiguousarray(nodes[:, :PADDED]), np.minimum(sizes, PADDED)
+    features = run.vectors[nodes] * (nodes >= 0)[:, :, None]
+    adj = np.empty((faces, PADDED, PADDED), dtype=np.float32)
+    connect_neighborhoods(nodes, sizes, knn.ids, knn.sims, near.active, adj)
+    mask = (nodes >= 0).astype(np.float32)
+    tensors = [torch.from_numpy(array) for array in (features, adj, mask)]
+    return [
+        (tensors[0][at : at + batch], tensors[1][at : at + batch], tensors[2][at : at + batch])
+        for at in range(0, faces, batch)
+    ]
+
+
+def refine_plainly(
+    net: PseGcn, batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+) -> list[torch.Tensor]:
+    """Centre rows of the plain module."""
+    with torch.inference_mode():
+        return [
+            net(features, adj, mask[:, :, None] * mask[:, None, :])[:, 0].clone()
+            for features, adj, mask in batches
+        ]
+
+
+def timed(function):  # type: ignore[no-untyped-def]
+    """Return (seconds, result) of one call."""
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
+if __name__ == "__main__":
+    main()

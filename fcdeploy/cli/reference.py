@@ -1,0 +1,29 @@
+"""The page docs/cli.md, made of the commands' own help; ``python -m fcdeploy.cli.reference > docs/cli.md``."""
+
+import click
+
+from fcdeploy.cli import VERBS, cli
+
+HEAD = """# The commands
+
+Made from the commands' own help by `python -m fcdeploy.cli.reference > docs/cli.md`.
+
+Results go to stdout, talk to stderr. Exit codes: 0 done; 1 something failed that is not your mistake; 2 the input or
+the command line cannot be used, said in one sentence; 3 an exported graph misses its tolerance; 130 interrupted.
+"""
+
+
+def page() -> str:
+    """Return the page as Markdown."""
+    parts = [HEAD]
+    root = click.Context(cli, info_name="fcdeploy", max_content_width=100, terminal_width=100)
+    for verb in VERBS:
+        command = cli.get_command(root, verb)
+        assert command is not None
+        context = click.Context(command, info_name=verb, parent=root, max_content_width=100, terminal_width=100)
+        parts.append(f"\n## fcdeploy {verb}\n\n```\n{command.get_help(context)}\n```\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
