@@ -41,11 +41,13 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            error.message = f"{error.message.rstrip('.')}; known commands: {', '.join(VERBS)}."
-            raise
+            message = f"{error.message.rstrip('.')}; known commands: {', '.join(VERBS)}."
+            raise click.UsageError(message, ctx) from error
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="fcdeploy")
 def cli() -> None:
     """Deploy learned face clustering: checkpoints in, clusters out.

@@ -14,7 +14,9 @@ class Hops(click.ParamType):
 
     name = "K0,K1"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
         try:
@@ -35,12 +37,18 @@ class Hops(click.ParamType):
     show_default=True,
     help="Where the labels go: .meta (a label a line), .npy, or clusters.txt (a cluster a line).",
 )
-@click.option("--knn", default="auto", show_default=True, metavar="auto|exact|ivf|FILE", help="How neighbors are found.")
+@click.option(
+    "--knn", default="auto", show_default=True, metavar="auto|exact|ivf|FILE", help="How neighbors are found."
+)
 @click.option("--reranked", type=PathType, help="Re-ranked lists made elsewhere (.npy, .npz).")
-@click.option("--k", type=click.IntRange(min=1), help="Neighbors a face, in every place.  [default: the recipe's]")
+@click.option(
+    "--k", type=click.IntRange(min=1), help="Neighbors a face, in every place.  [default: the recipe's]"
+)
 @click.option("--hops", type=Hops(), help="Neighbors a face and of each neighbor.  [default: the recipe's]")
 @click.option("--tau", type=click.FloatRange(-1, 1), help="Similarity a link needs.  [default: the recipe's]")
-@click.option("--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]")
+@click.option(
+    "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
+)
 @click.option(
     "--inference",
     type=click.Choice(["exact"]),
@@ -48,7 +56,9 @@ class Hops(click.ParamType):
     show_default=True,
     help="How the network is evaluated.",
 )
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]")
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
+)
 @click.option("--batch", type=click.IntRange(min=1), help="Neighborhoods an engine call.  [default: by size]")
 @click.option("--labels", "truth", type=PathType, help="True identities, to report quality; never needed.")
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")

@@ -11,7 +11,11 @@ import click
 
 # What a person can do, the packages behind it, and the command that brings them.
 ABILITIES = (
-    ("cluster", (("numba", "numba"), ("scipy", "scipy"), ("faiss", "faiss-cpu"), ("onnxruntime", "onnxruntime")), "cpu"),
+    (
+        "cluster",
+        (("numba", "numba"), ("scipy", "scipy"), ("faiss", "faiss-cpu"), ("onnxruntime", "onnxruntime")),
+        "cpu",
+    ),
     ("export", (("torch", "torch"), ("onnx", "onnx"), ("onnxscript", "onnxscript")), "cpu,export"),
     ("GPU", (("cupy", "cupy-cuda12x"), ("faiss", "faiss-gpu"), ("onnxruntime", "onnxruntime-gpu")), "gpu"),
 )
@@ -50,7 +54,7 @@ def examine() -> dict[str, Any]:
     from fcdeploy import __version__
 
     packages = {package: _version(package) for _, needs, _ in ABILITIES for _, package in needs}
-    abilities = {}
+    abilities: dict[str, dict[str, Any]] = {}
     for ability, needs, extra in ABILITIES:
         missing = [package for module, package in needs if not _there(module, package, packages)]
         abilities[ability] = {"missing": missing, "install": f"pip install 'fcdeploy[{extra}]'"}

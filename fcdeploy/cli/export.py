@@ -6,14 +6,18 @@ import click
 
 
 @click.command("export")
-@click.option("--ckpt", "checkpoint", required=True, type=click.Path(path_type=Path), help="PyTorch checkpoint.")
+@click.option(
+    "--ckpt", "checkpoint", required=True, type=click.Path(path_type=Path), help="PyTorch checkpoint."
+)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: SYSTEM.onnx]"
 )
 @click.option("--recipe", help="TOML file or built-in name.  [default: the published MS1M settings]")
 @click.option("--allow-mismatch", is_flag=True, help="Write the bundle even when it misses the tolerance.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def command(checkpoint: Path, output: Path | None, recipe: str | None, allow_mismatch: bool, quiet: bool) -> None:
+def command(
+    checkpoint: Path, output: Path | None, recipe: str | None, allow_mismatch: bool, quiet: bool
+) -> None:
     """Turn an authors' checkpoint into an ONNX bundle.
 
     The system and its feature width are recognised from the weights. The graphs are compared with the PyTorch
@@ -29,6 +33,7 @@ def command(checkpoint: Path, output: Path | None, recipe: str | None, allow_mis
     settings = load_recipe(recipe) if recipe else None
     bundle, parity = export_checkpoint(checkpoint, output, settings, allow_mismatch=allow_mismatch)
     if not quiet:
+        passes = ", ".join(bundle.passes)
         click.echo(
-            f"{bundle.path}: {bundle.system}, {bundle.feature_dim}-d features, passes {', '.join(bundle.passes)}; {parity}"
+            f"{bundle.path}: {bundle.system}, {bundle.feature_dim}-d features, passes {passes}; {parity}"
         )

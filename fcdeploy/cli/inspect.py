@@ -37,10 +37,14 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     checkpoint, parity = manifest["checkpoint"], manifest["parity"]
-    console.print(f"{path}: {manifest['system']}, {manifest['feature_dim']}-d features, {manifest['precision']}")
+    console.print(
+        f"{path}: {manifest['system']}, {manifest['feature_dim']}-d features, {manifest['precision']}"
+    )
     for name, fields in manifest["passes"].items():
         spec = pass_from_dict(name, fields)
-        console.print(f"\npass {name}: {fields['file']}, {fields['bytes']:,} bytes, SHA-256 {fields['sha256']}")
+        console.print(
+            f"\npass {name}: {fields['file']}, {fields['bytes']:,} bytes, SHA-256 {fields['sha256']}"
+        )
         table = Table(box=None, pad_edge=False)
         for heading in ("  ", "tensor", "axes", "dtype"):
             table.add_column(heading)
@@ -55,9 +59,12 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
     sizes = ", ".join(f"{b} x {n}" for b, n in parity["sizes"])
     console.print(
         f"\nparity with PyTorch ({parity['backend']}; neighborhoods x nodes: {sizes})\n"
-        f"  largest error {parity['max_error']:.2e} (allowed {parity['tolerance']:.0e}), mean {parity['mean_error']:.2e},"
-        f" {parity['nan']} NaN\n"
-        f"  {parity['flipped']} of {parity['edges']:,} edges flipped; {parity['undecided']} within 1e-6 of the threshold"
+        f"  largest error {parity['max_error']:.2e} (allowed {parity['tolerance']:.0e}), "
+        f"mean {parity['mean_error']:.2e}, {parity['nan']} NaN\n"
+        f"  {parity['flipped']} of {parity['edges']:,} edges flipped; "
+        f"{parity['undecided']} within 1e-6 of the threshold"
     )
     console.print(f"\ncheckpoint {checkpoint['file']}, SHA-256 {checkpoint['sha256']}")
-    console.print("made with " + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()))
+    console.print(
+        "made with " + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    )

@@ -20,7 +20,9 @@ def page() -> str:
     for verb in VERBS:
         command = cli.get_command(root, verb)
         assert command is not None
-        context = click.Context(command, info_name=verb, parent=root, max_content_width=100, terminal_width=100)
+        context = click.Context(
+            command, info_name=verb, parent=root, max_content_width=100, terminal_width=100
+        )
         parts.append(f"\n## fcdeploy {verb}\n\n```\n{command.get_help(context)}\n```\n")
     return "".join(parts)
 

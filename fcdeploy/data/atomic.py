@@ -43,7 +43,9 @@ def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
         with no_space_left(path), os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's 0600 is for secrets; results are ordinary files
+            os.fchmod(
+                file.fileno(), 0o666 & ~_umask()
+            )  # mkstemp's 0600 is for secrets; results are ordinary files
             os.fsync(file.fileno())
         os.replace(part, path)
         sync_folder(path.parent)
@@ -61,9 +63,13 @@ def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; create it or choose another output.")
+        raise InputError(
+            f"{path}: the folder {path.parent} does not exist; create it or choose another output."
+        )
     if path.is_symlink() or (path.exists() and not (path.is_dir() and (path / marker).is_file())):
-        raise InputError(f"{path}: exists and was not written by fcdeploy; remove it or choose another output.")
+        raise InputError(
+            f"{path}: exists and was not written by fcdeploy; remove it or choose another output."
+        )
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         with no_space_left(path):

@@ -124,7 +124,9 @@ class _RowList:
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.first) else ""
-        return f"{'row' if self.count == 1 else 'rows'} {', '.join(map(str, self.first))}{more}, counted from 0"
+        return (
+            f"{'row' if self.count == 1 else 'rows'} {', '.join(map(str, self.first))}{more}, counted from 0"
+        )
 
 
 def _open_npy(path: Path) -> np.ndarray:

@@ -22,7 +22,11 @@ PREFIX = "module."  # left by DataParallel
 
 
 def export_checkpoint(
-    checkpoint: Path | str, output: Path | str | None = None, recipe: Any = None, *, allow_mismatch: bool = False
+    checkpoint: Path | str,
+    output: Path | str | None = None,
+    recipe: Any = None,
+    *,
+    allow_mismatch: bool = False,
 ) -> tuple[Bundle, Parity]:
     """Write the bundle of a checkpoint and return it with how exact it is.
 
@@ -110,8 +114,14 @@ def load_state_dict(path: Path) -> "dict[str, torch.Tensor]":
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
             break
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
-        kind = f"keys {', '.join(map(str, list(loaded)[:5]))}" if isinstance(loaded, dict) else type(loaded).__name__
+    if not isinstance(loaded, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in loaded.values()
+    ):
+        kind = (
+            f"keys {', '.join(map(str, list(loaded)[:5]))}"
+            if isinstance(loaded, dict)
+            else type(loaded).__name__
+        )
         raise InputError(
             f"{path}: holds no state_dict ({kind}); expected one, plain or under {' or '.join(map(repr, WRAPPERS))}."
         )
@@ -147,10 +157,12 @@ def _export_pass(module: "torch.nn.Module", spec: PassSpec, path: Path) -> None:
     lengths = {axis: 3 + 2 * at for at, axis in enumerate(sorted(names))}
     dims = {axis: torch.export.Dim(axis, min=1) for axis in names}
     example = tuple(
-        torch.rand([axis if isinstance(axis, int) else lengths[axis] for axis in tensor.axes]) for tensor in spec.inputs
+        torch.rand([axis if isinstance(axis, int) else lengths[axis] for axis in tensor.axes])
+        for tensor in spec.inputs
     )
     shapes = tuple(
-        {at: dims[axis] for at, axis in enumerate(tensor.axes) if isinstance(axis, str)} for tensor in spec.inputs
+        {at: dims[axis] for at, axis in enumerate(tensor.axes) if isinstance(axis, str)}
+        for tensor in spec.inputs
     )
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

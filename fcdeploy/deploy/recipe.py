@@ -13,7 +13,9 @@ BUILT_IN = resources.files("fcdeploy.deploy") / "recipes"
 
 def built_in_names() -> list[str]:
     """Return the names of the built-in recipes, sorted."""
-    return sorted(entry.name.removesuffix(".toml") for entry in BUILT_IN.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in BUILT_IN.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def built_in_text(name: str) -> str:

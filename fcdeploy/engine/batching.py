@@ -49,9 +49,10 @@ def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     def put(entry: tuple[bool, T | BaseException | None]) -> None:
         while not stopped.is_set():
             try:
-                return ready.put(entry, timeout=0.1)
+                ready.put(entry, timeout=0.1)
             except queue.Full:
                 continue
+            return
 
     def work() -> None:
         try:

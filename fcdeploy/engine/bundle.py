@@ -63,13 +63,17 @@ class Bundle:
     def _checked(self, name: str) -> Path:
         file = self.file(name)
         if sha256_of(file) != self.manifest["passes"][name]["sha256"]:
-            raise InputError(f"{file}: is not the file that the manifest was written for; export the bundle again.")
+            raise InputError(
+                f"{file}: is not the file that the manifest was written for; export the bundle again."
+            )
         return file
 
     @contextlib.contextmanager
     def open(self, name: str, *, threads: int = 0, device: str = "cpu") -> Iterator[OnnxRuntimeEngine]:
         """Load pass ``name`` after its hash was found right; the block's end frees it."""
-        with OnnxRuntimeEngine(self._checked(name), self.passes[name], threads=threads, device=device) as engine:
+        with OnnxRuntimeEngine(
+            self._checked(name), self.passes[name], threads=threads, device=device
+        ) as engine:
             yield engine
 
 
@@ -82,9 +86,13 @@ def read_bundle(path: Path | str) -> Bundle:
     folder = path if path.is_dir() else path.parent
     file = folder / MANIFEST
     if not path.exists():
-        raise InputError(f"{path}: no such engine; make one with `fcdeploy export --ckpt CHECKPOINT -o {path.name}`.")
+        raise InputError(
+            f"{path}: no such engine; make one with `fcdeploy export --ckpt CHECKPOINT -o {path.name}`."
+        )
     if not file.is_file():
-        raise InputError(f"{path}: no {MANIFEST} in {folder}; an engine is the folder that `fcdeploy export` wrote.")
+        raise InputError(
+            f"{path}: no {MANIFEST} in {folder}; an engine is the folder that `fcdeploy export` wrote."
+        )
     try:
         manifest = json.loads(file.read_bytes())
         if manifest["format"] != FORMAT:
@@ -94,18 +102,33 @@ def read_bundle(path: Path | str) -> Bundle:
                 f"{file}: has format {manifest['format_version']}, this fcdeploy reads up to {FORMAT_VERSION}; "
                 "upgrade fcdeploy."
             )
-        for key in ("system", "feature_dim", "precision", "recipe", "passes", "checkpoint", "versions", "parity"):
+        for key in (
+            "system",
+            "feature_dim",
+            "precision",
+            "recipe",
+            "passes",
+            "checkpoint",
+            "versions",
+            "parity",
+        ):
             manifest[key]
         for name, fields in manifest["passes"].items():
             pass_from_dict(name, fields)
             if Path(fields["file"]).name != fields["file"]:
-                raise InputError(f"{file}: pass {name} names {fields['file']!r}, which is not a file in the bundle.")
+                raise InputError(
+                    f"{file}: pass {name} names {fields['file']!r}, which is not a file in the bundle."
+                )
             if not (folder / fields["file"]).is_file():
-                raise InputError(f"{folder}: the file {fields['file']} of pass {name} is missing; export it again.")
+                raise InputError(
+                    f"{folder}: the file {fields['file']} of pass {name} is missing; export it again."
+                )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{file}: is not a bundle's manifest ({error!r}); export the bundle again.") from error
+        raise InputError(
+            f"{file}: is not a bundle's manifest ({error!r}); export the bundle again."
+        ) from error
     return Bundle(folder, manifest)
 
 

@@ -67,7 +67,10 @@ class OnnxRuntimeEngine:
             wanted = {spec.name: spec.axes for spec in specs}
             fits = found.keys() == wanted.keys() and all(
                 len(found[name]) == len(axes)
-                and all(not isinstance(axis, int) or axis == length for axis, length in zip(axes, found[name], strict=True))
+                and all(
+                    not isinstance(axis, int) or axis == length
+                    for axis, length in zip(axes, found[name], strict=True)
+                )
                 for name, axes in wanted.items()
             )
             if not fits:

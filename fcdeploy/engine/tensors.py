@@ -44,7 +44,9 @@ def pass_from_dict(name: str, fields: Mapping[str, Any]) -> PassSpec:
     try:
         inputs, outputs = (
             tuple(
-                TensorSpec(str(t["name"]), tuple(a if isinstance(a, int) else str(a) for a in t["axes"]), t["dtype"])
+                TensorSpec(
+                    str(t["name"]), tuple(a if isinstance(a, int) else str(a) for a in t["axes"]), t["dtype"]
+                )
                 for t in fields[side]
             )
             for side in ("inputs", "outputs")

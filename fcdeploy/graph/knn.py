@@ -67,7 +67,7 @@ class KnnSearch:
         return order_candidates(self.vectors, found, start, k)
 
     def _search_exact(self, queries: np.ndarray, k: int) -> np.ndarray:
-        return self.faiss.knn(queries, self.vectors, k, metric=self.faiss.METRIC_INNER_PRODUCT)[1]  # type: ignore[no-any-return]
+        return self.faiss.knn(queries, self.vectors, k, metric=self.faiss.METRIC_INNER_PRODUCT)[1]
 
     def _build_ivf(self) -> Any:
         n, d = self.vectors.shape
@@ -124,7 +124,9 @@ def _sort_rows(
                 count += 1
 
 
-def order_candidates(vectors: np.ndarray, found: np.ndarray, start: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+def order_candidates(
+    vectors: np.ndarray, found: np.ndarray, start: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Sort candidates by their true similarity: the face itself first, then downwards, equal ones by id.
 
     vectors: (n, d) float32 unit rows; found: (m, >= k) candidate ids of faces start..start+m-1, none twice in a

@@ -36,7 +36,7 @@ class ListsFile:
 
     def _open(self) -> None:
         headers = self._headers()
-        for name, (shape, dtype) in headers.items():
+        for name, (_, dtype) in headers.items():
             if dtype.hasobject:
                 raise InputError(
                     f"{self.path}: '{name}' is an object array, a pickle that could run code, and is not loaded; "
@@ -50,7 +50,9 @@ class ListsFile:
         elif "knns" in headers and "dists" in headers:
             self._form, self._ids, self._sims = "distances", "knns", "dists"
         else:
-            found = ", ".join(f"{name or 'array'} {shape} {dtype}" for name, (shape, dtype) in headers.items())
+            found = ", ".join(
+                f"{name or 'array'} {shape} {dtype}" for name, (shape, dtype) in headers.items()
+            )
             raise InputError(
                 f"{self.path}: expected 'data' (n, 2, k), or 'ids' (n, k), or 'knns' and 'dists' (n, k); found {found}."
             )
@@ -60,7 +62,9 @@ class ListsFile:
                 raise InputError(f"{self.path}: expected (n, k) integer ids, found {shape} {dtype}.")
             self.n, self.k = shape
             if self._sims in headers and headers[self._sims][0] != shape:
-                raise InputError(f"{self.path}: '{self._sims}' has shape {headers[self._sims][0]}, ids {shape}.")
+                raise InputError(
+                    f"{self.path}: '{self._sims}' has shape {headers[self._sims][0]}, ids {shape}."
+                )
         elif headers["data"][1].kind != "f":
             raise InputError(f"{self.path}: 'data' should be of floats, found {headers['data'][1]}.")
         self.has_sims = self._form == "stacked" or self._sims in headers
@@ -137,7 +141,9 @@ def check_lists(ids: np.ndarray, start: int, n: int, where: str) -> np.ndarray:
     checked = np.ascontiguousarray(ids, dtype=np.int32)
     repeats = _first_repeat(checked)
     if repeats >= 0:
-        raise InputError(f"{where}: face {start + repeats} has the same neighbor twice; make the lists again.")
+        raise InputError(
+            f"{where}: face {start + repeats} has the same neighbor twice; make the lists again."
+        )
     return checked
 
 

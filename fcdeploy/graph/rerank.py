@@ -153,9 +153,7 @@ def rank_candidates(
     ranked = np.empty((stop - start, k), dtype=np.int32)
     ranked_sims = np.empty((stop - start, k), dtype=np.float64)
     for row in prange(stop - start):
-        _rank_one(
-            ids, sims, vectors, offsets, members, start + row, ranked[row], ranked_sims[row]
-        )
+        _rank_one(ids, sims, vectors, offsets, members, start + row, ranked[row], ranked_sims[row])
     return ranked, ranked_sims
 
 

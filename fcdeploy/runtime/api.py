@@ -1,7 +1,6 @@
 """The Python interface: ``fcdeploy.cluster`` and ``fcdeploy.FaceClusterer``."""
 
 import inspect
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.errors import InputError
 from fcdeploy.runtime.pipeline import Options, Result, run_clustering
 
-PathLike = str | os.PathLike[str]
+PathLike = str | Path
 
 
 def cluster(
@@ -71,7 +70,9 @@ class FaceClusterer:
 
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
-        options = Options(str(self.knn), None, self.k, self.hops, self.tau, self.inference, self.batch, self.threads)
+        options = Options(
+            str(self.knn), None, self.k, self.hops, self.tau, self.inference, self.batch, self.threads
+        )
         result = _run(X, self.engine, options, None, quiet=True)
         self.labels_ = result.labels
         self.summary_ = result.summary
@@ -99,13 +100,17 @@ class FaceClusterer:
         return f"FaceClusterer({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
 
-def _run(features: Any, engine: PathLike, options: Options, run_dir: PathLike | None, *, quiet: bool) -> Result:
+def _run(
+    features: Any, engine: PathLike, options: Options, run_dir: PathLike | None, *, quiet: bool
+) -> Result:
     bundle = read_bundle(engine)
     opened: Features
-    if isinstance(features, (str, os.PathLike)):
+    if isinstance(features, (str, Path)):
         opened = open_features(features, bundle.feature_dim)
     else:
         opened = features_from_array(features, bundle.feature_dim)
     if options.knn not in ("auto", "exact", "ivf") and not Path(options.knn).is_file():
-        raise InputError(f"knn = {options.knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists.")
-    return run_clustering(opened, bundle, options, run_dir=run_dir and Path(run_dir), quiet=quiet)
+        raise InputError(
+            f"knn = {options.knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists."
+        )
+    return run_clustering(opened, bundle, options, run_dir=run_dir, quiet=quiet)

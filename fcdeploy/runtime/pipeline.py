@@ -76,7 +76,7 @@ class Result:
 def run_clustering(
     features: Features,
     bundle: Bundle,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
     *,
     truth: np.ndarray | None = None,
     run_dir: Path | str | None = None,
@@ -85,8 +85,8 @@ def run_clustering(
     """Cluster faces with a bundle.
 
     Raises InputError for anything that does not fit together: features of another width than the bundle's,
-    broken rows, lists of other faces. ``truth`` (n,) adds ``quality`` to the summary. With ``run_dir`` every product is kept there and an interrupted run goes on
-    where it stopped.
+    broken rows, lists of other faces. ``truth`` (n,) adds ``quality`` to the summary. With ``run_dir`` every
+    product is kept there and an interrupted run goes on where it stopped.
     """
     system = get_system(bundle.system)
     if features.dim != bundle.feature_dim:
@@ -219,7 +219,12 @@ class Run:
         return KnnGraph(arrays["ids"], arrays["sims"]), made_of
 
     def lists_from_file(
-        self, name: str, path: Path, k: int | None, sims_of: Callable[[int, np.ndarray], np.ndarray], text: str
+        self,
+        name: str,
+        path: Path,
+        k: int | None,
+        sims_of: Callable[[int, np.ndarray], np.ndarray],
+        text: str,
     ) -> tuple[KnnGraph, dict[str, Any]]:
         """Read lists that were made elsewhere; the first ``k`` columns, or all.
 
@@ -228,9 +233,13 @@ class Run:
         """
         lists = ListsFile(path)
         if lists.n != self.n:
-            raise InputError(f"{path}: holds lists of {lists.n:,} faces; {self.features.name} has {self.n:,}.")
+            raise InputError(
+                f"{path}: holds lists of {lists.n:,} faces; {self.features.name} has {self.n:,}."
+            )
         if k is not None and lists.k < k:
-            raise InputError(f"{path}: holds {lists.k} neighbors a face, {k} are needed; give --k {lists.k} or less.")
+            raise InputError(
+                f"{path}: holds {lists.k} neighbors a face, {k} are needed; give --k {lists.k} or less."
+            )
         k = k or lists.k
         made_of = {"file": sha256_of(path), "k": k, "features": self.features_hash}
 
@@ -267,7 +276,9 @@ class Run:
         finished = self.store.load(name, key)
         if finished is not None:
             return finished
-        partial = self.store.begin(name, key, {part: (array.shape, array.dtype) for part, array in arrays.items()})
+        partial = self.store.begin(
+            name, key, {part: (array.shape, array.dtype) for part, array in arrays.items()}
+        )
         for part, array in arrays.items():
             partial.arrays[part][:] = array
         return partial.finish()
@@ -291,7 +302,7 @@ class Run:
 def numba_threads(threads: int) -> Iterator[None]:
     """Let numba kernels use ``threads`` threads (0: all) inside the block."""
     before = numba.get_num_threads()
-    most = numba.config.NUMBA_NUM_THREADS
+    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     numba.set_num_threads(min(threads, most) if threads else most)
     try:
         yield
@@ -317,7 +328,7 @@ def peak_bytes() -> int:
 def _hash_of(features: Features) -> str:
     state = hashlib.sha256(str((features.array.shape, features.array.dtype)).encode())
     for start in range(0, features.n, BLOCK_ROWS):
-        state.update(np.ascontiguousarray(features.array[start : start + BLOCK_ROWS]))
+        state.update(np.ascontiguousarray(features.array[start : start + BLOCK_ROWS]).data)
     return state.hexdigest()
 
 

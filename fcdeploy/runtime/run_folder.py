@@ -125,7 +125,12 @@ class RunFolder:
     def load(self, name: str, key: str) -> Arrays | None:
         """Map the finished product ``name``, or return None when it is absent, cut short or made of something else."""
         entry, file = self._products.get(name), self.path / name
-        if entry is None or entry["key"] != key or not file.is_file() or file.stat().st_size != entry["bytes"]:
+        if (
+            entry is None
+            or entry["key"] != key
+            or not file.is_file()
+            or file.stat().st_size != entry["bytes"]
+        ):
             return None
         return map_arrays(file)
 
@@ -232,7 +237,10 @@ class FolderPartial:
 
     def _store(self, archive: zipfile.ZipFile, part: str) -> None:
         info = zipfile.ZipInfo(f"{part}.npy")  # with the fixed date of ZipInfo: same arrays, same bytes
-        with open(self._place / f"{part}.npy", "rb") as source, archive.open(info, "w", force_zip64=True) as target:
+        with (
+            open(self._place / f"{part}.npy", "rb") as source,
+            archive.open(info, "w", force_zip64=True) as target,
+        ):
             shutil.copyfileobj(source, target, COPY_BYTES)
 
 

@@ -40,7 +40,7 @@ def get_system(name: str) -> System:
     """Return the record of a system; raises InputError for a name that is none."""
     if name not in NAMES:
         raise InputError(f"'{name}' is no known system; known: {', '.join(NAMES)}.")
-    return importlib.import_module(_package(name)).SYSTEM  # type: ignore[no-any-return]
+    return importlib.import_module(_package(name)).SYSTEM
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[System, int]:
@@ -83,7 +83,9 @@ def _package(name: str) -> str:
 def _differences(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]):  # type: ignore[no-untyped-def]
     for name, shape in wanted.items():
         if name not in found:
-            if not name.endswith(".num_batches_tracked"):  # absent before PyTorch 0.4.1, and unused at inference
+            if not name.endswith(
+                ".num_batches_tracked"
+            ):  # absent before PyTorch 0.4.1, and unused at inference
                 yield f"{name} {shape} is missing"
         elif tuple(found[name]) != shape:
             yield f"{name} has shape {tuple(found[name])} instead of {shape}"

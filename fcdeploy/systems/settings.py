@@ -49,7 +49,9 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
         return _build(kind, value, where, f"{key}.")
     if isinstance(kind, types.GenericAlias) and kind.__origin__ is tuple:
         if not isinstance(value, list) or len(value) != len(kind.__args__):
-            raise InputError(f"{where}: {key} should be a list of {len(kind.__args__)} values, found {value!r}.")
+            raise InputError(
+                f"{where}: {key} should be a list of {len(kind.__args__)} values, found {value!r}."
+            )
         return tuple(_convert(k, v, where, key) for k, v in zip(kind.__args__, value, strict=True))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

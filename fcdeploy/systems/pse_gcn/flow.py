@@ -51,7 +51,11 @@ def nearest_neighbors(run: "Run") -> tuple[KnnGraph, Made]:
     k = run.settings.neighborhood.k
     if run.knn_file is not None:
         return run.lists_from_file(
-            "knn.npz", run.knn_file, k, lambda start, ids: similarities_of_lists(run.vectors, ids, start), "kNN"
+            "knn.npz",
+            run.knn_file,
+            k,
+            lambda start, ids: similarities_of_lists(run.vectors, ids, start),
+            "kNN",
         )
     made_of = {"features": run.features_hash, "normalize": run.features.normalize}
     return run.knn("knn.npz", run.vectors, k, made_of, "kNN", clip=True)
@@ -62,7 +66,11 @@ def reranked_lists(run: "Run", knn: KnnGraph, made_of: Made) -> tuple[np.ndarray
     if run.options.reranked is not None:
         # The similarities of re-ranked lists are overlaps; nothing after this reads them.
         lists, file_made_of = run.lists_from_file(
-            "reranked.npz", run.options.reranked, None, lambda start, ids: np.zeros(ids.shape, np.float32), "re-ranking"
+            "reranked.npz",
+            run.options.reranked,
+            None,
+            lambda start, ids: np.zeros(ids.shape, np.float32),
+            "re-ranking",
         )
         run.settings.check_reranked(lists.k, str(run.options.reranked))
         return lists.ids, {**made_of, "reranked": file_made_of}
@@ -162,7 +170,7 @@ def encoded_tables(run: "Run") -> dict[str, np.ndarray]:
 
     return run.make(
         "tables.npz",
-        {name: ((run.n, 2 * run.features.dim), np.float32) for name in (*TABLES, "out")},
+        dict.fromkeys((*TABLES, "out"), ((run.n, 2 * run.features.dim), np.float32)),
         {"features": run.features_hash, "normalize": run.features.normalize, "engine": run.bundle.digest()},
         worker,
         block=ENCODE_BLOCK,

@@ -5,7 +5,13 @@ from dataclasses import dataclass, field, replace
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
 
-TABLES = ("local", "local_near", "drawn", "drawn_near", "skip")  # needed of every node; "out" of the centre only
+TABLES = (
+    "local",
+    "local_near",
+    "drawn",
+    "drawn_near",
+    "skip",
+)  # needed of every node; "out" of the centre only
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,9 @@ class Recipe:
             near = replace(near, hops=hops)
         if tau is not None:
             links = replace(links, tau=tau)
-        if problem := replace(self, neighborhood=_within(near, near.k) if hops is None else near, links=links).problem():
+        if problem := replace(
+            self, neighborhood=_within(near, near.k) if hops is None else near, links=links
+        ).problem():
             raise InputError(f"these settings do not fit together: {problem}.")
         largest = max(near.k, links.k)
         if largest > n:
@@ -95,7 +103,9 @@ class Recipe:
         """Raise InputError when re-ranked lists of k, made elsewhere, are too short for the hops."""
         hops = self.neighborhood.hops
         if hops[0] > k or hops[1] >= k:
-            raise InputError(f"{where}: its lists of {k} are too short for hops {hops[0]},{hops[1]}; give --hops.")
+            raise InputError(
+                f"{where}: its lists of {k} are too short for hops {hops[0]},{hops[1]}; give --hops."
+            )
 
 
 def _within(near: NeighborhoodSettings, k: int) -> NeighborhoodSettings:
@@ -112,7 +122,12 @@ def passes(dim: int) -> dict[str, PassSpec]:
         "encode": PassSpec("encode", (TensorSpec("features", ("m", dim)),), rows),
         "neighborhood": PassSpec(
             "neighborhood",
-            (*nodes, TensorSpec("out", ("b", h)), TensorSpec("adj", ("b", "n", "n")), TensorSpec("mask", ("b", "n"))),
+            (
+                *nodes,
+                TensorSpec("out", ("b", h)),
+                TensorSpec("adj", ("b", "n", "n")),
+                TensorSpec("mask", ("b", "n")),
+            ),
             (TensorSpec("refined", ("b", h)),),
         ),
     }
@@ -125,7 +140,10 @@ def checkpoint_shapes(dim: int) -> dict[str, tuple[int, ...]]:
     for name, width in {
         "bn0": dim,
         "bn1": h,
-        **{f"{block}.0": h for block in ("classifier1", "classifier2", "local_classifier1", "local_classifier2")},
+        **{
+            f"{block}.0": h
+            for block in ("classifier1", "classifier2", "local_classifier1", "local_classifier2")
+        },
     }.items():
         shapes |= {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}
         shapes[f"{name}.num_batches_tracked"] = ()
