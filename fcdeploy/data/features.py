@@ -1,5 +1,7 @@
 """Face embeddings on disk or in memory: opened, checked, normalised and handed out in blocks."""
 
+import os
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,8 @@ def open_features(path: Path | str, dim: int | None = None, *, normalize: bool =
         raise InputError(f"{path}: no such file; give a .bin (raw float32) or .npy features file.")
     if not path.is_file():
         raise InputError(f"{path}: is a folder; give a .bin (raw float32) or .npy features file.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: may not be read; change its permissions or copy it.")
     if path.suffix == ".npy":
         array = _open_npy(path)
         if dim is not None and array.shape[1] != dim:
@@ -131,8 +135,8 @@ class _RowList:
 
 def _open_npy(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")  # a header that promises too much fails here
+    except (ValueError, OSError, SyntaxError, TypeError, OverflowError, tokenize.TokenError) as error:
         raise InputError(f"{path}: not a readable .npy array ({_first_line(error)}).") from error
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise InputError(
