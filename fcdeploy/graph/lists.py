@@ -1,6 +1,8 @@
 """Neighbor lists that were made elsewhere: read block by block and checked, never unpickled."""
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -11,6 +13,19 @@ from numba import njit
 from fcdeploy.errors import InputError
 
 READ_ROWS = 65536
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    SyntaxError,
+    TypeError,
+    OverflowError,
+    RuntimeError,  # an archive with a password, or compressed in a way that zipfile does not know
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class ListsFile:
@@ -30,9 +45,8 @@ class ListsFile:
             self._open()
         except InputError:
             raise
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
-            reason = (str(error).splitlines() or [""])[0].rstrip(".")
-            raise InputError(f"{path}: is not a readable .npz or .npy file ({reason}).") from error
+        except UNREADABLE as error:
+            raise self._unreadable(error) from error
 
     def _open(self) -> None:
         headers = self._headers()
@@ -61,12 +75,18 @@ class ListsFile:
             if len(shape) != 2 or 0 in shape or dtype.kind not in "iu":
                 raise InputError(f"{self.path}: expected (n, k) integer ids, found {shape} {dtype}.")
             self.n, self.k = shape
-            if self._sims in headers and headers[self._sims][0] != shape:
-                raise InputError(
-                    f"{self.path}: '{self._sims}' has shape {headers[self._sims][0]}, ids {shape}."
-                )
+            if self._sims in headers:
+                sims_shape, sims_dtype = headers[self._sims]
+                if sims_shape != shape or sims_dtype.kind not in "fiu":
+                    raise InputError(
+                        f"{self.path}: expected '{self._sims}' of numbers {shape}, found {sims_shape} {sims_dtype}."
+                    )
         elif headers["data"][1].kind != "f":
             raise InputError(f"{self.path}: 'data' should be of floats, found {headers['data'][1]}.")
+        if self.k > self.n:
+            raise InputError(
+                f"{self.path}: holds {self.k:,} neighbors a face and only {self.n:,} faces; make the lists again."
+            )
         self.has_sims = self._form == "stacked" or self._sims in headers
 
     def _headers(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -81,7 +101,28 @@ class ListsFile:
         return headers
 
     def blocks(self, rows: int = READ_ROWS) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-        """Yield (start, ids (m, k) int64 or float64, sims (m, k) float32 or None) in order."""
+        """Yield (start, ids (m, k) int64 or float64, sims (m, k) float32 or None) in order.
+
+        Raises InputError when the file turns out to be damaged, and for a similarity that is not finite.
+        """
+        try:
+            for start, ids, sims in self._blocks(rows):
+                if sims is not None and not (finite := np.isfinite(sims).all(axis=1)).all():
+                    face = start + int(np.argmin(finite))
+                    raise InputError(
+                        f"{self.path}: face {face} has a similarity that is no finite number; make the lists again."
+                    )
+                yield start, ids, sims
+        except InputError:
+            raise
+        except UNREADABLE as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> InputError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        return InputError(f"{self.path}: is not a readable .npz or .npy file ({reason}).")
+
+    def _blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
         if self._form == "stacked":
             for start, block in self._rows("data", rows):
                 yield start, block[:, 0], (1 - block[:, 1]).astype(np.float32)
