@@ -16,6 +16,16 @@ from fcdeploy.errors import InputError
 MANIFEST = "manifest.json"
 FORMAT = "fcdeploy-bundle"
 FORMAT_VERSION = 1
+FIELDS = {
+    "system": str,
+    "feature_dim": int,
+    "precision": str,
+    "recipe": dict,
+    "passes": dict,
+    "checkpoint": dict,
+    "versions": dict,
+    "parity": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -102,19 +112,16 @@ def read_bundle(path: Path | str) -> Bundle:
                 f"{file}: has format {manifest['format_version']}, this fcdeploy reads up to {FORMAT_VERSION}; "
                 "upgrade fcdeploy."
             )
-        for key in (
-            "system",
-            "feature_dim",
-            "precision",
-            "recipe",
-            "passes",
-            "checkpoint",
-            "versions",
-            "parity",
-        ):
-            manifest[key]
+        for key, kind in FIELDS.items():
+            if type(manifest[key]) is not kind:
+                raise TypeError(f"'{key}' should be of type {kind.__name__}")
         for name, fields in manifest["passes"].items():
-            pass_from_dict(name, fields)
+            if not isinstance(fields["sha256"], str):
+                raise TypeError(f"'sha256' of pass {name} should be of type str")
+            try:
+                pass_from_dict(name, fields)
+            except InputError as error:
+                raise InputError(f"{file}: {error}") from error
             if Path(fields["file"]).name != fields["file"]:
                 raise InputError(
                     f"{file}: pass {name} names {fields['file']!r}, which is not a file in the bundle."
