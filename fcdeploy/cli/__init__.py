@@ -76,6 +76,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"Error: {where}{error.strerror or error}.", err=True)
+        sys.exit(1)
     except MemoryError:
         click.echo("Error: out of memory; lower --batch, or use a machine with more.", err=True)
         sys.exit(1)
