@@ -16,7 +16,8 @@ the command line cannot be used, said in one sentence; 3 an exported graph misse
 def page() -> str:
     """Return the page as Markdown."""
     parts = [HEAD]
-    root = click.Context(cli, info_name="fcdeploy", max_content_width=100, terminal_width=100)
+    settings = {**cli.context_settings, "max_content_width": 100, "terminal_width": 100}
+    root = click.Context(cli, info_name="fcdeploy", **settings)
     for verb in VERBS:
         command = cli.get_command(root, verb)
         assert command is not None
