@@ -1,0 +1,95 @@
+"""The command line called in this process, and a bundle of the goldens' checkpoint."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcdeploy.cli import main
+
+RECIPE = """system = "pse-gcn"
+feature_dim = 32
+
+[neighborhood]
+k = 20
+hops = [20, 5]
+active = 10
+
+[links]
+k = 20
+tau = 0.8
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code, stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def fcdeploy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Call ``fcdeploy ARGS`` in this process; an exception that is no exit passes through to the test."""
+
+    def call(*args: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
+        capsys.readouterr()
+        code: object = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")  # the tests' own settings turn our notes into errors
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code or 0
+        assert isinstance(code, int)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def recipe_text() -> str:
+    """The settings that the goldens were made with, as TOML."""
+    return RECIPE
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The settings that the goldens were made with, as a file."""
+    path = tmp_path_factory.mktemp("recipe") / "golden.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(golden: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The goldens' checkpoint, exported; shared by all tests and not to be written to."""
+    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+    from fcdeploy.deploy.recipe import load_recipe
+
+    path = tmp_path_factory.mktemp("bundle") / "pse.onnx"
+    export_checkpoint(golden / "dev/pse/checkpoint.pth", path, load_recipe(recipe))
+    return path
+
+
+@pytest.fixture(scope="session")
+def faces(golden: Path) -> np.ndarray:
+    """All features of the goldens, (1283, 32) float32."""
+    return np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(-1, 32)
+
+
+@pytest.fixture
+def few(faces: np.ndarray) -> np.ndarray:
+    """The first 200 of them, the test's own: quick to cluster."""
+    return faces[:200].copy()
