@@ -67,7 +67,7 @@ def main(
         for _ in range(repeats + 1):  # the first compiles kernels and is not counted
             again = new_run(features, bundle, threads)
             again.read_features()
-            ours.append(timed(lambda: flow.refined_features(again, knn, ranked, made_of)))  # noqa: B023
+            ours.append(timed(lambda: flow.refined_exactly(again, knn, ranked, made_of)))  # noqa: B023
         expected = np.concatenate([chunk.numpy() for chunk in plain[0][1]])
         error = float(np.abs(ours[-1][1][0][: len(expected)] - expected).max())
     plain_rate = plain_faces / float(np.median([seconds for seconds, _ in plain]))

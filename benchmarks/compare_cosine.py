@@ -20,7 +20,7 @@ from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.features import open_features
 from fcdeploy.data.labels import read_labels
 from fcdeploy.graph.density import density_from_sums, sum_similarities
-from fcdeploy.graph.knn import KnnSearch, choose_method
+from fcdeploy.graph.knn import KnnSearch
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 
 THRESHOLDS = np.arange(0.2, 0.96, 0.01)
@@ -37,8 +37,7 @@ def main(features: Path, truth: Path, dim: int | None, k: int, pred: Path | None
     opened = open_features(features, dim)
     true_labels = read_labels(truth, opened.n)
     vectors = opened.rows(0, opened.n)
-    search = KnnSearch(vectors, choose_method("auto", opened.n))
-    ids, sims = search.search(0, opened.n, min(k, opened.n))
+    ids, sims = KnnSearch(vectors).search(np.arange(opened.n), min(k, opened.n))
     rows: list[tuple[str, str, float, float]] = []
     if pred is not None:
         found = evaluate(read_labels(pred, opened.n), true_labels)

@@ -26,6 +26,25 @@ class Hops(click.ParamType):
         return first, second
 
 
+class Bytes(click.ParamType):
+    """A number of bytes, perhaps with K, M, G or T behind it (powers of 1024)."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().upper().removesuffix("B")
+        power = "KMGT".find(text[-1:]) + 1 if text else 0
+        try:
+            size = int(float(text.rstrip("KMGT")) * 1024**power)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"'{value}' is not a size; write a number with K, M, G or T behind it, as in 4G.", param, ctx
+            )
+        if size < 0:
+            self.fail(f"'{value}' is negative.", param, ctx)
+        return size
+
+
 @click.command("cluster")
 @click.argument("features", type=PathType)
 @click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
@@ -51,7 +70,7 @@ class Hops(click.ParamType):
 )
 @click.option(
     "--inference",
-    type=click.Choice(["exact"]),
+    type=click.Choice(["exact", "layerwise"]),
     default="exact",
     show_default=True,
     help="How the network is evaluated.",
@@ -60,6 +79,13 @@ class Hops(click.ParamType):
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
 )
 @click.option("--batch", type=click.IntRange(min=1), help="Neighborhoods an engine call.  [default: by size]")
+@click.option(
+    "--memory",
+    type=Bytes(),
+    default=0,
+    metavar="SIZE",
+    help="Memory to get along with, as in 4G.  [default: half]",
+)
 @click.option("--labels", "truth", type=PathType, help="True identities, to report quality; never needed.")
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -77,6 +103,7 @@ def command(
     inference: str,
     threads: int,
     batch: int | None,
+    memory: int,
     truth: Path | None,
     run_dir: Path | None,
     as_json: bool,
@@ -105,9 +132,15 @@ def command(
     bundle = read_bundle(engine)
     opened = open_features(features, dim or bundle.feature_dim)
     true_labels = read_labels(truth, opened.n) if truth else None
-    options = Options(knn, reranked, k, hops, tau, inference, batch, threads)
+    options = Options(knn, reranked, k, hops, tau, inference, batch, threads, memory)
     result = run_clustering(
-        opened, bundle, options, truth=true_labels, run_dir=run_dir, quiet=quiet or as_json
+        opened,
+        bundle,
+        options,
+        truth=true_labels,
+        run_dir=run_dir,
+        scratch_dir=output.parent,
+        quiet=quiet or as_json,
     )
     write_labels(output, result.labels)
     if as_json:

@@ -77,7 +77,7 @@ def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
             yield part
             for file in part.rglob("*"):
                 if file.is_file():
-                    _sync(file)
+                    sync_file(file)
             sync_folder(part)
         if path.exists():
             # Two renames: for an instant there is no bundle, never half of one.
@@ -109,10 +109,11 @@ def no_space_left(path: Path | str) -> Iterator[None]:
 
 def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` survive a power cut."""
-    _sync(folder)
+    sync_file(folder)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Wait until what was written to a file, or into a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

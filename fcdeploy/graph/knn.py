@@ -6,16 +6,19 @@ of additions, so that the result does not depend on how faiss cut the work into 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit, prange
 
-from fcdeploy.errors import MissingDependencyError
+from fcdeploy.graph.cells import Cells
+from fcdeploy.graph.faiss_library import import_faiss
 
 EXACT_LIMIT = 50_000  # faces up to which --knn auto compares all pairs
+PROBES = 32  # cells that an IVF search looks into
 SPARE = 8  # candidates beyond k, so that rounding inside faiss rarely decides who is k-th
-READ_ROWS = 65536
+ADD_ROWS = 65536
 
 
 @dataclass(frozen=True)
@@ -38,25 +41,35 @@ def choose_method(method: str, n: int) -> str:
 
 
 class KnnSearch:
-    """Finds neighbors among ``vectors`` (n, d) float32, C-contiguous, unit rows (a memory map will do).
+    """Finds neighbors among ``vectors`` (n, d) float32, C-contiguous unit rows (a memory map will do).
 
-    method: 'exact' compares all pairs; 'ivf' looks into the cells of a k-means partition that lie nearest. threads:
-    as many as faiss may use. Building an IVF index trains and fills it; both are seeded and repeatable.
+    cells: with a partition the search is IVF, which looks only into the PROBES cells nearest to a query; without
+    one it compares all pairs. threads: as many as faiss may use (0: all). lists_file: keeps the index's copy of
+    the vectors in this file instead of memory.
     """
 
-    def __init__(self, vectors: np.ndarray, method: str, *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        vectors: np.ndarray,
+        cells: Cells | None = None,
+        *,
+        threads: int = 0,
+        lists_file: Path | None = None,
+    ) -> None:
         self.faiss = import_faiss()
         if threads:
             self.faiss.omp_set_num_threads(threads)
         self.vectors = vectors
-        self.method = method
-        self.index = self._build_ivf() if method == "ivf" else None
+        self.index = self._build_ivf(cells, lists_file) if cells is not None else None
 
-    def search(self, start: int, stop: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids (m, k) int32 and sims (m, k) float32 of faces start..stop-1; k is at most n."""
+    def search(self, faces: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids (m, k) int32 and sims (m, k) float32 of ``faces`` (m,); k is at most n.
+
+        IVF searches are quicker when the faces of a call are of one cell or few.
+        """
         n = len(self.vectors)
         wide = min(n, k + SPARE)
-        queries = np.ascontiguousarray(self.vectors[start:stop])
+        queries = np.ascontiguousarray(self.vectors[faces])
         if self.index is None:
             found = self._search_exact(queries, wide)
         else:
@@ -64,38 +77,43 @@ class KnnSearch:
             short = np.flatnonzero((found < 0).any(axis=1))
             if len(short):  # the probed cells held fewer faces than were asked for
                 found[short] = self._search_exact(queries[short], wide)
-        return order_candidates(self.vectors, found, start, k)
+        return order_candidates(self.vectors, found, faces, k)
 
     def _search_exact(self, queries: np.ndarray, k: int) -> np.ndarray:
         return self.faiss.knn(queries, self.vectors, k, metric=self.faiss.METRIC_INNER_PRODUCT)[1]
 
-    def _build_ivf(self) -> Any:
-        n, d = self.vectors.shape
-        lists, probes = ivf_parameters(n)
-        quantizer = self.faiss.IndexFlatIP(d)
-        index = self.faiss.IndexIVFFlat(quantizer, d, lists, self.faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed = 1234
-        index.cp.niter = 10
-        index.cp.spherical = True
-        rng = np.random.default_rng(1234)
-        sample = np.sort(rng.choice(n, min(n, 64 * lists), replace=False))
-        index.train(np.ascontiguousarray(self.vectors[sample]))
-        for start in range(0, n, READ_ROWS):
-            index.add(np.ascontiguousarray(self.vectors[start : start + READ_ROWS]))
-        index.nprobe = probes
+    def _build_ivf(self, cells: Cells, lists_file: Path | None) -> Any:
+        faiss = self.faiss
+        d = self.vectors.shape[1]
+        quantizer = faiss.IndexFlatIP(d)
+        quantizer.add(cells.centroids)
+        index = faiss.IndexIVFFlat(quantizer, d, cells.count, faiss.METRIC_INNER_PRODUCT)
+        if lists_file is not None:
+            lists = faiss.OnDiskInvertedLists(cells.count, index.code_size, str(lists_file))
+            index.replace_invlists(lists, True)
+            lists.this.disown()
+        # Cell by cell: a list is written once and in one piece, which matters on disk.
+        order = cells.order()
+        sorted_cells = cells.cell[order]
+        start = 0
+        while start < len(order):
+            stop = min(start + ADD_ROWS, len(order))
+            if stop < len(order):  # not in the middle of a cell
+                stop = int(np.searchsorted(sorted_cells, sorted_cells[stop - 1], "right"))
+            faces = order[start:stop]
+            rows = np.ascontiguousarray(self.vectors[faces])
+            ids = faces.astype(np.int64)
+            where = cells.cell[faces].astype(np.int64)
+            index.add_core(len(rows), *(faiss.swig_ptr(array) for array in (rows, ids, where)))
+            start = stop
+        index.nprobe = min(PROBES, cells.count)
         return index
 
 
-def ivf_parameters(n: int) -> tuple[int, int]:
-    """Return how many cells an IVF index over n faces has, and how many of them a query looks into."""
-    lists = max(1, min(int(4 * np.sqrt(n)), n // 39))
-    return lists, min(lists, 16)
-
-
 @njit(cache=True, nogil=True, parallel=True, fastmath={"reassoc", "contract"})
-def _pair_similarities(vectors: np.ndarray, found: np.ndarray, start: int, sims: np.ndarray) -> None:
+def _pair_similarities(vectors: np.ndarray, found: np.ndarray, faces: np.ndarray, sims: np.ndarray) -> None:
     for row in prange(found.shape[0]):
-        own = vectors[start + row]
+        own = vectors[faces[row]]
         for p in range(found.shape[1]):
             other = vectors[found[row, p]]
             total = np.float32(0)
@@ -106,17 +124,16 @@ def _pair_similarities(vectors: np.ndarray, found: np.ndarray, start: int, sims:
 
 @njit(cache=True, nogil=True, parallel=True)
 def _sort_rows(
-    found: np.ndarray, sims: np.ndarray, start: int, k: int, out_ids: np.ndarray, out_sims: np.ndarray
+    found: np.ndarray, sims: np.ndarray, faces: np.ndarray, k: int, out_ids: np.ndarray, out_sims: np.ndarray
 ) -> None:
     for row in prange(found.shape[0]):
-        face = start + row
         order = np.argsort(found[row], kind="mergesort")
         order = order[np.argsort(-sims[row][order], kind="mergesort")]
-        out_ids[row, 0] = face
+        out_ids[row, 0] = faces[row]
         out_sims[row, 0] = 1
         count = 1
         for p in order:
-            if found[row, p] == face:
+            if found[row, p] == faces[row]:
                 out_sims[row, 0] = sims[row, p]
             elif count < k:
                 out_ids[row, count] = found[row, p]
@@ -125,34 +142,22 @@ def _sort_rows(
 
 
 def order_candidates(
-    vectors: np.ndarray, found: np.ndarray, start: int, k: int
+    vectors: np.ndarray, found: np.ndarray, faces: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sort candidates by their true similarity: the face itself first, then downwards, equal ones by id.
 
-    vectors: (n, d) float32 unit rows; found: (m, >= k) candidate ids of faces start..start+m-1, none twice in a
-    row. Returns ids (m, k) int32 and sims (m, k) float32.
+    vectors: (n, d) float32 unit rows; found: (m, >= k) candidate ids of ``faces`` (m,), none twice in a row.
+    Returns ids (m, k) int32 and sims (m, k) float32.
     """
-    sims = np.empty(found.shape, dtype=np.float32)
-    _pair_similarities(vectors, found, start, sims)
+    sims = similarities_of_lists(vectors, found, faces)
     out_ids = np.empty((len(found), k), dtype=np.int32)
     out_sims = np.empty((len(found), k), dtype=np.float32)
-    _sort_rows(found, sims, start, k, out_ids, out_sims)
+    _sort_rows(found, sims, faces, k, out_ids, out_sims)
     return out_ids, out_sims
 
 
-def similarities_of_lists(vectors: np.ndarray, ids: np.ndarray, start: int) -> np.ndarray:
-    """Return the cosine similarities (m, k) float32 of lists that came without them, ids (m, k)."""
+def similarities_of_lists(vectors: np.ndarray, ids: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Return the cosine similarities (m, k) float32 of the lists ``ids`` (m, k) of ``faces`` (m,)."""
     sims = np.empty(ids.shape, dtype=np.float32)
-    _pair_similarities(vectors, ids, start, sims)
+    _pair_similarities(vectors, ids, faces, sims)
     return sims
-
-
-def import_faiss():  # type: ignore[no-untyped-def]
-    """Import faiss, or raise MissingDependencyError with the command that installs it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingDependencyError(
-            "faiss is not installed; install it with `pip install 'fcdeploy[cpu]'` (or `[gpu]`)."
-        ) from error
-    return faiss

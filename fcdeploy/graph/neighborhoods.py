@@ -14,8 +14,10 @@ import numpy as np
 from numba import njit, prange
 
 from fcdeploy.graph.hashing import FREE, find_slot, new_table
+from fcdeploy.graph.marks import unmark
 
 
+@njit(cache=True, nogil=True)
 def largest_neighborhood(hops: tuple[int, int]) -> int:
     """Return how many faces a neighborhood can hold at most, its centre included."""
     return (hops[0] - 1) * (hops[1] + 1) + 2
@@ -23,41 +25,49 @@ def largest_neighborhood(hops: tuple[int, int]) -> int:
 
 @njit(cache=True, nogil=True, parallel=True)
 def gather_neighborhoods(
-    ranked: np.ndarray, centres: np.ndarray, first_hop: int, second_hop: int
+    ranked: np.ndarray, centres: np.ndarray, first_hop: int, second_hop: int, scratch: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Collect the faces in the neighborhoods of ``centres``.
 
-    ranked: (n, k) int32, k >= first_hop and k > second_hop; centres: (m,) integers. Returns nodes
+    ranked: (n, k) int32, k >= first_hop and k > second_hop; centres: (m,) integers; scratch:
+    ``new_scratch(n)``. Returns nodes
     (m, largest neighborhood) int32, the centre first and -1 behind the last node, and sizes (m,) int32.
     """
     m = len(centres)
-    cap = (first_hop - 1) * (second_hop + 1) + 2
-    nodes = np.full((m, cap), -1, dtype=np.int32)
+    nodes = np.full((m, largest_neighborhood((first_hop, second_hop))), -1, dtype=np.int32)
     sizes = np.empty(m, dtype=np.int32)
-    for row in prange(m):
-        sizes[row] = _gather_one(ranked, centres[row], first_hop, second_hop, nodes[row])
+    lanes = len(scratch)
+    for lane in prange(lanes):
+        marks = scratch[lane]
+        for row in range(lane, m, lanes):
+            sizes[row] = gather_one(ranked, centres[row], first_hop, second_hop, marks, nodes[row])
+            unmark(marks, nodes[row, : sizes[row]])
     return nodes, sizes
 
 
 @njit(cache=True, nogil=True)
-def _gather_one(ranked: np.ndarray, centre: int, first_hop: int, second_hop: int, out: np.ndarray) -> int:
-    seen = new_table(len(out))
-    seen[find_slot(seen, centre)] = centre
+def gather_one(
+    ranked: np.ndarray, centre: int, first_hop: int, second_hop: int, marks: np.ndarray, out: np.ndarray
+) -> int:
+    """Write one neighborhood into ``out`` and return its size.
+
+    marks: (n,) uint8, all zero before; 1 at the neighborhood's faces after, until ``unmark``.
+    """
+    marks[centre] = 1
     out[0] = centre
     count = 1
     for p in range(first_hop):  # position 0 joins without its own neighbors
         face = ranked[centre, p]
-        slot = find_slot(seen, face)
-        if seen[slot] == FREE:
-            seen[slot] = face
+        if marks[face] == 0:
+            marks[face] = 1
             out[count] = face
             count += 1
     for p in range(1, first_hop):
+        theirs = ranked[ranked[centre, p]]
         for q in range(1, second_hop + 1):
-            face = ranked[ranked[centre, p], q]
-            slot = find_slot(seen, face)
-            if seen[slot] == FREE:
-                seen[slot] = face
+            face = theirs[q]
+            if marks[face] == 0:
+                marks[face] = 1
                 out[count] = face
                 count += 1
     return count

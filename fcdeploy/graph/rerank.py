@@ -11,16 +11,17 @@ and keep the k candidates of highest similarity. The published code leaves ties 
 here they go to members of N_k(i) first and then to the others, each by cosine similarity and then by id. With
 exact kNN lists, whose members are nearer than all others, this is "by cosine similarity, then by id".
 
-Three passes over blocks of faces, so that what lies between them may be a memory map.
+Three passes over blocks of faces in any order, so that what lies between them may be a memory map.
 """
 
 import numpy as np
 from numba import njit, prange
 
-from fcdeploy.graph.hashing import FREE, find_slot, new_table
+from fcdeploy.graph.marks import new_scratch
 
 CANDIDATE_REACH = 10  # the 10 of N_10, whatever k is (re-ranking.py of Stalker-DAs/PSE-GCN)
 IN_HALF, IN_FULL = 2, 1  # marks of a mutual neighbor: in R_half (and so in R_k), or in R_k alone
+RECIPROCAL, ADDED = 1, 2  # marks of a face while a set R* grows: in R_k(i), or joined later
 
 
 def rerank(ids: np.ndarray, sims: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -29,23 +30,25 @@ def rerank(ids: np.ndarray, sims: np.ndarray, vectors: np.ndarray) -> tuple[np.n
     ids: (n, k) int32, no face twice in a row. sims: (n, k) float32 cosine similarities. vectors: (n, d) float32
     unit rows, read only to order ties. Returns ids (n, k) int32 and similarities (n, k) float64, downwards.
     """
-    n = len(ids)
-    mutual = mark_mutual(ids, 0, n)
-    offsets, members = expand_reciprocal(ids, mutual, 0, n)
-    return rank_candidates(ids, sims, vectors, offsets, members, 0, n)
+    faces = np.arange(len(ids), dtype=np.int32)
+    mutual = mark_mutual(ids, faces)
+    scratch = new_scratch(len(ids))
+    counts, members = expand_reciprocal(ids, mutual, faces, scratch)
+    starts = np.cumsum(counts, dtype=np.int64) - counts
+    return rank_candidates(ids, sims, vectors, starts, counts, members, faces, scratch)
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def mark_mutual(ids: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Mark for faces start..stop-1 which of their neighbors have them as a neighbor, too.
+def mark_mutual(ids: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Mark for each of ``faces`` (m,) int32 which of its neighbors have it as a neighbor, too.
 
-    ids: (n, k) int32. Returns (stop - start, k) uint8: IN_HALF, IN_FULL or 0.
+    ids: (n, k) int32. Returns (m, k) uint8: IN_HALF, IN_FULL or 0.
     """
     k = ids.shape[1]
     half = k // 2
-    marks = np.zeros((stop - start, k), dtype=np.uint8)
-    for row in prange(stop - start):
-        i = start + row
+    marks = np.zeros((len(faces), k), dtype=np.uint8)
+    for row in prange(len(faces)):
+        i = faces[row]
         for p in range(k):
             theirs = ids[ids[i, p]]
             # Whole loops without a break: the compiler turns them into vector comparisons.
@@ -64,40 +67,40 @@ def mark_mutual(ids: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 @njit(cache=True, nogil=True, parallel=True)
 def expand_reciprocal(
-    ids: np.ndarray, mutual: np.ndarray, start: int, stop: int
+    ids: np.ndarray, mutual: np.ndarray, faces: np.ndarray, scratch: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Build R* of faces start..stop-1.
+    """Build R* of ``faces`` (m,) int32.
 
-    ids: (n, k) int32; mutual: (n, k) uint8 as ``mark_mutual`` gives it for all faces. Returns offsets
-    (stop - start + 1,) int64, from 0, and members int32, R_k(i) first.
+    ids: (n, k) int32; mutual: (n, k) uint8 as ``mark_mutual`` gives it for all faces; scratch: ``new_scratch(n)``.
+    Returns the size of each set (m,) int32 and the sets one behind the other, int32, R_k(i) first.
     """
     k = ids.shape[1]
-    half = k // 2
-    sizes = np.zeros(stop - start + 1, dtype=np.int64)
-    wide = np.empty((stop - start, k * (half + 1)), dtype=np.int32)
-    for row in prange(stop - start):
-        sizes[row + 1] = _expand_one(ids, mutual, start + row, wide[row])
-    offsets = np.cumsum(sizes)
-    members = np.empty(offsets[-1], dtype=np.int32)
-    for row in prange(stop - start):
-        members[offsets[row] : offsets[row + 1]] = wide[row, : sizes[row + 1]]
-    return offsets, members
+    counts = np.empty(len(faces), dtype=np.int32)
+    wide = np.empty((len(faces), k * (k // 2 + 1)), dtype=np.int32)
+    lanes = len(scratch)
+    for lane in prange(lanes):
+        marks = scratch[lane]
+        for row in range(lane, len(faces), lanes):
+            counts[row] = _expand_one(ids, mutual, faces[row], marks, wide[row])
+    ends = np.cumsum(counts)
+    members = np.empty(ends[-1], dtype=np.int32)
+    for row in prange(len(faces)):
+        members[ends[row] - counts[row] : ends[row]] = wide[row, : counts[row]]
+    return counts, members
 
 
 @njit(cache=True, nogil=True)
-def _expand_one(ids: np.ndarray, mutual: np.ndarray, i: int, out: np.ndarray) -> int:
+def _expand_one(ids: np.ndarray, mutual: np.ndarray, i: int, marks: np.ndarray, out: np.ndarray) -> int:
+    """Write R*(i) into ``out`` and return its size; ``marks`` (n,) uint8 is all zero before and after."""
     k = ids.shape[1]
     half = k // 2
-    reciprocal = new_table(k)  # R_k(i), against which every neighbor is tested
     count = 0
     for p in range(k):
         if mutual[i, p]:
-            reciprocal[find_slot(reciprocal, ids[i, p])] = ids[i, p]
+            marks[ids[i, p]] = RECIPROCAL
             out[count] = ids[i, p]
             count += 1
     own = count
-    added = new_table(k)
-    load = 0
     for r in range(own):
         j = out[r]
         total = 0
@@ -105,23 +108,16 @@ def _expand_one(ids: np.ndarray, mutual: np.ndarray, i: int, out: np.ndarray) ->
         for q in range(half):
             if mutual[j, q] == IN_HALF:
                 total += 1
-                shared += reciprocal[find_slot(reciprocal, ids[j, q])] != FREE
+                shared += marks[ids[j, q]] == RECIPROCAL  # R_k(i) itself, not the growing set
         if 3 * shared < 2 * total:
             continue
         for q in range(half):
-            face = ids[j, q]
-            if mutual[j, q] != IN_HALF or reciprocal[find_slot(reciprocal, face)] != FREE:
-                continue
-            slot = find_slot(added, face)
-            if added[slot] == FREE:
-                added[slot] = face
-                out[count] = face
+            if mutual[j, q] == IN_HALF and marks[ids[j, q]] == 0:
+                marks[ids[j, q]] = ADDED
+                out[count] = ids[j, q]
                 count += 1
-                load += 1
-                if 2 * load > added.shape[0]:
-                    added = new_table(2 * load)
-                    for s in range(own, count):
-                        added[find_slot(added, out[s])] = out[s]
+    for r in range(count):
+        marks[out[r]] = 0
     return count
 
 
@@ -138,77 +134,105 @@ def rank_candidates(
     ids: np.ndarray,
     sims: np.ndarray,
     vectors: np.ndarray,
-    offsets: np.ndarray,
+    starts: np.ndarray,
+    counts: np.ndarray,
     members: np.ndarray,
-    start: int,
-    stop: int,
+    faces: np.ndarray,
+    scratch: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k most similar candidates of faces start..stop-1 by the overlap of their R* sets.
+    """Return the k most similar candidates of ``faces`` (m,) int32 by the overlap of their R* sets.
 
-    ids, sims, vectors: as in ``rerank``. offsets (n + 1,) int64, members int32: R*(i) of every face i is
-    members[offsets[i] : offsets[i + 1]]. Returns ids (stop - start, k) int32 and similarities
-    (stop - start, k) float64, downwards.
+    ids, sims, vectors: as in ``rerank``. R*(i) of every face i is counts[i] of ``members`` (int32) from
+    starts[i]: starts (n,) int64, counts (n,) int32; scratch: ``new_scratch(n)``. Returns ids (m, k) int32 and
+    similarities (m, k) float64, downwards.
     """
     k = ids.shape[1]
-    ranked = np.empty((stop - start, k), dtype=np.int32)
-    ranked_sims = np.empty((stop - start, k), dtype=np.float64)
-    for row in prange(stop - start):
-        _rank_one(ids, sims, vectors, offsets, members, start + row, ranked[row], ranked_sims[row])
+    ranked = np.empty((len(faces), k), dtype=np.int32)
+    ranked_sims = np.empty((len(faces), k), dtype=np.float64)
+    lanes = len(scratch)
+    for lane in prange(lanes):
+        marks = scratch[lane]
+        candidates = np.empty(k * (min(CANDIDATE_REACH, k) + 1), dtype=np.int32)
+        for row in range(lane, len(faces), lanes):
+            count = _find_candidates(ids, faces[row], marks, candidates)
+            overlap = _overlaps(starts, counts, members, faces[row], candidates[:count], marks)
+            order = _order_candidates(ids, sims, vectors, faces[row], candidates[:count], overlap)
+            for p in range(k):
+                ranked[row, p] = candidates[order[p]]
+                ranked_sims[row, p] = overlap[order[p]]
     return ranked, ranked_sims
 
 
 @njit(cache=True, nogil=True)
-def _rank_one(
+def _find_candidates(ids: np.ndarray, i: int, marks: np.ndarray, candidates: np.ndarray) -> int:
+    """Write the k neighbors of i, then the others that their first neighbors bring; return how many they are."""
+    k = ids.shape[1]
+    count = 0
+    for p in range(k):
+        marks[ids[i, p]] = 1
+        candidates[count] = ids[i, p]
+        count += 1
+    for p in range(k):
+        for q in range(min(CANDIDATE_REACH, k)):
+            face = ids[ids[i, p], q]
+            if marks[face] == 0:
+                marks[face] = 1
+                candidates[count] = face
+                count += 1
+    for c in range(count):
+        marks[candidates[c]] = 0
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _overlaps(
+    starts: np.ndarray,
+    counts: np.ndarray,
+    members: np.ndarray,
+    i: int,
+    candidates: np.ndarray,
+    marks: np.ndarray,
+) -> np.ndarray:
+    """Return |R*(i) ∩ R*(j)| / |R*(i) ∪ R*(j)| of every candidate j, float64."""
+    own = members[starts[i] : starts[i] + counts[i]]
+    for face in own:
+        marks[face] = 1
+    overlap = np.empty(len(candidates), dtype=np.float64)
+    for c in range(len(candidates)):
+        theirs = members[starts[candidates[c]] : starts[candidates[c]] + counts[candidates[c]]]
+        shared = 0
+        for s in range(len(theirs)):
+            shared += marks[theirs[s]]
+        union = len(own) + len(theirs) - shared
+        overlap[c] = shared / union if union > 0 else 0.0
+    for face in own:
+        marks[face] = 0
+    return overlap
+
+
+@njit(cache=True, nogil=True)
+def _order_candidates(
     ids: np.ndarray,
     sims: np.ndarray,
     vectors: np.ndarray,
-    offsets: np.ndarray,
-    members: np.ndarray,
     i: int,
-    out_ids: np.ndarray,
-    out_sims: np.ndarray,
-) -> None:
+    candidates: np.ndarray,
+    overlap: np.ndarray,
+) -> np.ndarray:
+    """Return positions of candidates, of which the first k are in their final order."""
     k = ids.shape[1]
-    reach = min(CANDIDATE_REACH, k)
-
-    own = members[offsets[i] : offsets[i + 1]]
-    own_table = new_table(len(own))
-    for face in own:
-        own_table[find_slot(own_table, face)] = face
-
-    # Candidates: the k neighbors, then the others that their first neighbors bring.
-    candidates = np.empty(k * (reach + 1), dtype=np.int32)
-    candidates[:k] = ids[i]
-    count = k
-    seen = new_table(k * (reach + 1))
-    for p in range(k):
-        seen[find_slot(seen, ids[i, p])] = ids[i, p]
-    for p in range(k):
-        j = ids[i, p]
-        for q in range(reach):
-            slot = find_slot(seen, ids[j, q])
-            if seen[slot] == FREE:
-                seen[slot] = ids[j, q]
-                candidates[count] = ids[j, q]
-                count += 1
-
-    overlap = np.empty(count, dtype=np.float64)
-    for c in range(count):
-        j = candidates[c]
-        shared = 0
-        for s in range(offsets[j], offsets[j + 1]):
-            shared += own_table[find_slot(own_table, members[s])] != FREE
-        union = len(own) + offsets[j + 1] - offsets[j] - shared
-        overlap[c] = shared / union if union > 0 else 0.0
-
-    # Stable, so that a run of equal overlaps starts with the members of N_k(i).
-    order = np.argsort(-overlap, kind="mergesort")
+    count = len(candidates)
+    # Only overlaps worth sorting: the many candidates below the k-th stay out.
+    cut = np.partition(overlap, count - k)[count - k]
+    order = np.flatnonzero(overlap >= cut)
+    # Stable, so that a run of equal overlaps starts with the members of N_k(i), which are candidates 0..k-1.
+    order = order[np.argsort(-overlap[order], kind="mergesort")]
     cosine = np.empty(count, dtype=np.float32)
     cosine[:k] = sims[i]
     first = 0
     while first < k:
         last = first + 1
-        while last < count and overlap[order[last]] == overlap[order[first]]:
+        while last < len(order) and overlap[order[last]] == overlap[order[first]]:
             last += 1
         near = first  # where the run's members of N_k(i) end
         while near < last and order[near] < k:
@@ -219,10 +243,7 @@ def _rank_one(
                 cosine[order[t]] = _cosine(vectors, i, candidates[order[t]])
             _sort_tied(order, near, last, cosine, candidates)
         first = last
-
-    for p in range(k):
-        out_ids[p] = candidates[order[p]]
-        out_sims[p] = overlap[order[p]]
+    return order
 
 
 @njit(cache=True, nogil=True)

@@ -26,6 +26,7 @@ def cluster(
     inference: str = "exact",
     batch: int | None = None,
     threads: int = 0,
+    memory: int = 0,
     run_dir: PathLike | None = None,
     progress: bool = False,
 ) -> np.ndarray:
@@ -34,10 +35,12 @@ def cluster(
     features: an (n, d) array of floats, or the path of a ``.bin`` or ``.npy`` file; rows need not be normalised.
     engine: a bundle folder. knn: 'auto', 'exact', 'ivf' or a file of neighbor lists; reranked: a file of
     re-ranked lists. k, hops and tau replace those of the bundle's recipe. threads: 0 means all cores.
-    run_dir: keeps what every stage made, and continues there. Returns labels (n,) int64, numbered by first
-    appearance. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    memory: bytes to get along with; 0 means half of the machine's. run_dir: keeps what every stage made, and
+    continues there. Returns labels (n,) int64, numbered by first appearance. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
-    options = Options(str(knn), Path(reranked) if reranked else None, k, hops, tau, inference, batch, threads)
+    options = Options(
+        str(knn), Path(reranked) if reranked else None, k, hops, tau, inference, batch, threads, memory
+    )
     return _run(features, engine, options, run_dir, quiet=not progress).labels
 
 

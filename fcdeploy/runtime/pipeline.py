@@ -16,11 +16,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import resource
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +36,21 @@ from fcdeploy.data.features import BLOCK_ROWS, Features, check_features
 from fcdeploy.engine.bundle import Bundle, sha256_of
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
-from fcdeploy.graph.knn import KnnGraph, KnnSearch, choose_method
+from fcdeploy.graph.cells import Cells, assign_cells, cell_count, train_cells
+from fcdeploy.graph.knn import KnnGraph, KnnSearch, choose_method, similarities_of_lists
 from fcdeploy.graph.lists import ListsFile, check_lists
+from fcdeploy.graph.recall import Recall, measure_recall
 from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import Arrays, MemoryStore, RunFolder, Shapes, Store
-from fcdeploy.systems import get_system
+from fcdeploy.runtime.run_folder import Arrays, MemoryStore, RunFolder, Shapes, Store, expected_bytes
+from fcdeploy.systems import System, get_system
 from fcdeploy.systems.settings import settings_from_dict
 
-Work = Callable[[int, int], Arrays]  # (start, stop) -> the rows of every array
+Work = Callable[[np.ndarray], Arrays]  # faces (m,) int32 -> their rows of every array
 KNN_METHODS = ("auto", "exact", "ivf")
-KNN_BLOCK = 8192
-SCRATCH = ("vectors.npy", "tables.npz")  # quickly made again, and large
+BLOCK = 8192  # faces
 SUMMARY = "summary.json"
+INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its lists on disk
+SCRATCH_FOLDER = ".fcdeploy-run-"
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ class Options:
     """What a user may choose for a run; None means what the bundle's recipe says.
 
     knn: 'auto', 'exact', 'ivf', or a file of neighbor lists; reranked: a file of re-ranked lists. k sets every
-    k of the recipe. batch: neighborhoods an engine call at most. threads: 0 means all cores.
+    k of the recipe. batch: neighborhoods an engine call at most. threads: 0 means all cores. memory: bytes that
+    a run should get along with; 0 means half of the machine's.
     """
 
     knn: str = "auto"
@@ -63,6 +70,12 @@ class Options:
     inference: str = "exact"
     batch: int | None = None
     threads: int = 0
+    memory: int = 0
+
+    @property
+    def budget(self) -> int:
+        """The memory budget in bytes."""
+        return self.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 @dataclass(frozen=True)
@@ -80,34 +93,32 @@ def run_clustering(
     *,
     truth: np.ndarray | None = None,
     run_dir: Path | str | None = None,
+    scratch_dir: Path | str | None = None,
     quiet: bool = True,
 ) -> Result:
     """Cluster faces with a bundle.
 
     Raises InputError for anything that does not fit together: features of another width than the bundle's,
     broken rows, lists of other faces. ``truth`` (n,) adds ``quality`` to the summary. With ``run_dir`` every
-    product is kept there and an interrupted run goes on where it stopped.
+    product is kept there and an interrupted run goes on where it stopped; without it, what does not fit into half
+    of the memory budget lies in a folder in ``scratch_dir`` that is removed at the end.
     """
-    system = get_system(bundle.system)
-    if features.dim != bundle.feature_dim:
-        raise InputError(
-            f"{features.name}: expected (n, {bundle.feature_dim}) features, found ({features.n}, {features.dim}); "
-            f"{bundle.path} was exported for d = {bundle.feature_dim}."
-        )
-    recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/manifest.json")
-    features = dataclasses.replace(features, normalize=recipe.features.normalize)
-    settings, notes = recipe.for_run(features.n, k=options.k, hops=options.hops, tau=options.tau)
+    system, features, settings, notes = prepare(features, bundle, options)
     for note in notes:
         warnings.warn(note, FcdeployWarning, stacklevel=2)
     progress = Progress(quiet)
     with contextlib.ExitStack() as stack:
-        store: Store = stack.enter_context(RunFolder(run_dir)) if run_dir else MemoryStore()
+        folder = Path(run_dir) if run_dir else None
+        if folder is None and sum_of_products(system, features, settings, options) > options.budget // 2:
+            folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=scratch_dir))
+            )
+        store: Store = stack.enter_context(RunFolder(folder)) if folder else MemoryStore()
         stack.enter_context(numba_threads(options.threads))
         run = Run(features, bundle, settings, options, store, progress)
         labels = system.cluster(run)
-        for scratch in SCRATCH:
-            store.drop(scratch)
-        summary = _summary(labels, progress)
+        run.drop_scratch()
+        summary = _summary(labels, progress, run.recall)
         if truth is not None:
             summary["quality"] = evaluate(labels, truth).as_dict()
         if run_dir:
@@ -116,9 +127,32 @@ def run_clustering(
     return Result(labels, summary)
 
 
+def prepare(features: Features, bundle: Bundle, options: Options) -> tuple[System, Features, Any, list[str]]:
+    """Fit features, bundle and options together: the system, its settings for this run, and notes for the user."""
+    system = get_system(bundle.system)
+    if features.dim != bundle.feature_dim:
+        raise InputError(
+            f"{features.name}: expected (n, {bundle.feature_dim}) features, found ({features.n}, {features.dim}); "
+            f"{bundle.path} was exported for d = {bundle.feature_dim}."
+        )
+    recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/manifest.json")
+    settings, notes = recipe.for_run(features.n, k=options.k, hops=options.hops, tau=options.tau)
+    return system, dataclasses.replace(features, normalize=recipe.features.normalize), settings, notes
+
+
+def sum_of_products(system: System, features: Features, settings: Any, options: Options) -> int:
+    """Return the bytes of everything that a run makes, scratch included."""
+    products = system.products(features.n, features.dim, settings, options.inference)
+    return sum(expected_bytes(shapes) for shapes in products.values())
+
+
 @dataclass
 class Run:
-    """What a flow works with; ``vectors`` (n, d) float32 and ``key`` are there after ``read_features``."""
+    """What a flow works with.
+
+    vectors: (n, d) float32 unit rows (or as they are, if the recipe says so); order: (n,) int32, the faces in
+    the order in which they are best visited; recall: of searches that were not exact, by name.
+    """
 
     features: Features
     bundle: Bundle
@@ -126,6 +160,8 @@ class Run:
     options: Options
     store: Store
     progress: Progress
+    recall: dict[str, Recall] = field(default_factory=dict)
+    scratch: set[str] = field(default_factory=set)
 
     @property
     def n(self) -> int:
@@ -136,6 +172,25 @@ class Run:
         """The file of neighbor lists to use instead of searching, if one was given."""
         return None if self.options.knn in KNN_METHODS else Path(self.options.knn)
 
+    @cached_property
+    def products(self) -> dict[str, Shapes]:
+        """The arrays of every product, by its name."""
+        system = get_system(self.bundle.system)
+        return system.products(self.n, self.features.dim, self.settings, self.options.inference)
+
+    @cached_property
+    def cells(self) -> Cells:
+        """The partition of the input features."""
+        return self.partition("cells", self.vectors, {"vectors": self.made_of_features})
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        return self.cells.order()
+
+    @property
+    def made_of_features(self) -> dict[str, Any]:
+        return {"features": self.features_hash, "normalize": self.features.normalize}
+
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Count the time of the block as part of stage ``name``."""
         return self.progress.stage(name)
@@ -143,31 +198,66 @@ class Run:
     def make(
         self,
         name: str,
-        shapes: Shapes,
         made_of: dict[str, Any],
         worker: Callable[[], AbstractContextManager[Work]],
         *,
-        block: int,
         text: str,
+        order: np.ndarray | None = None,
+        block: int = BLOCK,
     ) -> Arrays:
         """Make the product ``name``, or take it from an earlier run that made it of the same things.
 
-        shapes: its arrays, all over n faces. made_of: everything that decides its content; block sizes and
-        threads do not. worker: opened only when there is work left; gives the function over blocks.
+        made_of: everything that decides its content; block sizes, order and threads do not. worker: opened only
+        when there is work left; gives the function over blocks of faces. order: (n,) int32, in which faces are
+        visited (as they come).
         """
         key = digest({"name": name, **made_of})
         finished = self.store.load(name, key)
         if finished is not None:
             return finished
-        partial = self.store.begin(name, key, shapes)
+        if not Path(name).suffix:
+            self.scratch.add(name)
+        visit = "" if order is None else hashlib.sha256(np.ascontiguousarray(order).data).hexdigest()
+        partial = self.store.begin(name, key, self.products[name], visit)
         with worker() as work, self.progress.bar(text, self.n, partial.done) as bar:
             for start in range(partial.done, self.n, block):
                 stop = min(start + block, self.n)
-                for part, rows in work(start, stop).items():
-                    partial.arrays[part][start:stop] = rows
+                faces = np.arange(start, stop, dtype=np.int32) if order is None else order[start:stop]
+                for part, rows in work(faces).items():
+                    partial.arrays[part][slice(start, stop) if order is None else faces] = rows
                 partial.commit(stop)
                 bar.advance(stop - start)
+                if resident_bytes() > self.options.budget:
+                    self.store.relieve()
         return partial.finish()
+
+    def keep(self, name: str, made_of: dict[str, Any], maker: Callable[[], Arrays]) -> Arrays:
+        """Keep arrays of any length, made in one go, as the product ``name``."""
+        key = digest({"name": name, **made_of})
+        finished = self.store.load(name, key)
+        if finished is not None:
+            return finished
+        if not Path(name).suffix:
+            self.scratch.add(name)
+        arrays = maker()
+        partial = self.store.begin(
+            name, key, {part: (array.shape, array.dtype) for part, array in arrays.items()}
+        )
+        for part, array in arrays.items():
+            partial.arrays[part][:] = array
+        return partial.finish()
+
+    def drop(self, *names: str) -> None:
+        """Delete scratch products that no later stage reads."""
+        for name in names:
+            self.store.drop(name)
+            self.scratch.discard(name)
+
+    def drop_scratch(self) -> None:
+        """Delete all scratch products."""
+        self.drop(
+            *self.products.keys() - {name for name in self.products if Path(name).suffix}, *self.scratch
+        )
 
     def read_features(self) -> None:
         """Check all features and keep them normalised as ``vectors``; ``features_hash`` is of their bytes."""
@@ -177,59 +267,76 @@ class Run:
 
             @contextlib.contextmanager
             def worker() -> Iterator[Work]:
-                yield lambda start, stop: {"array": self.features.rows(start, stop)}
+                yield lambda faces: {"vectors": self.features.rows(int(faces[0]), int(faces[-1]) + 1)}
 
             self.vectors = self.make(
-                "vectors.npy",
-                {"array": ((self.n, self.features.dim), np.float32)},
-                {"features": self.features_hash, "normalize": self.features.normalize},
-                worker,
-                block=BLOCK_ROWS,
-                text="features",
-            )["array"]
+                "vectors", self.made_of_features, worker, text="features", block=BLOCK_ROWS
+            )["vectors"]
+
+    def partition(self, name: str, vectors: np.ndarray, made_of: dict[str, Any]) -> Cells:
+        """Partition the rows of ``vectors`` (n, d) into cells."""
+
+        def maker() -> Arrays:
+            cells = assign_cells(vectors, train_cells(vectors, cell_count(self.n)))
+            return {"centroids": cells.centroids, "cell": cells.cell}
+
+        arrays = self.keep(name, made_of, maker)
+        return Cells(np.ascontiguousarray(arrays["centroids"]), np.ascontiguousarray(arrays["cell"]))
 
     def knn(
-        self, name: str, vectors: np.ndarray, k: int, made_of: dict[str, Any], text: str, *, clip: bool
+        self,
+        name: str,
+        vectors: np.ndarray,
+        k: int,
+        made_of: dict[str, Any],
+        text: str,
+        *,
+        clip: bool,
+        above: float,
+        cells: Callable[[], Cells],
     ) -> tuple[KnnGraph, dict[str, Any]]:
         """Find the k nearest neighbors of every row of ``vectors`` (n, d) unit rows, the row itself first.
 
-        clip: similarities are clipped to 0..1. Returns the lists and what they were made of.
+        clip: similarities are clipped to 0..1. cells: the rows' partition, asked for when the search is IVF; its
+        recall is measured on a sample, for all neighbors and for those of similarity ``above`` and more. Returns
+        the lists and what they were made of.
         """
         method = choose_method("auto" if self.knn_file else self.options.knn, self.n)
         made_of = {**made_of, "k": k, "method": method, "clip": clip}
+        order = cells().order() if method == "ivf" else None
 
         @contextlib.contextmanager
         def worker() -> Iterator[Work]:
-            search = KnnSearch(vectors, method, threads=self.options.threads)
+            on_disk = method == "ivf" and vectors.nbytes > self.options.budget // INDEX_SHARE
+            file = self.store.scratch_file(f"{name}.lists") if on_disk else None
+            search = KnnSearch(
+                vectors, cells() if method == "ivf" else None, threads=self.options.threads, lists_file=file
+            )
 
-            def work(start: int, stop: int) -> Arrays:
-                ids, sims = search.search(start, stop, k)
+            def work(faces: np.ndarray) -> Arrays:
+                ids, sims = search.search(faces, k)
                 return {"ids": ids, "sims": np.clip(sims, 0, 1) if clip else sims}
 
-            yield work
+            try:
+                yield work
+            finally:
+                if file is not None:
+                    del search
+                    file.unlink(missing_ok=True)
 
-        arrays = self.make(
-            name,
-            {"ids": ((self.n, k), np.int32), "sims": ((self.n, k), np.float32)},
-            made_of,
-            worker,
-            block=KNN_BLOCK,
-            text=text,
-        )
-        return KnnGraph(arrays["ids"], arrays["sims"]), made_of
+        arrays = self.make(name, made_of, worker, text=text, order=order)
+        graph = KnnGraph(arrays["ids"], arrays["sims"])
+        if method == "ivf":
+            self.recall[Path(name).stem] = measure_recall(vectors, graph, above)
+        return graph, made_of
 
     def lists_from_file(
-        self,
-        name: str,
-        path: Path,
-        k: int | None,
-        sims_of: Callable[[int, np.ndarray], np.ndarray],
-        text: str,
+        self, name: str, path: Path, k: int | None, text: str
     ) -> tuple[KnnGraph, dict[str, Any]]:
         """Read lists that were made elsewhere; the first ``k`` columns, or all.
 
-        sims_of: (start, ids) -> similarities (m, k) float32, asked when the file has none. Returns the lists and
-        what they were made of. Raises InputError when they are of other faces or too short.
+        Similarities that the file does not hold are computed from the features. Returns the lists and what they
+        were made of. Raises InputError when they are of other faces or too short.
         """
         lists = ListsFile(path)
         if lists.n != self.n:
@@ -242,60 +349,39 @@ class Run:
             )
         k = k or lists.k
         made_of = {"file": sha256_of(path), "k": k, "features": self.features_hash}
+        shape = (self.n, k)
+        self.products[name] = {part: (shape, dtype) for part, (_, dtype) in self.products[name].items()}
 
         @contextlib.contextmanager
         def worker() -> Iterator[Work]:
-            blocks = lists.blocks(KNN_BLOCK)
-            at = 0
+            blocks = lists.blocks(BLOCK)
 
-            def work(start: int, stop: int) -> Arrays:
-                nonlocal at
-                while True:  # a resumed run passes over the blocks behind it
-                    begin, ids, sims = next(blocks)
-                    if begin == start:
-                        break
+            def work(faces: np.ndarray) -> Arrays:
+                start = -1
+                while start != faces[0]:  # a resumed run passes over the blocks behind it
+                    start, ids, sims = next(blocks)
                 checked = check_lists(ids[:, :k], start, self.n, str(path))
-                values = sims_of(start, checked) if sims is None else sims[:, :k]
+                values = similarities_of_lists(self.vectors, checked, faces) if sims is None else sims[:, :k]
                 return {"ids": checked, "sims": values}
 
             yield work
 
-        arrays = self.make(
-            name,
-            {"ids": ((self.n, k), np.int32), "sims": ((self.n, k), np.float32)},
-            made_of,
-            worker,
-            block=KNN_BLOCK,
-            text=text,
-        )
+        arrays = self.make(name, made_of, worker, text=text)
         return KnnGraph(arrays["ids"], arrays["sims"]), made_of
-
-    def keep(self, name: str, arrays: Arrays, made_of: dict[str, Any]) -> Arrays:
-        """Keep arrays of any length, already made, as the product ``name``."""
-        key = digest({"name": name, **made_of})
-        finished = self.store.load(name, key)
-        if finished is not None:
-            return finished
-        partial = self.store.begin(
-            name, key, {part: (array.shape, array.dtype) for part, array in arrays.items()}
-        )
-        for part, array in arrays.items():
-            partial.arrays[part][:] = array
-        return partial.finish()
-
-    def check_finite(self, rows: np.ndarray, start: int, what: str) -> None:
-        """Raise FcdeployError when a row (of faces start...) holds NaN or infinity."""
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if len(bad):
-            faces = ", ".join(str(start + row) for row in bad[:5])
-            raise FcdeployError(
-                f"{self.bundle.path}: gave a {what} that is not finite for {len(bad):,} faces of "
-                f"{start}..{start + len(rows) - 1} (face {faces}); nothing was linked."
-            )
 
     def engine(self, name: str) -> AbstractContextManager[OnnxRuntimeEngine]:
         """Open one pass of the bundle."""
         return self.bundle.open(name, threads=self.options.threads)
+
+    def check_finite(self, rows: np.ndarray, faces: np.ndarray, what: str) -> None:
+        """Raise FcdeployError when one of ``rows`` (m, w), of ``faces`` (m,), holds NaN or infinity."""
+        bad = np.sort(faces[~np.isfinite(rows).all(axis=1)])
+        if len(bad):
+            shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+            raise FcdeployError(
+                f"{self.bundle.path}: the engine gave a {what} that is not finite for {len(bad):,} of {len(rows):,} "
+                f"faces (rows {shown} of {self.features.name}); stopped before linking."
+            )
 
 
 @contextlib.contextmanager
@@ -315,6 +401,14 @@ def digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
+def resident_bytes() -> int:
+    """Return how much memory this process has in use now, pages of mapped files included."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
 def peak_bytes() -> int:
     """Return the most memory this process has had in use, in bytes; pages of mapped files count while resident."""
     try:
@@ -332,9 +426,9 @@ def _hash_of(features: Features) -> str:
     return state.hexdigest()
 
 
-def _summary(labels: np.ndarray, progress: Progress) -> dict[str, Any]:
+def _summary(labels: np.ndarray, progress: Progress, recall: dict[str, Recall]) -> dict[str, Any]:
     sizes = np.bincount(labels)
-    return {
+    summary: dict[str, Any] = {
         "faces": len(labels),
         "clusters": len(sizes),
         "singletons": int((sizes == 1).sum()),
@@ -344,3 +438,6 @@ def _summary(labels: np.ndarray, progress: Progress) -> dict[str, Any]:
             for name, seconds in progress.seconds.items()
         },
     }
+    if recall:
+        summary["recall"] = {name: dataclasses.asdict(measured) for name, measured in recall.items()}
+    return summary

@@ -1,15 +1,21 @@
 """Where a run keeps what it makes: products that are complete or absent, in memory or in a run folder.
 
-A product is one or more arrays over all faces, made block by block. In a folder its arrays are memory maps beside
-the final name until the last block is done; a journal says how many faces are behind us, so that the same command
-continues there. Every product has a key, a hash of all that made it; a product with another key is made again.
+A product is one or more arrays over all faces, made block by block. In a folder its arrays are memory maps in
+``NAME.part/`` until the last block is done; a journal beside them says how far we are, so that the same command goes
+on from there. Every product has a key, a hash of all that made it; a product with another key is made again.
+
+Results (``.npy``, ``.npz``) are synced to disk before they get their names. Scratch products (names without a
+suffix) and journals are not: they are trusted only until the machine restarts, which is as long as the kernel
+keeps what a killed process had written.
 """
 
 import fcntl
 import json
 import math
+import mmap
 import os
 import shutil
+import weakref
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +23,14 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from fcdeploy.data.atomic import atomic_file, no_space_left
+from fcdeploy.data.atomic import atomic_file, no_space_left, sync_file, sync_folder
 from fcdeploy.errors import InputError
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # array name -> (shape, dtype)
 Arrays = dict[str, np.ndarray]
 MANIFEST = "run.json"
 LOCK = "run.lock"
+JOURNAL = "journal"
 COPY_BYTES = 1 << 24
 
 
@@ -31,9 +38,9 @@ class Partial(Protocol):
     """A product in the making: write rows into ``arrays``, then commit them."""
 
     arrays: Arrays
-    done: int  # rows that an earlier run has committed
+    done: int  # how far an earlier run came
 
-    def commit(self, rows: int) -> None: ...
+    def commit(self, done: int) -> None: ...
 
     def finish(self) -> Arrays: ...
 
@@ -43,9 +50,13 @@ class Store(Protocol):
 
     def load(self, name: str, key: str) -> Arrays | None: ...
 
-    def begin(self, name: str, key: str, shapes: Shapes) -> Partial: ...
+    def begin(self, name: str, key: str, shapes: Shapes, visit: str = "") -> Partial: ...
 
     def drop(self, name: str) -> None: ...
+
+    def scratch_file(self, name: str) -> Path | None: ...
+
+    def relieve(self) -> None: ...
 
 
 class MemoryStore:
@@ -57,12 +68,18 @@ class MemoryStore:
     def load(self, name: str, key: str) -> Arrays | None:
         return self._products.get(name)
 
-    def begin(self, name: str, key: str, shapes: Shapes) -> "MemoryPartial":
+    def begin(self, name: str, key: str, shapes: Shapes, visit: str = "") -> "MemoryPartial":
         self._products[name] = {part: np.empty(shape, dtype) for part, (shape, dtype) in shapes.items()}
         return MemoryPartial(self._products[name])
 
     def drop(self, name: str) -> None:
         self._products.pop(name, None)
+
+    def scratch_file(self, name: str) -> Path | None:
+        return None
+
+    def relieve(self) -> None:
+        """Do nothing: there is nowhere else to keep what is in memory."""
 
 
 class MemoryPartial:
@@ -73,7 +90,7 @@ class MemoryPartial:
     def __init__(self, arrays: Arrays) -> None:
         self.arrays = arrays
 
-    def commit(self, rows: int) -> None:
+    def commit(self, done: int) -> None:
         """Do nothing: what is in memory does not outlive the process."""
 
     def finish(self) -> Arrays:
@@ -85,8 +102,9 @@ class MemoryPartial:
 class RunFolder:
     """Products as files of a folder that one process at a time may use; a ``with`` unlocks it.
 
-    Names end in ``.npy`` (one array) or ``.npz`` (several, uncompressed, so that they can be mapped). Raises
-    InputError when the folder's parent does not exist, when it is a file, or when another run is using it.
+    Names end in ``.npy`` (one array) or ``.npz`` (several, uncompressed, so that they can be mapped), or have no
+    suffix: scratch, a folder of ``.npy`` files. Raises InputError when the folder's parent does not exist, when it
+    is a file, or when another run is using it.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -115,6 +133,7 @@ class RunFolder:
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
         self._products: dict[str, dict[str, Any]] = self._read_manifest()
+        self._maps: list[weakref.ref[np.ndarray]] = []
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -123,33 +142,58 @@ class RunFolder:
         self._lock.close()
 
     def load(self, name: str, key: str) -> Arrays | None:
-        """Map the finished product ``name``, or return None when it is absent, cut short or made of something else."""
-        entry, file = self._products.get(name), self.path / name
-        if (
-            entry is None
-            or entry["key"] != key
-            or not file.is_file()
-            or file.stat().st_size != entry["bytes"]
-        ):
+        """Map the finished product ``name``; None when it is absent, cut short or made of something else."""
+        entry = self._products.get(name)
+        if entry is None or entry["key"] != key or entry["boot"] not in ("", boot_id()):
             return None
-        return map_arrays(file)
+        if size_on_disk(self.path / name) != entry["bytes"]:
+            return None
+        return self.watch(map_arrays(self.path / name))
 
-    def begin(self, name: str, key: str, shapes: Shapes) -> "FolderPartial":
-        """Open the product for writing, after the last committed block of an interrupted run with the same key."""
-        if name in self._products:
-            self._forget(name)
-        return FolderPartial(self, name, key, shapes)
+    def begin(self, name: str, key: str, shapes: Shapes, visit: str = "") -> "FolderPartial":
+        """Open the product for writing, where an interrupted run with the same key left off.
+
+        visit: a hash of the order in which faces are visited; the journal counts them in that order.
+        """
+        self._forget(name)
+        return FolderPartial(self, name, key, shapes, visit)
 
     def drop(self, name: str) -> None:
         """Delete a product, finished or not."""
         self._forget(name)
-        (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / f"{name}.part", ignore_errors=True)
+        for path in (self.path / name, self.path / f"{name}.part"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def scratch_file(self, name: str) -> Path | None:
+        """Return where a file may be kept that is of no use to a later run."""
+        return self.path / name
 
     def record(self, name: str, key: str) -> None:
-        """Note that the file ``name`` is complete."""
-        self._products[name] = {"key": key, "bytes": (self.path / name).stat().st_size}
+        """Note that the product ``name`` is complete."""
+        scratch = not Path(name).suffix
+        self._products[name] = {
+            "key": key,
+            "bytes": size_on_disk(self.path / name),
+            "boot": boot_id() if scratch else "",
+        }
         self._write_manifest()
+
+    def watch(self, arrays: Arrays) -> Arrays:
+        """Remember maps, so that ``relieve`` can let go of their pages; returns them."""
+        self._maps = [ref for ref in self._maps if ref() is not None]
+        self._maps += [weakref.ref(array) for array in arrays.values() if isinstance(array, np.memmap)]
+        return arrays
+
+    def relieve(self) -> None:
+        """Let go of all mapped pages that this process has touched; they are read again when needed."""
+        for ref in self._maps:
+            array = ref()
+            mapped = getattr(array, "_mmap", None)
+            if mapped is not None:
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def _forget(self, name: str) -> None:
         if self._products.pop(name, None) is not None:
@@ -158,7 +202,14 @@ class RunFolder:
     def _read_manifest(self) -> dict[str, dict[str, Any]]:
         try:
             products = json.loads((self.path / MANIFEST).read_bytes())["products"]
-            return {str(n): {"key": str(e["key"]), "bytes": int(e["bytes"])} for n, e in products.items()}
+            return {
+                str(name): {
+                    "key": str(entry["key"]),
+                    "bytes": int(entry["bytes"]),
+                    "boot": str(entry["boot"]),
+                }
+                for name, entry in products.items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}  # absent or damaged: everything is made again
 
@@ -168,51 +219,56 @@ class RunFolder:
 
 
 class FolderPartial:
-    """See ``Partial``; the arrays are maps in ``NAME.part/`` beside a journal of committed rows."""
+    """See ``Partial``; the arrays are maps in ``NAME.part/`` beside a journal."""
 
-    def __init__(self, folder: RunFolder, name: str, key: str, shapes: Shapes) -> None:
+    def __init__(self, folder: RunFolder, name: str, key: str, shapes: Shapes, visit: str) -> None:
         self._folder, self._name, self._key = folder, name, key
+        self._first_line = f"{key} {visit or '-'} {boot_id()}"
         self._place = folder.path / f"{name}.part"
         self.done = self._committed(shapes)
-        if not self.done:
-            shutil.rmtree(self._place, ignore_errors=True)
-            self._place.mkdir()
         with no_space_left(self._place):
-            self.arrays = {part: self._map(part, shape, dtype) for part, (shape, dtype) in shapes.items()}
-            self._journal: IO[str] = open(self._place / "journal", "a")  # noqa: SIM115
             if not self.done:
-                self._append(self._key)
+                shutil.rmtree(self._place, ignore_errors=True)
+                self._place.mkdir()
+            self.arrays = folder.watch(
+                {part: self._map(part, shape, dtype) for part, (shape, dtype) in shapes.items()}
+            )
+            self._journal: IO[str] = open(self._place / JOURNAL, "a")  # noqa: SIM115 - closed by finish
+            if not self.done:
+                self._append(self._first_line)
 
-    def commit(self, rows: int) -> None:
-        """Declare the first ``rows`` rows done, on disk before the journal says so."""
+    def commit(self, done: int) -> None:
+        """Declare what was written so far done."""
         with no_space_left(self._place):
-            for array in self.arrays.values():
-                if isinstance(array, np.memmap):
-                    array.flush()
-            self._append(str(rows))
+            self._append(str(done))
 
     def finish(self) -> Arrays:
         """Give the product its final name and map it."""
         self._journal.close()
         final = self._folder.path / self._name
+        parts = list(self.arrays)
+        self.arrays.clear()
         if final.suffix == ".npy":
-            (part,) = self.arrays
-            self.arrays.clear()
-            os.replace(self._place / f"{part}.npy", final)
-        else:
+            sync_file(self._place / f"{parts[0]}.npy")
+            os.replace(self._place / f"{parts[0]}.npy", final)
+        elif final.suffix == ".npz":
             with atomic_file(final) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for part in self.arrays:
+                for part in parts:
                     self._store(archive, part)
-            self.arrays.clear()
+        else:
+            shutil.rmtree(final, ignore_errors=True)
+            (self._place / JOURNAL).unlink()
+            os.replace(self._place, final)
+        sync_folder(self._folder.path)
         self._folder.record(self._name, self._key)
-        shutil.rmtree(self._place)
-        return map_arrays(final)
+        shutil.rmtree(self._place, ignore_errors=True)
+        return self._folder.watch(map_arrays(final))
 
     def _committed(self, shapes: Shapes) -> int:
         try:
-            key, *rows = (self._place / "journal").read_text().splitlines()
+            first, *rows = (self._place / JOURNAL).read_text().splitlines()
             whole = all((self._place / f"{part}.npy").is_file() for part in shapes)
-            return int(rows[-1]) if key == self._key and whole else 0
+            return int(rows[-1]) if whole and first == self._first_line else 0
         except (OSError, ValueError, IndexError):
             return 0
 
@@ -224,16 +280,23 @@ class FolderPartial:
             array = np.empty(shape, dtype)
             np.save(file, array)
             return array
-        array = np.lib.format.open_memmap(file, "w+", dtype, shape)
-        # Take the space now: a write into a map of a full disk kills the process instead of raising an error.
-        with open(file, "r+b") as opened:
-            os.posix_fallocate(opened.fileno(), 0, max(1, file.stat().st_size))
-        return array
+        # Take the space before mapping it: a write into a map of a full disk kills the process.
+        with open(file, "wb") as opened:
+            header = {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+                "fortran_order": False,
+                "shape": shape,
+            }
+            np.lib.format.write_array_header_1_0(opened, header)
+            opened.flush()
+            os.posix_fallocate(
+                opened.fileno(), 0, opened.tell() + math.prod(shape) * np.dtype(dtype).itemsize
+            )
+        return np.load(file, mmap_mode="r+")
 
     def _append(self, line: str) -> None:
         self._journal.write(line + "\n")
         self._journal.flush()
-        os.fsync(self._journal.fileno())
 
     def _store(self, archive: zipfile.ZipFile, part: str) -> None:
         info = zipfile.ZipInfo(f"{part}.npy")  # with the fixed date of ZipInfo: same arrays, same bytes
@@ -245,9 +308,11 @@ class FolderPartial:
 
 
 def map_arrays(path: Path) -> Arrays:
-    """Map the arrays of an ``.npy`` file (under the name ``array``) or of an uncompressed ``.npz`` file, read-only."""
+    """Map the arrays of a product read-only: of an ``.npy`` file under the name ``array``, else under their own."""
+    if path.is_dir():
+        return {file.stem: _map_npy(file) for file in sorted(path.glob("*.npy"))}
     if path.suffix == ".npy":
-        return {"array": np.load(path, mmap_mode="r")}
+        return {"array": _map_npy(path)}
     arrays = {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for info in archive.infolist():
@@ -256,12 +321,32 @@ def map_arrays(path: Path) -> Arrays:
             file.seek(info.header_offset + 30 + int(lengths.sum()))
             np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            name = info.filename.removesuffix(".npy")
-            if 0 in shape:
-                arrays[name] = np.empty(shape, dtype)
-            else:
-                arrays[name] = np.memmap(path, dtype, "r", file.tell(), shape)
+            empty = 0 in shape
+            arrays[info.filename.removesuffix(".npy")] = (
+                np.empty(shape, dtype) if empty else np.memmap(path, dtype, "r", file.tell(), shape)
+            )
     return arrays
+
+
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of a file, or of the files in a folder; -1 when there is neither."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.iterdir())
+    return path.stat().st_size if path.is_file() else -1
+
+
+def boot_id() -> str:
+    """Return what changes whenever the machine starts."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"process {os.getpid()}"  # trust nothing unsynced of another process
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    array = np.load(path, mmap_mode=None if path.stat().st_size < mmap.PAGESIZE else "r")
+    array.flags.writeable = False
+    return array
 
 
 def expected_bytes(shapes: Shapes) -> int:

@@ -15,7 +15,8 @@ class System:
     """The record of one system: what it is, and its functions that need no PyTorch.
 
     recipe: its dataclass of settings, whose defaults are the published ones. passes(dim), checkpoint_shapes(dim)
-    and dim_from_shapes(shapes) are its spec. cluster(run) is its flow, from features to labels (see
+    and dim_from_shapes(shapes) are its spec. products(n, d, settings, inference) are the arrays of everything that a
+    run makes. cluster(run) is its flow, from features to labels (see
     ``fcdeploy.runtime.pipeline.Run``). What needs PyTorch is in its file ``network``.
     """
 
@@ -26,6 +27,7 @@ class System:
     passes: Callable[[int], dict[str, PassSpec]]
     checkpoint_shapes: Callable[[int], dict[str, tuple[int, ...]]]
     dim_from_shapes: Callable[[dict[str, tuple[int, ...]]], int | None]
+    products: Callable[[int, int, Any, str], dict[str, Mapping[str, tuple[tuple[int, ...], Any]]]]
     cluster: Callable[[Any], Any]
 
     def module(self, name: str) -> ModuleType:

@@ -9,7 +9,7 @@ centre is always in its own neighborhood, and ties in re-ranking go by cosine si
 
 from fcdeploy.systems import System
 from fcdeploy.systems.pse_gcn.flow import cluster
-from fcdeploy.systems.pse_gcn.spec import Recipe, checkpoint_shapes, dim_from_shapes, passes
+from fcdeploy.systems.pse_gcn.spec import Recipe, checkpoint_shapes, dim_from_shapes, passes, products
 
 SYSTEM = System(
     name="pse-gcn",
@@ -19,5 +19,6 @@ SYSTEM = System(
     passes=passes,
     checkpoint_shapes=checkpoint_shapes,
     dim_from_shapes=dim_from_shapes,
+    products=products,
     cluster=cluster,
 )

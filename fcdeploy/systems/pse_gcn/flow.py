@@ -9,35 +9,38 @@ import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.engine.batching import ahead
+from fcdeploy.graph.aggregation import sum_connected, sum_similar
 from fcdeploy.graph.density import density_from_sums, sum_similarities
-from fcdeploy.graph.knn import KnnGraph, similarities_of_lists
+from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK, link_to_denser
+from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.rerank import expand_reciprocal, mark_mutual, rank_candidates
 from fcdeploy.systems.pse_gcn.inputs import neighborhood_batches
-from fcdeploy.systems.pse_gcn.spec import TABLES
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run
 
-RERANK_BLOCK = 8192
-ENCODE_BLOCK = 4096
 REFINE_BLOCK = 2048
 ENGINE_ROWS = 4096  # nodes an engine call: enough for full-speed matrix products, small enough for the cache
+SETS_BLOCK = 2048
 LINK_BLOCK = 65536
 
 Made = dict[str, Any]  # what a product was made of
-Work = Callable[[int, int], dict[str, np.ndarray]]
+Work = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def cluster(run: "Run") -> np.ndarray:
     """Return the labels (n,) int64 of a run's faces."""
     run.read_features()
     with run.stage("knn"):
-        knn, made_of = nearest_neighbors(run)
+        knn, knn_made_of = nearest_neighbors(run)
     with run.stage("rerank"):
-        ranked, made_of = reranked_lists(run, knn, made_of)
+        ranked, ranked_made_of = reranked_lists(run, knn, knn_made_of)
     with run.stage("refine"):
-        refined, made_of = refined_features(run, knn, ranked, made_of)
+        # The fixed graph comes from the original lists, the neighborhoods from the re-ranked ones.
+        made_of = {"knn": knn_made_of, "ranked": ranked_made_of}
+        refine = {"exact": refined_exactly, "layerwise": refined_layerwise}[run.options.inference]
+        refined, made_of = refine(run, knn, ranked, made_of)
     with run.stage("links"):
         faces, denser = links_to_denser(run, refined, made_of)
     with run.stage("clusters"):
@@ -50,113 +53,102 @@ def nearest_neighbors(run: "Run") -> tuple[KnnGraph, Made]:
     """The k nearest neighbors of the input features, similarities clipped to 0..1 as published."""
     k = run.settings.neighborhood.k
     if run.knn_file is not None:
-        return run.lists_from_file(
-            "knn.npz",
-            run.knn_file,
-            k,
-            lambda start, ids: similarities_of_lists(run.vectors, ids, start),
-            "kNN",
-        )
-    made_of = {"features": run.features_hash, "normalize": run.features.normalize}
-    return run.knn("knn.npz", run.vectors, k, made_of, "kNN", clip=True)
+        return run.lists_from_file("knn.npz", run.knn_file, k, "kNN")
+    return run.knn(
+        "knn.npz",
+        run.vectors,
+        k,
+        run.made_of_features,
+        "kNN",
+        clip=True,
+        above=run.settings.links.tau,
+        cells=lambda: run.cells,
+    )
 
 
-def reranked_lists(run: "Run", knn: KnnGraph, made_of: Made) -> tuple[np.ndarray, Made]:
+def reranked_lists(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[np.ndarray, Made]:
     """Lists re-ranked by k-reciprocal sets, (n, k) int32; section 3.2 of the paper."""
     if run.options.reranked is not None:
-        # The similarities of re-ranked lists are overlaps; nothing after this reads them.
-        lists, file_made_of = run.lists_from_file(
-            "reranked.npz",
-            run.options.reranked,
-            None,
-            lambda start, ids: np.zeros(ids.shape, np.float32),
-            "re-ranking",
-        )
+        lists, made_of = run.lists_from_file("reranked.npz", run.options.reranked, None, "re-ranking")
         run.settings.check_reranked(lists.k, str(run.options.reranked))
-        return lists.ids, {**made_of, "reranked": file_made_of}
+        return lists.ids, made_of
 
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
-        mutual = np.empty(knn.ids.shape, dtype=np.uint8)
-        for start in range(0, run.n, RERANK_BLOCK):
-            stop = min(start + RERANK_BLOCK, run.n)
-            mutual[start:stop] = mark_mutual(knn.ids, start, stop)
-        offsets, members = reciprocal_sets(knn.ids, mutual)
+        scratch = new_scratch(run.n)
+        starts, counts, members = reciprocal_sets(run, knn.ids, knn_made_of, scratch)
 
-        def work(start: int, stop: int) -> dict[str, np.ndarray]:
-            ids, sims = rank_candidates(knn.ids, knn.sims, run.vectors, offsets, members, start, stop)
+        def work(faces: np.ndarray) -> dict[str, np.ndarray]:
+            ids, sims = rank_candidates(
+                knn.ids, knn.sims, run.vectors, starts, counts, members, np.ascontiguousarray(faces), scratch
+            )
             return {"ids": ids, "sims": sims}
 
         yield work
 
-    arrays = run.make(
-        "reranked.npz",
-        {"ids": (knn.ids.shape, np.int32), "sims": (knn.ids.shape, np.float64)},
-        {"rerank": made_of},
-        worker,
-        block=RERANK_BLOCK,
-        text="re-ranking",
-    )
-    return arrays["ids"], {"rerank": made_of}
+    made_of = {"rerank": knn_made_of}
+    arrays = run.make("reranked.npz", made_of, worker, text="re-ranking", order=run.order)
+    run.drop("mutual")
+    return arrays["ids"], made_of
 
 
-def reciprocal_sets(ids: np.ndarray, mutual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """R* of all faces: offsets (n + 1,) int64 and members int32."""
-    offsets, members = [np.zeros(1, np.int64)], []
-    for start in range(0, len(ids), RERANK_BLOCK):
-        ends, faces = expand_reciprocal(ids, mutual, start, min(start + RERANK_BLOCK, len(ids)))
-        offsets.append(ends[1:] + offsets[-1][-1])
-        members.append(faces)
-    return np.concatenate(offsets), np.concatenate(members)
+def reciprocal_sets(
+    run: "Run", ids: np.ndarray, made_of: Made, scratch: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """R* of all faces: starts (n,) int64, counts (n,) int32 and members int32; see ``rank_candidates``."""
+
+    @contextlib.contextmanager
+    def worker() -> Iterator[Work]:
+        yield lambda faces: {"mutual": mark_mutual(ids, np.ascontiguousarray(faces))}
+
+    mutual = run.make("mutual", {"mutual": made_of}, worker, text="mutual neighbors", order=run.order)[
+        "mutual"
+    ]
+    starts, counts = np.empty(run.n, np.int64), np.empty(run.n, np.int32)
+    members = []
+    filled = 0
+    for start in range(0, run.n, SETS_BLOCK):
+        faces = run.order[start : start + SETS_BLOCK]
+        counts[faces], found = expand_reciprocal(ids, mutual, faces, scratch)
+        ends = filled + np.cumsum(counts[faces], dtype=np.int64)
+        starts[faces] = ends - counts[faces]
+        filled = int(ends[-1])
+        members.append(found)
+    return starts, counts, np.concatenate(members)
 
 
-def refined_features(run: "Run", knn: KnnGraph, ranked: np.ndarray, made_of: Made) -> tuple[np.ndarray, Made]:
+def refined_exactly(
+    run: "Run", knn: KnnGraph, ranked: np.ndarray, lists_made_of: Made
+) -> tuple[np.ndarray, Made]:
     """The centre's output of every neighborhood, (n, 2d) float32 unit rows; section 3.3 of the paper."""
     near = run.settings.neighborhood
-    width = 2 * run.features.dim
-    tables = encoded_tables(run)
-    made_of = {
-        "lists": made_of,
-        "engine": run.bundle.digest(),
-        "inference": run.options.inference,
-        "hops": list(near.hops),
-        "active": near.active,
-    }
+    made_of = made_of_refined(run, lists_made_of)
 
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
         threads = numba.get_num_threads()
+        tables = encoded_tables(run)
+        scratch = new_scratch(run.n)
         with run.engine("neighborhood") as engine:
 
-            def batches(start: int, stop: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+            def batches(faces: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
                 numba.set_num_threads(threads)  # a setting of each thread, and this runs in one of its own
+                most = run.options.batch or ENGINE_ROWS
                 yield from neighborhood_batches(
-                    tables,
-                    ranked,
-                    knn,
-                    np.arange(start, stop),
-                    near,
-                    rows=ENGINE_ROWS,
-                    most=run.options.batch or ENGINE_ROWS,
+                    tables, ranked, knn, faces, near, scratch, rows=ENGINE_ROWS, most=most
                 )
 
-            def work(start: int, stop: int) -> dict[str, np.ndarray]:
-                refined = np.empty((stop - start, width), dtype=np.float32)
-                for group, feeds in ahead(batches(start, stop)):
+            def work(faces: np.ndarray) -> dict[str, np.ndarray]:
+                refined = np.empty((len(faces), 2 * run.features.dim), dtype=np.float32)
+                for group, feeds in ahead(batches(faces)):
                     refined[group] = engine.run(feeds)["refined"]
-                run.check_finite(refined, start, "refined feature")
+                run.check_finite(refined, faces, "refined feature")
                 return {"array": refined}
 
             yield work
 
-    arrays = run.make(
-        "refined.npy",
-        {"array": ((run.n, width), np.float32)},
-        made_of,
-        worker,
-        block=REFINE_BLOCK,
-        text="refinement",
-    )
+    arrays = run.make("refined.npy", made_of, worker, text="refinement", order=run.order, block=REFINE_BLOCK)
+    run.drop("tables")
     return arrays["array"], made_of
 
 
@@ -166,36 +158,135 @@ def encoded_tables(run: "Run") -> dict[str, np.ndarray]:
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
         with run.engine("encode") as engine:
-            yield lambda start, stop: engine.run({"features": run.vectors[start:stop]})
+            yield lambda faces: engine.run({"features": run.vectors[faces]})
 
-    return run.make(
-        "tables.npz",
-        dict.fromkeys((*TABLES, "out"), ((run.n, 2 * run.features.dim), np.float32)),
-        {"features": run.features_hash, "normalize": run.features.normalize, "engine": run.bundle.digest()},
-        worker,
-        block=ENCODE_BLOCK,
-        text="encoding",
-    )
+    made_of = {**run.made_of_features, "engine": run.bundle.digest()}
+    return run.make("tables", made_of, worker, text="encoding", block=ENGINE_ROWS)
 
 
-def links_to_denser(run: "Run", refined: np.ndarray, made_of: Made) -> tuple[np.ndarray, np.ndarray]:
+def refined_layerwise(
+    run: "Run", knn: KnnGraph, ranked: np.ndarray, lists_made_of: Made
+) -> tuple[np.ndarray, Made]:
+    """Each block once a face, each face in its own neighborhood, (n, 2d) float32 unit rows.
+
+    Not the published function: a neighbor's x1 is the one computed with that neighbor as the centre; see
+    docs/inference.md for how much its clusters differ.
+    """
+    near = run.settings.neighborhood
+    made_of = made_of_refined(run, lists_made_of)
+    scratch = new_scratch(run.n)
+
+    def layer(
+        name: str, inputs: Callable[[], Callable[[np.ndarray], dict[str, np.ndarray]]]
+    ) -> dict[str, np.ndarray]:
+        """Run one pass over all faces; ``inputs`` makes what it needs and returns its feeds for a block."""
+
+        @contextlib.contextmanager
+        def worker() -> Iterator[Work]:
+            feeds = inputs()
+            with run.engine(name) as engine:
+
+                def work(faces: np.ndarray) -> dict[str, np.ndarray]:
+                    outputs = engine.run(feeds(np.ascontiguousarray(faces)))
+                    for output in outputs.values():
+                        run.check_finite(output, faces, "value")
+                    return {"array": outputs["refined"]} if name == "block2" else outputs
+
+                yield work
+
+        product = "refined.npy" if name == "block2" else name
+        return run.make(
+            product, made_of, worker, text=f"refinement, {name}", order=run.order, block=ENGINE_ROWS
+        )
+
+    def connected(faces: np.ndarray, times: int, table: np.ndarray) -> np.ndarray:
+        return sum_connected(ranked, knn.ids, knn.sims, faces, near.hops, near.active, times, table, scratch)
+
+    # Each layer asks for the ones before it only when it is not finished itself.
+    def near1() -> dict[str, np.ndarray]:
+        return layer("near1", lambda: lambda faces: {"features": run.vectors[faces]})
+
+    def similar1() -> dict[str, np.ndarray]:
+        def inputs() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+            table = near1()["near1"]
+            return lambda faces: {"features": run.vectors[faces], "connected": connected(faces, 1, table)}
+
+        return layer("similar1", inputs)
+
+    def block1() -> dict[str, np.ndarray]:
+        def inputs() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+            tables = similar1()
+            run.drop("near1")
+            return lambda faces: {
+                "features": run.vectors[faces],
+                "drawn": sum_similar(ranked, faces, near.hops, tables["h1"], tables["near_drawn1"], scratch),
+            }
+
+        return layer("block1", inputs)
+
+    def similar2(first: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        # The fixed graph is normalised twice, as published.
+        return layer(
+            "similar2",
+            lambda: (
+                lambda faces: {"x1": first["x1"][faces], "connected": connected(faces, 2, first["near2"])}
+            ),
+        )
+
+    def inputs() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        first = block1()
+        run.drop("similar1")
+        directions = similar2(first)["h2"]
+        return lambda faces: {
+            "features": run.vectors[faces],
+            "x1": first["x1"][faces],
+            "drawn": sum_similar(ranked, faces, near.hops, directions, first["x1"], scratch),
+        }
+
+    refined = layer("block2", inputs)["array"]
+    run.drop("block1", "similar2")
+    return refined, made_of
+
+
+def made_of_refined(run: "Run", lists_made_of: Made) -> Made:
+    """Everything that decides refined features."""
+    near = run.settings.neighborhood
+    return {
+        "lists": lists_made_of,
+        "engine": run.bundle.digest(),
+        "inference": run.options.inference,
+        "hops": list(near.hops),
+        "active": near.active,
+    }
+
+
+def links_to_denser(run: "Run", refined: np.ndarray, refined_made_of: Made) -> tuple[np.ndarray, np.ndarray]:
     """Links of similarity tau or more, each from a face to its nearest denser face; section 3.4 of the paper."""
     k, tau = run.settings.links.k, np.float32(run.settings.links.tau)
-    near = run.knn("refined_knn.npz", refined, k, {"refined": made_of}, "kNN of refined", clip=False)[0]
-    sums = np.empty(run.n, dtype=np.float32)
-    for start in range(0, run.n, LINK_BLOCK):
-        sum_similarities(near.sims[start : start + LINK_BLOCK], sums[start : start + LINK_BLOCK])
-    density = density_from_sums(sums)
-    pairs, sims = [], []
-    for start in range(0, run.n, LINK_BLOCK):
-        stop = min(start + LINK_BLOCK, run.n)
-        denser, best = link_to_denser(near.ids[start:stop], near.sims[start:stop], density, start)
-        kept = np.flatnonzero((denser != NO_LINK) & (best >= tau))
-        pairs.append(np.stack([start + kept, denser[kept]], axis=1).astype(np.int32))
-        sims.append(best[kept])
-    links = run.keep(
-        "links.npz",
-        {"ids": np.concatenate(pairs), "sims": np.concatenate(sims)},
-        {"refined": made_of, "k": k, "tau": float(tau)},
+    near, made_of = run.knn(
+        "refined_knn.npz",
+        refined,
+        k,
+        refined_made_of,
+        "kNN of refined",
+        clip=False,
+        above=float(tau),
+        cells=lambda: run.partition("refined_cells", refined, refined_made_of),
     )
+
+    def maker() -> dict[str, np.ndarray]:
+        sums = np.empty(run.n, dtype=np.float32)
+        for start in range(0, run.n, LINK_BLOCK):
+            sum_similarities(near.sims[start : start + LINK_BLOCK], sums[start : start + LINK_BLOCK])
+        density = density_from_sums(sums)
+        pairs, sims = [], []
+        for start in range(0, run.n, LINK_BLOCK):
+            stop = min(start + LINK_BLOCK, run.n)
+            denser, best = link_to_denser(near.ids[start:stop], near.sims[start:stop], density, start)
+            kept = np.flatnonzero((denser != NO_LINK) & (best >= tau))
+            pairs.append(np.stack([start + kept, denser[kept]], axis=1).astype(np.int32))
+            sims.append(best[kept])
+        return {"ids": np.concatenate(pairs), "sims": np.concatenate(sims)}
+
+    links = run.keep("links.npz", {**made_of, "tau": float(tau)}, maker)
     return links["ids"][:, 0], links["ids"][:, 1]

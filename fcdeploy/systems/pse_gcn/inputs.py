@@ -12,7 +12,7 @@ from fcdeploy.systems.pse_gcn.spec import TABLES, NeighborhoodSettings, Recipe
 
 def parity_sizes(recipe: Recipe) -> list[tuple[int, int]]:
     """Return the (neighborhoods, nodes) that an export is checked on: one, few, typical, and the largest."""
-    largest = largest_neighborhood(recipe.neighborhood.hops)
+    largest = int(largest_neighborhood(recipe.neighborhood.hops))
     sizes = [(1, 1), (7, 2), (1, 17), (5, 64), (2, 301), (1, largest)]
     return [(b, min(n, largest)) for b, n in sizes]
 
@@ -48,17 +48,18 @@ def neighborhood_batches(
     knn: KnnGraph,
     centres: np.ndarray,
     near: NeighborhoodSettings,
+    scratch: np.ndarray,
     *,
     rows: int,
     most: int,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Yield the neighborhoods of ``centres`` in groups of nearly equal size, ready for the engine.
 
-    tables: the encode pass's outputs, (n, 2d) each; ranked: (n, k) re-ranked ids; knn: the original lists; rows:
-    nodes a group at most; most: neighborhoods a group at most. Yields (positions in centres, feeds); every
-    position comes once, in no particular order.
+    tables: the encode pass's outputs, (n, 2d) each; ranked: (n, k) re-ranked ids; knn: the original lists;
+    scratch: ``new_scratch(n)``; rows: nodes a group at most; most: neighborhoods a group at most.
+    Yields (positions in centres, feeds); every position comes once, in no particular order.
     """
-    nodes, sizes = gather_neighborhoods(ranked, centres, *near.hops)
+    nodes, sizes = gather_neighborhoods(ranked, centres, *near.hops, scratch)
     for group in groups_by_size(sizes, rows, most):
         width = int(sizes[group[0]])
         faces = np.ascontiguousarray(nodes[group, :width])

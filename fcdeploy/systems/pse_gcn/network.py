@@ -9,6 +9,11 @@ happens before a face meets its neighborhood; ``Refine`` does the rest for one c
 - a BatchNorm with running statistics is an affine map and folds into the Linear behind it, and a Linear behind a
   Linear folds, too (done in float64, rounded once);
 - only the centre's row of the second block's similarity, convolution and output is kept.
+
+Layer-wise inference is another function of the same weights: every face goes through each block once, in its own
+neighborhood, so what a neighbor brings to the second block was computed with that neighbor as the centre. Its
+dense parts are ``Near1`` to ``Block2``, over rows; between them come the sparse sums of ``graph/aggregation.py``.
+Where all faces share one neighborhood it equals the published network, which is how its graphs are checked.
 """
 
 import copy
@@ -180,6 +185,87 @@ class Refine(nn.Module):
         return unit(self.out_x2(x2) + self.out_x1(centre) + out)
 
 
+class Near1(nn.Module):
+    """What a face brings to the first fixed graph of others; (m, d) -> (m, 2d)."""
+
+    def __init__(self, net: PseGcn) -> None:
+        super().__init__()
+        self.trans1 = _linear(_fold(net.bn0, net.trans1[0]))
+        self.near = _linear(_chain(_affine(net.trans1[2]), _near(net.local_conv1)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.near(F.gelu(self.trans1(features)))
+
+
+class Similar1(nn.Module):
+    """From the fixed graph to the first re-drawn one: directions h1, and what is brought there; (m, 2d) each."""
+
+    def __init__(self, net: PseGcn) -> None:
+        super().__init__()
+        self.trans1 = _linear(_fold(net.bn0, net.trans1[0]))
+        self.own = _linear(_chain(_affine(net.trans1[2]), _own(net.local_conv1)))
+        self.similar = _linear(_fold(net.local_classifier1[0], net.local_classifier1[1]))
+        self.near = _linear(_chain(_fold(net.bn0, net.trans_x), _near(net.conv1)))
+
+    def forward(self, features: Tensor, connected: Tensor) -> tuple[Tensor, Tensor]:
+        """features (m, d), connected (m, 2d): sums of near1 -> h1, near_drawn1."""
+        own = self.own(F.gelu(self.trans1(features)))
+        return unit(self.similar(F.relu(own + connected))), self.near(features)
+
+
+class Block1(nn.Module):
+    """The first block's output x1, and what a face brings to the second fixed graph; (m, 2d) each."""
+
+    def __init__(self, net: PseGcn) -> None:
+        super().__init__()
+        self.own = _linear(_chain(_fold(net.bn0, net.trans_x), _own(net.conv1)))
+        self.skip = _linear(_fold(net.bn0, net.Up_dim))
+        self.inner = _linear(_fold(net.classifier1[0], net.classifier1[1]))
+        self.outer = _linear(_affine(net.classifier1[3]))
+        self.trans2 = _linear(_affine(net.trans2[0]))
+        self.near = _linear(_chain(_affine(net.trans2[2]), _near(net.local_conv2)))
+
+    def forward(self, features: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """features (m, d), drawn (m, 2d): sums of near_drawn1 -> x1, near2."""
+        x1 = self.outer(F.gelu(self.inner(F.relu(self.own(features) + drawn)))) + self.skip(features)
+        return x1, self.near(F.gelu(self.trans2(x1)))
+
+
+class Similar2(nn.Module):
+    """From the second fixed graph to the second re-drawn one: directions h2 (m, 2d)."""
+
+    def __init__(self, net: PseGcn) -> None:
+        super().__init__()
+        self.trans2 = _linear(_affine(net.trans2[0]))
+        self.own = _linear(_chain(_affine(net.trans2[2]), _own(net.local_conv2)))
+        self.similar = _linear(_fold(net.local_classifier2[0], net.local_classifier2[1]))
+
+    def forward(self, x1: Tensor, connected: Tensor) -> Tensor:
+        """x1 (m, 2d), connected (m, 2d): sums of near2 -> h2."""
+        return unit(self.similar(F.relu(self.own(F.gelu(self.trans2(x1))) + connected)))
+
+
+class Block2(nn.Module):
+    """The second block and the output; (m, 2d) unit rows."""
+
+    def __init__(self, net: PseGcn) -> None:
+        super().__init__()
+        h = 2 * net.feature_dim
+        self.own = _linear(_own(net.conv2))
+        self.near = _linear(_near(net.conv2))
+        self.inner = _linear(_fold(net.classifier2[0], net.classifier2[1]))
+        self.outer = _linear(_affine(net.classifier2[3]))
+        self.trans1 = _linear(_fold(net.bn0, net.trans1[0]))
+        self.out_x2 = _linear(_columns(net.classifier_out, 0, h))
+        self.out_x1 = _linear(_columns(net.classifier_out, h, 2 * h))
+        self.out_t1 = _linear(_chain(_affine(net.trans1[2]), _columns(net.classifier_out, 2 * h, 3 * h)))
+
+    def forward(self, features: Tensor, x1: Tensor, drawn: Tensor) -> Tensor:
+        """features (m, d), x1 (m, 2d), drawn (m, 2d): sums of x1 -> refined."""
+        x2 = self.outer(F.gelu(self.inner(F.relu(self.own(x1) + self.near(drawn))))) + x1
+        return unit(self.out_x2(x2) + self.out_x1(x1) + self.out_t1(F.gelu(self.trans1(features))))
+
+
 # An affine map is a pair (weight (in, out), bias (out,)) in float64 until it is rounded once into a Linear.
 Affine = tuple[Tensor, Tensor]
 
@@ -229,7 +315,16 @@ def _linear(affine: Affine) -> nn.Linear:
 def passes_from_network(net: PseGcn, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     """Return the modules behind the passes of the bundle, by name, in evaluation mode."""
     net = copy.deepcopy(net).eval()
-    return {"encode": Encode(net).to(dtype).eval(), "neighborhood": Refine(net).to(dtype).eval()}
+    makers: dict[str, type[nn.Module]] = {
+        "encode": Encode,
+        "neighborhood": Refine,
+        "near1": Near1,
+        "similar1": Similar1,
+        "block1": Block1,
+        "similar2": Similar2,
+        "block2": Block2,
+    }
+    return {name: maker(net).to(dtype).eval() for name, maker in makers.items()}
 
 
 def network_from_state_dict(state: dict[str, Tensor]) -> PseGcn:

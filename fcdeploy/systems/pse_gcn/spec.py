@@ -1,6 +1,10 @@
 """What PSE-GCN's passes take and give, what its checkpoints hold, and its published settings."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
@@ -114,12 +118,21 @@ def _within(near: NeighborhoodSettings, k: int) -> NeighborhoodSettings:
 
 
 def passes(dim: int) -> dict[str, PassSpec]:
-    """Return the passes for d-wide features; b neighborhoods of n nodes, or m faces."""
+    """Return the passes for d-wide features; b neighborhoods of n nodes, or m faces.
+
+    Exact inference: ``encode`` and ``neighborhood``. Layer-wise inference: the other five, in this order.
+    """
     h = 2 * dim
-    rows = tuple(TensorSpec(name, ("m", h)) for name in (*TABLES, "out"))
+
+    def over_rows(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> PassSpec:
+        specs = tuple(
+            TensorSpec(tensor, ("m", dim if tensor == "features" else h)) for tensor in (*inputs, *outputs)
+        )
+        return PassSpec(name, specs[: len(inputs)], specs[len(inputs) :])
+
     nodes = tuple(TensorSpec(name, ("b", "n", h)) for name in TABLES)
     return {
-        "encode": PassSpec("encode", (TensorSpec("features", ("m", dim)),), rows),
+        "encode": over_rows("encode", ("features",), (*TABLES, "out")),
         "neighborhood": PassSpec(
             "neighborhood",
             (
@@ -130,6 +143,39 @@ def passes(dim: int) -> dict[str, PassSpec]:
             ),
             (TensorSpec("refined", ("b", h)),),
         ),
+        "near1": over_rows("near1", ("features",), ("near1",)),
+        "similar1": over_rows("similar1", ("features", "connected"), ("h1", "near_drawn1")),
+        "block1": over_rows("block1", ("features", "drawn"), ("x1", "near2")),
+        "similar2": over_rows("similar2", ("x1", "connected"), ("h2",)),
+        "block2": over_rows("block2", ("features", "x1", "drawn"), ("refined",)),
+    }
+
+
+def products(
+    n: int, dim: int, settings: Recipe, inference: str
+) -> dict[str, Mapping[str, tuple[tuple[int, ...], Any]]]:
+    """Return the arrays of everything that a run over n faces makes; names without a suffix are scratch."""
+    h = 2 * dim
+    near, links = settings.neighborhood, settings.links
+
+    def tables(*names: str) -> dict[str, tuple[tuple[int, ...], Any]]:
+        return dict.fromkeys(names, ((n, h), np.float32))
+
+    exact = {"tables": tables(*TABLES, "out")}
+    layerwise = {
+        "near1": tables("near1"),
+        "similar1": tables("h1", "near_drawn1"),
+        "block1": tables("x1", "near2"),
+        "similar2": tables("h2"),
+    }
+    return {
+        "vectors": {"vectors": ((n, dim), np.float32)},
+        "knn.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float32)},
+        "mutual": {"mutual": ((n, near.k), np.uint8)},
+        "reranked.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float64)},
+        **(exact if inference == "exact" else layerwise),
+        "refined.npy": {"array": ((n, h), np.float32)},
+        "refined_knn.npz": {"ids": ((n, links.k), np.int32), "sims": ((n, links.k), np.float32)},
     }
 
 

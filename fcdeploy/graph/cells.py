@@ -1,0 +1,70 @@
+"""A coarse k-means partition of the faces: the cells of an IVF index, and the order in which runs visit faces.
+
+Faces of one cell have most of their neighbors in common. A run that visits them together finds the rows that it
+gathers in the cache, or in the pages of a map that are already there.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fcdeploy.graph.faiss_library import import_faiss
+
+SEED = 1234
+SAMPLE_PER_CELL = 40
+ITERATIONS = 8
+ROWS = 65536
+ONE_CELL = 4096  # up to this many faces, order does not matter
+
+
+@dataclass(frozen=True)
+class Cells:
+    """centroids: (c, d) float32 unit rows; cell: (n,) int32, the most similar centroid of each face."""
+
+    centroids: np.ndarray
+    cell: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return len(self.centroids)
+
+    def order(self) -> np.ndarray:
+        """Return the faces (n,) int32 sorted by cell, within a cell by id."""
+        return np.argsort(self.cell, kind="stable").astype(np.int32)
+
+
+def cell_count(n: int) -> int:
+    """Return how many cells n faces get: 4 sqrt(n), so that a search looks at O(sqrt(n)) faces."""
+    return 1 if n <= ONE_CELL else int(4 * np.sqrt(n))
+
+
+def train_cells(vectors: np.ndarray, count: int) -> np.ndarray:
+    """Return ``count`` centroids (count, d) float32 of a seeded sample of ``vectors`` (n, d) unit rows."""
+    faiss = import_faiss()
+    n, d = vectors.shape
+    if count == 1:
+        return np.ascontiguousarray(vectors[:1])
+    chosen = np.random.default_rng(SEED).choice(n, min(n, SAMPLE_PER_CELL * count), replace=False)
+    kmeans = faiss.Kmeans(
+        d,
+        count,
+        niter=ITERATIONS,
+        spherical=True,
+        seed=SEED,
+        min_points_per_centroid=1,
+        max_points_per_centroid=SAMPLE_PER_CELL,
+    )
+    kmeans.train(np.ascontiguousarray(vectors[np.sort(chosen)]))
+    return np.asarray(kmeans.centroids)
+
+
+def assign_cells(vectors: np.ndarray, centroids: np.ndarray) -> Cells:
+    """Assign each of ``vectors`` (n, d) to its most similar centroid."""
+    faiss = import_faiss()
+    cell = np.zeros(len(vectors), dtype=np.int32)
+    if len(centroids) > 1:
+        for start in range(0, len(vectors), ROWS):
+            block = np.ascontiguousarray(vectors[start : start + ROWS])
+            nearest = faiss.knn(block, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
+            cell[start : start + len(block)] = nearest[:, 0]
+    return Cells(centroids, cell)

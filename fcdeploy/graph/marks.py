@@ -1,0 +1,17 @@
+"""Sets of faces as bytes: one byte a face and thread, all zero between uses."""
+
+import numba
+import numpy as np
+from numba import njit
+
+
+def new_scratch(n: int) -> np.ndarray:
+    """Return the marks that kernels over n faces work with: (threads, n) uint8, zero; a kernel leaves it so."""
+    return np.zeros((numba.get_num_threads(), n), dtype=np.uint8)
+
+
+@njit(cache=True, nogil=True)
+def unmark(marks: np.ndarray, faces: np.ndarray) -> None:
+    """Set marks[faces] back to zero."""
+    for face in faces:
+        marks[face] = 0
