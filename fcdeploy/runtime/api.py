@@ -36,7 +36,8 @@ def cluster(
     engine: a bundle folder. knn: 'auto', 'exact', 'ivf' or a file of neighbor lists; reranked: a file of
     re-ranked lists. k, hops and tau replace those of the bundle's recipe. threads: 0 means all cores.
     memory: bytes to get along with; 0 means half of the machine's. run_dir: keeps what every stage made, and
-    continues there. Returns labels (n,) int64, numbered by first appearance. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    continues there. Returns labels (n,) int64, numbered by first appearance. Raises fcdeploy.errors.InputError (a
+    ValueError) for input that cannot be used.
     """
     options = Options(
         str(knn), Path(reranked) if reranked else None, k, hops, tau, inference, batch, threads, memory

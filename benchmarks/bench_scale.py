@@ -1,0 +1,107 @@
+"""Features to labels on generated faces: seconds, memory and bytes of every stage, and how they grow.
+
+    python benchmarks/bench_scale.py --faces 10000 --faces 100000 --faces 584000
+
+Each size runs in a process of its own, in a run folder, after a warm-up of 2,000 faces that compiles the kernels.
+The exponent of a stage between two sizes is log(seconds) over log(faces). Weights are random: the arithmetic does
+not depend on them, quality does, and is not what is measured here.
+"""
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from bench_refine import random_network
+from faces import generate
+from report import write_report
+
+from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+
+SIZES = (10_000, 100_000, 584_000)
+WARM_UP = 2_000
+
+
+@click.command()
+@click.option(
+    "--faces", "sizes", multiple=True, type=int, default=SIZES, show_default=True, help="Faces; repeatable."
+)
+@click.option("--dim", default=256, show_default=True)
+@click.option("--inference", default="layerwise", show_default=True)
+@click.option("--knn", default="auto", show_default=True)
+@click.option("--memory", default="4G", show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where faces and runs go.  [default: temporary]"
+)
+def main(
+    sizes: tuple[int, ...], dim: int, inference: str, knn: str, memory: str, threads: int, folder: Path | None
+) -> None:
+    """Measure whole runs of PSE-GCN with the published settings (k = 80, hops 80,10)."""
+    torch.manual_seed(1)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        place = Path(scratch)
+        checkpoint = place / "checkpoint.pth"
+        torch.save(random_network(dim).state_dict(), checkpoint)
+        bundle, _ = export_checkpoint(checkpoint, place / "pse.onnx")
+        options = ["--inference", inference, "--knn", knn, "--memory", memory, "--threads", str(threads)]
+        cluster(place, bundle.path, WARM_UP, dim, options)
+        runs = [cluster(place, bundle.path, faces, dim, options) for faces in sorted(sizes)]
+    rows = []
+    for at, run in enumerate(runs):
+        for stage, measured in run["stages"].items():
+            row = {"faces": run["faces"], "stage": stage, **measured}
+            if at:
+                before = runs[at - 1]
+                ratio = measured["seconds"] / max(before["stages"][stage]["seconds"], 1e-9)
+                row["exponent"] = math.log(ratio) / math.log(run["faces"] / before["faces"])
+            rows.append(row)
+        rows.append(
+            {
+                "faces": run["faces"],
+                "stage": "whole command",
+                "seconds": run["wall_seconds"],
+                "faces_per_s": run["faces"] / run["wall_seconds"],
+                "peak_gb": run["peak_bytes"] / 1e9,
+                "written_gb": run["written_bytes"] / 1e9,
+            }
+        )
+    arguments = {"dim": dim, "k": 80, "hops": [80, 10], "inference": inference, "knn": knn, "memory": memory}
+    write_report("scale", rows, {**arguments, "threads": threads, "runs": runs})
+
+
+def cluster(place: Path, engine: Path, faces: int, dim: int, options: list[str]) -> dict[str, Any]:
+    """Generate faces, cluster them in a fresh process and return its summary with wall time and bytes written."""
+    features, labels = generate(place / f"faces-{faces}", faces, dim)
+    run_dir = place / f"run-{faces}"
+    command = [sys.executable, "-m", "fcdeploy", "cluster", str(features), "--engine", str(engine), "--json"]
+    command += [
+        "-o",
+        str(place / "pred_labels.meta"),
+        "--run-dir",
+        str(run_dir),
+        "--labels",
+        str(labels),
+        *options,
+    ]
+    blocks, started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock, time.perf_counter()
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if process.returncode:
+        raise click.ClickException(f"{' '.join(command)} ended with exit code {process.returncode}")
+    summary: dict[str, Any] = json.loads(process.stdout)
+    summary["wall_seconds"] = time.perf_counter() - started
+    summary["written_bytes"] = 512 * (resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock - blocks)
+    for file in (features, labels):
+        file.unlink()
+    return summary
+
+
+if __name__ == "__main__":
+    main()
