@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+RUN_FILES = ("refined.npy",)  # results of a run whose suffix labels may have, too
 PathType = click.Path(path_type=Path)
 
 
@@ -70,10 +71,10 @@ class Bytes(click.ParamType):
 )
 @click.option(
     "--inference",
-    type=click.Choice(["exact", "layerwise"]),
-    default="exact",
+    type=click.Choice(["auto", "exact", "layerwise"]),
+    default="auto",
     show_default=True,
-    help="How the network is evaluated.",
+    help="As published, or each layer once a face; auto is exact up to 20,000 faces.",
 )
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
@@ -129,6 +130,8 @@ def command(
     for given in inputs:
         if given is not None and output.exists() and given.exists() and output.samefile(given):
             raise InputError(f"{output}: is also an input; choose another output.")
+    if run_dir is not None and output.parent.resolve() == run_dir.resolve() and output.name in RUN_FILES:
+        raise InputError(f"{output}: is the name of a file that the run folder keeps; choose another output.")
     bundle = read_bundle(engine)
     opened = open_features(features, dim or bundle.feature_dim)
     true_labels = read_labels(truth, opened.n) if truth else None

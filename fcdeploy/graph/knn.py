@@ -2,7 +2,9 @@
 
 A list starts with the face itself; the others follow by similarity, equal ones by id. faiss finds candidates, a few
 more than are asked for; their similarities are then computed again, one pair at a time and always in the same order
-of additions, so that the result does not depend on how faiss cut the work into blocks and threads.
+of additions, so that the result does not depend on how faiss cut the work into blocks and threads. The exception
+is a face with more than k + 8 equally similar neighbors, thousands of copies of one row for example: which of these
+become candidates is faiss's choice.
 """
 
 from dataclasses import dataclass
@@ -126,16 +128,13 @@ def _pair_similarities(vectors: np.ndarray, found: np.ndarray, faces: np.ndarray
 def _sort_rows(
     found: np.ndarray, sims: np.ndarray, faces: np.ndarray, k: int, out_ids: np.ndarray, out_sims: np.ndarray
 ) -> None:
+    """Fill the columns behind the first, which holds the face itself."""
     for row in prange(found.shape[0]):
         order = np.argsort(found[row], kind="mergesort")
         order = order[np.argsort(-sims[row][order], kind="mergesort")]
-        out_ids[row, 0] = faces[row]
-        out_sims[row, 0] = 1
         count = 1
         for p in order:
-            if found[row, p] == faces[row]:
-                out_sims[row, 0] = sims[row, p]
-            elif count < k:
+            if found[row, p] != faces[row] and count < k:
                 out_ids[row, count] = found[row, p]
                 out_sims[row, count] = sims[row, p]
                 count += 1
@@ -152,6 +151,9 @@ def order_candidates(
     sims = similarities_of_lists(vectors, found, faces)
     out_ids = np.empty((len(found), k), dtype=np.int32)
     out_sims = np.empty((len(found), k), dtype=np.float32)
+    # Itself apart: among many copies of a face, faiss may leave out the face that was asked for.
+    out_ids[:, 0] = faces
+    out_sims[:, :1] = similarities_of_lists(vectors, out_ids[:, :1], faces)
     _sort_rows(found, sims, faces, k, out_ids, out_sims)
     return out_ids, out_sims
 

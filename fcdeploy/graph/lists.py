@@ -52,9 +52,10 @@ class ListsFile:
         headers = self._headers()
         for name, (_, dtype) in headers.items():
             if dtype.hasobject:
+                what, key = (f"'{name}'", f"['{name}']") if name else ("the array", "")
                 raise InputError(
-                    f"{self.path}: '{name}' is an object array, a pickle that could run code, and is not loaded; "
-                    "convert it where you trust it: data = np.load(file, allow_pickle=True)['data']; "
+                    f"{self.path}: {what} is an object array, a pickle that could run code, and is not loaded; "
+                    f"convert it where you trust it: data = np.load(file, allow_pickle=True){key}; "
                     "np.savez(out, data=np.stack([np.stack(row) for row in data]))."
                 )
         if "data" in headers and len(headers["data"][0]) == 3 and headers["data"][0][1] == 2:

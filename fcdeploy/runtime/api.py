@@ -23,7 +23,7 @@ def cluster(
     k: int | None = None,
     hops: tuple[int, int] | None = None,
     tau: float | None = None,
-    inference: str = "exact",
+    inference: str = "auto",
     batch: int | None = None,
     threads: int = 0,
     memory: int = 0,
@@ -34,7 +34,8 @@ def cluster(
 
     features: an (n, d) array of floats, or the path of a ``.bin`` or ``.npy`` file; rows need not be normalised.
     engine: a bundle folder. knn: 'auto', 'exact', 'ivf' or a file of neighbor lists; reranked: a file of
-    re-ranked lists. k, hops and tau replace those of the bundle's recipe. threads: 0 means all cores.
+    re-ranked lists. k, hops and tau replace those of the bundle's recipe. inference: 'exact', 'layerwise',
+    or 'auto', which is exact up to 20,000 faces. threads: 0 means all cores.
     memory: bytes to get along with; 0 means half of the machine's. run_dir: keeps what every stage made, and
     continues there. Returns labels (n,) int64, numbered by first appearance. Raises fcdeploy.errors.InputError (a
     ValueError) for input that cannot be used.
@@ -59,7 +60,7 @@ class FaceClusterer:
         k: int | None = None,
         hops: tuple[int, int] | None = None,
         tau: float | None = None,
-        inference: str = "exact",
+        inference: str = "auto",
         batch: int | None = None,
         threads: int = 0,
     ) -> None:

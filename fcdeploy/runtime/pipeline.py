@@ -33,7 +33,7 @@ import numpy as np
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import BLOCK_ROWS, Features, check_features
-from fcdeploy.engine.bundle import Bundle, sha256_of
+from fcdeploy.engine.bundle import MANIFEST, Bundle, sha256_of
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
 from fcdeploy.graph.cells import Cells, assign_cells, cell_count, train_cells
@@ -48,6 +48,8 @@ from fcdeploy.systems.settings import settings_from_dict
 Work = Callable[[np.ndarray], Arrays]  # faces (m,) int32 -> their rows of every array
 KNN_METHODS = ("auto", "exact", "ivf")
 BLOCK = 8192  # faces
+INFERENCES = ("auto", "exact", "layerwise")
+EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
 SUMMARY = "summary.json"
 INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its lists on disk
 SCRATCH_FOLDER = ".fcdeploy-run-"
@@ -58,7 +60,7 @@ class Options:
     """What a user may choose for a run; None means what the bundle's recipe says.
 
     knn: 'auto', 'exact', 'ivf', or a file of neighbor lists; reranked: a file of re-ranked lists. k sets every
-    k of the recipe. batch: neighborhoods an engine call at most. threads: 0 means all cores. memory: bytes that
+    k of the recipe. inference: 'exact', 'layerwise' or 'auto'. batch: neighborhoods an engine call at most. threads: 0 means all cores. memory: bytes that
     a run should get along with; 0 means half of the machine's.
     """
 
@@ -67,10 +69,16 @@ class Options:
     k: int | None = None
     hops: tuple[int, int] | None = None
     tau: float | None = None
-    inference: str = "exact"
+    inference: str = "auto"
     batch: int | None = None
     threads: int = 0
     memory: int = 0
+
+    @property
+    def cores(self) -> int:
+        """The threads to use: no more than there are cores."""
+        most = os.cpu_count() or 1
+        return min(self.threads, most) if self.threads else most
 
     @property
     def budget(self) -> int:
@@ -103,7 +111,7 @@ def run_clustering(
     product is kept there and an interrupted run goes on where it stopped; without it, what does not fit into half
     of the memory budget lies in a folder in ``scratch_dir`` that is removed at the end.
     """
-    system, features, settings, notes = prepare(features, bundle, options)
+    system, features, settings, options, notes = prepare(features, bundle, options)
     for note in notes:
         warnings.warn(note, FcdeployWarning, stacklevel=2)
     progress = Progress(quiet)
@@ -114,7 +122,7 @@ def run_clustering(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=scratch_dir))
             )
         store: Store = stack.enter_context(RunFolder(folder)) if folder else MemoryStore()
-        stack.enter_context(numba_threads(options.threads))
+        stack.enter_context(numba_threads(options.cores))
         run = Run(features, bundle, settings, options, store, progress)
         labels = system.cluster(run)
         run.drop_scratch()
@@ -127,17 +135,61 @@ def run_clustering(
     return Result(labels, summary)
 
 
-def prepare(features: Features, bundle: Bundle, options: Options) -> tuple[System, Features, Any, list[str]]:
-    """Fit features, bundle and options together: the system, its settings for this run, and notes for the user."""
-    system = get_system(bundle.system)
+def prepare(
+    features: Features, bundle: Bundle, options: Options
+) -> tuple[System, Features, Any, Options, list[str]]:
+    """Fit features, bundle and options together; with the system, its settings for this run, and notes for the user.
+
+    Everything that can be found wrong before hours of work is found here, but for the values of the features.
+    """
+    system = get_system(bundle.system, f"{bundle.path}/{MANIFEST}")
     if features.dim != bundle.feature_dim:
         raise InputError(
             f"{features.name}: expected (n, {bundle.feature_dim}) features, found ({features.n}, {features.dim}); "
             f"{bundle.path} was exported for d = {bundle.feature_dim}."
         )
-    recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/manifest.json")
+    recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
     settings, notes = recipe.for_run(features.n, k=options.k, hops=options.hops, tau=options.tau)
-    return system, dataclasses.replace(features, normalize=recipe.features.normalize), settings, notes
+    options = dataclasses.replace(options, inference=choose_inference(system, options.inference, features.n))
+    bundle.check_files()
+    if options.knn not in KNN_METHODS:
+        k = system.products(features.n, features.dim, settings, options.inference)["knn.npz"]["ids"][0][1]
+        open_lists(Path(options.knn), features, k)
+    if options.reranked is not None:
+        settings.check_reranked(open_lists(options.reranked, features).k, str(options.reranked))
+    return (
+        system,
+        dataclasses.replace(features, normalize=recipe.features.normalize),
+        settings,
+        options,
+        notes,
+    )
+
+
+def choose_inference(system: System, inference: str, n: int) -> str:
+    """Return how the network is evaluated; 'auto' is exact up to EXACT_INFERENCE_LIMIT faces.
+
+    Raises InputError when the system cannot be evaluated so.
+    """
+    if inference == "auto":
+        return system.inferences[0] if n <= EXACT_INFERENCE_LIMIT else system.inferences[-1]
+    if inference not in system.inferences:
+        raise InputError(
+            f"--inference {inference}: {system.title} can be evaluated as {' or '.join(system.inferences)}."
+        )
+    return inference
+
+
+def open_lists(path: Path, features: Features, k: int = 1) -> ListsFile:
+    """Open lists that were made elsewhere; raises InputError when they are of other faces or shorter than k."""
+    lists = ListsFile(path)
+    if lists.n != features.n:
+        raise InputError(f"{path}: holds lists of {lists.n:,} faces; {features.name} has {features.n:,}.")
+    if lists.k < k:
+        raise InputError(
+            f"{path}: holds {lists.k} neighbors a face, {k} are needed; give --k {lists.k} or less."
+        )
+    return lists
 
 
 def sum_of_products(system: System, features: Features, settings: Any, options: Options) -> int:
@@ -310,7 +362,7 @@ class Run:
             on_disk = method == "ivf" and vectors.nbytes > self.options.budget // INDEX_SHARE
             file = self.store.scratch_file(f"{name}.lists") if on_disk else None
             search = KnnSearch(
-                vectors, cells() if method == "ivf" else None, threads=self.options.threads, lists_file=file
+                vectors, cells() if method == "ivf" else None, threads=self.options.cores, lists_file=file
             )
 
             def work(faces: np.ndarray) -> Arrays:
@@ -335,18 +387,10 @@ class Run:
     ) -> tuple[KnnGraph, dict[str, Any]]:
         """Read lists that were made elsewhere; the first ``k`` columns, or all.
 
-        Similarities that the file does not hold are computed from the features. Returns the lists and what they
-        were made of. Raises InputError when they are of other faces or too short.
+        Similarities that the file does not hold are computed from the features and clipped to 0..1. Returns the lists and what they
+        were made of. Raises InputError when an entry is no face or stands twice in a row.
         """
-        lists = ListsFile(path)
-        if lists.n != self.n:
-            raise InputError(
-                f"{path}: holds lists of {lists.n:,} faces; {self.features.name} has {self.n:,}."
-            )
-        if k is not None and lists.k < k:
-            raise InputError(
-                f"{path}: holds {lists.k} neighbors a face, {k} are needed; give --k {lists.k} or less."
-            )
+        lists = open_lists(path, self.features)
         k = k or lists.k
         made_of = {"file": sha256_of(path), "k": k, "features": self.features_hash}
         shape = (self.n, k)
@@ -361,8 +405,9 @@ class Run:
                 while start != faces[0]:  # a resumed run passes over the blocks behind it
                     start, ids, sims = next(blocks)
                 checked = check_lists(ids[:, :k], start, self.n, str(path))
-                values = similarities_of_lists(self.vectors, checked, faces) if sims is None else sims[:, :k]
-                return {"ids": checked, "sims": values}
+                if sims is None:
+                    sims = np.clip(similarities_of_lists(self.vectors, checked, faces), 0, 1)
+                return {"ids": checked, "sims": sims[:, :k]}
 
             yield work
 
@@ -371,7 +416,7 @@ class Run:
 
     def engine(self, name: str) -> AbstractContextManager[OnnxRuntimeEngine]:
         """Open one pass of the bundle."""
-        return self.bundle.open(name, threads=self.options.threads)
+        return self.bundle.open(name, threads=self.options.cores)
 
     def check_finite(self, rows: np.ndarray, faces: np.ndarray, what: str) -> None:
         """Raise FcdeployError when one of ``rows`` (m, w), of ``faces`` (m,), holds NaN or infinity."""
@@ -386,10 +431,9 @@ class Run:
 
 @contextlib.contextmanager
 def numba_threads(threads: int) -> Iterator[None]:
-    """Let numba kernels use ``threads`` threads (0: all) inside the block."""
+    """Let numba kernels use ``threads`` threads inside the block (at most those that numba was started with)."""
     before = numba.get_num_threads()
-    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(min(threads, most) if threads else most)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ class System:
 
     recipe: its dataclass of settings, whose defaults are the published ones. passes(dim), checkpoint_shapes(dim)
     and dim_from_shapes(shapes) are its spec. products(n, d, settings, inference) are the arrays of everything that a
-    run makes. cluster(run) is its flow, from features to labels (see
+    run makes. inferences: the ways to evaluate it, "exact" first. cluster(run) is its flow, from features to labels (see
     ``fcdeploy.runtime.pipeline.Run``). What needs PyTorch is in its file ``network``.
     """
 
@@ -29,6 +29,7 @@ class System:
     dim_from_shapes: Callable[[dict[str, tuple[int, ...]]], int | None]
     products: Callable[[int, int, Any, str], dict[str, Mapping[str, tuple[tuple[int, ...], Any]]]]
     cluster: Callable[[Any], Any]
+    inferences: tuple[str, ...] = ("exact",)
 
     def module(self, name: str) -> ModuleType:
         """Import one of the system's files, for example ``network``, which needs PyTorch."""
@@ -38,10 +39,11 @@ class System:
 NAMES = ("pse-gcn",)
 
 
-def get_system(name: str) -> System:
-    """Return the record of a system; raises InputError for a name that is none."""
+def get_system(name: str, where: str = "") -> System:
+    """Return the record of a system; raises InputError, which says ``where`` the name stood, for one that is none."""
     if name not in NAMES:
-        raise InputError(f"'{name}' is no known system; known: {', '.join(NAMES)}.")
+        prefix = f"{where}: " if where else ""
+        raise InputError(f"{prefix}'{name}' is no known system; known: {', '.join(NAMES)}.")
     return importlib.import_module(_package(name)).SYSTEM
 
 

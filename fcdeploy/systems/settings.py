@@ -15,7 +15,7 @@ def settings_from_dict(table: dict[str, Any], where: str) -> Any:
     Raises InputError for an unknown key, a value of a wrong type, or values that are impossible together."""
     if "system" not in table:
         raise InputError(f"{where}: has no key 'system'; known systems: {', '.join(NAMES)}.")
-    recipe = _build(get_system(str(table["system"])).recipe, table, where, "")
+    recipe = _build(get_system(str(table["system"]), where).recipe, table, where, "")
     if problem := recipe.problem():
         raise InputError(f"{where}: {problem}.")
     return recipe

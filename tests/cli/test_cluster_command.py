@@ -204,14 +204,14 @@ def test_one_face_twice_is_one_cluster_or_two_but_always_the_same(
     """Two equal faces are equally dense, and equal densities do not link."""
     np.repeat(rows_of(features)[:1], 2, axis=0).tofile(tmp_path / "twins.bin")
     labels = labels_of(
-        tmp_path / "twins.bin", note="k = 20 is more than the 2 faces there are; k = 2 is used."
+        tmp_path / "twins.bin", note="k = 20 is more than the number of faces, 2; k = 2 is used."
     )
     assert labels.tolist() == [0, 1]
 
 
 def test_a_given_k_beyond_the_number_of_faces_becomes_it(labels_of: Labels, features: Path) -> None:
     labels = labels_of(
-        features, "--k", "500", note="k = 500 is more than the 200 faces there are; k = 200 is used."
+        features, "--k", "500", note="k = 500 is more than the number of faces, 200; k = 200 is used."
     )
     assert np.array_equal(labels, labels_of(features, "--k", "200"))
 

@@ -21,4 +21,5 @@ SYSTEM = System(
     dim_from_shapes=dim_from_shapes,
     products=products,
     cluster=cluster,
+    inferences=("exact", "layerwise"),
 )

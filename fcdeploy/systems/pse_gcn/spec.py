@@ -99,7 +99,7 @@ class Recipe:
             raise InputError(f"these settings do not fit together: {problem}.")
         largest = max(near.k, links.k)
         if largest > n:
-            notes.append(f"k = {largest} is more than the {n:,} faces there are; k = {n} is used.")
+            notes.append(f"k = {largest} is more than the number of faces, {n:,}; k = {n} is used.")
         near, links = replace(near, k=min(near.k, n)), replace(links, k=min(links.k, n))
         return replace(self, neighborhood=_within(near, near.k), links=links), notes
 
