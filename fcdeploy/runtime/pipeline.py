@@ -60,8 +60,8 @@ class Options:
     """What a user may choose for a run; None means what the bundle's recipe says.
 
     knn: 'auto', 'exact', 'ivf', or a file of neighbor lists; reranked: a file of re-ranked lists. k sets every
-    k of the recipe. inference: 'exact', 'layerwise' or 'auto'. batch: neighborhoods an engine call at most. threads: 0 means all cores. memory: bytes that
-    a run should get along with; 0 means half of the machine's.
+    k of the recipe. inference: 'exact', 'layerwise' or 'auto'. batch: neighborhoods an engine call at most.
+    threads: 0 means all cores. memory: bytes that a run should get along with; 0 means half of the machine's.
     """
 
     knn: str = "auto"
@@ -387,8 +387,8 @@ class Run:
     ) -> tuple[KnnGraph, dict[str, Any]]:
         """Read lists that were made elsewhere; the first ``k`` columns, or all.
 
-        Similarities that the file does not hold are computed from the features and clipped to 0..1. Returns the lists and what they
-        were made of. Raises InputError when an entry is no face or stands twice in a row.
+        Similarities that the file does not hold are computed from the features and clipped to 0..1. Returns the
+        lists and what they were made of. Raises InputError when an entry is no face or stands twice in a row.
         """
         lists = open_lists(path, self.features)
         k = k or lists.k

@@ -16,8 +16,8 @@ class System:
 
     recipe: its dataclass of settings, whose defaults are the published ones. passes(dim), checkpoint_shapes(dim)
     and dim_from_shapes(shapes) are its spec. products(n, d, settings, inference) are the arrays of everything that a
-    run makes. inferences: the ways to evaluate it, "exact" first. cluster(run) is its flow, from features to labels (see
-    ``fcdeploy.runtime.pipeline.Run``). What needs PyTorch is in its file ``network``.
+    run makes. inferences: the ways to evaluate it, "exact" first. cluster(run) is its flow, from features to
+    labels (see ``fcdeploy.runtime.pipeline.Run``). What needs PyTorch is in its file ``network``.
     """
 
     name: str

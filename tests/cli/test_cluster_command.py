@@ -191,8 +191,7 @@ def test_a_handful_of_faces_is_clustered_with_a_shorter_k(
     labels_of: Labels, features: Path, tmp_path: Path, n: int
 ) -> None:
     rows_of(features)[:n].tofile(tmp_path / "handful.bin")
-    faces = "1 faces" if n == 1 else f"{n} faces"
-    note = f"k = 20 is more than the {faces} there are; k = {n} is used."
+    note = f"k = 20 is more than the number of faces, {n}; k = {n} is used."
     labels = labels_of(tmp_path / "handful.bin", note=note)
     assert np.array_equal(labels, renumber(labels))
     assert labels.shape == (n,)
