@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-RUN_FILES = ("refined.npy",)  # results of a run whose suffix labels may have, too
+RUN_FILES = ("refined.npy", "encoded.npy")  # results of a run whose suffix labels may have, too
 PathType = click.Path(path_type=Path)
 
 
@@ -67,6 +67,11 @@ class Bytes(click.ParamType):
 @click.option("--hops", type=Hops(), help="Neighbors a face and of each neighbor.  [default: the recipe's]")
 @click.option("--tau", type=click.FloatRange(-1, 1), help="Similarity a link needs.  [default: the recipe's]")
 @click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    help="Probability a link needs, where the network decides on links.  [default: that it is accepted]",
+)
+@click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
 )
 @click.option(
@@ -100,6 +105,7 @@ def command(
     k: int | None,
     hops: tuple[int, int] | None,
     tau: float | None,
+    min_probability: float | None,
     dim: int | None,
     inference: str,
     threads: int,
@@ -135,7 +141,7 @@ def command(
     bundle = read_bundle(engine)
     opened = open_features(features, dim or bundle.feature_dim)
     true_labels = read_labels(truth, opened.n) if truth else None
-    options = Options(knn, reranked, k, hops, tau, inference, batch, threads, memory)
+    options = Options(knn, reranked, k, hops, tau, min_probability, inference, batch, threads, memory)
     result = run_clustering(
         opened,
         bundle,

@@ -34,6 +34,7 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
     from rich.table import Table
 
     from fcdeploy.engine.tensors import pass_from_dict
+    from fcdeploy.systems import get_system
 
     console = Console(highlight=False)
     checkpoint, parity = manifest["checkpoint"], manifest["parity"]
@@ -58,7 +59,7 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
         console.print(f"  \\[{section}] " + ", ".join(f"{key} = {value}" for key, value in values.items()))
     sizes = ", ".join(f"{b} x {n}" for b, n in parity["sizes"])
     console.print(
-        f"\nparity with PyTorch ({parity['backend']}; neighborhoods x nodes: {sizes})\n"
+        f"\nparity with PyTorch ({parity['backend']}; {get_system(manifest['system']).sizes}: {sizes})\n"
         f"  largest error {parity['max_error']:.2e} (allowed {parity['tolerance']:.0e}), "
         f"mean {parity['mean_error']:.2e}, {parity['nan']} NaN\n"
         f"  {parity['flipped']} of {parity['edges']:,} edges flipped; "

@@ -10,7 +10,7 @@ from fcdeploy.deploy.parity import Parity, measure_parity
 from fcdeploy.engine.bundle import Bundle, new_bundle, read_bundle, sha256_of, write_manifest
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import InputError, MissingDependencyError, ParityError
-from fcdeploy.systems import recognise
+from fcdeploy.systems import describe, recognise
 from fcdeploy.systems.settings import settings_as_dict
 
 if TYPE_CHECKING:
@@ -31,28 +31,28 @@ def export_checkpoint(
     """Write the bundle of a checkpoint and return it with how exact it is.
 
     output: a folder, by default ``SYSTEM.onnx`` in the current one. checkpoint: a state_dict, plain or under
-    'state_dict' or 'net', with or without ``module.`` prefixes; the system and its width are recognised from
+    'state_dict' or 'net', with or without ``module.`` prefixes; the system and its widths are recognised from
     it. recipe: a dataclass from ``load_recipe``; without one the
-    system's published settings with the checkpoint's width. Raises InputError for a checkpoint or recipe that
+    system's published settings with the checkpoint's widths. Raises InputError for a checkpoint or recipe that
     cannot be used, ParityError (and writes nothing) when the recipe's tolerance is missed, unless
     ``allow_mismatch``.
     """
     import_export_extra()
     checkpoint = Path(checkpoint)
     state = load_state_dict(checkpoint)
-    system, dim = recognise({name: tuple(tensor.shape) for name, tensor in state.items()}, str(checkpoint))
+    system, widths = recognise({name: tuple(tensor.shape) for name, tensor in state.items()}, str(checkpoint))
     if recipe is None:
-        recipe = system.recipe(feature_dim=dim)
-    if recipe.system != system.name or recipe.feature_dim != dim:
+        recipe = system.recipe.for_weights(**widths)
+    if recipe.system != system.name or recipe.widths != widths:
         raise InputError(
-            f"{checkpoint}: holds {system.title} weights for {dim}-d features; the recipe is for "
-            f"{recipe.system} with {recipe.feature_dim}-d features."
+            f"{checkpoint}: holds {system.title} weights for {describe(widths)}; the recipe is for "
+            f"{recipe.system} with {describe(recipe.widths)}."
         )
     output = Path(output or f"{system.name}.onnx")
     with new_bundle(output) as folder:
         network = system.module("network")
         model = network.network_from_state_dict(state)
-        passes = system.passes(dim)
+        passes = system.passes(**widths)
         for name, module in network.passes_from_network(model).items():
             _export_pass(module, passes[name], folder / f"{name}.onnx")
         parity = measure_parity(system, model, folder, recipe)
@@ -66,7 +66,7 @@ def export_checkpoint(
             passes,
             {
                 "system": system.name,
-                "feature_dim": dim,
+                "feature_dim": widths["dim"],
                 "precision": "fp32",
                 "recipe": settings_as_dict(recipe),
                 "checkpoint": {"file": checkpoint.name, "sha256": sha256_of(checkpoint)},

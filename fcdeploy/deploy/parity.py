@@ -16,17 +16,17 @@ from fcdeploy.systems import System
 
 SEED = 20240
 UNDECIDED = 1e-6  # a similarity this near to the threshold may fall on either side of it
-THRESHOLD = 0.5
-EDGES = "edges."  # prefix of the outputs that a probed graph has in addition
+EDGES = "edges."  # prefix of decisions among outputs: those of a probed graph, or what decode makes of them
 
 
 @dataclass(frozen=True)
 class Parity:
     """How far the graphs in ONNX Runtime are from the plain PyTorch module.
 
-    max_error: largest absolute difference of an output, over the rows without a flipped undecided edge (those
-    are ``rows_apart``). flipped: decisions of S >= 0.5 that differ, of ``edges`` compared; undecided: of those
-    that differ, the ones with S within 1e-6 of 0.5, not counted as flipped. sizes: the batches tried.
+    max_error: largest difference of an output, absolute or over the outputs' scale as the system's tolerance says,
+    over the rows without a flipped undecided edge (those are ``rows_apart``). flipped: decisions that differ (S >=
+    0.5, or whether a link is accepted), of ``edges`` compared; undecided: of those that differ, the ones within
+    1e-6 of the threshold, not counted as flipped. sizes: the batches tried.
     """
 
     backend: str
@@ -57,20 +57,21 @@ class Parity:
 
 
 def measure_parity(system: System, model: Any, folder: Path, recipe: Any) -> Parity:
-    """Compare the graphs in ``folder`` with the plain network on random neighborhoods of several sizes.
+    """Compare the graphs in ``folder`` with the plain network on random batches of several sizes.
 
     model: the system's PyTorch network; recipe: gives the tolerance and the largest size. The reference is the
-    published, padded form evaluated in float64.
+    published form evaluated in float64.
     """
     inputs, decode, network = (system.module(name) for name in ("inputs", "decode", "network"))
     sizes = inputs.parity_sizes(recipe)
     rng = np.random.default_rng(SEED)
     rows = rows_apart = nan = edges = flipped = undecided = 0
     errors: list[np.ndarray] = []
+    scale = 0.0
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         engines = {
             name: stack.enter_context(_open_probed(folder / f"{name}.onnx", spec, Path(scratch)))
-            for name, spec in system.passes(recipe.feature_dim).items()
+            for name, spec in system.passes(**recipe.widths).items()
         }
         for b, n in sizes:
             batch = inputs.random_batch(recipe.feature_dim, b, n, rng)
@@ -79,22 +80,25 @@ def measure_parity(system: System, model: Any, folder: Path, recipe: Any) -> Par
             drawn = [array for name, array in found.items() if name.startswith(EDGES)]
             apart = np.zeros(b, dtype=bool)
             for plain, kept in zip(sims, drawn, strict=True):
-                differs = (plain >= THRESHOLD) != kept
-                close = differs & (np.abs(plain - THRESHOLD) < UNDECIDED)
+                differs = (plain >= network.THRESHOLD) != kept
+                close = differs & (np.abs(plain - network.THRESHOLD) < UNDECIDED)
                 edges += differs.size
                 flipped += int((differs & ~close).sum())
                 undecided += int(close.sum())
                 apart |= close.reshape(b, -1).any(axis=1)
             for name, values in expected.items():
                 nan += int(np.isnan(found[name]).sum())
+                scale = max(scale, float(np.abs(values).max(initial=0.0)))
                 errors.append(np.abs(found[name] - values)[~apart].ravel())
             rows += b
             rows_apart += int(apart.sum())
     joined = np.concatenate(errors)
+    if recipe.tolerance.relative and scale > 0:
+        joined = joined / scale
     return Parity(
         backend="onnxruntime",
-        tolerance=recipe.tolerance.refined,
-        allowed_flips=recipe.tolerance.flipped_edges,
+        tolerance=recipe.tolerance.error,
+        allowed_flips=recipe.tolerance.flips,
         sizes=[list(size) for size in sizes],
         rows=rows,
         rows_apart=rows_apart,

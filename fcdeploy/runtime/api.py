@@ -23,6 +23,7 @@ def cluster(
     k: int | None = None,
     hops: tuple[int, int] | None = None,
     tau: float | None = None,
+    min_probability: float | None = None,
     inference: str = "auto",
     batch: int | None = None,
     threads: int = 0,
@@ -34,14 +35,24 @@ def cluster(
 
     features: an (n, d) array of floats, or the path of a ``.bin`` or ``.npy`` file; rows need not be normalised.
     engine: a bundle folder. knn: 'auto', 'exact', 'ivf' or a file of neighbor lists; reranked: a file of
-    re-ranked lists. k, hops and tau replace those of the bundle's recipe. inference: 'exact', 'layerwise',
+    re-ranked lists. k, hops and tau replace those of the bundle's recipe. min_probability: what a link needs of a
+    network that accepts or refuses it (SEPFL), beyond being accepted. inference: 'exact', 'layerwise',
     or 'auto', which is exact up to 20,000 faces. threads: 0 means all cores.
     memory: bytes to get along with; 0 means half of the machine's. run_dir: keeps what every stage made, and
     continues there. Returns labels (n,) int64, numbered by first appearance. Raises fcdeploy.errors.InputError (a
     ValueError) for input that cannot be used.
     """
     options = Options(
-        str(knn), Path(reranked) if reranked else None, k, hops, tau, inference, batch, threads, memory
+        str(knn),
+        Path(reranked) if reranked else None,
+        k,
+        hops,
+        tau,
+        min_probability,
+        inference,
+        batch,
+        threads,
+        memory,
     )
     return _run(features, engine, options, run_dir, quiet=not progress).labels
 
@@ -60,6 +71,7 @@ class FaceClusterer:
         k: int | None = None,
         hops: tuple[int, int] | None = None,
         tau: float | None = None,
+        min_probability: float | None = None,
         inference: str = "auto",
         batch: int | None = None,
         threads: int = 0,
@@ -69,6 +81,7 @@ class FaceClusterer:
         self.k = k
         self.hops = hops
         self.tau = tau
+        self.min_probability = min_probability
         self.inference = inference
         self.batch = batch
         self.threads = threads
@@ -76,7 +89,15 @@ class FaceClusterer:
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
         options = Options(
-            str(self.knn), None, self.k, self.hops, self.tau, self.inference, self.batch, self.threads
+            str(self.knn),
+            None,
+            self.k,
+            self.hops,
+            self.tau,
+            self.min_probability,
+            self.inference,
+            self.batch,
+            self.threads,
         )
         result = _run(X, self.engine, options, None, quiet=True)
         self.labels_ = result.labels

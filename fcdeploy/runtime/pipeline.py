@@ -42,12 +42,13 @@ from fcdeploy.graph.lists import ListsFile, check_lists
 from fcdeploy.graph.recall import Recall, measure_recall
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import Arrays, MemoryStore, RunFolder, Shapes, Store, expected_bytes
-from fcdeploy.systems import System, get_system
+from fcdeploy.systems import NAMES, System, get_system
 from fcdeploy.systems.settings import settings_from_dict
 
 Work = Callable[[np.ndarray], Arrays]  # faces (m,) int32 -> their rows of every array
 KNN_METHODS = ("auto", "exact", "ivf")
 BLOCK = 8192  # faces
+SYSTEM_OPTIONS = ("hops", "tau", "reranked", "min_probability")  # that not every system has
 INFERENCES = ("auto", "exact", "layerwise")
 EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
 SUMMARY = "summary.json"
@@ -60,8 +61,9 @@ class Options:
     """What a user may choose for a run; None means what the bundle's recipe says.
 
     knn: 'auto', 'exact', 'ivf', or a file of neighbor lists; reranked: a file of re-ranked lists. k sets every
-    k of the recipe. inference: 'exact', 'layerwise' or 'auto'. batch: neighborhoods an engine call at most.
-    threads: 0 means all cores. memory: bytes that a run should get along with; 0 means half of the machine's.
+    k of the recipe. min_probability: what a link needs of a network that accepts or refuses it, beyond being
+    accepted. inference: 'exact', 'layerwise' or 'auto'. batch: neighborhoods an engine call at most. threads: 0 means
+    all cores. memory: bytes that a run should get along with; 0 means half of the machine's.
     """
 
     knn: str = "auto"
@@ -69,6 +71,7 @@ class Options:
     k: int | None = None
     hops: tuple[int, int] | None = None
     tau: float | None = None
+    min_probability: float | None = None
     inference: str = "auto"
     batch: int | None = None
     threads: int = 0
@@ -149,12 +152,14 @@ def prepare(
             f"{bundle.path} was exported for d = {bundle.feature_dim}."
         )
     recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
-    settings, notes = recipe.for_run(features.n, k=options.k, hops=options.hops, tau=options.tau)
+    check_options(system, options)
+    replaced = {name: getattr(options, name) for name in ("hops", "tau") if name in system.options}
+    settings, notes = recipe.for_run(features.n, k=options.k, **replaced)
     options = dataclasses.replace(options, inference=choose_inference(system, options.inference, features.n))
     bundle.check_files()
     if options.knn not in KNN_METHODS:
         k = system.products(features.n, features.dim, settings, options.inference)["knn.npz"]["ids"][0][1]
-        open_lists(Path(options.knn), features, k)
+        open_lists(Path(options.knn), features, k, shorter="k" in system.options)
     if options.reranked is not None:
         settings.check_reranked(open_lists(options.reranked, features).k, str(options.reranked))
     return (
@@ -164,6 +169,18 @@ def prepare(
         options,
         notes,
     )
+
+
+def check_options(system: System, options: Options) -> None:
+    """Raise InputError when an option is given that the system does not have."""
+    for name in SYSTEM_OPTIONS:
+        if getattr(options, name) is not None and name not in system.options:
+            having = [other.title for other in map(get_system, NAMES) if name in other.options]
+            raise InputError(
+                f"--{name.replace('_', '-')} does not apply to {system.title}, only to {' and '.join(having)}."
+            )
+    if options.min_probability is not None and not 0 <= options.min_probability <= 1:
+        raise InputError(f"--min-probability {options.min_probability}: is no probability (0 to 1).")
 
 
 def choose_inference(system: System, inference: str, n: int) -> str:
@@ -180,15 +197,17 @@ def choose_inference(system: System, inference: str, n: int) -> str:
     return inference
 
 
-def open_lists(path: Path, features: Features, k: int = 1) -> ListsFile:
-    """Open lists that were made elsewhere; raises InputError when they are of other faces or shorter than k."""
+def open_lists(path: Path, features: Features, k: int = 1, shorter: bool = True) -> ListsFile:
+    """Open lists that were made elsewhere; raises InputError when they are of other faces or shorter than k.
+
+    shorter: whether a run with a smaller k is possible, which the error then says.
+    """
     lists = ListsFile(path)
     if lists.n != features.n:
         raise InputError(f"{path}: holds lists of {lists.n:,} faces; {features.name} has {features.n:,}.")
     if lists.k < k:
-        raise InputError(
-            f"{path}: holds {lists.k} neighbors a face, {k} are needed; give --k {lists.k} or less."
-        )
+        advice = f"give --k {lists.k} or less" if shorter else "the engine's weights are for no other k"
+        raise InputError(f"{path}: holds {lists.k} neighbors a face, {k} are needed; {advice}.")
     return lists
 
 
@@ -383,16 +402,18 @@ class Run:
         return graph, made_of
 
     def lists_from_file(
-        self, name: str, path: Path, k: int | None, text: str
+        self, name: str, path: Path, k: int | None, text: str, *, sort: bool = False
     ) -> tuple[KnnGraph, dict[str, Any]]:
         """Read lists that were made elsewhere; the first ``k`` columns, or all.
 
-        Similarities that the file does not hold are computed from the features and clipped to 0..1. Returns the
-        lists and what they were made of. Raises InputError when an entry is no face or stands twice in a row.
+        Similarities that the file does not hold are computed from the features and clipped to 0..1. sort: by
+        similarity, equal ones as they come, before the lists are cut to k; otherwise they stay in the file's order.
+        Returns the lists and what they were made of. Raises InputError when an entry is no face or stands twice
+        in a row.
         """
         lists = open_lists(path, self.features)
         k = k or lists.k
-        made_of = {"file": sha256_of(path), "k": k, "features": self.features_hash}
+        made_of = {"file": sha256_of(path), "k": k, "features": self.features_hash, "sort": sort}
         shape = (self.n, k)
         self.products[name] = {part: (shape, dtype) for part, (_, dtype) in self.products[name].items()}
 
@@ -404,10 +425,13 @@ class Run:
                 start = -1
                 while start != faces[0]:  # a resumed run passes over the blocks behind it
                     start, ids, sims = next(blocks)
-                checked = check_lists(ids[:, :k], start, self.n, str(path))
+                checked = check_lists(ids if sort else ids[:, :k], start, self.n, str(path))
                 if sims is None:
                     sims = np.clip(similarities_of_lists(self.vectors, checked, faces), 0, 1)
-                return {"ids": checked, "sims": sims[:, :k]}
+                if sort:
+                    order = np.argsort(-sims, axis=1, kind="stable")
+                    checked, sims = (np.take_along_axis(rows, order, axis=1) for rows in (checked, sims))
+                return {"ids": checked[:, :k], "sims": sims[:, :k]}
 
             yield work
 

@@ -14,21 +14,27 @@ from fcdeploy.errors import InputError
 class System:
     """The record of one system: what it is, and its functions that need no PyTorch.
 
-    recipe: its dataclass of settings, whose defaults are the published ones. passes(dim), checkpoint_shapes(dim)
-    and dim_from_shapes(shapes) are its spec. products(n, d, settings, inference) are the arrays of everything that a
-    run makes. inferences: the ways to evaluate it, "exact" first. cluster(run) is its flow, from features to
-    labels (see ``fcdeploy.runtime.pipeline.Run``). What needs PyTorch is in its file ``network``.
+    recipe: its dataclass of settings, whose defaults are the published ones; ``recipe.for_weights(**widths)`` fits them
+    to a checkpoint and ``.widths`` gives that back. widths: the names of the lengths that a checkpoint's shapes
+    decide, "dim" first. passes(**widths), checkpoint_shapes(**widths) and widths_from_shapes(shapes) are its spec.
+    products(n, d, settings, inference) are the arrays of everything that a run makes. options: those of a run that
+    not every system has. inferences: the ways to evaluate it, "exact" first. sizes: what the pairs of numbers are
+    that an export is checked on. cluster(run) is its flow, from features to labels (see
+    ``fcdeploy.runtime.pipeline.Run``). What needs PyTorch is in its file ``network``.
     """
 
     name: str
     title: str
     paper: str
-    recipe: type
-    passes: Callable[[int], dict[str, PassSpec]]
-    checkpoint_shapes: Callable[[int], dict[str, tuple[int, ...]]]
-    dim_from_shapes: Callable[[dict[str, tuple[int, ...]]], int | None]
+    recipe: type[Any]
+    widths: tuple[str, ...]
+    passes: Callable[..., dict[str, PassSpec]]
+    checkpoint_shapes: Callable[..., dict[str, tuple[int, ...]]]
+    widths_from_shapes: Callable[[dict[str, tuple[int, ...]]], dict[str, int] | None]
     products: Callable[[int, int, Any, str], dict[str, Mapping[str, tuple[tuple[int, ...], Any]]]]
     cluster: Callable[[Any], Any]
+    options: tuple[str, ...]
+    sizes: str
     inferences: tuple[str, ...] = ("exact",)
 
     def module(self, name: str) -> ModuleType:
@@ -36,7 +42,7 @@ class System:
         return importlib.import_module(f"{_package(self.name)}.{name}")
 
 
-NAMES = ("pse-gcn",)
+NAMES = ("pse-gcn", "sepfl")
 
 
 def get_system(name: str, where: str = "") -> System:
@@ -47,8 +53,8 @@ def get_system(name: str, where: str = "") -> System:
     return importlib.import_module(_package(name)).SYSTEM
 
 
-def recognise(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[System, int]:
-    """Tell which system a state_dict belongs to, and its feature width.
+def recognise(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[System, dict[str, int]]:
+    """Tell which system a state_dict belongs to, and its widths (see ``System``).
 
     shapes: tensor name -> shape, without wrappers and ``module.`` prefixes. The system is the one that shares
     most names with it; then every tensor has to be there in its shape. Raises InputError that says what was
@@ -57,7 +63,7 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[System
     best, most = None, 0.0
     for name in NAMES:
         system = get_system(name)
-        names = system.checkpoint_shapes(1).keys()
+        names = system.checkpoint_shapes(**dict.fromkeys(system.widths, 1)).keys()
         common = len(names & shapes.keys()) / len(names | shapes.keys())
         if common > most:
             best, most = system, common
@@ -67,17 +73,23 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[System
             f"{where}: its {len(shapes)} tensors ({shown or 'none'}) are those of no known system; "
             f"known: {', '.join(NAMES)}."
         )
-    dim = best.dim_from_shapes(dict(shapes))
-    if dim is None:
+    widths = best.widths_from_shapes(dict(shapes))
+    if widths is None:
         raise InputError(f"{where}: looks like {best.title} but does not say its feature width.")
-    problems = list(_differences(shapes, best.checkpoint_shapes(dim)))
+    problems = list(_differences(shapes, best.checkpoint_shapes(**widths)))
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(
-            f"{where}: looks like {best.title} with {dim}-d features, but {'; '.join(problems[:3])}{more}; "
+            f"{where}: looks like {best.title} with {describe(widths)}, but {'; '.join(problems[:3])}{more}; "
             "it may be damaged or from a changed network."
         )
-    return best, dim
+    return best, widths
+
+
+def describe(widths: Mapping[str, int]) -> str:
+    """Say what weights are for, as in "256-d features and k = 80"."""
+    others = [f" and {name} = {width}" for name, width in widths.items() if name != "dim"]
+    return f"{widths['dim']}-d features{''.join(others)}"
 
 
 def _package(name: str) -> str:

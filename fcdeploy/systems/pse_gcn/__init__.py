@@ -9,17 +9,20 @@ centre is always in its own neighborhood, and ties in re-ranking go by cosine si
 
 from fcdeploy.systems import System
 from fcdeploy.systems.pse_gcn.flow import cluster
-from fcdeploy.systems.pse_gcn.spec import Recipe, checkpoint_shapes, dim_from_shapes, passes, products
+from fcdeploy.systems.pse_gcn.spec import Recipe, checkpoint_shapes, passes, products, widths_from_shapes
 
 SYSTEM = System(
     name="pse-gcn",
     title="PSE-GCN",
     paper="Li et al., Engineering Applications of Artificial Intelligence 127, 2024",
     recipe=Recipe,
+    widths=("dim",),
     passes=passes,
     checkpoint_shapes=checkpoint_shapes,
-    dim_from_shapes=dim_from_shapes,
+    widths_from_shapes=widths_from_shapes,
     products=products,
     cluster=cluster,
+    options=("k", "hops", "tau", "reranked"),
+    sizes="neighborhoods x nodes",
     inferences=("exact", "layerwise"),
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,16 @@ class ToleranceSettings:
     refined: float = 1e-5
     flipped_edges: int = 0
 
+    relative: ClassVar[bool] = False
+
+    @property
+    def error(self) -> float:
+        return self.refined
+
+    @property
+    def flips(self) -> int:
+        return self.flipped_edges
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -63,6 +73,15 @@ class Recipe:
     neighborhood: NeighborhoodSettings = field(default_factory=NeighborhoodSettings)
     links: LinkSettings = field(default_factory=LinkSettings)
     tolerance: ToleranceSettings = field(default_factory=ToleranceSettings)
+
+    @classmethod
+    def for_weights(cls, dim: int) -> "Recipe":
+        """Return the published settings for weights of a width."""
+        return cls(feature_dim=dim)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"dim": self.feature_dim}
 
     def problem(self) -> str | None:
         """Return what is wrong with these values together, or None."""
@@ -214,10 +233,10 @@ def checkpoint_shapes(dim: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def dim_from_shapes(shapes: dict[str, tuple[int, ...]]) -> int | None:
+def widths_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int] | None:
     """Read d off a state_dict's shapes, from whichever of two tensors is there."""
     if len(shapes.get("Up_dim.weight", ())) == 2:
-        return shapes["Up_dim.weight"][1]
+        return {"dim": shapes["Up_dim.weight"][1]}
     if len(shapes.get("bn0.weight", ())) == 1:
-        return shapes["bn0.weight"][0]
+        return {"dim": shapes["bn0.weight"][0]}
     return None

@@ -1,0 +1,26 @@
+"""SEPFL: a face has one candidate link, to its nearest denser face, and a mixer network accepts or refuses it.
+
+"Structure-enhanced pairwise feature learning for face clustering"; code: github.com/Stalker-DAs/SEPFL. Kept as
+published: the density that adds a float32 and a float64 term, attention weights without a softmax, no threshold. k
+is the length of the token mixer's weights, so that a checkpoint fits one k only. Ours where the publication is
+undefined: lists of a file are sorted by similarity with equal ones in the file's order.
+"""
+
+from fcdeploy.systems import System
+from fcdeploy.systems.sepfl.flow import cluster
+from fcdeploy.systems.sepfl.spec import Recipe, checkpoint_shapes, passes, products, widths_from_shapes
+
+SYSTEM = System(
+    name="sepfl",
+    title="SEPFL",
+    paper="Structure-enhanced pairwise feature learning for face clustering; github.com/Stalker-DAs/SEPFL",
+    recipe=Recipe,
+    widths=("dim", "k"),
+    passes=passes,
+    checkpoint_shapes=checkpoint_shapes,
+    widths_from_shapes=widths_from_shapes,
+    products=products,
+    cluster=cluster,
+    options=("min_probability",),
+    sizes="links x neighbors",
+)

@@ -1,0 +1,169 @@
+"""What SEPFL's passes take and give, what its checkpoints hold, and its published settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fcdeploy.engine.tensors import PassSpec, TensorSpec
+from fcdeploy.errors import InputError
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """normalize: divide every row by its 2-norm after reading."""
+
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
+class LinkSettings:
+    """k of the kNN lists, a length of the weights; rho: the similarity of the neighbors that density counts."""
+
+    k: int = 80
+    rho: float = 0.7
+
+
+@dataclass(frozen=True)
+class ToleranceSettings:
+    """Largest error of an exported graph's logits over their scale, and of links decided otherwise, against PyTorch.
+
+    Links whose logits differ by less than 1e-6 may be decided either way and are counted apart.
+    """
+
+    logits: float = 1e-5
+    flipped_links: int = 0
+
+    relative: ClassVar[bool] = True
+
+    @property
+    def error(self) -> float:
+        return self.logits
+
+    @property
+    def flips(self) -> int:
+        return self.flipped_links
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a checkpoint does not say; the defaults are those published for MS1M."""
+
+    system: str = "sepfl"
+    feature_dim: int = 256
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    links: LinkSettings = field(default_factory=LinkSettings)
+    tolerance: ToleranceSettings = field(default_factory=ToleranceSettings)
+
+    @classmethod
+    def for_weights(cls, dim: int, k: int) -> "Recipe":
+        """Return the published settings for weights of these widths."""
+        return cls(feature_dim=dim, links=replace(LinkSettings(), k=k))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"dim": self.feature_dim, "k": self.links.k}
+
+    def problem(self) -> str | None:
+        """Return what is wrong with these values together, or None."""
+        if min(self.links.k, self.feature_dim) < 1:
+            return "feature_dim and k must be positive"
+        if not -1 <= self.links.rho <= 1:
+            return f"links.rho = {self.links.rho} is no cosine similarity (-1 to 1)"
+        return None
+
+    def for_run(self, n: int, *, k: int | None = None) -> tuple["Recipe", list[str]]:
+        """Return the settings of a run over n faces and no notes: nothing can be changed.
+
+        Raises InputError for another k than that of the weights, and for fewer faces than k.
+        """
+        weights = self.links.k
+        if k is not None and k != weights:
+            raise InputError(
+                f"--k {k}: the engine's weights are for k = {weights} neighbors; leave --k out, "
+                "or export a checkpoint that was trained with the other k."
+            )
+        if n < weights:
+            raise InputError(
+                f"the engine's weights are for k = {weights} neighbors, the face itself counted, "
+                f"and there are only {n:,} faces; give at least {weights:,}."
+            )
+        return self, []
+
+
+def passes(dim: int, k: int) -> dict[str, PassSpec]:
+    """Return the passes for d-wide features and lists of k: ``near`` and ``encode`` over faces, ``pair`` over links."""
+    h = 2 * dim
+    return {
+        "near": PassSpec("near", (TensorSpec("features", ("m", dim)),), (TensorSpec("near", ("m", 2 * h)),)),
+        "encode": PassSpec(
+            "encode",
+            (
+                TensorSpec("features", ("b", dim)),
+                TensorSpec("neighbors", ("b", k, dim)),
+                TensorSpec("near", ("b", k, 2 * h)),
+            ),
+            (TensorSpec("encoded", ("b", h)),),
+        ),
+        "pair": PassSpec(
+            "pair",
+            (TensorSpec("face", ("m", h)), TensorSpec("denser", ("m", h))),
+            (TensorSpec("logits", ("m", 2)),),
+        ),
+    }
+
+
+def products(
+    n: int, dim: int, settings: Recipe, inference: str
+) -> dict[str, Mapping[str, tuple[tuple[int, ...], Any]]]:
+    """Return the arrays of everything that a run over n faces makes; names without a suffix are scratch."""
+    h, k = 2 * dim, settings.links.k
+    return {
+        "vectors": {"vectors": ((n, dim), np.float32)},
+        "knn.npz": {"ids": ((n, k), np.int32), "sims": ((n, k), np.float32)},
+        "near": {"near": ((n, 2 * h), np.float32)},
+        "encoded.npy": {"array": ((n, h), np.float32)},
+        "candidates.npz": {
+            "ids": ((n,), np.int32),
+            "sims": ((n,), np.float32),
+            "logits": ((n, 2), np.float32),
+        },
+    }
+
+
+def checkpoint_shapes(dim: int, k: int) -> dict[str, tuple[int, ...]]:
+    """Return every key of the authors' state_dict with its shape, for d-wide features and lists of k."""
+    h = 2 * dim
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, width in {
+        "channel_bn": h,
+        "token_bn": h,
+        "attention_bn": h,
+        "classifier.0": 2 * h,
+        "classifier.2": h,
+        "classifier.6": dim,
+    }.items():
+        shapes |= {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}
+        shapes[f"{name}.num_batches_tracked"] = ()
+    for name, (width_in, width_out) in {
+        "channel_mix.0": (h, 2 * h),
+        "channel_mix.3": (2 * h, h),
+        "token_mix.0": (k, 2 * k),
+        "token_mix.3": (2 * k, k),
+        "attention_layer.0": (h, dim),
+        "attention_layer.3": (dim, 1),
+        "classifier.1": (2 * h, h),
+        "classifier.5": (h, dim),
+        "classifier.9": (dim, 2),
+    }.items():
+        shapes |= {f"{name}.weight": (width_out, width_in), f"{name}.bias": (width_out,)}
+    return shapes
+
+
+def widths_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int] | None:
+    """Read d and k off a state_dict's shapes: F = 4 d inputs of the classifier, (2k, k) weights of the token mixer."""
+    pair, tokens = shapes.get("classifier.0.weight", ()), shapes.get("token_mix.0.weight", ())
+    if len(pair) != 1 or len(tokens) != 2 or pair[0] < 4:
+        return None
+    return {"dim": pair[0] // 4, "k": tokens[1]}
