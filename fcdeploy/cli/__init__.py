@@ -13,6 +13,7 @@ from fcdeploy.errors import FcdeployError, FcdeployWarning
 VERBS = {
     "export": "Turn an authors' checkpoint into an ONNX bundle.",
     "cluster": "Cluster a features file with an engine.",
+    "plan": "Tell which files, memory and time a run would take.",
     "evaluate": "Compare predicted clusters with the truth.",
     "inspect": "Show what a bundle holds and how exact it was measured to be.",
     "recipe": "Print a built-in export recipe.",

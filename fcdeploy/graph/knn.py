@@ -18,7 +18,7 @@ from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.faiss_library import import_faiss
 
 EXACT_LIMIT = 50_000  # faces up to which --knn auto compares all pairs
-PROBES = 32  # cells that an IVF search looks into
+PROBES = 16  # cells that an IVF search looks into
 SPARE = 8  # candidates beyond k, so that rounding inside faiss rarely decides who is k-th
 ADD_ROWS = 65536
 

@@ -189,7 +189,8 @@ def choose_inference(system: System, inference: str, n: int) -> str:
     Raises InputError when the system cannot be evaluated so.
     """
     if inference == "auto":
-        return system.inferences[0] if n <= EXACT_INFERENCE_LIMIT else system.inferences[-1]
+        ways = list(system.inferences)
+        return ways[0] if n <= EXACT_INFERENCE_LIMIT else ways[-1]
     if inference not in system.inferences:
         raise InputError(
             f"--inference {inference}: {system.title} can be evaluated as {' or '.join(system.inferences)}."

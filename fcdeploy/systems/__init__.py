@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -18,9 +18,9 @@ class System:
     to a checkpoint and ``.widths`` gives that back. widths: the names of the lengths that a checkpoint's shapes
     decide, "dim" first. passes(**widths), checkpoint_shapes(**widths) and widths_from_shapes(shapes) are its spec.
     products(n, d, settings, inference) are the arrays of everything that a run makes. options: those of a run that
-    not every system has. inferences: the ways to evaluate it, "exact" first. sizes: what the pairs of numbers are
-    that an export is checked on. cluster(run) is its flow, from features to labels (see
-    ``fcdeploy.runtime.pipeline.Run``). What needs PyTorch is in its file ``network``.
+    not every system has. inferences: the ways to evaluate it, "exact" first, with the passes of each (none named:
+    all). sizes: what the pairs of numbers are that an export is checked on. cluster(run) is its flow, from features
+    to labels (see ``fcdeploy.runtime.pipeline.Run``). What needs PyTorch is in its file ``network``.
     """
 
     name: str
@@ -35,7 +35,7 @@ class System:
     cluster: Callable[[Any], Any]
     options: tuple[str, ...]
     sizes: str
-    inferences: tuple[str, ...] = ("exact",)
+    inferences: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"exact": ()})
 
     def module(self, name: str) -> ModuleType:
         """Import one of the system's files, for example ``network``, which needs PyTorch."""

@@ -24,5 +24,8 @@ SYSTEM = System(
     cluster=cluster,
     options=("k", "hops", "tau", "reranked"),
     sizes="neighborhoods x nodes",
-    inferences=("exact", "layerwise"),
+    inferences={
+        "exact": ("encode", "neighborhood"),
+        "layerwise": ("near1", "similar1", "block1", "similar2", "block2"),
+    },
 )

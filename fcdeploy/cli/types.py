@@ -1,0 +1,44 @@
+"""Kinds of option values that several verbs share."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+PathType = click.Path(path_type=Path)
+
+
+class Hops(click.ParamType):
+    """Two whole numbers with a comma between, as in 80,10."""
+
+    name = "K0,K1"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            first, second = (int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not two whole numbers with a comma between, as in 80,10.", param, ctx)
+        return first, second
+
+
+class Bytes(click.ParamType):
+    """A number of bytes, perhaps with K, M, G or T behind it (powers of 1024)."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().upper().removesuffix("B")
+        power = "KMGT".find(text[-1:]) + 1 if text else 0
+        try:
+            size = int(float(text.rstrip("KMGT")) * 1024**power)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"'{value}' is not a size; write a number with K, M, G or T behind it, as in 4G.", param, ctx
+            )
+        if size < 0:
+            self.fail(f"'{value}' is negative.", param, ctx)
+        return size

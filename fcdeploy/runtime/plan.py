@@ -1,0 +1,136 @@
+"""What a run would take, told before it starts: files, memory and, roughly, time.
+
+Sizes are exact: they are those of the products that the run makes. Times are estimates from a few measurements on
+this machine (the engine's passes on random inputs, faiss on random rows) and from the rates of the kernels between
+them; expect them to be right within a factor of two.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.data.features import Features
+from fcdeploy.engine.bundle import Bundle
+from fcdeploy.engine.tensors import PassSpec
+from fcdeploy.graph.cells import cell_count
+from fcdeploy.graph.faiss_library import import_faiss
+from fcdeploy.graph.knn import PROBES, choose_method
+from fcdeploy.runtime.pipeline import INDEX_SHARE, KNN_METHODS, Options, prepare
+from fcdeploy.runtime.run_folder import expected_bytes
+from fcdeploy.systems import System
+
+ROWS = 4096
+NODES = 128  # a typical neighborhood
+RERANK_SECONDS = 50e-6  # of one core a face at k = 80, measured on an EPYC of 2023
+SPARSE_SECONDS = 15e-6  # of one core a face and sparse step of layer-wise inference, likewise
+LISTS_RATE = 0.15  # of the rate of matrix products, at which an IVF search compares
+RUNTIME_BYTES = 300 << 20  # Python, numba, faiss and ONNX Runtime themselves
+BLOCK_BYTES = 200 << 20  # what blocks on their way through take
+
+
+@dataclass(frozen=True)
+class Plan:
+    """files: name -> (bytes, kept after the run); memory in bytes; seconds of each stage."""
+
+    faces: int
+    files: dict[str, tuple[int, bool]]
+    in_memory: bool
+    memory_bytes: int
+    seconds: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "faces": self.faces,
+            "files": {name: {"bytes": size, "kept": kept} for name, (size, kept) in self.files.items()},
+            "in_memory": self.in_memory,
+            "memory_bytes": self.memory_bytes,
+            "seconds": {**self.seconds, "total": sum(self.seconds.values())},
+        }
+
+
+def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path | None) -> Plan:
+    """Plan a run of ``features`` through ``bundle``; nothing is written and no feature is read.
+
+    Raises InputError for what ``run_clustering`` would refuse before it starts.
+    """
+    system, features, settings, options, _ = prepare(features, bundle, options)
+    products = system.products(features.n, features.dim, settings, options.inference)
+    files = {name: (expected_bytes(shapes), bool(Path(name).suffix)) for name, shapes in products.items()}
+    total = sum(size for size, _ in files.values())
+    in_memory = run_dir is None and total <= options.budget // 2
+    vectors = [size for name, (size, _) in files.items() if name in ("vectors", "refined.npy")]
+    indexed = [size for size in vectors if choose_method(_method(options), features.n) == "ivf"]
+    index = max((size for size in indexed if size <= options.budget // INDEX_SHARE or in_memory), default=0)
+    scalars = 32 * features.n  # labels, densities, parents, cells, order
+    working = RUNTIME_BYTES + BLOCK_BYTES + index + scalars
+    memory = working + total if in_memory else min(max(options.budget, working), working + total)
+    return Plan(features.n, files, in_memory, memory, _seconds(system, features, bundle, settings, options))
+
+
+def _method(options: Options) -> str:
+    return options.knn if options.knn in KNN_METHODS else "auto"
+
+
+def _seconds(
+    system: System, features: Features, bundle: Bundle, settings: Any, options: Options
+) -> dict[str, float]:
+    """Estimate the seconds of each stage."""
+    n, cores = features.n, options.cores
+    products = system.products(n, features.dim, settings, options.inference)
+    passes = system.inferences[options.inference] or tuple(bundle.passes)
+    knn = _knn_seconds(n, features.dim, options) if options.knn in KNN_METHODS else 0.0
+    seconds = {"features": 4 * 4 * n * features.dim / 1e9, "knn": knn}
+    if "reranked.npz" in products and options.reranked is None:
+        seconds["rerank"] = RERANK_SECONDS * n / cores
+    engine = sum(_pass_seconds(bundle, bundle.passes[name], options) for name in passes) * n
+    if options.inference == "layerwise":
+        engine += 4 * SPARSE_SECONDS * n / cores
+    seconds["refine"] = engine
+    if "refined_knn.npz" in products:
+        seconds["links"] = _knn_seconds(n, 2 * features.dim, options)
+    return seconds
+
+
+def _knn_seconds(n: int, dim: int, options: Options) -> float:
+    faiss = import_faiss()
+    faiss.omp_set_num_threads(options.cores)
+    rows = np.random.default_rng(0).standard_normal((min(n, ROWS), dim), dtype=np.float32)
+    queries = rows[:1024]
+    seconds = _timed(lambda: faiss.knn(queries, rows, min(80, len(rows)), metric=faiss.METRIC_INNER_PRODUCT))
+    comparisons = len(queries) * len(rows) / seconds  # a second
+    if choose_method(_method(options), n) == "exact":
+        return n * n / comparisons
+    cells = cell_count(n)
+    training = 40 * cells * cells * 8 + n * cells  # k-means on 40 faces a cell, then every face to its cell
+    return training / comparisons + n * n * min(1.0, PROBES / cells) / (comparisons * LISTS_RATE)
+
+
+def _pass_seconds(bundle: Bundle, spec: PassSpec, options: Options) -> float:
+    """Seconds a face that one pass takes on random inputs."""
+    lengths = {"m": ROWS, "b": ROWS // NODES, "n": NODES}
+    rng = np.random.default_rng(0)
+    feeds = {
+        tensor.name: rng.random(
+            [axis if isinstance(axis, int) else lengths.get(axis, ROWS // NODES) for axis in tensor.axes],
+            dtype=np.float32,
+        )
+        for tensor in spec.inputs
+    }
+    faces = lengths.get(str(spec.inputs[0].axes[0]), ROWS // NODES)
+    with bundle.open(spec.name, threads=options.cores) as engine:
+        return _timed(lambda: engine.run(feeds)) / faces
+
+
+def _timed(function: Callable[[], Any]) -> float:
+    """Return the seconds of the quicker of two calls after a first."""
+    function()
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times)
