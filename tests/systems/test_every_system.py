@@ -1,0 +1,252 @@
+"""What every system does alike: from its golden checkpoint through the commands to labels."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fcdeploy
+from fcdeploy.cli import main
+from fcdeploy.data.labels import read_labels
+from fcdeploy.engine.bundle import Bundle
+from fcdeploy.errors import InputError
+from fcdeploy.systems import NAMES, get_system
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+from fcdeploy.deploy.recipe import load_recipe
+
+FACES = 200
+WITHOUT_TORCH = """
+import sys
+
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnx", "onnxscript"):
+            raise AssertionError(f"{name} was imported")
+
+sys.meta_path.insert(0, Guard())
+from fcdeploy.cli import main
+sys.argv[0] = "fcdeploy"
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A system's golden checkpoint, the recipe it was made with, and what a run of it keeps and tells."""
+
+    name: str
+    checkpoint: str
+    recipe: str
+    stages: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+CASES = (
+    Case(
+        "pse-gcn",
+        "pse",
+        "[neighborhood]\nk = 20\nhops = [20, 5]\nactive = 10\n\n[links]\nk = 20\ntau = 0.8\n",
+        ("features", "knn", "rerank", "refine", "links", "clusters"),
+        ("knn.npz", "reranked.npz", "refined.npy", "refined_knn.npz", "links.npz"),
+    ),
+    Case(
+        "sepfl",
+        "sepfl",
+        "[links]\nk = 20\nrho = 0.6\n",
+        ("features", "knn", "encode", "links", "clusters"),
+        ("knn.npz", "encoded.npy", "candidates.npz", "links.npz"),
+    ),
+)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def bundle(case, golden, tmp_path_factory) -> Bundle:
+    folder = tmp_path_factory.mktemp(case.name)
+    (folder / "golden.toml").write_text(f'system = "{case.name}"\nfeature_dim = 32\n\n{case.recipe}')
+    checkpoint = golden / f"dev/{case.checkpoint}/checkpoint.pth"
+    return export_checkpoint(checkpoint, folder / "bundle.onnx", load_recipe(folder / "golden.toml"))[0]
+
+
+@pytest.fixture(scope="module")
+def faces(golden):
+    """The first 200 faces of the goldens."""
+    return np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(-1, 32)[:FACES]
+
+
+@pytest.fixture
+def features(faces, tmp_path):
+    np.save(tmp_path / "features.npy", faces)
+    return tmp_path / "features.npy"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Call ``fcdeploy ARGS`` in this process: exit code, stdout, stderr."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_every_known_system_is_tested_here():
+    assert tuple(case.name for case in CASES) == NAMES
+
+
+def test_the_command_exports_what_the_recipe_says(case, golden, bundle, command, tmp_path):
+    checkpoint = golden / f"dev/{case.checkpoint}/checkpoint.pth"
+    recipe = bundle.path.parent / "golden.toml"
+    code, out, err = command("export", "--ckpt", checkpoint, "-o", tmp_path / "x.onnx", "--recipe", recipe)
+    assert (code, err) == (0, "")
+    assert f"{case.name}, 32-d features, passes {', '.join(bundle.passes)}" in out
+    assert json.loads((tmp_path / "x.onnx/manifest.json").read_text()) == bundle.manifest
+
+
+def test_inspect_gives_the_manifest_and_says_what_parity_was_measured_on(case, bundle, command):
+    code, out, err = command("inspect", bundle.path, "--json")
+    assert (code, err) == (0, "")
+    manifest = json.loads(out)
+    assert manifest == bundle.manifest
+    assert manifest["parity"]["within_tolerance"] is True
+    code, out, err = command("inspect", bundle.path)
+    assert (code, err) == (0, "")
+    assert get_system(case.name).sizes in out
+    assert all(f"pass {name}" in out for name in bundle.passes)
+
+
+def test_cluster_tells_its_stages_and_writes_the_labels_of_python(
+    case, bundle, faces, features, command, tmp_path
+):
+    output = tmp_path / "pred.meta"
+    code, out, err = command("cluster", features, "--engine", bundle.path, "-o", output, "--json")
+    assert (code, err) == (0, "")
+    summary, labels = json.loads(out), read_labels(output)
+    assert tuple(summary["stages"]) == case.stages
+    assert (summary["faces"], summary["clusters"]) == (FACES, labels.max() + 1)
+    assert 1 < summary["clusters"] < FACES
+    assert np.array_equal(labels, fcdeploy.cluster(faces, engine=bundle.path))
+    assert np.array_equal(labels, fcdeploy.FaceClusterer(engine=bundle.path).fit_predict(faces))
+
+
+def test_a_run_folder_keeps_its_products_and_continues_from_any_of_them(case, bundle, features, tmp_path):
+    """Whichever results are missing, and with every scratch product gone, the same labels come out."""
+    folder = tmp_path / "run"
+    expected = fcdeploy.cluster(features, engine=bundle.path, run_dir=folder)
+    products = {path.name for path in folder.iterdir()}
+    assert products == {*case.kept, "run.json", "run.lock", "summary.json"}
+    content = {name: dict(_arrays(folder / name)) for name in case.kept}
+    for lost in case.kept:
+        (folder / lost).unlink()
+        written = {name: (folder / name).stat().st_mtime_ns for name in case.kept if name != lost}
+        again = fcdeploy.cluster(features, engine=bundle.path, run_dir=folder)
+        assert np.array_equal(again, expected)
+        assert written == {name: (folder / name).stat().st_mtime_ns for name in written}
+        for part, array in _arrays(folder / lost):
+            assert np.array_equal(array, content[lost][part])
+    assert {path.name for path in folder.iterdir()} == products
+
+
+def _arrays(path: Path):
+    loaded = np.load(path)
+    return [("", loaded)] if isinstance(loaded, np.ndarray) else list(loaded.items())
+
+
+def test_an_interrupted_run_goes_on_within_a_product(case, bundle, faces, tmp_path, monkeypatch):
+    """The engine fails half way through its second call; the blocks before it are not computed again."""
+    from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+    from fcdeploy.systems.pse_gcn import flow as pse_flow
+    from fcdeploy.systems.sepfl import flow as sepfl_flow
+
+    for flow, name in ((pse_flow, "REFINE_BLOCK"), (sepfl_flow, "ENCODE_BLOCK")):
+        monkeypatch.setattr(flow, name, 50)
+    main_pass = {"pse-gcn": "neighborhood", "sepfl": "encode"}[case.name]
+    straight, seen = OnnxRuntimeEngine.run, []
+
+    def run(self, feeds, fail_after):
+        if self.spec.name == main_pass:
+            seen.append(len(next(iter(feeds.values()))))
+            if sum(seen) > fail_after:
+                raise OSError("the machine went away")
+        return straight(self, feeds)
+
+    expected = fcdeploy.cluster(faces, engine=bundle.path)
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, feeds: run(self, feeds, 120))
+    with pytest.raises(OSError, match="went away"):
+        fcdeploy.cluster(faces, engine=bundle.path, run_dir=tmp_path / "run")
+    seen.clear()
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, feeds: run(self, feeds, FACES))
+    assert np.array_equal(fcdeploy.cluster(faces, engine=bundle.path, run_dir=tmp_path / "run"), expected)
+    assert sum(seen) == FACES - 100
+
+
+@pytest.mark.parametrize("faults", ["nan", "zero", "width", "knn"])
+def test_bad_input_is_refused_in_one_line_before_anything_is_written(
+    faults, bundle, faces, features, command, tmp_path
+):
+    options: tuple[object, ...] = ()
+    bad = faces.copy()
+    if faults == "nan":
+        bad[7, 3] = np.nan
+    elif faults == "zero":
+        bad[7] = 0
+    elif faults == "width":
+        bad = np.hstack([bad, bad])
+    else:
+        ids = np.stack([np.roll(np.arange(FACES - 1), -i)[:20] for i in range(FACES - 1)])
+        np.save(tmp_path / "knn.npy", ids)
+        options = ("--knn", tmp_path / "knn.npy")
+    np.save(features, bad)
+    words = {"nan": "7", "zero": "7", "width": "(200, 64)", "knn": "199 faces"}[faults]
+    output = tmp_path / "pred.meta"
+    code, out, err = command("cluster", features, "--engine", bundle.path, "-o", output, *options)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not output.exists()
+
+
+def test_an_engine_that_gives_nan_stops_the_run(bundle, faces, monkeypatch):
+    from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+    from fcdeploy.errors import FcdeployError
+
+    straight = OnnxRuntimeEngine.run
+
+    def run(self, feeds):
+        outputs = straight(self, feeds)
+        for name in ("refined", "encoded"):
+            if name in outputs:
+                outputs[name] = np.full_like(outputs[name], np.nan)
+        return outputs
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", run)
+    with pytest.raises(FcdeployError, match="not finite") as stopped:
+        fcdeploy.cluster(faces, engine=bundle.path)
+    assert not isinstance(stopped.value, InputError)
+
+
+def test_clustering_never_imports_pytorch(bundle, features, tmp_path):
+    args = ["cluster", str(features), "--engine", str(bundle.path), "-o", str(tmp_path / "pred.npy")]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *args], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(tmp_path / "pred.npy"), fcdeploy.cluster(features, engine=bundle.path))
