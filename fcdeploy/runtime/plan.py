@@ -89,7 +89,7 @@ def _seconds(
     engine = sum(_pass_seconds(bundle, bundle.passes[name], options) for name in passes) * n
     if options.inference == "layerwise":
         engine += 4 * SPARSE_SECONDS * n / cores
-    seconds["refine"] = engine
+    seconds["refine" if "refined.npy" in products else "encode"] = engine
     if "refined_knn.npz" in products:
         seconds["links"] = _knn_seconds(n, 2 * features.dim, options)
     return seconds
