@@ -157,7 +157,9 @@ def padded_batches(
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Neighborhoods of the first faces as the published loader makes them; made before the clock starts."""
     near = run.settings.neighborhood
-    nodes, sizes = gather_neighborhoods(ranked, np.arange(faces), near.hops[0], near.hops[1], new_scratch(run.n))
+    nodes, sizes = gather_neighborhoods(
+        ranked, np.arange(faces), near.hops[0], near.hops[1], new_scratch(run.n)
+    )
     nodes, sizes = np.ascontiguousarray(nodes[:, :PADDED]), np.minimum(sizes, PADDED)
     features = run.vectors[nodes] * (nodes >= 0)[:, :, None]
     adj = np.empty((faces, PADDED, PADDED), dtype=np.float32)

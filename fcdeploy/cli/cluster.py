@@ -142,6 +142,12 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         f"face; peak memory {summary['peak_bytes'] / 1e9:.2f} GB",
         highlight=False,
     )
+    for name, recall in summary.get("recall", {}).items():
+        console.print(
+            f"{name}: recall {recall['all']:.4f}, and {recall['above']:.4f} of neighbors at {recall['threshold']:.2f} "
+            f"or above (IVF, measured on {recall['sample']} faces)",
+            highlight=False,
+        )
     if "quality" in summary:
         pairwise, bcubed = summary["quality"]["pairwise"], summary["quality"]["bcubed"]
         console.print(
