@@ -80,6 +80,14 @@ def test_a_sum_in_float32_would_be_another_density(lists, expected):
     assert (density_from_sums_and_counts(sums, counts) != expected["confidence"]).any()
 
 
+def test_a_similarity_of_exactly_rho_counts_and_is_compared_in_float64():
+    """By hand: sums 2, 1.5, 1; counts 2, 2, 1 at rho = 0.5. And float32's 0.7 is below float64's."""
+    sims = np.array([[1.0, 1.0], [1.0, 0.5], [1.0, 0.0]], dtype=np.float32)
+    assert densities(sims, 0.5).tolist() == [1, (0.75 + 1) / 2, (0.5 + 0.5) / 2]
+    nearly = np.array([[1.0, 0.7], [1.0, 0.75]], dtype=np.float32)
+    assert densities(nearly, 0.7)[0] == (float(np.float32(1.7) / np.float32(1.75)) + 1 / 2) / 2
+
+
 def test_where_no_similarity_reaches_rho_the_counts_are_nothing():
     sims = np.array([[1.0, 0.5], [1.0, 0.25]], dtype=np.float32)
     assert densities(sims, 2.0).tolist() == [0.5, np.float32(1.25) / np.float32(1.5) / 2]
