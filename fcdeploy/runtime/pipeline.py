@@ -41,7 +41,15 @@ from fcdeploy.graph.knn import KnnGraph, KnnSearch, choose_method, similarities_
 from fcdeploy.graph.lists import ListsFile, check_lists
 from fcdeploy.graph.recall import Recall, measure_recall
 from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import Arrays, MemoryStore, RunFolder, Shapes, Store, expected_bytes
+from fcdeploy.runtime.run_folder import (
+    SUMMARY,
+    Arrays,
+    MemoryStore,
+    RunFolder,
+    Shapes,
+    Store,
+    expected_bytes,
+)
 from fcdeploy.systems import NAMES, System, get_system
 from fcdeploy.systems.settings import settings_from_dict
 
@@ -51,7 +59,6 @@ BLOCK = 8192  # faces
 SYSTEM_OPTIONS = ("hops", "tau", "reranked", "min_probability")  # that not every system has
 INFERENCES = ("auto", "exact", "layerwise")
 EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
-SUMMARY = "summary.json"
 INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its lists on disk
 SCRATCH_FOLDER = ".fcdeploy-run-"
 
@@ -128,7 +135,7 @@ def run_clustering(
         stack.enter_context(numba_threads(options.cores))
         run = Run(features, bundle, settings, options, store, progress)
         labels = system.cluster(run)
-        run.drop_scratch()
+        store.drop_scratch()
         summary = _summary(labels, progress, run.recall)
         if truth is not None:
             summary["quality"] = evaluate(labels, truth).as_dict()
@@ -233,7 +240,6 @@ class Run:
     store: Store
     progress: Progress
     recall: dict[str, Recall] = field(default_factory=dict)
-    scratch: set[str] = field(default_factory=set)
 
     @property
     def n(self) -> int:
@@ -287,8 +293,6 @@ class Run:
         finished = self.store.load(name, key)
         if finished is not None:
             return finished
-        if not Path(name).suffix:
-            self.scratch.add(name)
         visit = "" if order is None else hashlib.sha256(np.ascontiguousarray(order).data).hexdigest()
         partial = self.store.begin(name, key, self.products[name], visit)
         with worker() as work, self.progress.bar(text, self.n, partial.done) as bar:
@@ -309,8 +313,6 @@ class Run:
         finished = self.store.load(name, key)
         if finished is not None:
             return finished
-        if not Path(name).suffix:
-            self.scratch.add(name)
         arrays = maker()
         partial = self.store.begin(
             name, key, {part: (array.shape, array.dtype) for part, array in arrays.items()}
@@ -323,13 +325,6 @@ class Run:
         """Delete scratch products that no later stage reads."""
         for name in names:
             self.store.drop(name)
-            self.scratch.discard(name)
-
-    def drop_scratch(self) -> None:
-        """Delete all scratch products."""
-        self.drop(
-            *self.products.keys() - {name for name in self.products if Path(name).suffix}, *self.scratch
-        )
 
     def read_features(self) -> None:
         """Check all features and keep them normalised as ``vectors``; ``features_hash`` is of their bytes."""

@@ -5,8 +5,8 @@ A product is one or more arrays over all faces, made block by block. In a folder
 on from there. Every product has a key, a hash of all that made it; a product with another key is made again.
 
 Results (``.npy``, ``.npz``) are synced to disk before they get their names. Scratch products (names without a
-suffix) and journals are not: they are trusted only until the machine restarts, which is as long as the kernel
-keeps what a killed process had written.
+suffix, in folders ``NAME.scratch/``) and journals are not: they are trusted only until the machine restarts, which is
+as long as the kernel keeps what a killed process had written.
 """
 
 import fcntl
@@ -30,7 +30,9 @@ Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # array name -> (shape, dtyp
 Arrays = dict[str, np.ndarray]
 MANIFEST = "run.json"
 LOCK = "run.lock"
+SUMMARY = "summary.json"
 JOURNAL = "journal"
+SCRATCH = ".scratch"
 COPY_BYTES = 1 << 24
 
 
@@ -54,6 +56,8 @@ class Store(Protocol):
 
     def drop(self, name: str) -> None: ...
 
+    def drop_scratch(self) -> None: ...
+
     def scratch_file(self, name: str) -> Path | None: ...
 
     def relieve(self) -> None: ...
@@ -74,6 +78,11 @@ class MemoryStore:
 
     def drop(self, name: str) -> None:
         self._products.pop(name, None)
+
+    def drop_scratch(self) -> None:
+        """Forget all products without a suffix."""
+        for name in [name for name in self._products if is_scratch(name)]:
+            self.drop(name)
 
     def scratch_file(self, name: str) -> Path | None:
         return None
@@ -132,6 +141,9 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
+        for name in (MANIFEST, SUMMARY):
+            for stray in self.path.glob(f".{name}.*.part"):  # of a process that was killed while it wrote
+                stray.unlink()
         self._products: dict[str, dict[str, Any]] = self._read_manifest()
         self._maps: list[weakref.ref[np.ndarray]] = []
 
@@ -146,9 +158,9 @@ class RunFolder:
         entry = self._products.get(name)
         if entry is None or entry["key"] != key or entry["boot"] not in ("", boot_id()):
             return None
-        if size_on_disk(self.path / name) != entry["bytes"]:
+        if size_on_disk(self.place(name)) != entry["bytes"]:
             return None
-        return self.watch(map_arrays(self.path / name))
+        return self.watch(map_arrays(self.place(name)))
 
     def begin(self, name: str, key: str, shapes: Shapes, visit: str = "") -> "FolderPartial":
         """Open the product for writing, where an interrupted run with the same key left off.
@@ -161,23 +173,38 @@ class RunFolder:
     def drop(self, name: str) -> None:
         """Delete a product, finished or not."""
         self._forget(name)
-        for path in (self.path / name, self.path / f"{name}.part"):
+        for path in (self.place(name), self.path / f"{name}.part"):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
 
+    def drop_scratch(self) -> None:
+        """Delete all scratch products and everything unfinished, those of earlier runs, too."""
+        for name in [name for name in self._products if is_scratch(name)]:
+            self._forget(name)
+        for journal in self.path.glob(f"*.part/{JOURNAL}"):
+            shutil.rmtree(journal.parent)
+        for path in self.path.glob(f"*{SCRATCH}"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def place(self, name: str) -> Path:
+        """Return where the finished product ``name`` lies; no folder of a user's is called so."""
+        return self.path / (f"{name}{SCRATCH}" if is_scratch(name) else name)
+
     def scratch_file(self, name: str) -> Path | None:
         """Return where a file may be kept that is of no use to a later run."""
-        return self.path / name
+        return self.path / f"{name}{SCRATCH}"
 
     def record(self, name: str, key: str) -> None:
         """Note that the product ``name`` is complete."""
-        scratch = not Path(name).suffix
         self._products[name] = {
             "key": key,
-            "bytes": size_on_disk(self.path / name),
-            "boot": boot_id() if scratch else "",
+            "bytes": size_on_disk(self.place(name)),
+            "boot": boot_id() if is_scratch(name) else "",
         }
         self._write_manifest()
 
@@ -245,16 +272,20 @@ class FolderPartial:
     def finish(self) -> Arrays:
         """Give the product its final name and map it."""
         self._journal.close()
-        final = self._folder.path / self._name
+        final = self._folder.place(self._name)
         parts = list(self.arrays)
         self.arrays.clear()
         if final.suffix == ".npy":
             sync_file(self._place / f"{parts[0]}.npy")
             os.replace(self._place / f"{parts[0]}.npy", final)
         elif final.suffix == ".npz":
-            with atomic_file(final) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            # Written among the arrays, so that what a killed process leaves goes with them.
+            archived = self._place / final.name
+            with no_space_left(final), zipfile.ZipFile(archived, "w", zipfile.ZIP_STORED) as archive:
                 for part in parts:
                     self._store(archive, part)
+            sync_file(archived)
+            os.replace(archived, final)
         else:
             shutil.rmtree(final, ignore_errors=True)
             (self._place / JOURNAL).unlink()
@@ -266,8 +297,10 @@ class FolderPartial:
 
     def _committed(self, shapes: Shapes) -> int:
         try:
-            first, *rows = (self._place / JOURNAL).read_text().splitlines()
+            text = (self._place / JOURNAL).read_text()
+            first, *rows = text.splitlines()
             whole = all((self._place / f"{part}.npy").is_file() for part in shapes)
+            whole = whole and text.endswith("\n")  # a full disk may cut a line short
             return int(rows[-1]) if whole and first == self._first_line else 0
         except (OSError, ValueError, IndexError):
             return 0
@@ -326,6 +359,11 @@ def map_arrays(path: Path) -> Arrays:
                 np.empty(shape, dtype) if empty else np.memmap(path, dtype, "r", file.tell(), shape)
             )
     return arrays
+
+
+def is_scratch(name: str) -> bool:
+    """Tell whether a product is of use to the run that made it only, and deleted at its end."""
+    return not Path(name).suffix
 
 
 def size_on_disk(path: Path) -> int:
