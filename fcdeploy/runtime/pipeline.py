@@ -409,7 +409,7 @@ class Run:
         """
         lists = open_lists(path, self.features)
         k = k or lists.k
-        made_of = {"file": sha256_of(path), "k": k, "features": self.features_hash, "sort": sort}
+        made_of = {"file": sha256_of(path), "k": k, **self.made_of_features, "sort": sort}
         shape = (self.n, k)
         self.products[name] = {part: (shape, dtype) for part, (_, dtype) in self.products[name].items()}
 
