@@ -1,0 +1,144 @@
+"""Synthetic faces and the golden checkpoint's bundle; runs in this process and in others."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dying_run import KEPT
+
+from fcdeploy.engine.bundle import read_bundle
+from fcdeploy.runtime.pipeline import Options, Result, run_clustering
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import faces as synthetic
+
+HERE = Path(__file__).parent
+RECIPE = """system = "pse-gcn"
+feature_dim = 32
+
+[neighborhood]
+k = 20
+hops = [20, 5]
+active = 10
+
+[links]
+k = 20
+tau = 0.8
+"""
+
+
+@pytest.fixture(scope="session")
+def bundle(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The goldens' checkpoint, exported; shared by all tests and not to be written to."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+    from fcdeploy.deploy.recipe import load_recipe
+
+    folder = tmp_path_factory.mktemp("bundle")
+    (folder / "recipe.toml").write_text(RECIPE)
+    export_checkpoint(
+        golden / "dev/pse/checkpoint.pth", folder / "pse.onnx", load_recipe(folder / "recipe.toml")
+    )
+    return folder / "pse.onnx"
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """A file of n synthetic faces, d = 32; shared, and not to be written to."""
+    folder = tmp_path_factory.mktemp("faces")
+
+    def features(n: int) -> Path:
+        path = folder / f"{n}.bin"
+        if not path.exists():
+            synthetic.make_faces(n, 32, 1, 30.0)[0].astype("<f4").tofile(path)
+        return path
+
+    return features
+
+
+@pytest.fixture
+def cluster(bundle: Path) -> Callable[..., Result]:
+    """Cluster features (n, 32) or a file of them in this process; fields of Options by name."""
+
+    def run(features: Any, run_dir: Path | None = None, engine: Path | None = None, **options: Any) -> Result:
+        from fcdeploy.data.features import features_from_array, open_features
+
+        opened = open_features(features, 32) if isinstance(features, Path) else features_from_array(features)
+        return run_clustering(opened, read_bundle(engine or bundle), Options(**options), run_dir=run_dir)
+
+    return run
+
+
+@dataclass
+class Command:
+    """``fcdeploy cluster`` in a process of its own, which may die."""
+
+    bundle: Path
+
+    def line(
+        self, features: Path, run_dir: Path, output: Path, *options: object, moment: int = 0
+    ) -> list[str]:
+        args = ("cluster", features, "--engine", self.bundle, "--run-dir", run_dir, "-o", output, *options)
+        return [sys.executable, str(HERE / "dying_run.py"), str(moment), *map(str, args)]
+
+    def start(self, *args: Any, **moment: int) -> "subprocess.Popen[str]":
+        """Start it and return when it has its run folder."""
+        process = subprocess.Popen(
+            self.line(*args, **moment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n", process.communicate()
+        return process
+
+    def finished(self, *args: Any, **moment: int) -> "subprocess.CompletedProcess[str]":
+        """Run it to its end, whatever that is."""
+        return subprocess.run(self.line(*args, **moment), capture_output=True, text=True, timeout=300)
+
+    def moments(self, *args: Any) -> list[str]:
+        """Run it undisturbed and return the names of all its moments."""
+        done = self.finished(*args)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def command(bundle: Path) -> Command:
+    return Command(bundle)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run should end with: bytes of every result by name, labels among them, and the moments it had."""
+
+    features: Path
+    options: tuple[str, ...]
+    results: dict[str, bytes]
+    moments: list[str]
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    command: Command, many: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Undisturbed]:
+    """Run n faces with options to the end, once, with small blocks."""
+    known: dict[tuple[int, tuple[str, ...]], Undisturbed] = {}
+
+    def run(n: int, *options: str) -> Undisturbed:
+        if (n, options) not in known:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            moments = command.moments(many(n), folder / "run", folder / "pred.meta", "--quiet", *options)
+            results = {name: (folder / "run" / name).read_bytes() for name in KEPT}
+            results["pred.meta"] = (folder / "pred.meta").read_bytes()
+            stages = json.loads((folder / "run/summary.json").read_text())["stages"]
+            seconds = sum(stage["seconds"] for stage in stages.values())
+            known[n, options] = Undisturbed(many(n), options, results, moments, seconds)
+        return known[n, options]
+
+    return run

@@ -1,0 +1,82 @@
+"""Run ``fcdeploy ARGS`` with small blocks, to its end or to a chosen moment: python dying_run.py MOMENT ARGS.
+
+Moments are where a run has just changed its folder, or is about to: rows are written but not committed, or
+committed; a file is about to get its name, or has it; a product is about to be recorded. At the MOMENT-th of them,
+counted from 1, the process kills itself; 0 lets it live, and -MOMENT is a Ctrl-C there. On stdout: 'open' when it has
+its run folder, and at the end the names of all moments in one line of JSON.
+"""
+
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from fcdeploy.cli import main
+from fcdeploy.runtime import pipeline
+from fcdeploy.runtime.run_folder import FolderPartial, RunFolder
+from fcdeploy.systems.pse_gcn import flow
+
+KEPT = ("knn.npz", "reranked.npz", "refined.npy", "refined_knn.npz", "links.npz")  # the results of PSE-GCN
+ROWS = 1000  # faces a block: several commits a product, however small the run
+
+
+def set_blocks(rows: int, set_attribute: Callable[[Any, str, int], None] = setattr) -> None:
+    """Give every stage blocks of ``rows`` faces."""
+    for module, names in (
+        (pipeline, ("BLOCK", "BLOCK_ROWS")),
+        (flow, ("REFINE_BLOCK", "ENGINE_ROWS", "SETS_BLOCK", "LINK_BLOCK")),
+    ):
+        for name in names:
+            assert hasattr(module, name)
+            set_attribute(module, name, rows)
+
+
+def set_default_block(rows: int) -> None:
+    """Change the default of ``Run.make``, which was bound when it was defined."""
+    assert "block" in pipeline.Run.make.__kwdefaults__
+    pipeline.Run.make.__kwdefaults__["block"] = rows
+
+
+def watch(owner: Any, name: str, moment: Callable[[str], None], after: bool = True) -> None:
+    """Let a function tell when it is called and, perhaps, when it has returned."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        moment(f"before {name}")
+        value = original(*args, **kwargs)
+        if after:
+            moment(f"after {name}")
+        return value
+
+    setattr(owner, name, watched)
+
+
+def run(fatal: int, args: list[str]) -> None:
+    moments: list[str] = []
+
+    def moment(name: str) -> None:
+        moments.append(name)
+        if len(moments) == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif len(moments) == -fatal:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    set_blocks(ROWS)
+    set_default_block(ROWS)
+    watch(FolderPartial, "commit", moment)
+    watch(RunFolder, "record", moment, after=False)
+    watch(os, "replace", moment)
+    watch(RunFolder, "__init__", lambda name: print("open", flush=True) if name.startswith("after") else None)
+    sys.argv = ["fcdeploy", *args]
+    try:
+        main()
+    finally:
+        print(json.dumps(moments), flush=True)
+
+
+if __name__ == "__main__":
+    run(int(sys.argv[1]), sys.argv[2:])
