@@ -316,7 +316,8 @@ def test_the_clusterer_has_the_habits_of_scikit_learn(
         "k": None,
         "hops": None,
         "tau": 0.5,
-        "inference": "exact",
+        "inference": "auto",
+        "min_probability": None,
         "batch": None,
         "threads": 0,
     }
