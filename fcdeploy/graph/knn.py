@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from fcdeploy.data.atomic import no_space_left
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.faiss_library import import_faiss
 
@@ -90,11 +91,10 @@ class KnnSearch:
         quantizer = faiss.IndexFlatIP(d)
         quantizer.add(cells.centroids)
         index = faiss.IndexIVFFlat(quantizer, d, cells.count, faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = min(PROBES, cells.count)
         if lists_file is not None:
-            lists = faiss.OnDiskInvertedLists(cells.count, index.code_size, str(lists_file))
-            index.replace_invlists(lists, True)
-            lists.this.disown()
-        # Cell by cell: a list is written once and in one piece, which matters on disk.
+            self._keep_lists(index, cells, lists_file)
+            return index
         order = cells.order()
         sorted_cells = cells.cell[order]
         start = 0
@@ -108,8 +108,31 @@ class KnnSearch:
             where = cells.cell[faces].astype(np.int64)
             index.add_core(len(rows), *(faiss.swig_ptr(array) for array in (rows, ids, where)))
             start = stop
-        index.nprobe = min(PROBES, cells.count)
         return index
+
+    def _keep_lists(self, index: Any, cells: Cells, file: Path) -> None:
+        """Write the lists of an empty index, cell by cell, and let it map them.
+
+        faiss itself would let the file grow while it is mapped, where a full disk kills the process, and print.
+        """
+        sizes = np.bincount(cells.cell, minlength=cells.count)
+        ends = np.cumsum(sizes)
+        order = cells.order()
+        with no_space_left(file), open(file, "wb") as opened:
+            for start, stop in zip(ends - sizes, ends, strict=True):
+                faces = order[start:stop]
+                opened.write(np.ascontiguousarray(self.vectors[faces]).tobytes())
+                opened.write(faces.astype(np.int64).tobytes())
+        lists = self.faiss.OnDiskInvertedLists(cells.count, index.code_size, str(file))
+        entry = index.code_size + np.dtype(np.int64).itemsize
+        table = np.stack([sizes, sizes, (ends - sizes) * entry], axis=1).astype(np.uint64)  # as OnDiskOneList
+        self.faiss.memcpy(lists.lists.data(), self.faiss.swig_ptr(table), table.nbytes)
+        lists.totsize = file.stat().st_size
+        lists.read_only = True
+        lists.do_mmap()
+        index.replace_invlists(lists, True)
+        lists.this.disown()
+        index.ntotal = len(self.vectors)
 
 
 @njit(cache=True, nogil=True, parallel=True, fastmath={"reassoc", "contract"})
