@@ -181,8 +181,10 @@ class RunFolder:
 
     def drop_scratch(self) -> None:
         """Delete all scratch products and everything unfinished, those of earlier runs, too."""
-        for name in [name for name in self._products if is_scratch(name)]:
-            self._forget(name)
+        for name in list(self._products):
+            shutil.rmtree(self.path / f"{name}.part", ignore_errors=True)  # of a kill during its deletion
+            if is_scratch(name):
+                self._forget(name)
         for journal in self.path.glob(f"*.part/{JOURNAL}"):
             shutil.rmtree(journal.parent)
         for path in self.path.glob(f"*{SCRATCH}"):
