@@ -57,14 +57,16 @@ def says_that_the_disk_is_full(err: str) -> bool:
     return err.startswith("Error: ") and len(err.splitlines()) == 1 and "disk is full" in err
 
 
-@pytest.mark.parametrize("kilobytes", [8, 1500, 6000], ids=lambda size: f"{size} KB")
+@pytest.mark.parametrize(
+    ("case", "kilobytes"), [(SMALL, 8), (SMALL, 1100), (SMALL, 6000), (ON_DISK, 1700)], ids=str
+)
 def test_with_more_room_the_same_command_goes_on(
-    command: Any, undisturbed: Any, disk: Any, tmp_path: Path, kilobytes: int
+    command: Any, undisturbed: Any, disk: Any, tmp_path: Path, case: tuple[Any, ...], kilobytes: int
 ) -> None:
-    """The disk is full with the first file, with lists, and with the refined features or what comes before them."""
-    wanted = undisturbed(*SMALL)
+    """The disk is full with the first file, with lists, with the refined features, and with an index's own lists."""
+    wanted = undisturbed(*case)
     run = disk(kilobytes * KB) / "run"
-    line = (wanted.features, run, tmp_path / "pred.meta", "--quiet")
+    line = (wanted.features, run, tmp_path / "pred.meta", "--quiet", *wanted.options)
     done = command.finished(*line)
     assert done.returncode == 1, done
     assert says_that_the_disk_is_full(done.stderr), done.stderr

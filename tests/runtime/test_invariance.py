@@ -106,7 +106,12 @@ def test_batches_threads_and_memory_do_not_change_the_labels(
 
 @both
 def test_cells_lists_on_disk_and_one_thread_do_not_change_the_labels(
-    cluster: Any, many: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inference: str
+    cluster: Any,
+    many: Callable[[int], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    inference: str,
 ) -> None:
     """4,500 faces have cells, and are visited cell by cell; with a byte of memory the lists are on disk."""
     features = many(4500)
@@ -127,6 +132,7 @@ def test_cells_lists_on_disk_and_one_thread_do_not_change_the_labels(
         small = cluster(features, inference=inference, knn="ivf", memory=1, run_dir=run_dir).labels
         assert [Path(file).name.split(".")[0] for file in lists] == ["knn", "refined_knn"]
         assert np.array_equal(small, wanted)
+    assert capfd.readouterr().out == ""  # stdout is for results, and faiss prints there
     assert np.array_equal(
         cluster(features, inference=inference, knn="ivf", run_dir=tmp_path / "large").labels, wanted
     )
