@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcdeploy.data.labels import renumber
+from fcdeploy.graph import cells as graph_cells
 from fcdeploy.graph.aggregation import sum_connected, sum_similar
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.runtime import pipeline
@@ -139,6 +140,15 @@ def test_cells_lists_on_disk_and_one_thread_do_not_change_the_labels(
 
 
 @both
+def test_visiting_cell_by_cell_does_not_change_the_labels(
+    cluster: Any, many: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, inference: str
+) -> None:
+    by_cell = cluster(many(4500), inference=inference, knn="exact").labels
+    monkeypatch.setattr(graph_cells, "ONE_CELL", 4500)
+    assert np.array_equal(cluster(many(4500), inference=inference, knn="exact").labels, by_cell)
+
+
+@both
 def test_faces_in_another_order_have_the_same_partition(
     cluster: Any, rows: np.ndarray, inference: str
 ) -> None:
@@ -242,6 +252,21 @@ def test_layerwise_is_each_block_once_a_face_in_its_own_neighborhood(
     assert np.abs(found - wanted).max() < 1e-5
     cluster(rows[:n], run_dir=tmp_path / "run", inference="exact", k=k, hops=hops)
     assert np.abs(np.load(tmp_path / "run/refined.npy") - wanted).max() > 1e-3
+
+
+def test_the_fixed_graph_is_normalised_once_for_the_first_block_and_twice_for_the_second(
+    cluster: Any, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As published. It moves refined features by less than the tolerance above, so the call itself is looked at."""
+    times: list[int] = []
+
+    def watched(*args: Any) -> np.ndarray:
+        times.append(args[6])
+        return sum_connected(*args)
+
+    monkeypatch.setattr(flow, "sum_connected", watched)
+    cluster(rows[:100], inference="layerwise")
+    assert times == [1, 2]
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 17, 60])
