@@ -75,7 +75,7 @@ def test_blocks_do_not_change_the_labels(
     assert all(counted == sizes for counted in seen.values()), seen
     assert seen.keys() == {
         *("vectors", "knn.npz", "mutual", "reranked.npz", "refined.npy", "refined_knn.npz"),
-        *(("tables",) if inference == "exact" else ("near1", "similar1", "block1", "similar2")),
+        *(("tables",) if inference == "exact" else ("lists", "near1", "similar1", "block1", "similar2")),
     }
 
 

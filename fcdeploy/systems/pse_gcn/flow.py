@@ -1,6 +1,8 @@
 """PSE-GCN from features to labels; the algorithm, top to bottom."""
 
 import contextlib
+import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -170,55 +172,72 @@ def refined_layerwise(
 
     Not the published function: a neighbor's x1 is the one computed with that neighbor as the centre; see
     docs/inference.md for how much its clusters differ.
-    """
-    near = run.settings.neighborhood
-    made_of = made_of_refined(run, lists_made_of)
-    scratch = new_scratch(run.n)
 
-    def layer(
-        name: str, inputs: Callable[[], Callable[[np.ndarray], dict[str, np.ndarray]]]
-    ) -> dict[str, np.ndarray]:
-        """Run one pass over all faces; ``inputs`` makes what it needs and returns its feeds for a block."""
+    Between the layers faces are numbered by their place in ``run.order``: tables are then written from front to
+    back, and a neighborhood's rows lie near each other.
+    """
+    made_of = made_of_refined(run, lists_made_of)
+    near = run.settings.neighborhood
+    scratch = new_scratch(run.n)
+    layer_made_of = {**made_of, "order": hashlib.sha256(run.order.data).hexdigest()}
+    lists = functools.cache(lambda: lists_by_place(run, knn, ranked, layer_made_of))
+
+    def layer(name: str, inputs: Callable[[], Work]) -> dict[str, np.ndarray]:
+        """Run one pass over all places; ``inputs`` makes what it needs and returns its feeds for a block of them."""
 
         @contextlib.contextmanager
         def worker() -> Iterator[Work]:
             feeds = inputs()
             with run.engine(name) as engine:
 
-                def work(faces: np.ndarray) -> dict[str, np.ndarray]:
-                    outputs = engine.run(feeds(np.ascontiguousarray(faces)))
+                def work(places: np.ndarray) -> dict[str, np.ndarray]:
+                    outputs = engine.run(feeds(places))
                     for output in outputs.values():
-                        run.check_finite(output, faces, "value")
-                    return {"array": outputs["refined"]} if name == "block2" else outputs
+                        run.check_finite(output, run.order[places], "value")
+                    return outputs
 
                 yield work
 
-        product = "refined.npy" if name == "block2" else name
-        return run.make(
-            product, made_of, worker, text=f"refinement, {name}", order=run.order, block=ENGINE_ROWS
+        return run.make(name, layer_made_of, worker, text=f"refinement, {name}", block=ENGINE_ROWS)
+
+    def features(places: np.ndarray) -> np.ndarray:
+        return run.vectors[run.order[places]]
+
+    def connected(places: np.ndarray, times: int, table: np.ndarray) -> np.ndarray:
+        lists = lists_by_place(run, knn, ranked, layer_made_of)
+        return sum_connected(
+            lists["ranked"],
+            lists["ids"],
+            lists["sims"],
+            places,
+            near.hops,
+            near.active,
+            times,
+            table,
+            scratch,
         )
 
-    def connected(faces: np.ndarray, times: int, table: np.ndarray) -> np.ndarray:
-        return sum_connected(ranked, knn.ids, knn.sims, faces, near.hops, near.active, times, table, scratch)
+    def similar(places: np.ndarray, directions: np.ndarray, table: np.ndarray) -> np.ndarray:
+        return sum_similar(lists()["ranked"], places, near.hops, directions, table, scratch)
 
     # Each layer asks for the ones before it only when it is not finished itself.
     def near1() -> dict[str, np.ndarray]:
-        return layer("near1", lambda: lambda faces: {"features": run.vectors[faces]})
+        return layer("near1", lambda: lambda places: {"features": features(places)})
 
     def similar1() -> dict[str, np.ndarray]:
-        def inputs() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        def inputs() -> Work:
             table = near1()["near1"]
-            return lambda faces: {"features": run.vectors[faces], "connected": connected(faces, 1, table)}
+            return lambda places: {"features": features(places), "connected": connected(places, 1, table)}
 
         return layer("similar1", inputs)
 
     def block1() -> dict[str, np.ndarray]:
-        def inputs() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        def inputs() -> Work:
             tables = similar1()
             run.drop("near1")
-            return lambda faces: {
-                "features": run.vectors[faces],
-                "drawn": sum_similar(ranked, faces, near.hops, tables["h1"], tables["near_drawn1"], scratch),
+            return lambda places: {
+                "features": features(places),
+                "drawn": similar(places, tables["h1"], tables["near_drawn1"]),
             }
 
         return layer("block1", inputs)
@@ -228,23 +247,62 @@ def refined_layerwise(
         return layer(
             "similar2",
             lambda: (
-                lambda faces: {"x1": first["x1"][faces], "connected": connected(faces, 2, first["near2"])}
+                lambda places: {"x1": first["x1"][places], "connected": connected(places, 2, first["near2"])}
             ),
         )
 
-    def inputs() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    @contextlib.contextmanager
+    def block2() -> Iterator[Work]:
         first = block1()
         run.drop("similar1")
         directions = similar2(first)["h2"]
-        return lambda faces: {
-            "features": run.vectors[faces],
-            "x1": first["x1"][faces],
-            "drawn": sum_similar(ranked, faces, near.hops, directions, first["x1"], scratch),
-        }
+        place = places_in(run.order)
+        with run.engine("block2") as engine:
 
-    refined = layer("block2", inputs)["array"]
-    run.drop("block1", "similar2")
+            def work(faces: np.ndarray) -> dict[str, np.ndarray]:
+                places = place[faces]
+                drawn = similar(places, directions, first["x1"])
+                feeds = {"features": run.vectors[faces], "x1": first["x1"][places], "drawn": drawn}
+                refined = engine.run(feeds)["refined"]
+                run.check_finite(refined, faces, "refined feature")
+                return {"array": refined}
+
+            yield work
+
+    refined = run.make(
+        "refined.npy", made_of, block2, text="refinement, block2", order=run.order, block=ENGINE_ROWS
+    )["array"]
+    run.drop("block1", "similar2", "lists")
     return refined, made_of
+
+
+def lists_by_place(run: "Run", knn: KnnGraph, ranked: np.ndarray, made_of: Made) -> dict[str, np.ndarray]:
+    """The part of the lists that neighborhoods are made of, with places in ``run.order`` instead of faces."""
+    near = run.settings.neighborhood
+    reach = max(near.hops[0], near.hops[1] + 1)
+
+    @contextlib.contextmanager
+    def worker() -> Iterator[Work]:
+        place = places_in(run.order)
+
+        def work(places: np.ndarray) -> dict[str, np.ndarray]:
+            faces = run.order[places]
+            return {
+                "ranked": place[ranked[faces][:, :reach]],
+                "ids": place[knn.ids[faces][:, : near.active]],
+                "sims": knn.sims[faces][:, : near.active],
+            }
+
+        yield work
+
+    return run.make("lists", {"lists": made_of}, worker, text="lists by place")
+
+
+def places_in(order: np.ndarray) -> np.ndarray:
+    """Return where each face stands in ``order`` (n,), a permutation: (n,) int32."""
+    places = np.empty(len(order), dtype=np.int32)
+    places[order] = np.arange(len(order), dtype=np.int32)
+    return places
 
 
 def made_of_refined(run: "Run", lists_made_of: Made) -> Made:

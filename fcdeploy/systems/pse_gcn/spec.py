@@ -181,7 +181,12 @@ def products(
         return dict.fromkeys(names, ((n, h), np.float32))
 
     exact = {"tables": tables(*TABLES, "out")}
-    layerwise = {
+    layerwise: dict[str, Mapping[str, tuple[tuple[int, ...], Any]]] = {
+        "lists": {
+            "ranked": ((n, max(near.hops[0], near.hops[1] + 1)), np.int32),
+            "ids": ((n, near.active), np.int32),
+            "sims": ((n, near.active), np.float32),
+        },
         "near1": tables("near1"),
         "similar1": tables("h1", "near_drawn1"),
         "block1": tables("x1", "near2"),
