@@ -130,7 +130,7 @@ def test_kills_in_a_row_at_chosen_moments_leave_no_trace(
 
 
 @pytest.mark.faults
-@ALL
+@pytest.mark.parametrize("case", [EXACT, CELLS_LAYERWISE], ids=["exact", "layerwise"])
 def test_a_kill_at_any_moment_leaves_no_trace(
     command: Any, undisturbed: Any, tmp_path: Path, case: tuple[Any, ...]
 ) -> None:
