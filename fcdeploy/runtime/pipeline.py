@@ -374,7 +374,7 @@ class Run:
 
         @contextlib.contextmanager
         def worker() -> Iterator[Work]:
-            on_disk = method == "ivf" and vectors.nbytes > self.options.budget // INDEX_SHARE
+            on_disk = method == "ivf" and vectors.nbytes // 2 > self.options.budget // INDEX_SHARE
             file = self.store.scratch_file(f"{name}.lists") if on_disk else None
             search = KnnSearch(
                 vectors, cells() if method == "ivf" else None, threads=self.options.cores, lists_file=file

@@ -63,7 +63,7 @@ def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path
     total = sum(size for size, _ in files.values())
     in_memory = run_dir is None and total <= options.budget // 2
     vectors = [size for name, (size, _) in files.items() if name in ("vectors", "refined.npy")]
-    indexed = [size for size in vectors if choose_method(_method(options), features.n) == "ivf"]
+    indexed = [size // 2 for size in vectors if choose_method(_method(options), features.n) == "ivf"]
     index = max((size for size in indexed if size <= options.budget // INDEX_SHARE or in_memory), default=0)
     scalars = 32 * features.n  # labels, densities, parents, cells, order
     working = RUNTIME_BYTES + BLOCK_BYTES + index + scalars
