@@ -93,7 +93,9 @@ class KnnSearch:
         # Searching is bound by memory: halves are found twice as quickly, and which candidates they give hardly
         # differs (recall is the same to four digits), since similarities are computed again from the vectors.
         half = faiss.ScalarQuantizer.QT_fp16
-        index = faiss.IndexIVFScalarQuantizer(quantizer, d, cells.count, half, faiss.METRIC_INNER_PRODUCT, False)
+        index = faiss.IndexIVFScalarQuantizer(
+            quantizer, d, cells.count, half, faiss.METRIC_INNER_PRODUCT, False
+        )
         index.train(cells.centroids)  # sets a flag: neither the quantizer nor halves learn anything
         index.nprobe = min(PROBES, cells.count)
         if lists_file is not None:
