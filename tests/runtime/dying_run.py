@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fcdeploy.cli import main
@@ -46,6 +47,8 @@ def watch(owner: Any, name: str, moment: Callable[[str], None], after: bool = Tr
 
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
+        if owner is os and Path(args[1]).suffix in (".nbi", ".nbd"):  # numba, when it has to compile
+            return original(*args, **kwargs)
         moment(f"before {name}")
         value = original(*args, **kwargs)
         if after:
