@@ -3,7 +3,7 @@
 import importlib
 import sys
 import warnings
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -65,9 +65,13 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("Interrupted.", err=True)
-        sys.exit(130)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _interrupted()
+    except SystemError as error:
+        # What numba and others make of a Ctrl-C that comes while they call back into Python.
+        if not _caused_by(error, KeyboardInterrupt):
+            raise
+        _interrupted()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -84,6 +88,19 @@ def main() -> None:
     except MemoryError:
         click.echo("Error: out of memory; lower --batch, or use a machine with more.", err=True)
         sys.exit(1)
+
+
+def _interrupted() -> NoReturn:
+    click.echo("Interrupted.", err=True)
+    sys.exit(130)
+
+
+def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _show_warning(

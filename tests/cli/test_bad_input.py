@@ -953,3 +953,22 @@ def test_of_two_processes_with_one_run_folder_one_is_refused(
         assert done.returncode == 2
         assert f"(process {first.pid})" in sentence_of(done.stderr)
         assert not (here / "pred_labels.meta").exists()
+
+
+def test_an_interrupt_inside_a_kernel_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Ctrl-C while compiled code calls back into Python comes out as a SystemError, caused by the interrupt."""
+    from fcdeploy import cli
+
+    def interrupted(**named: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    monkeypatch.setattr(cli, "cli", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
