@@ -55,7 +55,7 @@ def main(
     with tempfile.TemporaryDirectory() as scratch, numba_threads(threads):
         checkpoint = Path(scratch) / "checkpoint.pth"
         torch.save(net.state_dict(), checkpoint)
-        bundle, parity = export_checkpoint(checkpoint, Path(scratch) / "pse.onnx")
+        bundle, parities = export_checkpoint(checkpoint, Path(scratch) / "pse.onnx")
         run = new_run(features, bundle, threads)
         run.read_features()
         knn, made_of = flow.nearest_neighbors(run)
@@ -108,7 +108,7 @@ def main(
                 "max": int(sizes.max()),
             },
             "largest_difference_of_exact": error,
-            "parity": parity.as_dict(),
+            "parity": parities["refine"].as_dict(),
         },
     )
 

@@ -47,7 +47,7 @@ def main(faces: int, plain_batch: int, dim: int, k: int, threads: int, repeats: 
     with tempfile.TemporaryDirectory() as scratch, numba_threads(threads):
         checkpoint = Path(scratch) / "checkpoint.pth"
         torch.save(net.state_dict(), checkpoint)
-        bundle, parity = export_checkpoint(checkpoint, Path(scratch) / "sepfl.onnx")
+        bundle, parities = export_checkpoint(checkpoint, Path(scratch) / "sepfl.onnx")
         run = new_run(features, bundle, k, threads)
         run.read_features()
         knn, made_of = flow.nearest_neighbors(run)
@@ -90,7 +90,7 @@ def main(faces: int, plain_batch: int, dim: int, k: int, threads: int, repeats: 
             "repeats": repeats,
             "largest_difference": error,
             "largest_logit": float(np.abs(plain[0][1]).max()),
-            "parity": parity.as_dict(),
+            "parity": parities["pairwise"].as_dict(),
         },
     )
 

@@ -11,7 +11,7 @@ from fcdeploy import __version__
 from fcdeploy.errors import FcdeployError, FcdeployWarning
 
 VERBS = {
-    "export": "Turn an authors' checkpoint into an ONNX bundle.",
+    "export": "Turn authors' checkpoints into an ONNX bundle.",
     "cluster": "Cluster a features file with an engine.",
     "plan": "Tell which files, memory and time a run would take.",
     "evaluate": "Compare predicted clusters with the truth.",

@@ -7,7 +7,12 @@ import click
 
 @click.command("export")
 @click.option(
-    "--ckpt", "checkpoint", required=True, type=click.Path(path_type=Path), help="PyTorch checkpoint."
+    "--ckpt",
+    "checkpoints",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="PyTorch checkpoint; several for the networks of one run.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: SYSTEM.onnx]"
@@ -16,9 +21,9 @@ import click
 @click.option("--allow-mismatch", is_flag=True, help="Write the bundle even when it misses the tolerance.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
-    checkpoint: Path, output: Path | None, recipe: str | None, allow_mismatch: bool, quiet: bool
+    checkpoints: tuple[Path, ...], output: Path | None, recipe: str | None, allow_mismatch: bool, quiet: bool
 ) -> None:
-    """Turn an authors' checkpoint into an ONNX bundle.
+    """Turn authors' checkpoints into an ONNX bundle.
 
     The system and its feature width are recognised from the weights. The graphs are compared with the PyTorch
     network before anything is written; exit code 3 says that they missed the recipe's tolerance.
@@ -31,9 +36,9 @@ def command(
     from fcdeploy.deploy.recipe import load_recipe
 
     settings = load_recipe(recipe) if recipe else None
-    bundle, parity = export_checkpoint(checkpoint, output, settings, allow_mismatch=allow_mismatch)
+    bundle, parities = export_checkpoint(checkpoints, output, settings, allow_mismatch=allow_mismatch)
     if not quiet:
         passes = ", ".join(bundle.passes)
-        click.echo(
-            f"{bundle.path}: {bundle.system}, {bundle.feature_dim}-d features, passes {passes}; {parity}"
-        )
+        click.echo(f"{bundle.path}: {bundle.system}, {bundle.feature_dim}-d features, passes {passes}")
+        for name, parity in parities.items():
+            click.echo(f"{name}: {parity}")

@@ -34,10 +34,9 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
     from rich.table import Table
 
     from fcdeploy.engine.tensors import pass_from_dict
-    from fcdeploy.systems import get_system
+    from fcdeploy.systems import describe, get_system
 
     console = Console(highlight=False)
-    checkpoint, parity = manifest["checkpoint"], manifest["parity"]
     console.print(
         f"{path}: {manifest['system']}, {manifest['feature_dim']}-d features, {manifest['precision']}"
     )
@@ -57,15 +56,19 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
     console.print("\nrecipe")
     for section, values in settings.items():
         console.print(f"  \\[{section}] " + ", ".join(f"{key} = {value}" for key, value in values.items()))
-    sizes = ", ".join(f"{b} x {n}" for b, n in parity["sizes"])
+    checked_on = get_system(manifest["system"]).module("inputs").PARITY
+    for name, fields in manifest["networks"].items():
+        checkpoint, parity = fields["checkpoint"], fields["parity"]
+        sizes = ", ".join(f"{b} x {n}" for b, n in parity["sizes"])
+        console.print(
+            f"\nnetwork {name}: {describe({name: fields['widths']})}; "
+            f"checkpoint {checkpoint['file']}, SHA-256 {checkpoint['sha256']}\n"
+            f"  parity with PyTorch ({parity['backend']}; {checked_on[name].meaning}: {sizes})\n"
+            f"  largest error {parity['max_error']:.2e} (allowed {parity['tolerance']:.0e}), "
+            f"mean {parity['mean_error']:.2e}, {parity['nan']} NaN\n"
+            f"  {parity['flipped']} of {parity['edges']:,} edges flipped; "
+            f"{parity['undecided']} within 1e-6 of the threshold"
+        )
     console.print(
-        f"\nparity with PyTorch ({parity['backend']}; {get_system(manifest['system']).sizes}: {sizes})\n"
-        f"  largest error {parity['max_error']:.2e} (allowed {parity['tolerance']:.0e}), "
-        f"mean {parity['mean_error']:.2e}, {parity['nan']} NaN\n"
-        f"  {parity['flipped']} of {parity['edges']:,} edges flipped; "
-        f"{parity['undecided']} within 1e-6 of the threshold"
-    )
-    console.print(f"\ncheckpoint {checkpoint['file']}, SHA-256 {checkpoint['sha256']}")
-    console.print(
-        "made with " + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+        "\nmade with " + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     )

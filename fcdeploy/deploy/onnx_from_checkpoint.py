@@ -1,7 +1,8 @@
-"""Export: an authors' checkpoint becomes a bundle of ONNX graphs, checked against PyTorch before it appears."""
+"""Export: authors' checkpoints become a bundle of ONNX graphs, checked against PyTorch before it appears."""
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,59 +23,73 @@ PREFIX = "module."  # left by DataParallel
 
 
 def export_checkpoint(
-    checkpoint: Path | str,
+    checkpoint: Path | str | Sequence[Path | str],
     output: Path | str | None = None,
     recipe: Any = None,
     *,
     allow_mismatch: bool = False,
-) -> tuple[Bundle, Parity]:
-    """Write the bundle of a checkpoint and return it with how exact it is.
+) -> tuple[Bundle, dict[str, Parity]]:
+    """Write the bundle of a checkpoint, or of several that run together; return it with how exact each network is.
 
     output: a folder, by default ``SYSTEM.onnx`` in the current one. checkpoint: a state_dict, plain or under
-    'state_dict' or 'net', with or without ``module.`` prefixes; the system and its widths are recognised from
-    it. recipe: a dataclass from ``load_recipe``; without one the
-    system's published settings with the checkpoint's widths. Raises InputError for a checkpoint or recipe that
-    cannot be used, ParityError (and writes nothing) when the recipe's tolerance is missed, unless
-    ``allow_mismatch``.
+    'state_dict' or 'net', with or without ``module.`` prefixes; the system, the network and its widths are
+    recognised from it. recipe: a dataclass from ``load_recipe``; without one the system's published settings with the
+    checkpoints' widths. Raises InputError for a checkpoint or recipe that cannot be used, ParityError (and writes
+    nothing) when the recipe's tolerance is missed, unless ``allow_mismatch``.
     """
     import_export_extra()
-    checkpoint = Path(checkpoint)
-    state = load_state_dict(checkpoint)
-    system, widths = recognise({name: tuple(tensor.shape) for name, tensor in state.items()}, str(checkpoint))
+    checkpoints = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
+    states = {str(path): load_state_dict(Path(path)) for path in checkpoints}
+    system, network_of, weights = recognise(
+        {
+            path: {name: tuple(tensor.shape) for name, tensor in state.items()}
+            for path, state in states.items()
+        }
+    )
     if recipe is None:
-        recipe = system.recipe.for_weights(**widths)
-    if recipe.system != system.name or recipe.widths != widths:
+        recipe = system.recipe.for_weights(weights)
+    if recipe.system != system.name or (mismatch := recipe.mismatch(weights)):
+        other = mismatch if recipe.system == system.name else f"{recipe.feature_dim}-d features"
         raise InputError(
-            f"{checkpoint}: holds {system.title} weights for {describe(widths)}; the recipe is for "
-            f"{recipe.system} with {describe(recipe.widths)}."
+            f"{', '.join(states)}: holds {system.title} weights for {describe(weights)}; the recipe is for "
+            f"{recipe.system} with {other}."
         )
     output = Path(output or f"{system.name}.onnx")
+    parities: dict[str, Parity] = {}
+    networks: dict[str, dict[str, Any]] = {}
     with new_bundle(output) as folder:
-        network = system.module("network")
-        model = network.network_from_state_dict(state)
-        passes = system.passes(**widths)
-        for name, module in network.passes_from_network(model).items():
-            _export_pass(module, passes[name], folder / f"{name}.onnx")
-        parity = measure_parity(system, model, folder, recipe)
-        if not parity.within_tolerance and not allow_mismatch:
-            raise ParityError(
-                f"{checkpoint}: the exported graphs miss the tolerance ({parity}); nothing was written. "
-                "Raise the recipe's [tolerance] or give --allow-mismatch to keep them."
-            )
+        passes = system.passes(weights)
+        for path, state in sorted(states.items(), key=lambda item: list(weights).index(network_of[item[0]])):
+            name = network_of[path]
+            torch_network = system.module("network").NETWORKS[name]
+            model = torch_network.from_state_dict(state)
+            for of, module in torch_network.passes(model).items():
+                _export_pass(module, passes[of], folder / f"{of}.onnx")
+            parity = measure_parity(system, name, weights[name], model, folder, recipe)
+            if not parity.within_tolerance and not allow_mismatch:
+                raise ParityError(
+                    f"{path}: the exported graphs miss the tolerance ({parity}); nothing was written. "
+                    "Raise the recipe's [tolerance] or give --allow-mismatch to keep them."
+                )
+            parities[name] = parity
+            networks[name] = {
+                "widths": dict(weights[name]),
+                "checkpoint": {"file": Path(path).name, "sha256": sha256_of(Path(path))},
+                "parity": parity.as_dict(),
+            }
         write_manifest(
             folder,
             passes,
             {
                 "system": system.name,
-                "feature_dim": widths["dim"],
+                "feature_dim": recipe.feature_dim,
                 "precision": "fp32",
                 "recipe": settings_as_dict(recipe),
-                "checkpoint": {"file": checkpoint.name, "sha256": sha256_of(checkpoint)},
+                "networks": networks,
                 "versions": _versions(),
-                "parity": parity.as_dict(),
             },
         )
-    return read_bundle(output), parity
+    return read_bundle(output), parities
 
 
 def import_export_extra() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
-from fcdeploy.systems import System
+from fcdeploy.systems import System, Widths
 
 SEED = 20240
 UNDECIDED = 1e-6  # a similarity this near to the threshold may fall on either side of it
@@ -56,14 +56,16 @@ class Parity:
         )
 
 
-def measure_parity(system: System, model: Any, folder: Path, recipe: Any) -> Parity:
-    """Compare the graphs in ``folder`` with the plain network on random batches of several sizes.
+def measure_parity(
+    system: System, network: str, widths: Widths, model: Any, folder: Path, recipe: Any
+) -> Parity:
+    """Compare a network's graphs in ``folder`` with the plain network on random batches of several sizes.
 
-    model: the system's PyTorch network; recipe: gives the tolerance and the largest size. The reference is the
-    published form evaluated in float64.
+    network: its name in the system; widths: those of its weights; model: the PyTorch module; recipe: gives the
+    tolerance and the largest size. The reference is the published form evaluated in float64.
     """
-    inputs, decode, network = (system.module(name) for name in ("inputs", "decode", "network"))
-    sizes = inputs.parity_sizes(recipe)
+    inputs, plain = system.module("inputs").PARITY[network], system.module("network").NETWORKS[network]
+    sizes = inputs.sizes(recipe)
     rng = np.random.default_rng(SEED)
     rows = rows_apart = nan = edges = flipped = undecided = 0
     errors: list[np.ndarray] = []
@@ -71,17 +73,17 @@ def measure_parity(system: System, model: Any, folder: Path, recipe: Any) -> Par
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         engines = {
             name: stack.enter_context(_open_probed(folder / f"{name}.onnx", spec, Path(scratch)))
-            for name, spec in system.passes(**recipe.widths).items()
+            for name, spec in system.networks[network].passes(**widths).items()
         }
         for b, n in sizes:
-            batch = inputs.random_batch(recipe.feature_dim, b, n, rng)
-            expected, sims = network.plain_outputs(model, batch)
-            found = decode.run_passes(engines, batch)
+            batch = inputs.random_batch(widths["dim"], b, n, rng)
+            expected, sims = plain.plain_outputs(model, batch)
+            found = inputs.run_passes(engines, batch)
             drawn = [array for name, array in found.items() if name.startswith(EDGES)]
             apart = np.zeros(b, dtype=bool)
-            for plain, kept in zip(sims, drawn, strict=True):
-                differs = (plain >= network.THRESHOLD) != kept
-                close = differs & (np.abs(plain - network.THRESHOLD) < UNDECIDED)
+            for values, kept in zip(sims, drawn, strict=True):
+                differs = (values >= plain.threshold) != kept
+                close = differs & (np.abs(values - plain.threshold) < UNDECIDED)
                 edges += differs.size
                 flipped += int((differs & ~close).sum())
                 undecided += int(close.sum())

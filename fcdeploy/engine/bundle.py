@@ -15,16 +15,15 @@ from fcdeploy.errors import InputError
 
 MANIFEST = "manifest.json"
 FORMAT = "fcdeploy-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FIELDS = {
     "system": str,
     "feature_dim": int,
     "precision": str,
     "recipe": dict,
     "passes": dict,
-    "checkpoint": dict,
+    "networks": dict,
     "versions": dict,
-    "parity": dict,
 }
 
 
@@ -33,7 +32,7 @@ class Bundle:
     """A bundle as its manifest describes it; nothing is loaded yet.
 
     manifest holds: system, feature_dim, precision, recipe, passes (name -> file, sha256, bytes, inputs, outputs),
-    checkpoint (file, sha256), versions, parity.
+    networks (name -> widths, checkpoint (file, sha256), parity), versions.
     """
 
     path: Path
@@ -46,6 +45,11 @@ class Bundle:
     @property
     def feature_dim(self) -> int:
         return int(self.manifest["feature_dim"])
+
+    @property
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """The networks that the bundle holds, each with the widths of its weights."""
+        return {name: _as_widths(fields["widths"]) for name, fields in self.manifest["networks"].items()}
 
     @property
     def passes(self) -> dict[str, PassSpec]:
@@ -112,9 +116,20 @@ def read_bundle(path: Path | str) -> Bundle:
                 f"{file}: has format {manifest['format_version']}, this fcdeploy reads up to {FORMAT_VERSION}; "
                 "upgrade fcdeploy."
             )
+        if manifest["format_version"] < FORMAT_VERSION:
+            raise InputError(
+                f"{file}: has format {manifest['format_version']}, of an older fcdeploy; export the bundle again."
+            )
         for key, kind in FIELDS.items():
             if type(manifest[key]) is not kind:
                 raise TypeError(f"'{key}' should be of type {kind.__name__}")
+        for name, fields in manifest["networks"].items():
+            for key in ("widths", "checkpoint", "parity"):
+                if type(fields[key]) is not dict:
+                    raise TypeError(f"'{key}' of network {name} should be of type dict")
+            _as_widths(fields["widths"])
+        if not manifest["networks"] or not manifest["passes"]:
+            raise TypeError("there should be networks and passes")
         for name, fields in manifest["passes"].items():
             if not isinstance(fields["sha256"], str):
                 raise TypeError(f"'sha256' of pass {name} should be of type str")
@@ -159,6 +174,18 @@ def write_manifest(folder: Path, passes: Mapping[str, PassSpec], fields: Mapping
         }
     manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **fields, "passes": described}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _as_widths(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a network's widths: whole numbers, and lists of them as tuples."""
+    widths = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    if "dim" not in widths:
+        raise TypeError("there should be a width 'dim'")
+    for name, value in widths.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) is not int or number < 1:
+                raise TypeError(f"width '{name}' should be of positive whole numbers")
+    return widths
 
 
 def sha256_of(path: Path) -> str:

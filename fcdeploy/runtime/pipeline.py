@@ -127,7 +127,10 @@ def run_clustering(
     progress = Progress(quiet)
     with contextlib.ExitStack() as stack:
         folder = Path(run_dir) if run_dir else None
-        if folder is None and sum_of_products(system, features, settings, options) > options.budget // 2:
+        if (
+            folder is None
+            and sum_of_products(system, features.n, bundle, settings, options) > options.budget // 2
+        ):
             folder = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=scratch_dir))
             )
@@ -165,7 +168,7 @@ def prepare(
     options = dataclasses.replace(options, inference=choose_inference(system, options.inference, features.n))
     bundle.check_files()
     if options.knn not in KNN_METHODS:
-        k = system.products(features.n, features.dim, settings, options.inference)["knn.npz"]["ids"][0][1]
+        k = system.products(features.n, bundle.weights, settings, options)["knn.npz"]["ids"][0][1]
         open_lists(Path(options.knn), features, k, shorter="k" in system.options)
     if options.reranked is not None:
         settings.check_reranked(open_lists(options.reranked, features).k, str(options.reranked))
@@ -219,9 +222,9 @@ def open_lists(path: Path, features: Features, k: int = 1, shorter: bool = True)
     return lists
 
 
-def sum_of_products(system: System, features: Features, settings: Any, options: Options) -> int:
-    """Return the bytes of everything that a run makes, scratch included."""
-    products = system.products(features.n, features.dim, settings, options.inference)
+def sum_of_products(system: System, n: int, bundle: Bundle, settings: Any, options: Options) -> int:
+    """Return the bytes of everything that a run over n faces makes, scratch included."""
+    products = system.products(n, bundle.weights, settings, options)
     return sum(expected_bytes(shapes) for shapes in products.values())
 
 
@@ -254,7 +257,7 @@ class Run:
     def products(self) -> dict[str, Shapes]:
         """The arrays of every product, by its name."""
         system = get_system(self.bundle.system)
-        return system.products(self.n, self.features.dim, self.settings, self.options.inference)
+        return dict(system.products(self.n, self.bundle.weights, self.settings, self.options))
 
     @cached_property
     def cells(self) -> Cells:

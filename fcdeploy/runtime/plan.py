@@ -58,7 +58,7 @@ def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path
     Raises InputError for what ``run_clustering`` would refuse before it starts.
     """
     system, features, settings, options, _ = prepare(features, bundle, options)
-    products = system.products(features.n, features.dim, settings, options.inference)
+    products = system.products(features.n, bundle.weights, settings, options)
     files = {name: (expected_bytes(shapes), bool(Path(name).suffix)) for name, shapes in products.items()}
     total = sum(size for size, _ in files.values())
     in_memory = run_dir is None and total <= options.budget // 2
@@ -80,7 +80,7 @@ def _seconds(
 ) -> dict[str, float]:
     """Estimate the seconds of each stage."""
     n, cores = features.n, options.cores
-    products = system.products(n, features.dim, settings, options.inference)
+    products = system.products(n, bundle.weights, settings, options)
     passes = system.inferences[options.inference] or tuple(bundle.passes)
     knn = _knn_seconds(n, features.dim, options) if options.knn in KNN_METHODS else 0.0
     seconds = {"features": 4 * 4 * n * features.dim / 1e9, "knn": knn}

@@ -1,45 +1,104 @@
 """The published systems fcdeploy deploys; each is a folder of the same files and one record."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import InputError
+
+if TYPE_CHECKING:
+    from fcdeploy.runtime.pipeline import Options
+
+Widths = Mapping[str, Any]  # name of a length of the weights -> whole number, or a tuple of them; "dim" first
+Weights = Mapping[str, Widths]  # network -> its widths
+TensorShapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
+Products = dict[str, Mapping[str, tuple[tuple[int, ...], Any]]]  # product -> array name -> (shape, dtype)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What one checkpoint holds, as far as it can be told without PyTorch.
+
+    widths_from_shapes(shapes) reads its widths off a state_dict, None where they cannot be read or are those of
+    another network; checkpoint_shapes(**widths) are all its tensors, passes(**widths) its graphs. example: any
+    widths, to know the tensors' names by.
+    """
+
+    widths_from_shapes: Callable[[dict[str, tuple[int, ...]]], dict[str, Any] | None]
+    checkpoint_shapes: Callable[..., dict[str, tuple[int, ...]]]
+    passes: Callable[..., dict[str, PassSpec]]
+    example: Widths
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """What a network's part of a system's file ``network`` can do; all of it needs PyTorch.
+
+    from_state_dict(state) builds the authors' module; passes(module) are the modules behind its graphs, by name;
+    plain_outputs(module, batch) evaluates the published form in float64: outputs by name, and what is compared with
+    ``threshold``, one array a decision.
+    """
+
+    from_state_dict: Callable[[dict[str, Any]], Any]
+    passes: Callable[[Any], dict[str, Any]]
+    plain_outputs: Callable[[Any, dict[str, Any]], tuple[dict[str, Any], list[Any]]]
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class ParityInputs:
+    """What a network's exported graphs are checked on.
+
+    sizes(recipe): pairs of numbers, which ``meaning`` explains; random_batch(dim, *size, rng): arrays by name;
+    run_passes(engines, batch): the graphs' outputs by name, and decisions under names that start with "edges.".
+    """
+
+    sizes: Callable[[Any], list[tuple[int, int]]]
+    meaning: str
+    random_batch: Callable[..., dict[str, Any]]
+    run_passes: Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class System:
     """The record of one system: what it is, and its functions that need no PyTorch.
 
-    recipe: its dataclass of settings, whose defaults are the published ones; ``recipe.for_weights(**widths)`` fits them
-    to a checkpoint and ``.widths`` gives that back. widths: the names of the lengths that a checkpoint's shapes
-    decide, "dim" first. passes(**widths), checkpoint_shapes(**widths) and widths_from_shapes(shapes) are its spec.
-    products(n, d, settings, inference) are the arrays of everything that a run makes. options: those of a run that
-    not every system has. inferences: the ways to evaluate it, "exact" first, with the passes of each (none named:
-    all). sizes: what the pairs of numbers are that an export is checked on. cluster(run) is its flow, from features
-    to labels (see ``fcdeploy.runtime.pipeline.Run``). What needs PyTorch is in its file ``network``.
+    recipe: its dataclass of settings, whose defaults are the published ones; ``recipe.for_weights(weights)`` fits
+    them to checkpoints, and ``.mismatch(weights)`` says what a recipe is for when it is not for these. networks: by
+    name, in the order in which a run uses them. products(n, weights, settings, options) are the arrays of everything
+    that a run makes. options: those of a run that not every system has. inferences: the ways to evaluate it,
+    "exact" first, with the passes of each (none named: all). cluster(run) is its flow, from features to labels (see
+    ``fcdeploy.runtime.pipeline.Run``). problem(networks) says why a bundle of these networks only makes no sense.
+    The files ``network`` and ``inputs`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their
+    mappings ``NETWORKS`` and ``PARITY``.
     """
 
     name: str
     title: str
     paper: str
     recipe: type[Any]
-    widths: tuple[str, ...]
-    passes: Callable[..., dict[str, PassSpec]]
-    checkpoint_shapes: Callable[..., dict[str, tuple[int, ...]]]
-    widths_from_shapes: Callable[[dict[str, tuple[int, ...]]], dict[str, int] | None]
-    products: Callable[[int, int, Any, str], dict[str, Mapping[str, tuple[tuple[int, ...], Any]]]]
+    networks: Mapping[str, Network]
+    products: Callable[[int, Weights, Any, "Options"], Products]
     cluster: Callable[[Any], Any]
     options: tuple[str, ...]
-    sizes: str
     inferences: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"exact": ()})
+    problem: Callable[[Collection[str]], str | None] = lambda networks: None
 
     def module(self, name: str) -> ModuleType:
         """Import one of the system's files, for example ``network``, which needs PyTorch."""
         return importlib.import_module(f"{_package(self.name)}.{name}")
+
+    def passes(self, weights: Weights) -> dict[str, PassSpec]:
+        """Return the passes of all networks in ``weights``, in the order of a run."""
+        return {
+            name: spec
+            for network, record in self.networks.items()
+            if network in weights
+            for name, spec in record.passes(**weights[network]).items()
+        }
 
 
 NAMES = ("pse-gcn", "sepfl")
@@ -53,50 +112,94 @@ def get_system(name: str, where: str = "") -> System:
     return importlib.import_module(_package(name)).SYSTEM
 
 
-def recognise(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[System, dict[str, int]]:
-    """Tell which system a state_dict belongs to, and its widths (see ``System``).
+def recognise(checkpoints: Mapping[str, TensorShapes]) -> tuple[System, dict[str, str], dict[str, Widths]]:
+    """Tell which system checkpoints belong to together, and what each of them is in it.
 
-    shapes: tensor name -> shape, without wrappers and ``module.`` prefixes. The system is the one that shares
-    most names with it; then every tensor has to be there in its shape. Raises InputError that says what was
-    found and what is known, or which tensors are missing, unexpected or of a wrong shape.
+    checkpoints: where it came from -> tensor name -> shape, without wrappers and ``module.`` prefixes. A checkpoint
+    is the network that shares most tensor names with it; then every tensor has to be there in its shape. Returns the
+    first system that has all these networks, the network of each checkpoint, and the widths of each network. Raises
+    InputError that says what was found and what is known, which tensors are missing, unexpected or of a wrong shape,
+    or which checkpoints do not belong together.
     """
-    best, most = None, 0.0
-    for name in NAMES:
-        system = get_system(name)
-        names = system.checkpoint_shapes(**dict.fromkeys(system.widths, 1)).keys()
-        common = len(names & shapes.keys()) / len(names | shapes.keys())
-        if common > most:
-            best, most = system, common
-    if best is None or most < 0.5:
+    found = {where: _likeliest(shapes, where) for where, shapes in checkpoints.items()}
+    for where, candidates in found.items():
+        if not any(problem is None for *_, problem in candidates):
+            raise InputError(str(candidates[0][-1]))
+        found[where] = [candidate for candidate in candidates if candidate[-1] is None]
+    for system in map(get_system, NAMES):
+        own = {
+            where: next(
+                ((network, widths) for of, network, widths, _ in candidates if of.name == system.name), None
+            )
+            for where, candidates in found.items()
+        }
+        matched = {where: match for where, match in own.items() if match is not None}
+        if len(matched) < len(own):
+            continue
+        places: dict[str, str] = {}
+        for where, (network, _) in matched.items():
+            if network in places:
+                raise InputError(
+                    f"{where}: holds {system.title} weights of '{network}', as {places[network]} does; "
+                    "give one of them."
+                )
+            places[network] = where
+        if problem := system.problem(places):
+            raise InputError(f"{', '.join(checkpoints)}: {problem}.")
+        weights: dict[str, Widths] = {
+            name: dict(matched[places[name]][1]) for name in system.networks if name in places
+        }
+        return system, {where: network for where, (network, _) in matched.items()}, weights
+    each = "; ".join(f"{where} holds {candidates[0][0].title} weights" for where, candidates in found.items())
+    raise InputError(f"{each}: no system has them all; export them one by one.")
+
+
+def _likeliest(shapes: TensorShapes, where: str) -> list[tuple[System, str, dict[str, Any], str | None]]:
+    """Return the networks that a state_dict is like, most alike first: system, network, widths, what does not fit."""
+    ranked = []
+    for system in map(get_system, NAMES):
+        for name, network in system.networks.items():
+            widths = network.widths_from_shapes(dict(shapes))
+            wanted = network.checkpoint_shapes(**(network.example if widths is None else widths))
+            common = len(wanted.keys() & shapes.keys()) / len(wanted.keys() | shapes.keys())
+            if widths is None:
+                problem = f"{where}: looks like {system.title} but does not say its feature width."
+            elif differences := list(_differences(shapes, wanted)):
+                more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+                problem = (
+                    f"{where}: looks like {system.title} with {describe({name: widths})}, but "
+                    f"{'; '.join(differences[:3])}{more}; it may be damaged or from a changed network."
+                )
+            else:
+                problem = None
+            if common >= 0.5:
+                ranked.append((problem is not None, -common, system, name, widths or {}, problem))
+    if not ranked:
         shown = ", ".join(list(shapes)[:4]) + (", ..." if len(shapes) > 4 else "")
         raise InputError(
             f"{where}: its {len(shapes)} tensors ({shown or 'none'}) are those of no known system; "
             f"known: {', '.join(NAMES)}."
         )
-    widths = best.widths_from_shapes(dict(shapes))
-    if widths is None:
-        raise InputError(f"{where}: looks like {best.title} but does not say its feature width.")
-    problems = list(_differences(shapes, best.checkpoint_shapes(**widths)))
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(
-            f"{where}: looks like {best.title} with {describe(widths)}, but {'; '.join(problems[:3])}{more}; "
-            "it may be damaged or from a changed network."
-        )
-    return best, widths
+    ranked.sort(key=lambda entry: entry[:2])  # stable: equally alike ones stay in the order of NAMES
+    return [entry[2:] for entry in ranked]
 
 
-def describe(widths: Mapping[str, int]) -> str:
+def describe(weights: Weights) -> str:
     """Say what weights are for, as in "256-d features and k = 80"."""
-    others = [f" and {name} = {width}" for name, width in widths.items() if name != "dim"]
-    return f"{widths['dim']}-d features{''.join(others)}"
+    texts = {}
+    for network, widths in weights.items():
+        others = [f" and {name} = {width}" for name, width in widths.items() if name != "dim"]
+        texts[network] = f"{widths['dim']}-d features{''.join(others)}"
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return ", ".join(f"{text} ({network})" for network, text in texts.items())
 
 
 def _package(name: str) -> str:
     return f"fcdeploy.systems.{name.replace('-', '_')}"
 
 
-def _differences(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]):  # type: ignore[no-untyped-def]
+def _differences(found: TensorShapes, wanted: TensorShapes) -> Iterator[str]:
     for name, shape in wanted.items():
         if name not in found:
             if not name.endswith(

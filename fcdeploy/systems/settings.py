@@ -48,6 +48,10 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, where, f"{key}.")
     if isinstance(kind, types.GenericAlias) and kind.__origin__ is tuple:
+        if kind.__args__[1:] == (Ellipsis,):
+            if not isinstance(value, list):
+                raise InputError(f"{where}: {key} should be a list, found {value!r}.")
+            return tuple(_convert(kind.__args__[0], v, where, f"{key}[{at}]") for at, v in enumerate(value))
         if not isinstance(value, list) or len(value) != len(kind.__args__):
             raise InputError(
                 f"{where}: {key} should be a list of {len(kind.__args__)} values, found {value!r}."

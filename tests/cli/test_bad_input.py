@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fcdeploy.engine.bundle import FORMAT_VERSION
+
 Refuse = Callable[..., str]
 OLD = "7\n7\n8\n"  # the output of an earlier run
 
@@ -646,7 +648,12 @@ def test_manifest_that_names_a_file_elsewhere(
         (("recipe", "neighborhood", "k"), "many"),
         (("recipe", "shoe_size"), 43),
         (("precision",), 16),
-        (("checkpoint",), "checkpoint.pth"),
+        (("networks",), "checkpoint.pth"),
+        (("networks", "refine", "checkpoint"), "checkpoint.pth"),
+        (("networks", "refine", "widths"), {"dim": "wide"}),
+        (("networks", "refine", "widths"), {"dim": 0}),
+        (("networks", "refine", "widths"), {}),
+        (("networks",), {}),
         (("system",), "gcn-x"),
     ],
 )
@@ -665,8 +672,16 @@ def test_manifest_of_garbage(refuse_cluster: Refuse, features: Path, copied: Pat
 def test_manifest_of_a_newer_fcdeploy(
     refuse_cluster: Refuse, features: Path, edit: Callable[..., Path]
 ) -> None:
-    engine = edit("format_version", to=2)
-    refuse_cluster(features, engine=engine, says=("has format 2", "reads up to 1", "upgrade fcdeploy"))
+    engine = edit("format_version", to=FORMAT_VERSION + 1)
+    says = (f"has format {FORMAT_VERSION + 1}", f"reads up to {FORMAT_VERSION}", "upgrade fcdeploy")
+    refuse_cluster(features, engine=engine, says=says)
+
+
+def test_manifest_of_an_older_fcdeploy(
+    refuse_cluster: Refuse, features: Path, edit: Callable[..., Path]
+) -> None:
+    engine = edit("format_version", to=1)
+    refuse_cluster(features, engine=engine, says=("has format 1, of an older fcdeploy", "export"))
 
 
 @pytest.mark.parametrize("name", ["encode", "neighborhood"])

@@ -418,7 +418,7 @@ def test_a_missed_tolerance_is_exit_code_3_and_writes_nothing_unless_it_is_allow
 
     outcome = fcdeploy(*args, "-o", tmp_path / "pse.onnx", "--allow-mismatch")
     assert (outcome.code, outcome.err) == (0, "")
-    parity = json.loads((tmp_path / "pse.onnx/manifest.json").read_text())["parity"]
+    parity = json.loads((tmp_path / "pse.onnx/manifest.json").read_text())["networks"]["refine"]["parity"]
     assert parity["within_tolerance"] is False
     assert parity["max_error"] > parity["tolerance"] == 1e-12
     assert {path.name for path in tmp_path.iterdir()} == {"strict.toml", "pse.onnx"}
@@ -433,8 +433,9 @@ def test_inspect_prints_the_manifest(fcdeploy: Any, bundle: Path) -> None:
     manifest = json.loads(outcome.out)
     assert manifest == json.loads((bundle / "manifest.json").read_text())
     assert (manifest["system"], manifest["feature_dim"]) == ("pse-gcn", 32)
-    assert manifest["parity"]["within_tolerance"] is True
-    assert manifest["parity"]["flipped"] == manifest["parity"]["nan"] == 0
+    parity = manifest["networks"]["refine"]["parity"]
+    assert parity["within_tolerance"] is True
+    assert parity["flipped"] == parity["nan"] == 0
 
     said = fcdeploy("inspect", bundle / "encode.onnx")  # a file in the bundle will do
     assert (said.code, said.err) == (0, "")

@@ -223,14 +223,15 @@ def test_a_least_probability_keeps_exactly_the_links_that_have_it(golden, bundle
 
 
 def test_the_export_measured_itself_within_tolerance(bundle):
-    read, parity = bundle
+    read, parities = bundle
+    parity = parities["pairwise"]
     assert parity.within_tolerance
     assert parity.tolerance == 1e-5
     assert 0 < parity.max_error < 1e-5
     assert (parity.nan, parity.flipped) == (0, 0)
     assert parity.edges == parity.rows == sum(b for b, _ in parity.sizes) > 100
     assert list(read.passes) == ["near", "encode", "pair"]
-    assert read.manifest["parity"]["max_error"] == parity.max_error
+    assert read.manifest["networks"]["pairwise"]["parity"]["max_error"] == parity.max_error
 
 
 def test_parity_sees_exchanged_faces(golden, bundle):
@@ -243,7 +244,9 @@ def test_parity_sees_exchanged_faces(golden, bundle):
     net = Exchanged(32, 20)
     net.load_state_dict(load_state_dict(golden / "dev/sepfl/checkpoint.pth"))
     recipe = load_recipe(bundle[0].path.parent / "golden.toml")
-    parity = measure_parity(get_system("sepfl"), net, bundle[0].path, recipe)
+    parity = measure_parity(
+        get_system("sepfl"), "pairwise", bundle[0].weights["pairwise"], net, bundle[0].path, recipe
+    )
     assert not parity.within_tolerance
     assert parity.max_error > 0.1
     assert parity.flipped > 0

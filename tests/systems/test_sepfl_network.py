@@ -119,10 +119,26 @@ def test_a_checkpoint_s_keys_and_shapes_are_the_network_s_and_say_its_widths():
     state = Sepfl(D, K).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     assert shapes == checkpoint_shapes(D, K)
-    system, widths = recognise(shapes, "x.pth")
-    assert (system.name, widths) == ("sepfl", {"dim": D, "k": K})
-    assert describe(widths) == "12-d features and k = 9"
-    assert get_system("sepfl").recipe.for_weights(**widths).widths == widths
+    system, network_of, weights = recognise({"x.pth": shapes})
+    assert (system.name, network_of) == ("sepfl", {"x.pth": "pairwise"})
+    assert weights == {"pairwise": {"dim": D, "k": K}}
+    assert describe(weights) == "12-d features and k = 9"
+    recipe = get_system("sepfl").recipe.for_weights(weights)
+    assert (recipe.feature_dim, recipe.links.k, recipe.mismatch(weights)) == (D, K, None)
+    assert recipe.mismatch({"pairwise": {"dim": D, "k": K + 1}}) == "12-d features and k = 9"
+
+
+def test_checkpoints_that_do_not_run_together_are_named():
+    shapes = checkpoint_shapes(D, K)
+    with pytest.raises(
+        InputError, match=r"^b.pth: holds SEPFL weights of 'pairwise', as a.pth does; give one"
+    ):
+        recognise({"a.pth": shapes, "b.pth": shapes})
+    refine = get_system("pse-gcn").networks["refine"].checkpoint_shapes(dim=D)
+    with pytest.raises(
+        InputError, match=r"a.pth holds SEPFL weights; b.pth holds PSE-GCN weights: no system"
+    ):
+        recognise({"a.pth": shapes, "b.pth": refine})
 
 
 def test_weights_of_another_k_in_one_layer_are_refused():
@@ -130,7 +146,7 @@ def test_weights_of_another_k_in_one_layer_are_refused():
     with pytest.raises(
         InputError, match=r"SEPFL with 12-d features and k = 9, but token_mix.3.weight has shape"
     ):
-        recognise(shapes, "x.pth")
+        recognise({"x.pth": shapes})
 
 
 def test_a_checkpoint_without_batch_counters_gives_the_same_network():

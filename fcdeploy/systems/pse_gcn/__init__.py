@@ -9,21 +9,17 @@ centre is always in its own neighborhood, and ties in re-ranking go by cosine si
 
 from fcdeploy.systems import System
 from fcdeploy.systems.pse_gcn.flow import cluster
-from fcdeploy.systems.pse_gcn.spec import Recipe, checkpoint_shapes, passes, products, widths_from_shapes
+from fcdeploy.systems.pse_gcn.spec import NETWORK, Recipe, products
 
 SYSTEM = System(
     name="pse-gcn",
     title="PSE-GCN",
     paper="Li et al., Engineering Applications of Artificial Intelligence 127, 2024",
     recipe=Recipe,
-    widths=("dim",),
-    passes=passes,
-    checkpoint_shapes=checkpoint_shapes,
-    widths_from_shapes=widths_from_shapes,
+    networks={"refine": NETWORK},
     products=products,
     cluster=cluster,
     options=("k", "hops", "tau", "reranked"),
-    sizes="neighborhoods x nodes",
     inferences={
         "exact": ("encode", "neighborhood"),
         "layerwise": ("near1", "similar1", "block1", "similar2", "block2"),

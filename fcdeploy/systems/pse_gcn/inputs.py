@@ -7,6 +7,8 @@ import numpy as np
 from fcdeploy.engine.batching import gather_rows, groups_by_size
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods, largest_neighborhood
+from fcdeploy.systems import ParityInputs
+from fcdeploy.systems.pse_gcn.decode import run_passes
 from fcdeploy.systems.pse_gcn.spec import TABLES, NeighborhoodSettings, Recipe
 
 
@@ -73,3 +75,6 @@ def neighborhood_batches(
         connect_neighborhoods(faces, sizes[group], knn.ids, knn.sims, near.active, feeds["adj"])
         feeds["mask"] = (faces >= 0).astype(np.float32)
         yield group, feeds
+
+
+PARITY = {"refine": ParityInputs(parity_sizes, "neighborhoods x nodes", random_batch, run_passes)}

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fcdeploy.systems import TorchNetwork
+
 SUM_EPS = 1e-5  # in rownorm; counts
 THRESHOLD = 0.5  # of the re-drawn graph
 
@@ -350,3 +352,6 @@ def plain_outputs(net: PseGcn, batch: dict[str, Any]) -> tuple[dict[str, Any], l
         refined = net(features, adj, mask[:, :, None] * mask[:, None, :])
     first, second = seen
     return {"refined": refined[:, 0].numpy()}, [first.numpy(), second[:, :1].numpy()]
+
+
+NETWORKS = {"refine": TorchNetwork(network_from_state_dict, passes_from_network, plain_outputs, THRESHOLD)}

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
+from fcdeploy.systems import Network, Products, Weights
+
+if TYPE_CHECKING:
+    from fcdeploy.runtime.pipeline import Options
 
 TABLES = (
     "local",
@@ -75,13 +79,13 @@ class Recipe:
     tolerance: ToleranceSettings = field(default_factory=ToleranceSettings)
 
     @classmethod
-    def for_weights(cls, dim: int) -> "Recipe":
+    def for_weights(cls, weights: Weights) -> "Recipe":
         """Return the published settings for weights of a width."""
-        return cls(feature_dim=dim)
+        return cls(feature_dim=weights["refine"]["dim"])
 
-    @property
-    def widths(self) -> dict[str, int]:
-        return {"dim": self.feature_dim}
+    def mismatch(self, weights: Weights) -> str | None:
+        """Say what the recipe is for when it is not for these weights."""
+        return None if weights["refine"]["dim"] == self.feature_dim else f"{self.feature_dim}-d features"
 
     def problem(self) -> str | None:
         """Return what is wrong with these values together, or None."""
@@ -170,10 +174,9 @@ def passes(dim: int) -> dict[str, PassSpec]:
     }
 
 
-def products(
-    n: int, dim: int, settings: Recipe, inference: str
-) -> dict[str, Mapping[str, tuple[tuple[int, ...], Any]]]:
+def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> Products:
     """Return the arrays of everything that a run over n faces makes; names without a suffix are scratch."""
+    dim = weights["refine"]["dim"]
     h = 2 * dim
     near, links = settings.neighborhood, settings.links
 
@@ -197,7 +200,7 @@ def products(
         "knn.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float32)},
         "mutual": {"mutual": ((n, near.k), np.uint8)},
         "reranked.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float64)},
-        **(exact if inference == "exact" else layerwise),
+        **(exact if options.inference == "exact" else layerwise),
         "refined.npy": {"array": ((n, h), np.float32)},
         "refined_knn.npz": {"ids": ((n, links.k), np.int32), "sims": ((n, links.k), np.float32)},
     }
@@ -245,3 +248,6 @@ def widths_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int] | N
     if len(shapes.get("bn0.weight", ())) == 1:
         return {"dim": shapes["bn0.weight"][0]}
     return None
+
+
+NETWORK = Network(widths_from_shapes, checkpoint_shapes, passes, example={"dim": 1})

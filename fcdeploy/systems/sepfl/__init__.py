@@ -8,19 +8,15 @@ undefined: lists of a file are sorted by similarity with equal ones in the file'
 
 from fcdeploy.systems import System
 from fcdeploy.systems.sepfl.flow import cluster
-from fcdeploy.systems.sepfl.spec import Recipe, checkpoint_shapes, passes, products, widths_from_shapes
+from fcdeploy.systems.sepfl.spec import NETWORK, Recipe, products
 
 SYSTEM = System(
     name="sepfl",
     title="SEPFL",
     paper="Structure-enhanced pairwise feature learning for face clustering; github.com/Stalker-DAs/SEPFL",
     recipe=Recipe,
-    widths=("dim", "k"),
-    passes=passes,
-    checkpoint_shapes=checkpoint_shapes,
-    widths_from_shapes=widths_from_shapes,
+    networks={"pairwise": NETWORK},
     products=products,
     cluster=cluster,
     options=("min_probability",),
-    sizes="links x neighbors",
 )

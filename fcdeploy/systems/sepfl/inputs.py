@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from fcdeploy.engine.batching import gather_rows
+from fcdeploy.systems import ParityInputs
+from fcdeploy.systems.sepfl.decode import run_passes
 from fcdeploy.systems.sepfl.spec import Recipe
 
 
@@ -44,3 +46,6 @@ def face_batches(
             feeds[name] = np.empty((*lists.shape, table.shape[1]), dtype=np.float32)
             gather_rows(table, lists, feeds[name])
         yield part, feeds
+
+
+PARITY = {"pairwise": ParityInputs(parity_sizes, "links x neighbors", random_batch, run_passes)}

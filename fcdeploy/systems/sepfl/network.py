@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fcdeploy.systems import TorchNetwork
+
 THRESHOLD = 0.0  # of logit 1 less logit 0
 
 
@@ -177,3 +179,6 @@ def plain_outputs(net: Sepfl, batch: dict[str, Any]) -> tuple[dict[str, Any], li
         features, neighbors = (torch.from_numpy(batch[name]).double() for name in ("features", "neighbors"))
         logits = net(features[0], neighbors[0], features[1], neighbors[1]).numpy()
     return {"logits": logits}, [logits[:, 1] - logits[:, 0]]
+
+
+NETWORKS = {"pairwise": TorchNetwork(network_from_state_dict, passes_from_network, plain_outputs, THRESHOLD)}

@@ -1,13 +1,16 @@
 """What SEPFL's passes take and give, what its checkpoints hold, and its published settings."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
+from fcdeploy.systems import Network, Products, Weights
+
+if TYPE_CHECKING:
+    from fcdeploy.runtime.pipeline import Options
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,16 @@ class Recipe:
     tolerance: ToleranceSettings = field(default_factory=ToleranceSettings)
 
     @classmethod
-    def for_weights(cls, dim: int, k: int) -> "Recipe":
+    def for_weights(cls, weights: Weights) -> "Recipe":
         """Return the published settings for weights of these widths."""
-        return cls(feature_dim=dim, links=replace(LinkSettings(), k=k))
+        widths = weights["pairwise"]
+        return cls(feature_dim=widths["dim"], links=replace(LinkSettings(), k=widths["k"]))
 
-    @property
-    def widths(self) -> dict[str, int]:
-        return {"dim": self.feature_dim, "k": self.links.k}
+    def mismatch(self, weights: Weights) -> str | None:
+        """Say what the recipe is for when it is not for these weights."""
+        if weights["pairwise"] == {"dim": self.feature_dim, "k": self.links.k}:
+            return None
+        return f"{self.feature_dim}-d features and k = {self.links.k}"
 
     def problem(self) -> str | None:
         """Return what is wrong with these values together, or None."""
@@ -114,11 +120,10 @@ def passes(dim: int, k: int) -> dict[str, PassSpec]:
     }
 
 
-def products(
-    n: int, dim: int, settings: Recipe, inference: str
-) -> dict[str, Mapping[str, tuple[tuple[int, ...], Any]]]:
+def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> Products:
     """Return the arrays of everything that a run over n faces makes; names without a suffix are scratch."""
-    h, k = 2 * dim, settings.links.k
+    dim, k = weights["pairwise"]["dim"], settings.links.k
+    h = 2 * dim
     return {
         "vectors": {"vectors": ((n, dim), np.float32)},
         "knn.npz": {"ids": ((n, k), np.int32), "sims": ((n, k), np.float32)},
@@ -167,3 +172,6 @@ def widths_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int] | N
     if len(pair) != 1 or len(tokens) != 2 or pair[0] < 4:
         return None
     return {"dim": pair[0] // 4, "k": tokens[1]}
+
+
+NETWORK = Network(widths_from_shapes, checkpoint_shapes, passes, example={"dim": 1, "k": 1})
