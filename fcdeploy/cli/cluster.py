@@ -37,6 +37,11 @@ RUN_FILES = ("refined.npy", "encoded.npy")  # results of a run whose suffix labe
     help="Probability a link needs, where the network decides on links.  [default: that it is accepted]",
 )
 @click.option(
+    "--uncovered",
+    type=click.Choice(["singleton", "drop"]),
+    help="What faces without a cluster become: clusters of one, or -1 and no line.  [default: singleton]",
+)
+@click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
 )
 @click.option(
@@ -71,6 +76,7 @@ def command(
     hops: tuple[int, int] | None,
     tau: float | None,
     min_probability: float | None,
+    uncovered: str | None,
     dim: int | None,
     inference: str,
     threads: int,
@@ -106,7 +112,9 @@ def command(
     bundle = read_bundle(engine)
     opened = open_features(features, dim or bundle.feature_dim)
     true_labels = read_labels(truth, opened.n) if truth else None
-    options = Options(knn, reranked, k, hops, tau, min_probability, inference, batch, threads, memory)
+    options = Options(
+        knn, reranked, k, hops, tau, min_probability, inference, batch, threads, memory, uncovered
+    )
     result = run_clustering(
         opened,
         bundle,
@@ -137,9 +145,10 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         table.add_row(name, f"{stage['seconds']:.2f}", f"{stage['faces_per_s']:,.0f}")
     table.add_row("total", f"{sum(stage['seconds'] for stage in summary['stages'].values()):.2f}", "")
     console.print(table)
+    dropped = f", {summary['uncovered']:,} faces in none" if "uncovered" in summary else ""
     console.print(
         f"{summary['faces']:,} faces in {summary['clusters']:,} clusters, {summary['singletons']:,} of them of one "
-        f"face; peak memory {summary['peak_bytes'] / 1e9:.2f} GB",
+        f"face{dropped}; peak memory {summary['peak_bytes'] / 1e9:.2f} GB",
         highlight=False,
     )
     for name, recall in summary.get("recall", {}).items():

@@ -63,6 +63,7 @@ def export_checkpoint(
             name = network_of[path]
             torch_network = system.module("network").NETWORKS[name]
             model = torch_network.from_state_dict(state)
+            torch_network.settle(model, recipe)
             for of, module in torch_network.passes(model).items():
                 _export_pass(module, passes[of], folder / f"{of}.onnx")
             parity = measure_parity(system, name, weights[name], model, folder, recipe)

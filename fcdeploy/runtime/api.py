@@ -28,6 +28,7 @@ def cluster(
     batch: int | None = None,
     threads: int = 0,
     memory: int = 0,
+    uncovered: str | None = None,
     run_dir: PathLike | None = None,
     progress: bool = False,
 ) -> np.ndarray:
@@ -38,9 +39,10 @@ def cluster(
     re-ranked lists. k, hops and tau replace those of the bundle's recipe. min_probability: what a link needs of a
     network that accepts or refuses it (SEPFL), beyond being accepted. inference: 'exact', 'layerwise',
     or 'auto', which is exact up to 20,000 faces. threads: 0 means all cores.
-    memory: bytes to get along with; 0 means half of the machine's. run_dir: keeps what every stage made, and
-    continues there. Returns labels (n,) int64, numbered by first appearance. Raises fcdeploy.errors.InputError (a
-    ValueError) for input that cannot be used.
+    memory: bytes to get along with; 0 means half of the machine's. uncovered: what becomes of faces that no cluster
+    was found for (GCN-D), 'singleton' (a cluster of one, the default) or 'drop' (-1). run_dir: keeps what every stage
+    made, and continues there. Returns labels (n,) int64, numbered by first appearance. Raises
+    fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
     options = Options(
         str(knn),
@@ -53,6 +55,7 @@ def cluster(
         batch,
         threads,
         memory,
+        uncovered,
     )
     return _run(features, engine, options, run_dir, quiet=not progress).labels
 
@@ -75,6 +78,7 @@ class FaceClusterer:
         inference: str = "auto",
         batch: int | None = None,
         threads: int = 0,
+        uncovered: str | None = None,
     ) -> None:
         self.engine = engine
         self.knn = knn
@@ -85,6 +89,7 @@ class FaceClusterer:
         self.inference = inference
         self.batch = batch
         self.threads = threads
+        self.uncovered = uncovered
 
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
@@ -98,6 +103,7 @@ class FaceClusterer:
             self.inference,
             self.batch,
             self.threads,
+            uncovered=self.uncovered,
         )
         result = _run(X, self.engine, options, None, quiet=True)
         self.labels_ = result.labels

@@ -56,7 +56,8 @@ from fcdeploy.systems.settings import settings_from_dict
 Work = Callable[[np.ndarray], Arrays]  # faces (m,) int32 -> their rows of every array
 KNN_METHODS = ("auto", "exact", "ivf")
 BLOCK = 8192  # faces
-SYSTEM_OPTIONS = ("hops", "tau", "reranked", "min_probability")  # that not every system has
+SYSTEM_OPTIONS = ("hops", "tau", "reranked", "min_probability", "uncovered")  # that not every system has
+UNCOVERED = ("singleton", "drop")
 INFERENCES = ("auto", "exact", "layerwise")
 EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
 INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its lists on disk
@@ -70,7 +71,8 @@ class Options:
     knn: 'auto', 'exact', 'ivf', or a file of neighbor lists; reranked: a file of re-ranked lists. k sets every
     k of the recipe. min_probability: what a link needs of a network that accepts or refuses it, beyond being
     accepted. inference: 'exact', 'layerwise' or 'auto'. batch: neighborhoods an engine call at most. threads: 0 means
-    all cores. memory: bytes that a run should get along with; 0 means half of the machine's.
+    all cores. memory: bytes that a run should get along with; 0 means half of the machine's. uncovered: what
+    becomes of faces that no cluster was found for, 'singleton' or 'drop' (-1); None means 'singleton'.
     """
 
     knn: str = "auto"
@@ -83,6 +85,7 @@ class Options:
     batch: int | None = None
     threads: int = 0
     memory: int = 0
+    uncovered: str | None = None
 
     @property
     def cores(self) -> int:
@@ -98,7 +101,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """labels: (n,) int64, numbered by first appearance; summary: what ``fcdeploy cluster --json`` prints."""
+    """labels: (n,) int64, numbered by first appearance, -1 in no cluster; summary: what ``cluster --json`` prints."""
 
     labels: np.ndarray
     summary: dict[str, Any]
@@ -191,6 +194,8 @@ def check_options(system: System, options: Options) -> None:
             )
     if options.min_probability is not None and not 0 <= options.min_probability <= 1:
         raise InputError(f"--min-probability {options.min_probability}: is no probability (0 to 1).")
+    if options.uncovered not in (None, *UNCOVERED):
+        raise InputError(f"--uncovered {options.uncovered}: is neither 'singleton' nor 'drop'.")
 
 
 def choose_inference(system: System, inference: str, n: int) -> str:
@@ -285,25 +290,27 @@ class Run:
         text: str,
         order: np.ndarray | None = None,
         block: int = BLOCK,
+        rows: int | None = None,
     ) -> Arrays:
         """Make the product ``name``, or take it from an earlier run that made it of the same things.
 
         made_of: everything that decides its content; block sizes, order and threads do not. worker: opened only
         when there is work left; gives the function over blocks of faces. order: (n,) int32, in which faces are
-        visited (as they come).
+        visited (as they come). rows: how many there are when they are not those of the faces.
         """
+        rows = self.n if rows is None else rows
         key = digest({"name": name, **made_of})
         finished = self.store.load(name, key)
         if finished is not None:
             return finished
         visit = "" if order is None else hashlib.sha256(np.ascontiguousarray(order).data).hexdigest()
         partial = self.store.begin(name, key, self.products[name], visit)
-        with worker() as work, self.progress.bar(text, self.n, partial.done) as bar:
-            for start in range(partial.done, self.n, block):
-                stop = min(start + block, self.n)
+        with worker() as work, self.progress.bar(text, rows, partial.done) as bar:
+            for start in range(partial.done, rows, block):
+                stop = min(start + block, rows)
                 faces = np.arange(start, stop, dtype=np.int32) if order is None else order[start:stop]
-                for part, rows in work(faces).items():
-                    partial.arrays[part][slice(start, stop) if order is None else faces] = rows
+                for part, made in work(faces).items():
+                    partial.arrays[part][slice(start, stop) if order is None else faces] = made
                 partial.commit(stop)
                 bar.advance(stop - start)
                 if resident_bytes() > self.options.budget:
@@ -347,7 +354,7 @@ class Run:
         """Partition the rows of ``vectors`` (n, d) into cells."""
 
         def maker() -> Arrays:
-            cells = assign_cells(vectors, train_cells(vectors, cell_count(self.n)))
+            cells = assign_cells(vectors, train_cells(vectors, cell_count(len(vectors))))
             return {"centroids": cells.centroids, "cell": cells.cell}
 
         arrays = self.keep(name, made_of, maker)
@@ -365,13 +372,13 @@ class Run:
         above: float,
         cells: Callable[[], Cells],
     ) -> tuple[KnnGraph, dict[str, Any]]:
-        """Find the k nearest neighbors of every row of ``vectors`` (n, d) unit rows, the row itself first.
+        """Find the k nearest neighbors of every row of ``vectors`` (m, d) by inner product, the row itself first.
 
         clip: similarities are clipped to 0..1. cells: the rows' partition, asked for when the search is IVF; its
         recall is measured on a sample, for all neighbors and for those of similarity ``above`` and more. Returns
         the lists and what they were made of.
         """
-        method = choose_method("auto" if self.knn_file else self.options.knn, self.n)
+        method = choose_method("auto" if self.knn_file else self.options.knn, len(vectors))
         made_of = {**made_of, "k": k, "method": method, "clip": clip}
         order = cells().order() if method == "ivf" else None
 
@@ -394,7 +401,7 @@ class Run:
                     del search
                     file.unlink(missing_ok=True)
 
-        arrays = self.make(name, made_of, worker, text=text, order=order)
+        arrays = self.make(name, made_of, worker, text=text, order=order, rows=len(vectors))
         graph = KnnGraph(arrays["ids"], arrays["sims"])
         if method == "ivf":
             self.recall[Path(name).stem] = measure_recall(vectors, graph, above)
@@ -494,7 +501,7 @@ def _hash_of(features: Features) -> str:
 
 
 def _summary(labels: np.ndarray, progress: Progress, recall: dict[str, Recall]) -> dict[str, Any]:
-    sizes = np.bincount(labels)
+    sizes = np.bincount(labels[labels >= 0])
     summary: dict[str, Any] = {
         "faces": len(labels),
         "clusters": len(sizes),
@@ -505,6 +512,8 @@ def _summary(labels: np.ndarray, progress: Progress, recall: dict[str, Recall]) 
             for name, seconds in progress.seconds.items()
         },
     }
+    if uncovered := int((labels < 0).sum()):
+        summary["uncovered"] = uncovered
     if recall:
         summary["recall"] = {name: dataclasses.asdict(measured) for name, measured in recall.items()}
     return summary

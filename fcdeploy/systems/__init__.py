@@ -37,15 +37,17 @@ class Network:
 class TorchNetwork:
     """What a network's part of a system's file ``network`` can do; all of it needs PyTorch.
 
-    from_state_dict(state) builds the authors' module; passes(module) are the modules behind its graphs, by name;
-    plain_outputs(module, batch) evaluates the published form in float64: outputs by name, and what is compared with
-    ``threshold``, one array a decision.
+    from_state_dict(state) builds the authors' module; settle(module, recipe) tells it what no state_dict does, if
+    there is such a thing. passes(module) are the modules behind its graphs, by name; plain_outputs(module, batch)
+    evaluates the published form in float64: outputs by name, and what is compared with ``threshold``, one array a
+    decision.
     """
 
     from_state_dict: Callable[[dict[str, Any]], Any]
     passes: Callable[[Any], dict[str, Any]]
     plain_outputs: Callable[[Any, dict[str, Any]], tuple[dict[str, Any], list[Any]]]
     threshold: float = 0.5
+    settle: Callable[[Any, Any], None] = lambda module, recipe: None
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,11 @@ def recognise(checkpoints: Mapping[str, TensorShapes]) -> tuple[System, dict[str
     """Tell which system checkpoints belong to together, and what each of them is in it.
 
     checkpoints: where it came from -> tensor name -> shape, without wrappers and ``module.`` prefixes. A checkpoint
-    is the network that shares most tensor names with it; then every tensor has to be there in its shape. Returns the
-    first system that has all these networks, the network of each checkpoint, and the widths of each network. Raises
-    InputError that says what was found and what is known, which tensors are missing, unexpected or of a wrong shape,
-    or which checkpoints do not belong together.
+    is the network that shares most tensor names with it; then every tensor has to be there in its shape. Where
+    networks look alike, checkpoints are taken for one after the other in the order in which they are given. Returns
+    the first system that has all these networks, the network of each checkpoint, and the widths of each network.
+    Raises InputError that says what was found and what is known, which tensors are missing, unexpected or of a wrong
+    shape, or which checkpoints do not belong together.
     """
     found = {where: _likeliest(shapes, where) for where, shapes in checkpoints.items()}
     for where, candidates in found.items():
@@ -128,28 +131,26 @@ def recognise(checkpoints: Mapping[str, TensorShapes]) -> tuple[System, dict[str
         found[where] = [candidate for candidate in candidates if candidate[-1] is None]
     for system in map(get_system, NAMES):
         own = {
-            where: next(
-                ((network, widths) for of, network, widths, _ in candidates if of.name == system.name), None
-            )
+            where: {network: widths for of, network, widths, _ in candidates if of.name == system.name}
             for where, candidates in found.items()
         }
-        matched = {where: match for where, match in own.items() if match is not None}
-        if len(matched) < len(own):
+        if not all(own.values()):
             continue
         places: dict[str, str] = {}
-        for where, (network, _) in matched.items():
-            if network in places:
+        for where, fitting in own.items():
+            name = next((network for network in fitting if network not in places), next(iter(fitting)))
+            if name in places:
                 raise InputError(
-                    f"{where}: holds {system.title} weights of '{network}', as {places[network]} does; "
+                    f"{where}: holds {system.title} weights of '{name}', as {places[name]} does; "
                     "give one of them."
                 )
-            places[network] = where
+            places[name] = where
         if problem := system.problem(places):
             raise InputError(f"{', '.join(checkpoints)}: {problem}.")
         weights: dict[str, Widths] = {
-            name: dict(matched[places[name]][1]) for name in system.networks if name in places
+            name: dict(own[places[name]][name]) for name in system.networks if name in places
         }
-        return system, {where: network for where, (network, _) in matched.items()}, weights
+        return system, {where: name for name, where in places.items()}, weights
     each = "; ".join(f"{where} holds {candidates[0][0].title} weights" for where, candidates in found.items())
     raise InputError(f"{each}: no system has them all; export them one by one.")
 

@@ -64,4 +64,10 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
     return value
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    bool | int: "true, false or a whole number",
+}

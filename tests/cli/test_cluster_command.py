@@ -318,6 +318,7 @@ def test_the_clusterer_has_the_habits_of_scikit_learn(
         "tau": 0.5,
         "inference": "auto",
         "min_probability": None,
+        "uncovered": None,
         "batch": None,
         "threads": 0,
     }
