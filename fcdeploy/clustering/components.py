@@ -10,11 +10,23 @@ def new_forest(n: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _root(parents: np.ndarray, face: int) -> int:
+def find_root(parents: np.ndarray, face: int) -> int:
+    """Return the face that stands for the component of ``face``."""
     while parents[face] != face:
         parents[face] = parents[parents[face]]  # path halving
         face = parents[face]
     return face
+
+
+@njit(cache=True, nogil=True)
+def join_two(parents: np.ndarray, a: int, b: int) -> None:
+    """Join the components of two faces, in place; the smaller root becomes the parent."""
+    x = find_root(parents, a)
+    y = find_root(parents, b)
+    if x < y:
+        parents[y] = x
+    elif y < x:
+        parents[x] = y
 
 
 @njit(cache=True, nogil=True)
@@ -24,12 +36,7 @@ def join(parents: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     The smaller root becomes the parent, so the root of a component is its first face whatever the order of links.
     """
     for t in range(len(a)):
-        x = _root(parents, a[t])
-        y = _root(parents, b[t])
-        if x < y:
-            parents[y] = x
-        elif y < x:
-            parents[x] = y
+        join_two(parents, a[t], b[t])
 
 
 @njit(cache=True, nogil=True)
@@ -38,7 +45,7 @@ def labels_from_forest(parents: np.ndarray) -> np.ndarray:
     labels = np.empty(len(parents), dtype=np.int64)
     count = 0
     for face in range(len(parents)):
-        root = _root(parents, face)
+        root = find_root(parents, face)
         if root == face:
             labels[face] = count
             count += 1
