@@ -11,7 +11,9 @@ and keep the k candidates of highest similarity. The published code leaves ties 
 here they go to members of N_k(i) first and then to the others, each by cosine similarity and then by id. With
 exact kNN lists, whose members are nearer than all others, this is "by cosine similarity, then by id".
 
-Three passes over blocks of faces in any order, so that what lies between them may be a memory map.
+Three passes over blocks of faces in any order, so that what lies between them may be a memory map. Faces may be
+numbered by their place in an order that keeps neighbors together: what a face looks up is then in the cache. ``names``
+gives back the face of each place, for ties and for the rows of its vector.
 """
 
 import numpy as np
@@ -35,7 +37,7 @@ def rerank(ids: np.ndarray, sims: np.ndarray, vectors: np.ndarray) -> tuple[np.n
     scratch = new_scratch(len(ids))
     counts, members = expand_reciprocal(ids, mutual, faces, scratch)
     starts = np.cumsum(counts, dtype=np.int64) - counts
-    return rank_candidates(ids, sims, vectors, starts, counts, members, faces, scratch)
+    return rank_candidates(ids, sims, vectors, faces, starts, counts, members, faces, scratch)
 
 
 @njit(cache=True, nogil=True, parallel=True)
@@ -134,6 +136,7 @@ def rank_candidates(
     ids: np.ndarray,
     sims: np.ndarray,
     vectors: np.ndarray,
+    names: np.ndarray,
     starts: np.ndarray,
     counts: np.ndarray,
     members: np.ndarray,
@@ -142,7 +145,8 @@ def rank_candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k most similar candidates of ``faces`` (m,) int32 by the overlap of their R* sets.
 
-    ids, sims, vectors: as in ``rerank``. R*(i) of every face i is counts[i] of ``members`` (int32) from
+    ids: as in ``rerank``; sims: (m, k) float32, the rows of ``faces``; names: (n,) int32, under which number a face
+    lies in ``vectors`` and is ordered among ties. R*(i) of every face i is counts[i] of ``members`` (int32) from
     starts[i]: starts (n,) int64, counts (n,) int32; scratch: ``new_scratch(n)``. Returns ids (m, k) int32 and
     similarities (m, k) float64, downwards.
     """
@@ -156,7 +160,9 @@ def rank_candidates(
         for row in range(lane, len(faces), lanes):
             count = _find_candidates(ids, faces[row], marks, candidates)
             overlap = _overlaps(starts, counts, members, faces[row], candidates[:count], marks)
-            order = _order_candidates(ids, sims, vectors, faces[row], candidates[:count], overlap)
+            order = _order_candidates(
+                sims[row], vectors, names[faces[row]], names[candidates[:count]], overlap
+            )
             for p in range(k):
                 ranked[row, p] = candidates[order[p]]
                 ranked_sims[row, p] = overlap[order[p]]
@@ -212,15 +218,10 @@ def _overlaps(
 
 @njit(cache=True, nogil=True)
 def _order_candidates(
-    ids: np.ndarray,
-    sims: np.ndarray,
-    vectors: np.ndarray,
-    i: int,
-    candidates: np.ndarray,
-    overlap: np.ndarray,
+    sims: np.ndarray, vectors: np.ndarray, i: int, candidates: np.ndarray, overlap: np.ndarray
 ) -> np.ndarray:
     """Return positions of candidates, of which the first k are in their final order."""
-    k = ids.shape[1]
+    k = len(sims)
     count = len(candidates)
     # Only overlaps worth sorting: the many candidates below the k-th stay out.
     cut = np.partition(overlap, count - k)[count - k]
@@ -228,7 +229,7 @@ def _order_candidates(
     # Stable, so that a run of equal overlaps starts with the members of N_k(i), which are candidates 0..k-1.
     order = order[np.argsort(-overlap[order], kind="mergesort")]
     cosine = np.empty(count, dtype=np.float32)
-    cosine[:k] = sims[i]
+    cosine[:k] = sims
     first = 0
     while first < k:
         last = first + 1

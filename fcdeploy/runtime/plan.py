@@ -91,7 +91,7 @@ def _seconds(
         engine += 4 * SPARSE_SECONDS * n / cores
     seconds["refine" if "refined.npy" in products else "encode"] = engine
     if "refined_knn.npz" in products:
-        seconds["links"] = _knn_seconds(n, 2 * features.dim, options)
+        seconds["refined_knn"] = _knn_seconds(n, 2 * features.dim, options)
     return seconds
 
 

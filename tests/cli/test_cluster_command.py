@@ -13,7 +13,7 @@ from fcdeploy import FaceClusterer, cluster
 from fcdeploy.data.labels import read_labels, renumber
 from fcdeploy.errors import FcdeployWarning
 
-STAGES = {"features", "knn", "rerank", "refine", "links", "clusters"}
+STAGES = {"features", "knn", "rerank", "refine", "refined_knn", "links", "clusters"}
 KEPT = ("knn.npz", "reranked.npz", "refined.npy", "refined_knn.npz", "links.npz")
 
 Labels = Callable[..., np.ndarray]
@@ -138,7 +138,7 @@ def test_a_run_folder_keeps_what_every_stage_made(labels_of: Labels, features: P
         "knn.npz/ids": ((200, 20), "int32"),
         "knn.npz/sims": ((200, 20), "float32"),
         "reranked.npz/ids": ((200, 20), "int32"),
-        "reranked.npz/sims": ((200, 20), "float64"),
+        "reranked.npz/sims": ((200, 20), "float32"),
         "refined_knn.npz/ids": ((200, 20), "int32"),
         "refined_knn.npz/sims": ((200, 20), "float32"),
         "links.npz/ids": ((m, 2), "int32"),

@@ -58,10 +58,10 @@ def in_blocks(ids, sims, vectors, order, cuts):
         members.append(faces)
         at += len(faces)
     members = np.concatenate(members)
-    ranked, overlaps = np.empty_like(ids), np.empty(ids.shape)
+    ranked, overlaps, names = np.empty_like(ids), np.empty(ids.shape), np.arange(n, dtype=np.int32)
     for block in blocks:
         ranked[block], overlaps[block] = rank_candidates(
-            ids, sims, vectors, starts, counts, members, block, scratch
+            ids, sims[block], vectors, names, starts, counts, members, block, scratch
         )
     assert not scratch.any()
     return ranked, overlaps
@@ -98,6 +98,25 @@ def test_reranked_lists_and_the_order_of_ties_are_those_of_the_definition_in_any
     cut_ids, cut_overlaps = in_blocks(ids, sims, vectors, order, cuts)
     assert np.array_equal(cut_ids, ranked)
     assert np.array_equal(cut_overlaps, overlaps)
+
+
+@settings(max_examples=100, deadline=None)
+@given(list_sets(), st.randoms(use_true_random=False))
+def test_faces_numbered_by_place_are_ranked_as_under_their_own_numbers(case, random):
+    """Ties still go by the face, not by its place."""
+    ids, sims, vectors = case
+    n = len(ids)
+    order = np.array(random.sample(range(n), n), dtype=np.int32)  # place -> face
+    place = np.argsort(order).astype(np.int32)
+    placed, scratch, places = place[ids[order]], new_scratch(n), np.arange(n, dtype=np.int32)
+    counts, members = expand_reciprocal(placed, mark_mutual(placed, places), places, scratch)
+    starts = np.cumsum(counts, dtype=np.int64) - counts
+    ranked, overlaps = rank_candidates(
+        placed, sims[order], vectors, order, starts, counts, members, places, scratch
+    )
+    expected, expected_overlaps = rerank(ids, sims, vectors)
+    assert np.array_equal(order[ranked[place]], expected)
+    assert np.array_equal(overlaps[place], expected_overlaps)
 
 
 @settings(max_examples=100, deadline=None)

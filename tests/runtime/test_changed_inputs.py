@@ -146,7 +146,7 @@ def test_a_killed_run_leaves_nothing_to_one_with_other_options(
     used = tmp_path / "used"
     wanted = undisturbed(3000)
     line = (wanted.features, used, tmp_path / "pred.meta", "--quiet")
-    at = [i for i, name in enumerate(wanted.moments, 1) if name == "after commit"][16]
+    at = [i for i, name in enumerate(wanted.moments, 1) if name == "after commit"][19]
     assert command.finished(*line, moment=at).returncode == -signal.SIGKILL
     assert (used / "tables.scratch").is_dir()
     assert (used / "refined.npy.part").is_dir()
@@ -191,7 +191,7 @@ def test_files_and_folders_of_somebody_else_are_left_alone(
     theirs = [
         *(
             f"{name}/theirs.npy"
-            for name in ("vectors", "tables", "mutual", "cells", "refined_cells", "near1")
+            for name in ("vectors", "tables", "placed", "mutual", "cells", "refined_cells", "near1")
         ),
         *("photos/1.jpg", "notes.txt", ".hidden", "knn.npz.bak", "song.part"),
     ]

@@ -74,7 +74,7 @@ def test_blocks_do_not_change_the_labels(
     sizes = {min(size, 1000), 1000 % size} - {0}
     assert all(counted == sizes for counted in seen.values()), seen
     assert seen.keys() == {
-        *("vectors", "knn.npz", "mutual", "reranked.npz", "refined.npy", "refined_knn.npz"),
+        *("vectors", "knn.npz", "placed", "mutual", "reranked.npz", "refined.npy", "refined_knn.npz"),
         *(("tables",) if inference == "exact" else ("lists", "near1", "similar1", "block1", "similar2")),
     }
 

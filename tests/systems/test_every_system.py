@@ -53,7 +53,7 @@ CASES = (
         "pse-gcn",
         "pse",
         "[neighborhood]\nk = 20\nhops = [20, 5]\nactive = 10\n\n[links]\nk = 20\ntau = 0.8\n",
-        ("features", "knn", "rerank", "refine", "links", "clusters"),
+        ("features", "knn", "rerank", "refine", "refined_knn", "links", "clusters"),
         ("knn.npz", "reranked.npz", "refined.npy", "refined_knn.npz", "links.npz"),
     ),
     Case(

@@ -43,8 +43,10 @@ def cluster(run: "Run") -> np.ndarray:
         made_of = {"knn": knn_made_of, "ranked": ranked_made_of}
         refine = {"exact": refined_exactly, "layerwise": refined_layerwise}[run.options.inference]
         refined, made_of = refine(run, knn, ranked, made_of)
+    with run.stage("refined_knn"):
+        near, made_of = refined_neighbors(run, refined, made_of)
     with run.stage("links"):
-        faces, denser = links_to_denser(run, refined, made_of)
+        faces, denser = links_to_denser(run, near, made_of)
     with run.stage("clusters"):
         forest = new_forest(run.n)
         join(forest, faces, denser)
@@ -76,46 +78,60 @@ def reranked_lists(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[np.nda
 
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
-        scratch = new_scratch(run.n)
-        starts, counts, members = reciprocal_sets(run, knn.ids, knn_made_of, scratch)
+        scratch, place = new_scratch(run.n), places_in(run.order)
+        ids = knn_by_place(run, knn, place, knn_made_of)
+        starts, counts, members = reciprocal_sets(run, ids, knn_made_of, scratch)
 
         def work(faces: np.ndarray) -> dict[str, np.ndarray]:
-            ids, sims = rank_candidates(
-                knn.ids, knn.sims, run.vectors, starts, counts, members, np.ascontiguousarray(faces), scratch
+            ranked, overlaps = rank_candidates(
+                ids,
+                knn.sims[faces],
+                run.vectors,
+                run.order,
+                starts,
+                counts,
+                members,
+                place[faces],
+                scratch,
             )
-            return {"ids": ids, "sims": sims}
+            return {"ids": run.order[ranked], "sims": overlaps}
 
         yield work
 
     made_of = {"rerank": knn_made_of}
     arrays = run.make("reranked.npz", made_of, worker, text="re-ranking", order=run.order)
-    run.drop("mutual")
+    run.drop("placed", "mutual")
     return arrays["ids"], made_of
+
+
+def knn_by_place(run: "Run", knn: KnnGraph, place: np.ndarray, made_of: Made) -> np.ndarray:
+    """The kNN lists with places in ``run.order`` instead of faces, (n, k) int32: neighbors lie near each other."""
+
+    @contextlib.contextmanager
+    def worker() -> Iterator[Work]:
+        yield lambda places: {"ids": place[knn.ids[run.order[places]]]}
+
+    return run.make("placed", {"placed": made_of, **order_made_of(run)}, worker, text="lists by place")["ids"]
 
 
 def reciprocal_sets(
     run: "Run", ids: np.ndarray, made_of: Made, scratch: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """R* of all faces: starts (n,) int64, counts (n,) int32 and members int32; see ``rank_candidates``."""
+    """R* of all places: starts (n,) int64, counts (n,) int32 and members int32; see ``rank_candidates``."""
 
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
-        yield lambda faces: {"mutual": mark_mutual(ids, np.ascontiguousarray(faces))}
+        yield lambda places: {"mutual": mark_mutual(ids, places)}
 
-    mutual = run.make("mutual", {"mutual": made_of}, worker, text="mutual neighbors", order=run.order)[
-        "mutual"
-    ]
-    starts, counts = np.empty(run.n, np.int64), np.empty(run.n, np.int32)
+    made_of = {"mutual": made_of, **order_made_of(run)}
+    mutual = run.make("mutual", made_of, worker, text="mutual neighbors")["mutual"]
+    counts = np.empty(run.n, np.int32)
     members = []
-    filled = 0
     for start in range(0, run.n, SETS_BLOCK):
-        faces = run.order[start : start + SETS_BLOCK]
-        counts[faces], found = expand_reciprocal(ids, mutual, faces, scratch)
-        ends = filled + np.cumsum(counts[faces], dtype=np.int64)
-        starts[faces] = ends - counts[faces]
-        filled = int(ends[-1])
+        places = np.arange(start, min(start + SETS_BLOCK, run.n), dtype=np.int32)
+        counts[places], found = expand_reciprocal(ids, mutual, places, scratch)
         members.append(found)
-    return starts, counts, np.concatenate(members)
+    return np.cumsum(counts, dtype=np.int64) - counts, counts, np.concatenate(members)
 
 
 def refined_exactly(
@@ -179,7 +195,7 @@ def refined_layerwise(
     made_of = made_of_refined(run, lists_made_of)
     near = run.settings.neighborhood
     scratch = new_scratch(run.n)
-    layer_made_of = {**made_of, "order": hashlib.sha256(run.order.data).hexdigest()}
+    layer_made_of = {**made_of, **order_made_of(run)}
     lists = functools.cache(lambda: lists_by_place(run, knn, ranked, layer_made_of))
 
     def layer(name: str, inputs: Callable[[], Work]) -> dict[str, np.ndarray]:
@@ -298,6 +314,11 @@ def lists_by_place(run: "Run", knn: KnnGraph, ranked: np.ndarray, made_of: Made)
     return run.make("lists", {"lists": made_of}, worker, text="lists by place")
 
 
+def order_made_of(run: "Run") -> Made:
+    """What decides places."""
+    return {"order": hashlib.sha256(run.order.data).hexdigest()}
+
+
 def places_in(order: np.ndarray) -> np.ndarray:
     """Return where each face stands in ``order`` (n,), a permutation: (n,) int32."""
     places = np.empty(len(order), dtype=np.int32)
@@ -317,19 +338,23 @@ def made_of_refined(run: "Run", lists_made_of: Made) -> Made:
     }
 
 
-def links_to_denser(run: "Run", refined: np.ndarray, refined_made_of: Made) -> tuple[np.ndarray, np.ndarray]:
-    """Links of similarity tau or more, each from a face to its nearest denser face; section 3.4 of the paper."""
-    k, tau = run.settings.links.k, np.float32(run.settings.links.tau)
-    near, made_of = run.knn(
+def refined_neighbors(run: "Run", refined: np.ndarray, refined_made_of: Made) -> tuple[KnnGraph, Made]:
+    """The k nearest neighbors among refined features."""
+    return run.knn(
         "refined_knn.npz",
         refined,
-        k,
+        run.settings.links.k,
         refined_made_of,
         "kNN of refined",
         clip=False,
-        above=float(tau),
+        above=run.settings.links.tau,
         cells=lambda: run.partition("refined_cells", refined, refined_made_of),
     )
+
+
+def links_to_denser(run: "Run", near: KnnGraph, made_of: Made) -> tuple[np.ndarray, np.ndarray]:
+    """Links of similarity tau or more, each from a face to its nearest denser face; section 3.4 of the paper."""
+    tau = np.float32(run.settings.links.tau)
 
     def maker() -> dict[str, np.ndarray]:
         sums = np.empty(run.n, dtype=np.float32)

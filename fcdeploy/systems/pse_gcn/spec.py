@@ -198,8 +198,9 @@ def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> 
     return {
         "vectors": {"vectors": ((n, dim), np.float32)},
         "knn.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float32)},
+        "placed": {"ids": ((n, near.k), np.int32)},
         "mutual": {"mutual": ((n, near.k), np.uint8)},
-        "reranked.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float64)},
+        "reranked.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float32)},
         **(exact if options.inference == "exact" else layerwise),
         "refined.npy": {"array": ((n, h), np.float32)},
         "refined_knn.npz": {"ids": ((n, links.k), np.int32), "sims": ((n, links.k), np.float32)},
