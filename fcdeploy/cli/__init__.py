@@ -3,11 +3,12 @@
 import importlib
 import sys
 import warnings
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import click
 
 from fcdeploy import __version__
+from fcdeploy.cli.interrupts import interrupted
 from fcdeploy.errors import FcdeployError, FcdeployWarning
 
 VERBS = {
@@ -65,13 +66,12 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         cli(standalone_mode=False)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        _interrupted()
-    except SystemError as error:
-        # What numba and others make of a Ctrl-C that comes while they call back into Python.
-        if not _caused_by(error, KeyboardInterrupt):
+    except (click.exceptions.Abort, KeyboardInterrupt, SystemError) as error:
+        if isinstance(error, SystemError) and not interrupted(error):
             raise
-        _interrupted()
+        advice = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        click.echo(f"Interrupted{'; ' if advice else ''}{advice}.", err=True)
+        sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -88,19 +88,6 @@ def main() -> None:
     except MemoryError:
         click.echo("Error: out of memory; lower --batch, or use a machine with more.", err=True)
         sys.exit(1)
-
-
-def _interrupted() -> NoReturn:
-    click.echo("Interrupted.", err=True)
-    sys.exit(130)
-
-
-def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    while error is not None:
-        if isinstance(error, kind):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _show_warning(

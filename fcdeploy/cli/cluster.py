@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.types import Bytes, Hops, PathType
 
 RUN_FILES = ("refined.npy", "encoded.npy")  # results of a run whose suffix labels may have, too
@@ -115,15 +116,21 @@ def command(
     options = Options(
         knn, reranked, k, hops, tau, min_probability, inference, batch, threads, memory, uncovered
     )
-    result = run_clustering(
-        opened,
-        bundle,
-        options,
-        truth=true_labels,
-        run_dir=run_dir,
-        scratch_dir=output.parent,
-        quiet=quiet or as_json,
+    advice = (
+        f"the same command continues from {run_dir}"
+        if run_dir
+        else "nothing was kept; with --run-dir DIR the same command could continue"
     )
+    with resumable(advice):
+        result = run_clustering(
+            opened,
+            bundle,
+            options,
+            truth=true_labels,
+            run_dir=run_dir,
+            scratch_dir=output.parent,
+            quiet=quiet or as_json,
+        )
     write_labels(output, result.labels)
     if as_json:
         click.echo(json.dumps(result.summary, indent=1))

@@ -30,6 +30,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from fcdeploy import __version__
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import BLOCK_ROWS, Features, check_features
@@ -125,6 +126,8 @@ def run_clustering(
     of the memory budget lies in a folder in ``scratch_dir`` that is removed at the end.
     """
     system, features, settings, options, notes = prepare(features, bundle, options)
+    if run_dir:
+        check_not_kept_in(Path(run_dir), options)
     for note in notes:
         warnings.warn(note, FcdeployWarning, stacklevel=2)
     progress = Progress(quiet)
@@ -182,6 +185,20 @@ def prepare(
         options,
         notes,
     )
+
+
+def check_not_kept_in(run_dir: Path, options: Options) -> None:
+    """Raise InputError when lists are given that lie in the run folder itself, which would write over them."""
+    for name, given in (("--knn", options.knn), ("--reranked", options.reranked)):
+        if (
+            given is not None
+            and given not in KNN_METHODS
+            and Path(given).resolve().parent == run_dir.resolve()
+        ):
+            raise InputError(
+                f"{name} {given}: lies in the run folder, which takes up its own lists again without being told; "
+                f"leave {name} out, or choose another --run-dir."
+            )
 
 
 def check_options(system: System, options: Options) -> None:
@@ -471,8 +488,9 @@ def numba_threads(threads: int) -> Iterator[None]:
 
 
 def digest(fields: dict[str, Any]) -> str:
-    """Return a hash of plain values that is the same whenever they are."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    """Return a hash of plain values, and of fcdeploy's version, that is the same whenever they are."""
+    text = json.dumps({**fields, "fcdeploy": __version__}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def resident_bytes() -> int:

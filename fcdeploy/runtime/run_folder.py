@@ -34,6 +34,7 @@ SUMMARY = "summary.json"
 JOURNAL = "journal"
 SCRATCH = ".scratch"
 COPY_BYTES = 1 << 24
+UNREADABLE = (ValueError, EOFError, SyntaxError, zipfile.BadZipFile)  # what a damaged header leads to
 
 
 class Partial(Protocol):
@@ -154,13 +155,16 @@ class RunFolder:
         self._lock.close()
 
     def load(self, name: str, key: str) -> Arrays | None:
-        """Map the finished product ``name``; None when it is absent, cut short or made of something else."""
+        """Map the finished product ``name``; None when it is absent, damaged or made of something else."""
         entry = self._products.get(name)
         if entry is None or entry["key"] != key or entry["boot"] not in ("", boot_id()):
             return None
         if size_on_disk(self.place(name)) != entry["bytes"]:
             return None
-        return self.watch(map_arrays(self.place(name)))
+        try:
+            return self.watch(map_arrays(self.place(name)))
+        except UNREADABLE:
+            return None
 
     def begin(self, name: str, key: str, shapes: Shapes, visit: str = "") -> "FolderPartial":
         """Open the product for writing, where an interrupted run with the same key left off.

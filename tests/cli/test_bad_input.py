@@ -946,6 +946,18 @@ def test_a_process_says_one_sentence_and_exits_with_2(here: Path, bundle: Path, 
         assert everything_in(here) == before
 
 
+def test_lists_that_lie_in_the_run_folder_itself(
+    refuse_cluster: Refuse, features: Path, bundle: Path, here: Path
+) -> None:
+    """The folder's own lists would be written over while they are read."""
+    (here / "run").mkdir()
+    lists = np.stack([np.roll(np.arange(200), -i)[:20] for i in range(200)])
+    np.savez(here / "run/knn.npz", ids=lists)
+    for option in ("--knn", "--reranked"):
+        args = (option, here / "run/knn.npz", "--run-dir", here / "run")
+        refuse_cluster(features, *args, says=(f"{option} ", "lies in the run folder", "leave"))
+
+
 def test_of_two_processes_with_one_run_folder_one_is_refused(
     here: Path, bundle: Path, few: np.ndarray
 ) -> None:

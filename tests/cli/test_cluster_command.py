@@ -297,6 +297,8 @@ def test_the_python_interface_gives_the_labels_of_the_command(
         found = cluster(given, engine=bundle)
         assert found.dtype == np.int64
         assert np.array_equal(found, labels)
+    fewer = cluster(rows, engine=bundle, k=8, hops=(8, 5))  # less than the recipe's 10 active connections
+    assert np.array_equal(fewer, labels_of(features, "--k", "8"))
     looser = cluster(rows, engine=str(bundle), tau=0.5, hops=(10, 3), k=15)
     assert np.array_equal(looser, labels_of(features, "--tau", "0.5", "--hops", "10,3", "--k", "15"))
 

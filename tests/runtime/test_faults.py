@@ -230,7 +230,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130_and_the_next_run_goes_on(
         done = command.finished(*line, moment=-moment)
         assert done.returncode == 130
         err = done.stderr.removeprefix("\n")  # behind the ^C of a terminal
-        assert err.startswith("Interrupted")
+        assert err.startswith(f"Interrupted; the same command continues from {tmp_path / 'run'}.")
         assert len(err.splitlines()) == 1
         found = check_after_kill(tmp_path, wanted.results)
         for name, was in kept.items():

@@ -299,6 +299,22 @@ def test_a_damaged_manifest_means_that_everything_is_made_again(tmp_path: Path, 
         assert_equal(folder.load("pair.npz", "key"), wanted)
 
 
+@pytest.mark.parametrize(("name", "shapes"), FORMS)
+def test_a_product_with_a_damaged_header_is_made_again(tmp_path: Path, name: str, shapes: Any) -> None:
+    """Of the right size, and no longer readable."""
+    with RunFolder(tmp_path) as folder:
+        wanted = make(folder, name, "key", shapes)
+        place = folder.place(name)
+        for file in place.iterdir() if place.is_dir() else [place]:
+            with open(file, "r+b") as opened:
+                opened.write(b"\0" * 100)
+                opened.seek(-60, 2)
+                opened.write(b"\0" * 60)
+        assert folder.load(name, "key") is None
+        make(folder, name, "key", shapes)
+        assert_equal(folder.load(name, "key"), wanted)
+
+
 def test_the_manifest_holds_key_size_and_boot(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as folder:
         make(folder, "pair.npz", "one", PAIR)

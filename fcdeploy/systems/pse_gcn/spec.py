@@ -111,7 +111,8 @@ class Recipe:
         notes = []
         near, links = self.neighborhood, self.links
         if k is not None:
-            near, links = replace(near, k=k), replace(links, k=k)
+            near = replace(near, k=k, active=min(near.active, k))
+            links = replace(links, k=k)
         if hops is not None:
             near = replace(near, hops=hops)
         if tau is not None:
