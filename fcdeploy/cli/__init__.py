@@ -69,7 +69,10 @@ def main() -> None:
     except (click.exceptions.Abort, KeyboardInterrupt, SystemError) as error:
         if isinstance(error, SystemError) and not interrupted(error):
             raise
-        advice = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        interrupt = (
+            error.__cause__ if isinstance(error, click.exceptions.Abort) else error
+        )  # click's own wrapping
+        advice = str(interrupt) if isinstance(interrupt, KeyboardInterrupt) else ""
         click.echo(f"Interrupted{'; ' if advice else ''}{advice}.", err=True)
         sys.exit(130)
     except click.ClickException as error:
