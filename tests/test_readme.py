@@ -12,7 +12,7 @@ from fcdeploy.cli import cli, reference
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("fcdeploy/", "docs/", "tests/", "benchmarks/", "export/")
+FOLDERS = ("fcdeploy/", "docs/", "tests/", "benchmarks/", "export/", "engines/")
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -123,7 +123,7 @@ def test_the_table_of_dependencies_names_exactly_those_of_the_project() -> None:
         package = re.sub(r"\([^)]*\)", "", row.split("|")[1])
         named |= {name.strip() for name in package.split(",")}
     assert named == required
-    for extra in re.findall(r"\(`(\w+)`\)", table):
+    for extra in re.findall(r"\(`([\w-]+)`\)", table):
         assert extra in extras
 
 
@@ -131,7 +131,7 @@ def test_every_dependency_has_an_exact_version_or_needs_a_gpu() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = list(project["dependencies"])
     for extra, more in project["optional-dependencies"].items():
-        lines += [] if extra == "gpu" else more
+        lines += [] if extra in ("gpu", "tensorrt") else more
     pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     for line in lines:
         assert re.split(r"[<>=]", line)[0] in pinned, line

@@ -13,6 +13,7 @@ from fcdeploy.errors import FcdeployError, FcdeployWarning
 
 VERBS = {
     "export": "Turn authors' checkpoints into an ONNX bundle.",
+    "build": "Compile an ONNX bundle into TensorRT plans for one GPU.",
     "cluster": "Cluster a features file with an engine.",
     "plan": "Tell which files, memory and time a run would take.",
     "evaluate": "Compare predicted clusters with the truth.",

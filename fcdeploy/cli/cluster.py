@@ -63,6 +63,18 @@ RUN_FILES = ("refined.npy", "encoded.npy")  # results of a run whose suffix labe
     metavar="SIZE",
     help="Memory to get along with, as in 4G.  [default: half]",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where the engine runs.  [default: cpu, or cuda for TensorRT plans]",
+)
+@click.option(
+    "--vram",
+    type=Bytes(),
+    default=0,
+    metavar="SIZE",
+    help="Device memory to get along with, as in 8G.  [default: all]",
+)
 @click.option("--labels", "truth", type=PathType, help="True identities, to report quality; never needed.")
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -83,6 +95,8 @@ def command(
     threads: int,
     batch: int | None,
     memory: int,
+    device: str | None,
+    vram: int,
     truth: Path | None,
     run_dir: Path | None,
     as_json: bool,
@@ -114,7 +128,19 @@ def command(
     opened = open_features(features, dim or bundle.feature_dim)
     true_labels = read_labels(truth, opened.n) if truth else None
     options = Options(
-        knn, reranked, k, hops, tau, min_probability, inference, batch, threads, memory, uncovered
+        knn=knn,
+        reranked=reranked,
+        k=k,
+        hops=hops,
+        tau=tau,
+        min_probability=min_probability,
+        inference=inference,
+        batch=batch,
+        threads=threads,
+        memory=memory,
+        uncovered=uncovered,
+        device=device,
+        vram=vram,
     )
     advice = (
         f"the same command continues from {run_dir}"

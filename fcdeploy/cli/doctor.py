@@ -17,6 +17,7 @@ ABILITIES = (
         "cpu",
     ),
     ("export", (("torch", "torch"), ("onnx", "onnx"), ("onnxscript", "onnxscript")), "cpu,export"),
+    ("build", (("tensorrt_rtx", "tensorrt-rtx"),), "tensorrt-rtx"),
     ("GPU", (("cupy", "cupy-cuda12x"), ("faiss", "faiss-gpu"), ("onnxruntime", "onnxruntime-gpu")), "gpu"),
 )
 
@@ -42,6 +43,9 @@ def command(as_json: bool) -> None:
         click.echo(f"  {package:<18} {version or 'not installed'}")
     for provider, state in findings["providers"].items():
         click.echo(f"  {provider:<18} {state}")
+    for flavour, state in findings["tensorrt"].items():
+        click.echo(f"  {flavour:<18} {state}")
+    click.echo(f"  {'GPU':<18} {findings['gpu']}")
     for ability, state in findings["abilities"].items():
         missing = ", ".join(state["missing"])
         click.echo(f"{ability}: missing {missing}; {state['install']}" if missing else f"{ability}: ready")
@@ -72,6 +76,8 @@ def examine() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "packages": packages,
         "providers": providers,
+        "tensorrt": _tensorrt(),
+        "gpu": _gpu(),
         "abilities": abilities,
         "problems": problems,
     }
@@ -106,6 +112,39 @@ def _providers() -> dict[str, str]:
         except Exception as error:  # ONNX Runtime's errors share no public base class
             states[name] = f"does not open ({(str(error).splitlines() or [''])[0][:100]})"
     return states
+
+
+def _tensorrt() -> dict[str, str]:
+    """Tell of each flavour of TensorRT what it can do here."""
+    from fcdeploy.engine.tensorrt_library import MODULES, capabilities, import_tensorrt
+    from fcdeploy.errors import MissingDependencyError
+
+    states = {}
+    for flavour in MODULES:
+        try:
+            trt = import_tensorrt(flavour)
+        except MissingDependencyError:
+            states[flavour] = "not installed"
+            continue
+        except Exception as error:  # its libraries may be there and not load
+            states[flavour] = f"does not load ({(str(error).splitlines() or [''])[0][:100]})"
+            continue
+        compiles = (
+            f"compiles for {', '.join(capabilities(trt))} without a GPU" if flavour == "tensorrt-rtx" else ""
+        )
+        states[flavour] = f"{trt.__version__}, {compiles or 'builds on a GPU'}"
+    return states
+
+
+def _gpu() -> str:
+    from fcdeploy.engine.cuda import find_gpu
+    from fcdeploy.errors import InputError
+
+    try:
+        gpu = find_gpu("running plans", "there is none")
+    except InputError:
+        return "none that CUDA finds"
+    return f"{gpu.name}, compute capability {gpu.capability}, {gpu.memory / 2**30:.0f} GB"
 
 
 def _identity_graph() -> bytes:

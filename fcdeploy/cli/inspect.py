@@ -52,6 +52,21 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
             for tensor in tensors:
                 table.add_row(f"  {side}", tensor.name, ", ".join(map(str, tensor.axes)), tensor.dtype)
         console.print(table)
+        for ranges in fields.get("profiles", ()):
+            lengths = ", ".join(
+                f"{axis} {low} to {high} (typically {typical})"
+                for axis, (low, typical, high) in ranges.items()
+            )
+            console.print(f"  profile: {lengths}")
+    if "target" in manifest:
+        target = manifest["target"]
+        console.print(
+            f"\nbuilt for compute capability {target['compute_capability']} by {target['flavour']} {target['version']} "
+            f"(profile {target['profile']})"
+        )
+    if "source" in manifest:
+        source = manifest["source"]
+        console.print(f"built from {source['bundle']}, digest {source['digest']}; its parity:")
     settings = {key: value for key, value in manifest["recipe"].items() if isinstance(value, dict)}
     console.print("\nrecipe")
     for section, values in settings.items():

@@ -34,6 +34,11 @@ from fcdeploy.cli.types import Bytes, Hops, PathType
 @click.option(
     "--memory", type=Bytes(), default=0, help="Memory to get along with, as in 4G.  [default: half]"
 )
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where the engine runs.  [default: cpu, or cuda for TensorRT plans]",
+)
 @click.option("--run-dir", type=PathType, help="Plan for keeping every stage's result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def command(
@@ -46,6 +51,7 @@ def command(
     inference: str,
     threads: int,
     memory: int,
+    device: str | None,
     run_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -68,7 +74,9 @@ def command(
 
     bundle = read_bundle(engine)
     opened = open_features(features, dim or bundle.feature_dim)
-    options = Options(knn=knn, k=k, hops=hops, inference=inference, threads=threads, memory=memory)
+    options = Options(
+        knn=knn, k=k, hops=hops, inference=inference, threads=threads, memory=memory, device=device
+    )
     plan = plan_run(opened, bundle, options, run_dir)
     if as_json:
         click.echo(json.dumps(plan.as_dict(), indent=1))

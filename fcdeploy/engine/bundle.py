@@ -10,12 +10,14 @@ from typing import Any
 
 from fcdeploy.data.atomic import atomic_folder
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
-from fcdeploy.engine.tensors import PassSpec, pass_from_dict
+from fcdeploy.engine.tensorrt import PlanTarget, TensorRtEngine, check_target, target_from_dict
+from fcdeploy.engine.tensors import Engine, PassSpec, pass_from_dict
 from fcdeploy.errors import InputError
 
 MANIFEST = "manifest.json"
 FORMAT = "fcdeploy-bundle"
 FORMAT_VERSION = 2
+ONNX, PLAN = "onnx", "plan"  # kinds of bundles, and the suffixes of their graph files
 FIELDS = {
     "system": str,
     "feature_dim": int,
@@ -31,12 +33,24 @@ FIELDS = {
 class Bundle:
     """A bundle as its manifest describes it; nothing is loaded yet.
 
-    manifest holds: system, feature_dim, precision, recipe, passes (name -> file, sha256, bytes, inputs, outputs),
-    networks (name -> widths, checkpoint (file, sha256), parity), versions.
+    manifest holds: kind, system, feature_dim, precision, recipe, passes (name -> file, sha256, bytes, inputs,
+    outputs), networks (name -> widths, checkpoint (file, sha256), parity), versions. Where the kind is "plan", also
+    target (flavour, version, compute_capability, device, profile), source (bundle, digest), and of each pass its
+    profiles (axis -> shortest, typical, longest) and source (file, sha256).
     """
 
     path: Path
     manifest: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """What the graph files are: "onnx", for ONNX Runtime, or "plan", for TensorRT."""
+        return str(self.manifest.get("kind", ONNX))
+
+    @property
+    def target(self) -> PlanTarget:
+        """What plans were built for."""
+        return target_from_dict(self.manifest["target"])
 
     @property
     def system(self) -> str:
@@ -59,7 +73,7 @@ class Bundle:
         """Return the graph file of pass ``name``; raises InputError when the bundle has no such pass."""
         if name not in self.manifest["passes"]:
             raise InputError(
-                f"{self.path}: has no pass '{name}', only {', '.join(self.manifest['passes'])}; export it again."
+                f"{self.path}: has no pass '{name}', only {', '.join(self.manifest['passes'])}; {self.remake}."
             )
         return self.path / self.manifest["passes"][name]["file"]
 
@@ -69,6 +83,11 @@ class Bundle:
         text = json.dumps([self.system, self.feature_dim, parts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def remake(self) -> str:
+        """What to do about a bundle that cannot be used as it is."""
+        return _remake(self.manifest, self.path)
+
     def check_files(self) -> None:
         """Raise InputError when a graph file is not the one that the manifest was written for."""
         for name in self.manifest["passes"]:
@@ -76,18 +95,53 @@ class Bundle:
 
     def _checked(self, name: str) -> Path:
         file = self.file(name)
-        if sha256_of(file) != self.manifest["passes"][name]["sha256"]:
+        fields = self.manifest["passes"][name]
+        if sha256_of(file) != fields["sha256"]:
+            size, wanted = file.stat().st_size, fields.get("bytes")
+            short = f" (it holds {size:,} of {wanted:,} bytes)" if wanted and size < wanted else ""
             raise InputError(
-                f"{file}: is not the file that the manifest was written for; export the bundle again."
+                f"{file}: is not the file that the manifest was written for{short}; {self.remake}."
             )
         return file
 
+    def device(self, asked: str | None = None) -> str:
+        """Return where the bundle runs, "cpu" or "cuda", when ``asked`` to run there (None: where it can).
+
+        Raises InputError for plans on a CPU.
+        """
+        if self.kind == PLAN and asked == "cpu":
+            raise InputError(
+                f"{self.path}: holds TensorRT plans, which run on a GPU only; leave --device out, "
+                f"or give the ONNX bundle that it was built from, {self.manifest['source']['bundle']}."
+            )
+        return asked or ("cuda" if self.kind == PLAN else "cpu")
+
+    def check_device(self, asked: str | None = None) -> None:
+        """Raise an error when this machine cannot run the bundle there; nothing that takes long is done before it."""
+        device = self.device(asked)
+        if self.kind == PLAN:
+            check_target(self.target, str(self.path), self.remake)
+        elif device != "cpu":
+            with self.open(next(iter(self.passes)), device=device):
+                pass
+
     @contextlib.contextmanager
-    def open(self, name: str, *, threads: int = 0, device: str = "cpu") -> Iterator[OnnxRuntimeEngine]:
-        """Load pass ``name`` after its hash was found right; the block's end frees it."""
-        with OnnxRuntimeEngine(
-            self._checked(name), self.passes[name], threads=threads, device=device
-        ) as engine:
+    def open(
+        self, name: str, *, threads: int = 0, device: str | None = None, vram: int = 0
+    ) -> Iterator[Engine]:
+        """Load pass ``name`` after its hash was found right; the block's end frees it.
+
+        device: "cpu" or "cuda"; None: the CPU for ONNX graphs, the GPU for plans. vram: bytes of device memory to get
+        along with, 0 for what is there.
+        """
+        device = self.device(device)
+        path, spec = self._checked(name), self.passes[name]
+        if self.kind == PLAN:
+            profiles = self.manifest["passes"][name]["profiles"]
+            with TensorRtEngine(path, spec, self.target, profiles, remake=self.remake, vram=vram) as on_gpu:
+                yield on_gpu
+            return
+        with OnnxRuntimeEngine(path, spec, threads=threads, device=device, vram=vram) as engine:
             yield engine
 
 
@@ -128,6 +182,7 @@ def read_bundle(path: Path | str) -> Bundle:
                 if type(fields[key]) is not dict:
                     raise TypeError(f"'{key}' of network {name} should be of type dict")
             _as_widths(fields["widths"])
+        _check_kind(manifest)
         if not manifest["networks"] or not manifest["passes"]:
             raise TypeError("there should be networks and passes")
         for name, fields in manifest["passes"].items():
@@ -143,7 +198,7 @@ def read_bundle(path: Path | str) -> Bundle:
                 )
             if not (folder / fields["file"]).is_file():
                 raise InputError(
-                    f"{folder}: the file {fields['file']} of pass {name} is missing; export it again."
+                    f"{folder}: the file {fields['file']} of pass {name} is missing; {_remake(manifest, folder)}."
                 )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
@@ -161,19 +216,58 @@ def new_bundle(path: Path | str) -> Iterator[Path]:
         yield folder
 
 
-def write_manifest(folder: Path, passes: Mapping[str, PassSpec], fields: Mapping[str, Any]) -> None:
-    """Write the manifest of the graph files ``<pass>.onnx`` in ``folder``, with their sizes and hashes."""
+def write_manifest(
+    folder: Path,
+    passes: Mapping[str, PassSpec],
+    fields: Mapping[str, Any],
+    *,
+    kind: str = ONNX,
+    of_passes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write the manifest of the graph files ``<pass>.<kind>`` in ``folder``, with their sizes and hashes.
+
+    of_passes: more to say of each pass.
+    """
     described = {}
     for name, spec in passes.items():
-        file = folder / f"{name}.onnx"
+        file = folder / f"{name}.{kind}"
         described[name] = {
             "file": file.name,
             "bytes": file.stat().st_size,
             "sha256": sha256_of(file),
             **spec.as_dict(),
+            **(of_passes or {}).get(name, {}),
         }
-    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **fields, "passes": described}
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        **fields,
+        "passes": described,
+    }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _remake(manifest: Mapping[str, Any], folder: Path) -> str:
+    if manifest.get("kind", ONNX) != PLAN:
+        return "export the bundle again"
+    target = target_from_dict(manifest["target"])
+    return f"rebuild it with `{target.command(manifest['source']['bundle'], folder.name)}`"
+
+
+def _check_kind(manifest: Mapping[str, Any]) -> None:
+    """Raise TypeError or KeyError unless the manifest says all that its kind needs."""
+    if manifest.get("kind", ONNX) not in (ONNX, PLAN):
+        raise TypeError(f"'kind' should be {ONNX} or {PLAN}")
+    if manifest.get("kind") == PLAN:
+        target_from_dict(manifest["target"])
+        if type(manifest["source"]["bundle"]) is not str:
+            raise TypeError("'bundle' of source should be of type str")
+        for name, fields in manifest["passes"].items():
+            for ranges in fields["profiles"]:
+                for lengths in ranges.values():
+                    if [type(length) for length in lengths] != [int, int, int]:
+                        raise TypeError(f"'profiles' of pass {name} should hold three whole numbers an axis")
 
 
 def _as_widths(fields: Mapping[str, Any]) -> dict[str, Any]:

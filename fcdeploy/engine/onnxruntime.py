@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -17,17 +18,27 @@ class OnnxRuntimeEngine:
 
     path: an ONNX file; spec: what it must take and give, checked against the file when it is opened. The arrays
     that ``run`` returns are new each time and yours to keep. Not safe to share between threads while it runs.
+    vram: bytes of device memory to get along with on a GPU, 0 for what is there.
     """
 
-    def __init__(self, path: Path, spec: PassSpec, *, threads: int = 0, device: str = "cpu") -> None:
+    def __init__(
+        self, path: Path, spec: PassSpec, *, threads: int = 0, device: str = "cpu", vram: int = 0
+    ) -> None:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         # Threads that spin while they wait take the cores that the next neighborhoods are built on.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings: dict[str, Any] = {}
+        if device == "cuda":
+            settings["use_tf32"] = 0  # fp32 graphs mean fp32: ten bits of mantissa would flip edges
+            if vram:
+                settings |= {"gpu_mem_limit": vram, "arena_extend_strategy": "kSameAsRequested"}
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
+            self._session = ort.InferenceSession(
+                str(path), options, providers=[(PROVIDERS[device], settings)]
+            )
         except Exception as error:  # ONNX Runtime's errors share no public base class
             reason = (str(error).splitlines() or [""])[0]
             raise InputError(f"{path}: ONNX Runtime cannot load this graph ({reason}).") from error
@@ -35,7 +46,7 @@ class OnnxRuntimeEngine:
         if PROVIDERS[device] not in opened:
             raise FcdeployError(
                 f"{path}: {PROVIDERS[device]} was asked for but ONNX Runtime opened {', '.join(opened)}; "
-                "run `fcdeploy doctor` to see what is missing."
+                "run `fcdeploy doctor` to see what is missing, or give --device cpu."
             )
         self.spec = spec
         self._where = f"{path} (pass {spec.name})"

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -26,7 +27,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class PassSpec:
-    """One graph of a bundle: ``encode`` over rows, ``neighborhood`` over groups of rows, and so on."""
+    """One graph of a bundle: ``encode`` over rows, ``neighborhood`` over groups of rows, and so on.
+
+    An axis called m or b that comes first in every tensor, and nowhere else, counts things that do not meet in the
+    graph: an engine may take them in parts. Call an axis otherwise where they do.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -37,6 +42,21 @@ class PassSpec:
             "inputs": [tensor.as_dict() for tensor in self.inputs],
             "outputs": [tensor.as_dict() for tensor in self.outputs],
         }
+
+
+class Engine(Protocol):
+    """One loaded graph; a ``with`` frees it. The arrays that ``run`` returns are new each time and yours to keep."""
+
+    spec: PassSpec
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Evaluate the graph; raises FcdeployError when ``feeds`` is not what ``spec`` says."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 def pass_from_dict(name: str, fields: Mapping[str, Any]) -> PassSpec:
@@ -56,6 +76,19 @@ def pass_from_dict(name: str, fields: Mapping[str, Any]) -> PassSpec:
     except (KeyError, TypeError) as error:
         raise InputError(f"pass {name}: its tensors are not described as expected ({error!r}).") from error
     return PassSpec(name, inputs, outputs)
+
+
+INDEPENDENT = ("m", "b")
+
+
+def divisible_axis(spec: PassSpec) -> str | None:
+    """Return the axis along which a pass may be evaluated in parts with the same result, if it has one."""
+    tensors = spec.inputs + spec.outputs
+    axis = tensors[0].axes[0] if tensors[0].axes else None
+    if axis not in INDEPENDENT:
+        return None
+    alone = all(tensor.axes[:1] == (axis,) and axis not in tensor.axes[1:] for tensor in tensors)
+    return str(axis) if alone else None
 
 
 def check_feeds(feeds: Mapping[str, np.ndarray], inputs: Sequence[TensorSpec], where: str) -> None:

@@ -29,6 +29,8 @@ def cluster(
     threads: int = 0,
     memory: int = 0,
     uncovered: str | None = None,
+    device: str | None = None,
+    vram: int = 0,
     run_dir: PathLike | None = None,
     progress: bool = False,
 ) -> np.ndarray:
@@ -40,8 +42,9 @@ def cluster(
     network that accepts or refuses it (SEPFL), beyond being accepted. inference: 'exact', 'layerwise',
     or 'auto', which is exact up to 20,000 faces. threads: 0 means all cores.
     memory: bytes to get along with; 0 means half of the machine's. uncovered: what becomes of faces that no cluster
-    was found for (GCN-D), 'singleton' (a cluster of one, the default) or 'drop' (-1). run_dir: keeps what every stage
-    made, and continues there. Returns labels (n,) int64, numbered by first appearance. Raises
+    was found for (GCN-D), 'singleton' (a cluster of one, the default) or 'drop' (-1). device: 'cpu' or 'cuda', where
+    the engine runs; vram: bytes of device memory to get along with, 0 for all. run_dir: keeps what every stage made,
+    and continues there. Returns labels (n,) int64, numbered by first appearance. Raises
     fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
     options = Options(
@@ -56,6 +59,8 @@ def cluster(
         threads,
         memory,
         uncovered,
+        device,
+        vram,
     )
     return _run(features, engine, options, run_dir, quiet=not progress).labels
 
@@ -79,6 +84,7 @@ class FaceClusterer:
         batch: int | None = None,
         threads: int = 0,
         uncovered: str | None = None,
+        device: str | None = None,
     ) -> None:
         self.engine = engine
         self.knn = knn
@@ -90,6 +96,7 @@ class FaceClusterer:
         self.batch = batch
         self.threads = threads
         self.uncovered = uncovered
+        self.device = device
 
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
@@ -104,6 +111,7 @@ class FaceClusterer:
             self.batch,
             self.threads,
             uncovered=self.uncovered,
+            device=self.device,
         )
         result = _run(X, self.engine, options, None, quiet=True)
         self.labels_ = result.labels

@@ -35,7 +35,7 @@ from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import BLOCK_ROWS, Features, check_features
 from fcdeploy.engine.bundle import MANIFEST, Bundle, sha256_of
-from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
 from fcdeploy.graph.cells import Cells, assign_cells, cell_count, train_cells
 from fcdeploy.graph.knn import KnnGraph, KnnSearch, choose_method, similarities_of_lists
@@ -73,7 +73,9 @@ class Options:
     k of the recipe. min_probability: what a link needs of a network that accepts or refuses it, beyond being
     accepted. inference: 'exact', 'layerwise' or 'auto'. batch: neighborhoods an engine call at most. threads: 0 means
     all cores. memory: bytes that a run should get along with; 0 means half of the machine's. uncovered: what
-    becomes of faces that no cluster was found for, 'singleton' or 'drop' (-1); None means 'singleton'.
+    becomes of faces that no cluster was found for, 'singleton' or 'drop' (-1); None means 'singleton'. device: 'cpu'
+    or 'cuda', where the engine runs; None means where it can, the CPU first. vram: bytes of device memory to get
+    along with; 0 means what is there.
     """
 
     knn: str = "auto"
@@ -87,6 +89,8 @@ class Options:
     threads: int = 0
     memory: int = 0
     uncovered: str | None = None
+    device: str | None = None
+    vram: int = 0
 
     @property
     def cores(self) -> int:
@@ -172,6 +176,7 @@ def prepare(
     replaced = {name: getattr(options, name) for name in ("hops", "tau") if name in system.options}
     settings, notes = recipe.for_run(features.n, k=options.k, **replaced)
     options = dataclasses.replace(options, inference=choose_inference(system, options.inference, features.n))
+    bundle.check_device(options.device)
     bundle.check_files()
     if options.knn not in KNN_METHODS:
         k = system.products(features.n, bundle.weights, settings, options)["knn.npz"]["ids"][0][1]
@@ -461,9 +466,10 @@ class Run:
         arrays = self.make(name, made_of, worker, text=text)
         return KnnGraph(arrays["ids"], arrays["sims"]), made_of
 
-    def engine(self, name: str) -> AbstractContextManager[OnnxRuntimeEngine]:
+    def engine(self, name: str) -> AbstractContextManager[Engine]:
         """Open one pass of the bundle."""
-        return self.bundle.open(name, threads=self.options.cores)
+        options = self.options
+        return self.bundle.open(name, threads=options.cores, device=options.device, vram=options.vram)
 
     def check_finite(self, rows: np.ndarray, faces: np.ndarray, what: str) -> None:
         """Raise FcdeployError when one of ``rows`` (m, w), of ``faces`` (m,), holds NaN or infinity."""

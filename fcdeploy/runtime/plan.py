@@ -121,7 +121,7 @@ def _pass_seconds(bundle: Bundle, spec: PassSpec, options: Options) -> float:
         for tensor in spec.inputs
     }
     faces = lengths.get(str(spec.inputs[0].axes[0]), ROWS // NODES)
-    with bundle.open(spec.name, threads=options.cores) as engine:
+    with bundle.open(spec.name, threads=options.cores, device=options.device, vram=options.vram) as engine:
         return _timed(lambda: engine.run(feeds)) / faces
 
 

@@ -251,3 +251,84 @@ def test_clustering_never_imports_pytorch(bundle, features, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert np.array_equal(np.load(tmp_path / "pred.npy"), fcdeploy.cluster(features, engine=bundle.path))
+
+
+# Plans for a GPU that is not there
+
+CAPABILITY = "8.6"
+RANGES = {  # axis -> shortest, typical, longest; enough for every system's passes
+    "m": (1, 256, 1024),
+    "b": (1, 8, 16),
+    "n": (1, 32, 64),
+    "other": (1, 4, 16),
+}
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory) -> Path:
+    """A build profile with RANGES, in which neighborhoods of 65 to 128 nodes have ranges of their own."""
+    lines = [f"{axis} = {list(three)}" for axis, three in RANGES.items()]
+    path = tmp_path_factory.mktemp("profile") / "small.toml"
+    path.write_text(
+        f'[target]\nflavour = "tensorrt-rtx"\ncompute_capability = "{CAPABILITY}"\n[axes]\n'
+        + "\n".join(lines)
+        + "\n[[groups]]\nb = [1, 8, 16]\nn = [1, 32, 64]\n[[groups]]\nb = [1, 2, 4]\nn = [65, 96, 128]\n"
+    )
+    return path
+
+
+def test_every_pass_builds_for_an_rtx_3090_without_one(bundle, profile, tmp_path):
+    from fcdeploy.deploy.engine_from_onnx import build_bundle
+    from fcdeploy.engine.bundle import read_bundle
+
+    pytest.importorskip("tensorrt_rtx")
+    plans = build_bundle(bundle.path, tmp_path / "bundle.plan", profile)
+    assert plans.kind == "plan"
+    assert plans.target.compute_capability == CAPABILITY
+    assert plans.passes == bundle.passes
+    assert all(plans.file(name).stat().st_size > 1000 for name in plans.passes)
+    kept = ("system", "feature_dim", "precision", "recipe", "networks")
+    assert {key: plans.manifest[key] for key in kept} == {key: bundle.manifest[key] for key in kept}
+    for name, fields in bundle.manifest["passes"].items():
+        assert plans.manifest["passes"][name]["source"]["sha256"] == fields["sha256"]
+    read_bundle(plans.path).check_files()
+
+
+def test_the_parsed_networks_and_their_profiles_are_those_of_the_spec(bundle, profile):
+    """Every pass parsed by TensorRT itself: names, axes and types of its tensors, and the shapes of its profiles."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    from fcdeploy.deploy.build_profile import load_profile
+    from fcdeploy.deploy.engine_from_onnx import optimization_profile
+    from fcdeploy.engine.tensorrt_library import logger_of
+
+    types = {trt.float32: "float32", trt.int32: "int32", trt.int64: "int64", trt.bool: "bool"}
+    for name, spec in bundle.passes.items():
+        builder = trt.Builder(logger_of(trt))
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        assert trt.OnnxParser(network, logger_of(trt)).parse_from_file(str(bundle.file(name)))
+        for count, get, specs in (
+            (network.num_inputs, network.get_input, spec.inputs),
+            (network.num_outputs, network.get_output, spec.outputs),
+        ):
+            found = {}
+            for at in range(count):
+                tensor = get(at)
+                found[tensor.name] = ([*tensor.shape], types[tensor.dtype])
+            assert found == {
+                t.name: ([-1 if isinstance(axis, str) else axis for axis in t.axes], t.dtype) for t in specs
+            }
+        axes = {axis for tensor in spec.inputs for axis in tensor.axes if isinstance(axis, str)}
+        single = {axis: RANGES.get(axis, RANGES["other"]) for axis in axes}
+        wanted = [single]
+        if {"b", "n"} <= axes:
+            wanted.append({**single, "b": (1, 2, 4), "n": (65, 96, 128)})
+        groups = load_profile(profile).ranges(bundle.system, spec)
+        assert groups == wanted
+        for ranges in groups:
+            shapes = optimization_profile(builder, spec, ranges)
+            for tensor in spec.inputs:
+                three = [tuple(shape) for shape in shapes.get_shape(tensor.name)]
+                assert three == [
+                    tuple(axis if isinstance(axis, int) else ranges[axis][which] for axis in tensor.axes)
+                    for which in range(3)
+                ]

@@ -1,0 +1,63 @@
+"""``fcdeploy build``."""
+
+from pathlib import Path
+
+import click
+
+from fcdeploy.cli.types import PathType
+
+
+@click.command("build")
+@click.argument("bundle", type=PathType)
+@click.option(
+    "-o", "--output", type=PathType, help="Bundle folder to write.  [default: BUNDLE's name with .plan]"
+)
+@click.option(
+    "--profile",
+    default="rtx3090",
+    show_default=True,
+    metavar="FILE|NAME",
+    help="What to build for: a TOML file, or a built-in name (cpu, h200, rtx3090).",
+)
+@click.option(
+    "--compute-capability", metavar="X.Y", help="Of the GPU to build for.  [default: the profile's]"
+)
+@click.option("--log-file", type=PathType, help="Where the builder's log goes.  [default: OUTPUT.log]")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    bundle: Path,
+    output: Path | None,
+    profile: str,
+    compute_capability: str | None,
+    log_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Compile an ONNX bundle into TensorRT plans for one GPU.
+
+    TensorRT for RTX, the flavour of the profile rtx3090, needs no GPU to compile; TensorRT builds on the GPU itself.
+    Precision is what the ONNX graphs say.
+
+    \b
+    Example:
+      fcdeploy build pse.onnx -o pse.plan --profile engines/rtx3090.toml
+    """
+    from fcdeploy.deploy.engine_from_onnx import build_bundle
+
+    def tell(text: str) -> None:
+        if not quiet:
+            click.echo(text, err=True)
+
+    built = build_bundle(
+        bundle, output, profile, compute_capability=compute_capability, log_file=log_file, tell=tell
+    )
+    if quiet:
+        return
+    size = sum(fields["bytes"] for fields in built.manifest["passes"].values())
+    click.echo(
+        f"{built.path}: {built.system}, {built.manifest['precision']}, passes {', '.join(built.passes)}, {size:,} bytes"
+    )
+    if built.kind == "plan":
+        target = built.target
+        click.echo(
+            f"for compute capability {target.compute_capability}, by {target.flavour} {target.version}"
+        )
