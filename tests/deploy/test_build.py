@@ -170,7 +170,9 @@ def test_what_tensorrt_has_no_kernels_for_is_told_in_its_own_words(source, comma
     """TensorRT for RTX has no float32 matrix products for Turing."""
     args = ("build", source, "-o", tmp_path / "x.plan", "--compute-capability", "7.5")
     err = failure(command, tmp_path, *args, code=1)
-    assert "cannot build this graph (Cannot compile operation 'product' for Turing (SM75): FP32 GEMM is" in err
+    assert (
+        "cannot build this graph (Cannot compile operation 'product' for Turing (SM75): FP32 GEMM is" in err
+    )
     assert err.endswith("supported); see " + str(tmp_path / "x.plan.log") + ".\n")
 
 
