@@ -34,8 +34,9 @@ class PassRanges:
 class BuildProfile:
     """What to build for.
 
-    name: what --profile has to be given to get it again, a built-in name or a file's without its folder. flavour: of FLAVOURS. compute_capability: as in "8.6"; empty for ONNX Runtime. workspace: bytes of scratch memory,
-    0 for as much as the builder likes. passes: what holds for one pass of one system alone, by (system, pass).
+    name: what --profile has to be given to get it again, a built-in name or a file's without its folder. flavour: of
+    FLAVOURS. compute_capability: as in "8.6"; empty for ONNX Runtime. workspace: bytes of scratch memory, 0 for as
+    much as the builder likes. passes: what holds for one pass of one system alone, by (system, pass).
     """
 
     name: str

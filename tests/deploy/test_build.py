@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("onnx")
-trt = pytest.importorskip("tensorrt_rtx")
-
 import fcdeploy.deploy.engine_from_onnx as building
 import fcdeploy.engine.cuda as cuda
 import fcdeploy.engine.tensorrt as running
@@ -21,6 +18,9 @@ from fcdeploy.deploy.engine_from_onnx import build_bundle
 from fcdeploy.engine.bundle import read_bundle, sha256_of
 from fcdeploy.engine.cuda import Gpu
 from fcdeploy.errors import FcdeployError, InputError
+
+pytest.importorskip("onnx")
+trt = pytest.importorskip("tensorrt_rtx")
 
 RTX3090 = Gpu("NVIDIA GeForce RTX 3090", "8.6", 24 << 30)
 
@@ -318,7 +318,7 @@ def test_onnx_runtimes_own_optimised_graphs_give_the_same_numbers(source, tmp_pa
 
 def test_a_plan_runs_on_a_gpu_only(plan, command, golden, tmp_path, monkeypatch):
     monkeypatch.setattr(cuda, "DRIVER", "libcuda-of-nobody.so")
-    with pytest.raises(InputError, match="run on a GPU only; leave --device out, or give .* small.onnx"):
+    with pytest.raises(InputError, match=r"run on a GPU only; leave --device out, or give .* small.onnx"):
         read_bundle(plan).check_device("cpu")
     with pytest.raises(InputError, match="needs an NVIDIA GPU, and CUDA finds none on this machine"):
         read_bundle(plan).check_device()
@@ -382,7 +382,7 @@ def test_a_changed_plan_is_refused_when_it_is_opened(plan, on_gpu):
     (plan / "near.plan").write_bytes(content)
     with (
         pytest.raises(
-            InputError, match="near.plan: is not the file that the manifest was written for; rebuild"
+            InputError, match=r"near.plan: is not the file that the manifest was written for; rebuild"
         ),
         read_bundle(plan).open("near"),
     ):
@@ -414,7 +414,7 @@ def test_a_missing_plan_is_named(plan):
 )
 def test_a_damaged_manifest_of_plans_is_refused(plan, edit_manifest, change):
     edit_manifest(plan, change)
-    with pytest.raises(InputError, match="manifest.json: is not a bundle's manifest"):
+    with pytest.raises(InputError, match=r"manifest.json: is not a bundle's manifest"):
         read_bundle(plan)
 
 
