@@ -18,27 +18,66 @@ import click
     "-o", "--output", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: SYSTEM.onnx]"
 )
 @click.option("--recipe", help="TOML file or built-in name.  [default: the published MS1M settings]")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of matrix products; inputs, outputs and all else stay float32.",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["decisions", "similarities"]),
+    default="decisions",
+    show_default=True,
+    help="Products that stay float32 in fp16: all that an edge depends on, or only the similarity compared.",
+)
+@click.option(
+    "--agreement",
+    type=click.Path(path_type=Path),
+    help="Features to compare the clusters of fp16 and fp32 on.  [default: generated faces]",
+)
 @click.option("--allow-mismatch", is_flag=True, help="Write the bundle even when it misses the tolerance.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
-    checkpoints: tuple[Path, ...], output: Path | None, recipe: str | None, allow_mismatch: bool, quiet: bool
+    checkpoints: tuple[Path, ...],
+    output: Path | None,
+    recipe: str | None,
+    precision: str,
+    keep: str,
+    agreement: Path | None,
+    allow_mismatch: bool,
+    quiet: bool,
 ) -> None:
     """Turn authors' checkpoints into an ONNX bundle.
 
     The system and its feature width are recognised from the weights. The graphs are compared with the PyTorch
-    network before anything is written; exit code 3 says that they missed the recipe's tolerance.
+    network before anything is written; exit code 3 says that they missed the recipe's tolerance. In fp16 the
+    clusters are compared, too.
 
     \b
     Example:
       fcdeploy export --ckpt saves/checkpoint.pth -o pse.onnx --recipe pse-gcn-ms1m
+      fcdeploy export --ckpt saves/checkpoint.pth -o pse16.onnx --precision fp16 --agreement features.bin
     """
+    from fcdeploy.deploy.agreement import describe_agreement
     from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
     from fcdeploy.deploy.recipe import load_recipe
 
     settings = load_recipe(recipe) if recipe else None
-    bundle, parities = export_checkpoint(checkpoints, output, settings, allow_mismatch=allow_mismatch)
+    bundle, parities = export_checkpoint(
+        checkpoints,
+        output,
+        settings,
+        precision=precision,
+        keep=keep,
+        agreement=agreement,
+        allow_mismatch=allow_mismatch,
+    )
     if not quiet:
         passes = ", ".join(bundle.passes)
         click.echo(f"{bundle.path}: {bundle.system}, {bundle.feature_dim}-d features, passes {passes}")
         for name, parity in parities.items():
             click.echo(f"{name}: {parity}")
+        if "fp16" in bundle.manifest:
+            click.echo(f"fp16: {describe_agreement(bundle.manifest['fp16']['agreement'])}")

@@ -84,6 +84,27 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
             f"  {parity['flipped']} of {parity['edges']:,} edges flipped; "
             f"{parity['undecided']} within 1e-6 of the threshold"
         )
+    if "fp16" in manifest:
+        _print_fp16(console, manifest["fp16"])
     console.print(
         "\nmade with " + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     )
+
+
+def _print_fp16(console: Any, fields: dict[str, Any]) -> None:
+    """Print how much is in half precision, and how many faces keep their cluster."""
+    counts = ", ".join(
+        f"{name} {count['fp16']} of {count['fp16'] + count['fp32']}"
+        for name, count in fields["products"].items()
+    )
+    agreement = fields["agreement"]
+    console.print(
+        f"\nfp16: matrix products in float16 ({fields['keep']} stay float32): {counts}\n"
+        f"  share of {agreement['faces']:,} faces ({agreement['source']}) in the same cluster as in fp32"
+    )
+    for run in agreement["runs"]:
+        options = "".join(f", {name} = {value:g}" for name, value in run["options"].items())
+        full, half = run["clusters"]
+        console.print(
+            f"  {run['inference']}{options}: {run['share']:.2%} ({full:,} and {half or 0:,} clusters)"
+        )

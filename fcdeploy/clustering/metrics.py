@@ -51,6 +51,28 @@ class Evaluation:
         }
 
 
+def share_in_same_cluster(first: ArrayLike, second: ArrayLike) -> float:
+    """Return the share of faces whose cluster is the same set of faces in both clusterings.
+
+    first, second: (n,) integers, one a face in the same order; only the partitions matter, not the numbers. Faces
+    labelled -1 are in no cluster: such a face agrees where it is in none in the other clustering, too. Of no faces
+    the share is 1.
+    """
+    one, other = as_labels(first, "first"), as_labels(second, "second")
+    if len(one) != len(other):
+        raise InputError(f"the first clustering has {len(one):,} faces, the second {len(other):,}.")
+    if not len(one):
+        return 1.0
+    alone = (one < 0) & (other < 0)
+    _, place, together = np.unique(np.stack([one, other]), axis=1, return_inverse=True, return_counts=True)
+    sizes = []
+    for labels in (one, other):
+        _, at, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        sizes.append(counts[at])
+    same = (together[place.reshape(-1)] == sizes[0]) & (sizes[0] == sizes[1]) & (one >= 0) & (other >= 0)
+    return float(np.mean(same | alone))
+
+
 def evaluate(pred: ArrayLike, truth: ArrayLike) -> Evaluation:
     """Measure how well predicted clusters agree with the true identities.
 

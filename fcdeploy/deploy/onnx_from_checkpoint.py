@@ -1,13 +1,24 @@
 """Export: authors' checkpoints become a bundle of ONNX graphs, checked against PyTorch before it appears."""
 
 import logging
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcdeploy import __version__
+from fcdeploy.data.features import Features, open_features
+from fcdeploy.deploy.agreement import Agreement, faces_for_agreement, measure_agreement
 from fcdeploy.deploy.parity import Parity, measure_parity
+from fcdeploy.deploy.precision import (
+    AGREEMENT,
+    KEEPS,
+    PRECISIONS,
+    count_products,
+    float32_products,
+    with_half_products,
+)
 from fcdeploy.engine.bundle import Bundle, new_bundle, read_bundle, sha256_of, write_manifest
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import InputError, MissingDependencyError, ParityError
@@ -27,6 +38,9 @@ def export_checkpoint(
     output: Path | str | None = None,
     recipe: Any = None,
     *,
+    precision: str = "fp32",
+    keep: str = "decisions",
+    agreement: Path | str | None = None,
     allow_mismatch: bool = False,
 ) -> tuple[Bundle, dict[str, Parity]]:
     """Write the bundle of a checkpoint, or of several that run together; return it with how exact each network is.
@@ -34,10 +48,14 @@ def export_checkpoint(
     output: a folder, by default ``SYSTEM.onnx`` in the current one. checkpoint: a state_dict, plain or under
     'state_dict' or 'net', with or without ``module.`` prefixes; the system, the network and its widths are
     recognised from it. recipe: a dataclass from ``load_recipe``; without one the system's published settings with the
-    checkpoints' widths. Raises InputError for a checkpoint or recipe that cannot be used, ParityError (and writes
-    nothing) when the recipe's tolerance is missed, unless ``allow_mismatch``.
+    checkpoints' widths. precision: "fp32", or "fp16" for matrix products in half precision but for those that
+    ``keep`` names, see ``fcdeploy.deploy.precision``; then the bundle's clusters are compared with those in fp32, on
+    the faces of the features file ``agreement`` or on generated ones. Raises InputError for a checkpoint, recipe or
+    features file that cannot be used, ParityError (and writes nothing) when the tolerance is missed, unless
+    ``allow_mismatch``.
     """
     import_export_extra()
+    _check_precision(precision, keep, agreement)
     checkpoints = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
     states = {str(path): load_state_dict(Path(path)) for path in checkpoints}
     system, network_of, weights = recognise(
@@ -55,42 +73,118 @@ def export_checkpoint(
             f"{recipe.system} with {other}."
         )
     output = Path(output or f"{system.name}.onnx")
+    faces = open_features(agreement, recipe.feature_dim) if agreement else None
     parities: dict[str, Parity] = {}
     networks: dict[str, dict[str, Any]] = {}
-    with new_bundle(output) as folder:
+    with new_bundle(output) as folder, tempfile.TemporaryDirectory() as scratch:
         passes = system.passes(weights)
+        full, spelled = folder, Path(scratch) / "spelled"
+        if precision == "fp16":
+            full = Path(scratch) / "fp32"
+            full.mkdir()
+            spelled.mkdir()
+        products: dict[str, dict[str, int]] = {}
         for path, state in sorted(states.items(), key=lambda item: list(weights).index(network_of[item[0]])):
             name = network_of[path]
             torch_network = system.module("network").NETWORKS[name]
             model = torch_network.from_state_dict(state)
             torch_network.settle(model, recipe)
-            for of, module in torch_network.passes(model).items():
-                _export_pass(module, passes[of], folder / f"{of}.onnx")
-            parity = measure_parity(system, name, weights[name], model, folder, recipe)
+            modules = torch_network.passes(model)
+            for of, module in modules.items():
+                _export_pass(module, passes[of], full / f"{of}.onnx")
+            of_network = (system, name, weights[name], model)
+            parity = measure_parity(*of_network, full, recipe)
             if not parity.within_tolerance and not allow_mismatch:
                 raise ParityError(
                     f"{path}: the exported graphs miss the tolerance ({parity}); nothing was written. "
                     "Raise the recipe's [tolerance] or give --allow-mismatch to keep them."
                 )
+            if precision == "fp16":
+                products |= _write_halves(full, folder, spelled, modules, torch_network.deciding, keep)
+                shipped = measure_parity(*of_network, folder, recipe, half=True)
+                parity = measure_parity(
+                    *of_network,
+                    spelled,
+                    recipe,
+                    half=True,
+                    backend="onnxruntime, float16 rounding spelled out",
+                )
+                for measured in (shipped, parity):
+                    if not measured.within_tolerance and not allow_mismatch:
+                        raise ParityError(
+                            f"{path}: in half precision the graphs miss the tolerance ({measured}); nothing was "
+                            "written. Export it in fp32, or give --allow-mismatch to keep them."
+                        )
             parities[name] = parity
             networks[name] = {
                 "widths": dict(weights[name]),
                 "checkpoint": {"file": Path(path).name, "sha256": sha256_of(Path(path))},
                 "parity": parity.as_dict(),
             }
-        write_manifest(
-            folder,
-            passes,
-            {
-                "system": system.name,
-                "feature_dim": recipe.feature_dim,
-                "precision": "fp32",
-                "recipe": settings_as_dict(recipe),
-                "networks": networks,
-                "versions": _versions(),
-            },
-        )
+        fields = {
+            "system": system.name,
+            "feature_dim": recipe.feature_dim,
+            "precision": precision,
+            "recipe": settings_as_dict(recipe),
+            "networks": networks,
+            "versions": _versions(),
+        }
+        if precision == "fp16":
+            for place in (full, spelled):
+                write_manifest(place, passes, fields)
+            measured_on = faces or faces_for_agreement(recipe, recipe.feature_dim)
+            agreed = _measured_agreement(full, spelled, measured_on, allow_mismatch, ", ".join(states))
+            fields["fp16"] = {"keep": keep, "products": products, "agreement": agreed.as_dict()}
+        write_manifest(folder, passes, fields)
     return read_bundle(output), parities
+
+
+def _check_precision(precision: str, keep: str, agreement: Path | str | None) -> None:
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}: is neither {' nor '.join(map(repr, PRECISIONS))}.")
+    if keep not in KEEPS:
+        raise InputError(f"keep {keep!r}: is neither {' nor '.join(map(repr, KEEPS))}.")
+    if precision == "fp32" and (keep != KEEPS[0] or agreement is not None):
+        given = "--keep" if agreement is None else "--agreement"
+        raise InputError(f"{given} is for --precision fp16; in fp32 nothing is rounded and nothing compared.")
+
+
+def _write_halves(
+    full: Path,
+    folder: Path,
+    spelled: Path,
+    passes: Iterable[str],
+    deciding: Mapping[str, tuple[str, ...]],
+    keep: str,
+) -> dict[str, dict[str, int]]:
+    """Write a network's graphs in half precision, as they are shipped and with rounding spelled out.
+
+    Returns the number of matrix products of each pass in each type.
+    """
+    import onnx
+
+    graphs = {name: onnx.load(full / f"{name}.onnx") for name in passes}
+    float32 = float32_products(graphs, deciding, keep)
+    products = {}
+    for name, graph in graphs.items():
+        half = with_half_products(graph, float32[name])
+        onnx.checker.check_model(half, full_check=True)
+        _write_graph(half, folder / f"{name}.onnx")
+        _write_graph(with_half_products(graph, float32[name], spelled_out=True), spelled / f"{name}.onnx")
+        products[name] = count_products(half)
+    return products
+
+
+def _measured_agreement(
+    full: Path, half: Path, features: Features, allow_mismatch: bool, where: str
+) -> Agreement:
+    agreed = measure_agreement(read_bundle(full), read_bundle(half), features)
+    if agreed.least < AGREEMENT and not allow_mismatch:
+        raise ParityError(
+            f"{where}: in half precision {agreed}, fewer than {AGREEMENT:.0%}; nothing was written. Export it in fp32, "
+            "or give --allow-mismatch to keep it."
+        )
+    return agreed
 
 
 def import_export_extra() -> None:
@@ -204,6 +298,10 @@ def _export_pass(module: "torch.nn.Module", spec: PassSpec, path: Path) -> None:
     graph = program.model_proto
     _strip(graph)
     onnx.checker.check_model(graph, full_check=True)
+    _write_graph(graph, path)
+
+
+def _write_graph(graph: Any, path: Path) -> None:
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fcdeploy.deploy.precision import ERROR, FLIPS
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.systems import System, Widths
@@ -24,9 +25,9 @@ class Parity:
     """How far the graphs in ONNX Runtime are from the plain PyTorch module.
 
     max_error: largest difference of an output, absolute or over the outputs' scale as the system's tolerance says,
-    over the rows without a flipped undecided edge (those are ``rows_apart``). flipped: decisions that differ (S >=
-    0.5, or whether a link is accepted), of ``edges`` compared; undecided: of those that differ, the ones within
-    1e-6 of the threshold, not counted as flipped. sizes: the batches tried.
+    over the rows that are not apart: those with a flipped undecided edge, in half precision with any flipped edge.
+    flipped: decisions that differ (S >= 0.5, or whether a link is accepted), of ``edges`` compared; undecided: of
+    those that differ, the ones within 1e-6 of the threshold, not counted as flipped. sizes: the batches tried.
     """
 
     backend: str
@@ -57,12 +58,21 @@ class Parity:
 
 
 def measure_parity(
-    system: System, network: str, widths: Widths, model: Any, folder: Path, recipe: Any
+    system: System,
+    network: str,
+    widths: Widths,
+    model: Any,
+    folder: Path,
+    recipe: Any,
+    *,
+    half: bool = False,
+    backend: str = "onnxruntime",
 ) -> Parity:
     """Compare a network's graphs in ``folder`` with the plain network on random batches of several sizes.
 
     network: its name in the system; widths: those of its weights; model: the PyTorch module; recipe: gives the
-    tolerance and the largest size. The reference is the published form evaluated in float64.
+    tolerance and the largest size. The reference is the published form evaluated in float64. half: the graphs are in
+    half precision, whose tolerance is that of ``fcdeploy.deploy.precision``. backend: what the report calls it.
     """
     inputs, plain = system.module("inputs").PARITY[network], system.module("network").NETWORKS[network]
     sizes = inputs.sizes(recipe)
@@ -87,7 +97,7 @@ def measure_parity(
                 edges += differs.size
                 flipped += int((differs & ~close).sum())
                 undecided += int(close.sum())
-                apart |= close.reshape(b, -1).any(axis=1)
+                apart |= (differs if half else close).reshape(b, -1).any(axis=1)
             for name, values in expected.items():
                 nan += int(np.isnan(found[name]).sum())
                 scale = max(scale, float(np.abs(values).max(initial=0.0)))
@@ -95,12 +105,12 @@ def measure_parity(
             rows += b
             rows_apart += int(apart.sum())
     joined = np.concatenate(errors)
-    if recipe.tolerance.relative and scale > 0:
+    if (half or recipe.tolerance.relative) and scale > 0:
         joined = joined / scale
     return Parity(
-        backend="onnxruntime",
-        tolerance=recipe.tolerance.error,
-        allowed_flips=recipe.tolerance.flips,
+        backend=backend,
+        tolerance=ERROR if half else recipe.tolerance.error,
+        allowed_flips=int(FLIPS * edges) if half else recipe.tolerance.flips,
         sizes=[list(size) for size in sizes],
         rows=rows,
         rows_apart=rows_apart,

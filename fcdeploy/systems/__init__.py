@@ -40,7 +40,8 @@ class TorchNetwork:
     from_state_dict(state) builds the authors' module; settle(module, recipe) tells it what no state_dict does, if
     there is such a thing. passes(module) are the modules behind its graphs, by name; plain_outputs(module, batch)
     evaluates the published form in float64: outputs by name, and what is compared with ``threshold``, one array a
-    decision.
+    decision. deciding: outputs by pass that edges of a graph, drawn outside of the passes, depend on; they are never
+    computed in half precision.
     """
 
     from_state_dict: Callable[[dict[str, Any]], Any]
@@ -48,6 +49,7 @@ class TorchNetwork:
     plain_outputs: Callable[[Any, dict[str, Any]], tuple[dict[str, Any], list[Any]]]
     threshold: float = 0.5
     settle: Callable[[Any, Any], None] = lambda module, recipe: None
+    deciding: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

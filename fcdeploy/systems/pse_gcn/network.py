@@ -354,4 +354,15 @@ def plain_outputs(net: PseGcn, batch: dict[str, Any]) -> tuple[dict[str, Any], l
     return {"refined": refined[:, 0].numpy()}, [first.numpy(), second[:, :1].numpy()]
 
 
-NETWORKS = {"refine": TorchNetwork(network_from_state_dict, passes_from_network, plain_outputs, THRESHOLD)}
+# Layer-wise, the re-drawn graphs are drawn between the passes, from h1 and h2.
+DECIDING = {
+    "near1": ("near1",),
+    "similar1": ("h1", "near_drawn1"),
+    "block1": ("x1", "near2"),
+    "similar2": ("h2",),
+}
+NETWORKS = {
+    "refine": TorchNetwork(
+        network_from_state_dict, passes_from_network, plain_outputs, THRESHOLD, deciding=DECIDING
+    )
+}

@@ -1,0 +1,115 @@
+"""Do two bundles give the same clusters? The share of faces whose cluster is the same set of faces in both."""
+
+import dataclasses
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fcdeploy.clustering.metrics import share_in_same_cluster
+from fcdeploy.data.features import Features, features_from_array
+from fcdeploy.data.generated import generated_faces
+from fcdeploy.engine.bundle import Bundle
+from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
+from fcdeploy.runtime.pipeline import Options, run_clustering
+from fcdeploy.systems import System, get_system
+from fcdeploy.systems.settings import settings_as_dict
+
+FACES = 1000
+DEFAULTS = Options()
+THRESHOLDS: dict[str, tuple[float, ...]] = {  # option -> values tried beside the recipe's own
+    "tau": (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.87, 0.9),
+    "min_probability": (0.6, 0.75, 0.9),
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """faces: how many, and where they are from; runs: one mapping a run, with inference, options, share, clusters.
+
+    share: of the faces whose cluster is the same set of faces in both bundles; clusters: how many, in either.
+    """
+
+    faces: int
+    source: str
+    runs: tuple[dict[str, Any], ...]
+
+    @property
+    def least(self) -> float:
+        return float(min(run["share"] for run in self.runs))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "runs": list(self.runs), "least": self.least}
+
+    def __str__(self) -> str:
+        return describe_agreement(self.as_dict())
+
+
+def describe_agreement(fields: Mapping[str, Any]) -> str:
+    """Say in one line what ``Agreement.as_dict`` holds."""
+    worst = min(fields["runs"], key=lambda run: run["share"])
+    options = "".join(f", {name} = {value:g}" for name, value in worst["options"].items())
+    return (
+        f"at least {fields['least']:.2%} of {fields['faces']:,} faces ({fields['source']}) are in the same cluster as "
+        f"in fp32 ({worst['inference']}{options})"
+    )
+
+
+def faces_for_agreement(recipe: Any, dim: int) -> Features:
+    """Make up faces to compare clusters on: 1,000, or more where a recipe's k needs them."""
+    n = max(FACES, 4 * max(_values_of("k", settings_as_dict(recipe)), default=1))
+    return dataclasses.replace(features_from_array(generated_faces(n, dim), dim), name="generated faces")
+
+
+def measure_agreement(
+    first: Bundle, second: Bundle, features: Features, options: Options = DEFAULTS
+) -> Agreement:
+    """Cluster faces with two bundles of one system, in every way its settings allow, and compare.
+
+    Runs: each way of inference, at the recipe's own settings and at THRESHOLDS of the options that the system has. A
+    run of ``second`` that gives no finite numbers agrees on no face. Raises InputError for features that do not fit.
+    """
+    system = get_system(first.system)
+    runs = []
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FcdeployWarning)
+        for inference in system.inferences:
+            for varied in _thresholds(system):
+                chosen = dataclasses.replace(options, inference=inference, **varied)
+                labels = run_clustering(features, first, chosen, run_dir=folder).labels
+                share, clusters = 0.0, None
+                try:
+                    found = run_clustering(features, second, chosen, run_dir=folder).labels
+                except InputError:
+                    raise
+                except FcdeployError:
+                    pass
+                else:
+                    share, clusters = share_in_same_cluster(labels, found), int(found.max(initial=-1)) + 1
+                runs.append(
+                    {
+                        "inference": inference,
+                        "options": varied,
+                        "share": share,
+                        "clusters": [int(labels.max(initial=-1)) + 1, clusters],
+                    }
+                )
+    return Agreement(features.n, Path(features.name).name, tuple(runs))
+
+
+def _thresholds(system: System) -> Iterator[dict[str, float]]:
+    yield {}
+    for option, values in THRESHOLDS.items():
+        if option in system.options:
+            for value in values:
+                yield {option: value}
+
+
+def _values_of(key: str, table: dict[str, Any]) -> Iterator[int]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _values_of(key, value)
+        elif name == key and isinstance(value, int):
+            yield value
