@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fcdeploy.clustering.metrics import share_in_same_cluster
 from fcdeploy.data.features import Features, features_from_array
 from fcdeploy.data.generated import generated_faces
@@ -72,16 +74,22 @@ def measure_agreement(
     run of ``second`` that gives no finite numbers agrees on no face. Raises InputError for features that do not fit.
     """
     system = get_system(first.system)
-    runs = []
+    runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FcdeployWarning)
+
+        def labels_of(bundle: Bundle, inference: str, varied: dict[str, float]) -> np.ndarray:
+            chosen = dataclasses.replace(options, inference=inference, **varied)  # type: ignore[arg-type]
+            # Neighbors are those of the other bundle; what one bundle made is there at the next threshold.
+            return run_clustering(features, bundle, chosen, run_dir=folder).labels
+
         for inference in system.inferences:
-            for varied in _thresholds(system):
-                chosen = dataclasses.replace(options, inference=inference, **varied)
-                labels = run_clustering(features, first, chosen, run_dir=folder).labels
+            tried = list(_thresholds(system))
+            expected = [labels_of(first, inference, varied) for varied in tried]
+            for varied, labels in zip(tried, expected, strict=True):
                 share, clusters = 0.0, None
                 try:
-                    found = run_clustering(features, second, chosen, run_dir=folder).labels
+                    found = labels_of(second, inference, varied)
                 except InputError:
                     raise
                 except FcdeployError:

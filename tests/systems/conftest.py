@@ -1,6 +1,31 @@
-"""The bundle of the golden PSE-GCN checkpoint, exported once."""
+"""Bundles of the golden checkpoints, each exported once."""
 
 import pytest
+
+
+@pytest.fixture(scope="session")
+def exported(golden, tmp_path_factory):
+    """Give a case of ``test_every_system`` as a bundle, exported with its recipe and the options of an export."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+    from fcdeploy.deploy.recipe import load_recipe
+
+    bundles = {}
+
+    def export(case, **options):
+        key = (case.name, *sorted(options.items()))
+        if key not in bundles:
+            folder = tmp_path_factory.mktemp(case.name)
+            recipe = folder / "golden.toml"
+            recipe.write_text(f'system = "{case.name}"\nfeature_dim = 32\n\n{case.recipe}')
+            checkpoint = golden / f"dev/{case.checkpoint}/checkpoint.pth"
+            bundles[key] = export_checkpoint(
+                checkpoint, folder / "bundle.onnx", load_recipe(recipe), **options
+            )[0]
+        return bundles[key]
+
+    return export
 
 
 @pytest.fixture(scope="session")

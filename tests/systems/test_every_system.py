@@ -18,9 +18,6 @@ from fcdeploy.systems import NAMES, get_system
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
-from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
-from fcdeploy.deploy.recipe import load_recipe
-
 FACES = 200
 WITHOUT_TORCH = """
 import sys
@@ -72,11 +69,8 @@ def case(request):
 
 
 @pytest.fixture(scope="module")
-def bundle(case, golden, tmp_path_factory) -> Bundle:
-    folder = tmp_path_factory.mktemp(case.name)
-    (folder / "golden.toml").write_text(f'system = "{case.name}"\nfeature_dim = 32\n\n{case.recipe}')
-    checkpoint = golden / f"dev/{case.checkpoint}/checkpoint.pth"
-    return export_checkpoint(checkpoint, folder / "bundle.onnx", load_recipe(folder / "golden.toml"))[0]
+def bundle(case, exported) -> Bundle:
+    return exported(case)
 
 
 @pytest.fixture(scope="module")
