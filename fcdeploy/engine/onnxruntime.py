@@ -1,14 +1,16 @@
 """Run one graph of a bundle with ONNX Runtime."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, check_feeds
 from fcdeploy.errors import FcdeployError, InputError, MissingDependencyError
+
+K = TypeVar("K")
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -57,6 +59,13 @@ class OnnxRuntimeEngine:
         """Evaluate the graph; raises FcdeployError when ``feeds`` is not what ``spec`` says."""
         check_feeds(feeds, self.spec.inputs, self._where)
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+
+    def run_each(
+        self, batches: Iterable[tuple[K, Mapping[str, np.ndarray]]]
+    ) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
+        """Evaluate batches one after the other, in order."""
+        for key, feeds in batches:
+            yield key, self.run(feeds)
 
     def close(self) -> None:
         self._session = None

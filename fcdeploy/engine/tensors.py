@@ -1,13 +1,15 @@
 """What goes into and comes out of an engine: names, axes, dtypes, and the one check of what it is given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
 from fcdeploy.errors import FcdeployError, InputError
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,15 @@ class Engine(Protocol):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Evaluate the graph; raises FcdeployError when ``feeds`` is not what ``spec`` says."""
+
+    def run_each(
+        self, batches: Iterable[tuple[K, Mapping[str, np.ndarray]]]
+    ) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
+        """Evaluate batches in order; each comes with a key, which comes back with its results.
+
+        A GPU is given the next batch while it works on one, so that batches are asked for before results are handed
+        out.
+        """
 
     def __enter__(self) -> Self: ...
 

@@ -326,3 +326,25 @@ def test_the_parsed_networks_and_their_profiles_are_those_of_the_spec(bundle, pr
                     tuple(axis if isinstance(axis, int) else ranges[axis][which] for axis in tensor.axes)
                     for which in range(3)
                 ]
+
+
+def test_plans_give_the_clusters_of_the_graphs(case, bundle, faces, features, command, tmp_path, monkeypatch):
+    """Run by stand-ins for TensorRT and CuPy: batches cut to short ranges, two on their way at a time."""
+    import fake_gpu
+
+    def profiles(spec):
+        axes = {axis for tensor in spec.inputs for axis in tensor.axes if isinstance(axis, str)}
+        return [{axis: (1, 8, 8 if axis in ("m", "b") else 4096) for axis in axes}]
+
+    trt = fake_gpu.install(monkeypatch)
+    plans = fake_gpu.write_fake_bundle(bundle.path, tmp_path / "bundle.plan", profiles)
+    output = tmp_path / "pred.npy"
+    code, _, err = command(
+        "cluster", features, "--engine", plans.path, "-o", output, "--vram", "1G", "--quiet"
+    )
+    assert (code, err) == (0, "")
+    assert np.array_equal(np.load(output), fcdeploy.cluster(faces, engine=bundle.path))
+    assert len(trt.calls) > FACES // 8
+    code, _, err = command("cluster", features, "--engine", plans.path, "-o", output, "--device", "cpu")
+    assert code == 2
+    assert "holds TensorRT plans, which run on a GPU only" in err

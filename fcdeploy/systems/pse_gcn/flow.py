@@ -157,8 +157,8 @@ def refined_exactly(
 
             def work(faces: np.ndarray) -> dict[str, np.ndarray]:
                 refined = np.empty((len(faces), 2 * run.features.dim), dtype=np.float32)
-                for group, feeds in ahead(batches(faces)):
-                    refined[group] = engine.run(feeds)["refined"]
+                for group, outputs in engine.run_each(ahead(batches(faces))):
+                    refined[group] = outputs["refined"]
                 run.check_finite(refined, faces, "refined feature")
                 return {"array": refined}
 

@@ -78,8 +78,8 @@ def encoded_faces(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[np.ndar
 
             def work(faces: np.ndarray) -> dict[str, np.ndarray]:
                 encoded = np.empty((len(faces), 2 * run.features.dim), dtype=np.float32)
-                for part, feeds in ahead(batches(faces)):
-                    encoded[part] = engine.run(feeds)["encoded"]
+                for part, outputs in engine.run_each(ahead(batches(faces))):
+                    encoded[part] = outputs["encoded"]
                 run.check_finite(encoded, faces, "encoded face")
                 return {"array": encoded}
 

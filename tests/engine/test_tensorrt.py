@@ -1,0 +1,303 @@
+"""Running plans, with stand-ins for TensorRT and CuPy that do everything as late as they may."""
+
+import fake_gpu
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+from fcdeploy.engine.tensorrt import PlanTarget, TensorRtEngine
+from fcdeploy.engine.tensors import PassSpec, TensorSpec, divisible_axis
+from fcdeploy.errors import FcdeployError, InputError, MissingDependencyError
+
+onnx = pytest.importorskip("onnx")
+
+TARGET = PlanTarget("tensorrt", fake_gpu.VERSION, "8.6", "Fake GPU", "mine.toml")
+REMAKE = "rebuild it with `fcdeploy build a.onnx -o a.plan --profile mine.toml`"
+PROFILES = [
+    {"b": (1, 4, 8), "n": (1, 2, 4)},
+    {"b": (1, 2, 3), "n": (5, 6, 9)},
+]
+
+
+def spec_of(rows: str = "b") -> PassSpec:
+    return PassSpec(
+        "neighborhood",
+        (
+            TensorSpec("x", (rows, "n", 3)),
+            TensorSpec("adj", (rows, "n", "n")),
+            TensorSpec("shift", (rows, 3)),
+        ),
+        (TensorSpec("y", (rows, "n", 3)), TensorSpec("sums", (rows, 3))),
+    )
+
+
+def write_graph(path, rows="b"):
+    """y = adj x, sums = sum of y over n + shift."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    spec = spec_of(rows)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["adj", "x"], ["y"]),
+            helper.make_node("ReduceSum", ["y", "axes"], ["s"], keepdims=0),
+            helper.make_node("Add", ["s", "shift"], ["sums"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info(t.name, kind, list(t.axes)) for t in spec.inputs],
+        [helper.make_tensor_value_info(t.name, kind, list(t.axes)) for t in spec.outputs],
+        [onnx.numpy_helper.from_array(np.array([1]), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    path.write_bytes(model.SerializeToString())
+
+
+def feeds_of(b, n, seed=0):
+    """Whole numbers, whose sums are exact whatever their order."""
+    rng = np.random.default_rng([seed, b, n])
+    shapes = {"x": (b, n, 3), "adj": (b, n, n), "shift": (b, 3)}
+    return {name: rng.integers(-9, 9, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def answer(feeds):
+    y = feeds["adj"] @ feeds["x"]
+    return {"y": y, "sums": y.sum(axis=1) + feeds["shift"]}
+
+
+def same(found, feeds):
+    expected = answer(feeds)
+    return found.keys() == expected.keys() and all(np.array_equal(found[k], expected[k]) for k in expected)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    path = tmp_path_factory.mktemp("graph") / "g.onnx"
+    write_graph(path)
+    return path
+
+
+@pytest.fixture
+def trt(monkeypatch):
+    return fake_gpu.install(monkeypatch)
+
+
+@pytest.fixture
+def open_engine(trt, graph, tmp_path):
+    def run(profiles=PROFILES, spec=None, **options):
+        fake_gpu.write_fake_plan(graph, tmp_path / "g.plan", PROFILES)
+        return TensorRtEngine(
+            tmp_path / "g.plan", spec or spec_of(), TARGET, profiles, remake=REMAKE, **options
+        )
+
+    return run
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(sizes=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), max_size=8))
+def test_batches_of_any_size_give_the_graphs_answers_in_order(open_engine, trt, sizes):
+    """Sizes within the ranges, beyond them in b, and empty ones, one after the other over the same buffers."""
+    trt.calls.clear()
+    with open_engine() as engine:
+        batches = [(at, feeds_of(*size, seed=at)) for at, size in enumerate(sizes)]
+        found = list(engine.run_each(iter(batches)))
+    assert [key for key, _ in found] == list(range(len(sizes)))
+    assert all(same(outputs, feeds) for (_, outputs), (_, feeds) in zip(found, batches, strict=True))
+    for profile, lengths in trt.calls:
+        assert all(PROFILES[profile][a][0] <= n <= PROFILES[profile][a][2] for a, n in lengths.items())
+    assert not trt.memory.live
+
+
+def test_a_batch_within_the_ranges_is_one_computation_and_others_are_cut_evenly(open_engine, trt):
+    with open_engine() as engine:
+        for size in ((8, 4), (9, 4), (3, 9), (7, 5)):
+            feeds = feeds_of(*size)
+            assert same(engine.run(feeds), feeds)
+    assert [(profile, lengths["b"]) for profile, lengths in trt.calls] == [
+        (0, 8),
+        *[(0, 4), (0, 5)],
+        (1, 3),
+        *[(1, 2), (1, 2), (1, 3)],
+    ]
+
+
+def test_the_next_batch_is_on_its_way_while_one_is_computed(open_engine, trt):
+    """The third batch is asked for before the first is handed out, and only then."""
+    asked = []
+
+    def batches():
+        for at in range(4):
+            asked.append(at)
+            yield at, feeds_of(2, 2, at)
+
+    with open_engine() as engine:
+        results = engine.run_each(batches())
+        assert next(results)[0] == 0
+        assert asked == [0, 1, 2]
+        assert [key for key, _ in results] == [1, 2, 3]
+
+
+def test_results_are_the_callers_own(open_engine):
+    with open_engine() as engine:
+        first = feeds_of(2, 2, 1)
+        kept = engine.run(first)
+        for seed in range(4):
+            engine.run(feeds_of(2, 2, seed))
+        kept["y"] += 1
+        assert np.array_equal(kept["y"], answer(first)["y"] + 1)
+
+
+def test_an_abandoned_iteration_leaves_an_engine_that_works(open_engine):
+    """The next batches are larger: their buffers take the place of some that are still on their way."""
+    with open_engine() as engine:
+        results = engine.run_each((at, feeds_of(2, 2, at)) for at in range(5))
+        next(results)
+        results.close()
+        batches = [(size, feeds_of(*size)) for size in ((8, 4), (7, 4))]
+        for (_, outputs), (_, feeds) in zip(engine.run_each(batches), batches, strict=True):
+            assert same(outputs, feeds)
+
+
+def test_closing_waits_for_what_the_device_is_doing(open_engine):
+    with open_engine() as engine:
+        results = engine.run_each((at, feeds_of(2, 2, at)) for at in range(5))
+        next(results)
+        streams = (engine._copies, engine._compute)
+        assert any(stream.queue for stream in streams)
+    assert not any(stream.queue for stream in streams)
+
+
+def test_of_profiles_that_overlap_the_one_that_takes_a_batch_whole_is_used(trt, graph, tmp_path):
+    """b = 6 is too long for the first and fits the second; b = 40 goes to the longest, the third, in two parts."""
+    nodes = {"n": (1, 2, 4)}
+    profiles = [{"b": (1, 2, most), **nodes} for most in (5, 10, 20)]
+    fake_gpu.write_fake_plan(graph, tmp_path / "g.plan", profiles)
+    with TensorRtEngine(tmp_path / "g.plan", spec_of(), TARGET, profiles, remake=REMAKE) as engine:
+        for b in (5, 6, 40):
+            feeds = feeds_of(b, 2)
+            assert same(engine.run(feeds), feeds)
+    assert [(profile, lengths["b"]) for profile, lengths in trt.calls] == [(0, 5), (1, 6), (2, 20), (2, 20)]
+
+
+def test_arrays_that_are_not_contiguous_are_taken_as_they_are_meant(open_engine):
+    feeds = feeds_of(4, 3)
+    feeds["adj"] = np.asfortranarray(feeds["adj"])
+    feeds["x"] = feeds_of(8, 3)["x"][::2]
+    with open_engine() as engine:
+        assert same(engine.run(feeds), feeds)
+
+
+def test_what_the_spec_does_not_say_is_refused(open_engine):
+    with open_engine() as engine:
+        for change in ({"x": np.zeros((2, 2, 4), np.float32)}, {"shift": np.zeros((3, 3), np.float32)}):
+            with pytest.raises(FcdeployError, match="expected"):
+                engine.run({**feeds_of(2, 2), **change})
+
+
+def test_a_size_that_no_profile_reaches_is_refused_with_the_ranges(open_engine):
+    with open_engine() as engine, pytest.raises(FcdeployError) as refused:
+        engine.run(feeds_of(2, 10))
+    assert "a batch of b = 2, n = 10 is outside what the plan was built for (" in str(refused.value)
+    assert "b 1 to 8, n 1 to 4 or b 1 to 3, n 5 to 9" in str(refused.value)
+
+
+def test_faces_that_meet_in_the_graph_are_never_taken_apart(trt, tmp_path):
+    """The same graph with its first axis called otherwise: nothing is known of it, so it goes whole or not at all."""
+    assert divisible_axis(spec_of("b")) == "b"
+    assert divisible_axis(spec_of("s")) is None
+    assert divisible_axis(PassSpec("p", (TensorSpec("x", ("b", "b")),), (TensorSpec("y", ("b",)),))) is None
+    assert divisible_axis(PassSpec("p", (TensorSpec("x", ("b", 3)),), (TensorSpec("y", (3, "b")),))) is None
+    write_graph(tmp_path / "g.onnx", "s")
+    profiles = [{"s": (1, 4, 8), "n": (1, 2, 4)}]
+    fake_gpu.write_fake_plan(tmp_path / "g.onnx", tmp_path / "g.plan", profiles)
+    with TensorRtEngine(tmp_path / "g.plan", spec_of("s"), TARGET, profiles, remake=REMAKE) as engine:
+        feeds = feeds_of(8, 2)
+        assert same(engine.run(feeds), feeds)
+        with pytest.raises(FcdeployError, match=r"s = 9, n = 2 is outside what the plan was built for"):
+            engine.run(feeds_of(9, 2))
+    assert len(trt.calls) == 1
+
+
+def test_device_memory_is_bounded_and_batches_are_cut_to_fit(open_engine, trt, tmp_path):
+    feeds = feeds_of(8, 4)
+    with open_engine() as engine:
+        engine.run(feeds)
+    unbounded = trt.memory.peak
+    size = (tmp_path / "g.plan").stat().st_size
+    each = 4 * (4 * 3 + 4 * 4 + 3 + 4 * 3 + 3)  # bytes of one b at n = 4, inputs and outputs
+    trt.calls.clear()
+    trt.memory.peak = 0
+    with open_engine(vram=size + trt.workspace + 2 * 3 * each) as engine:
+        assert same(engine.run(feeds), feeds)
+    assert [lengths["b"] for _, lengths in trt.calls] == [2, 3, 3]
+    assert trt.memory.peak <= trt.workspace + 2 * 3 * each < unbounded + 2 * each
+    with (
+        open_engine(vram=size + trt.workspace) as engine,
+        pytest.raises(FcdeployError, match=r"needs at least .* MB of device memory, and --vram allows"),
+    ):
+        engine.run(feeds)
+
+
+def test_a_full_device_is_one_sentence(open_engine, trt):
+    trt.memory.limit = 100
+    with open_engine() as engine, pytest.raises(FcdeployError, match="device memory is full; give a smaller"):
+        engine.run(feeds_of(8, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("set_optimization_profile_async", r"could not use profile 0 \(told to fail\)"),
+        ("set_input_shape", "could not shape x"),
+        ("set_tensor_address", "could not bind x"),
+        ("get_tensor_shape", "could not find the shape of y"),
+        ("execute_async_v3", "could not start the computation"),
+        ("the computation", "CUDA failed"),
+    ],
+)
+def test_every_call_that_fails_stops_the_run(open_engine, trt, call, says):
+    with open_engine() as engine:
+        trt.fail.add(call)
+        with pytest.raises(FcdeployError, match=says) as stopped:
+            engine.run(feeds_of(2, 2))
+        assert "(pass neighborhood): " in str(stopped.value)
+        trt.fail.clear()
+
+
+@pytest.mark.parametrize("call", ["deserialize_cuda_engine", "create_execution_context"])
+def test_a_plan_that_does_not_open_is_one_sentence(open_engine, trt, call):
+    trt.fail.add(call)
+    with pytest.raises(FcdeployError, match=r"cannot load this plan|could not create an execution context"):
+        open_engine()
+
+
+def test_a_plan_of_other_tensors_or_profiles_than_the_manifest_says(open_engine):
+    spec = spec_of()
+    other = PassSpec("neighborhood", spec.inputs, (*spec.outputs[:1], TensorSpec("sums", ("b", 4))))
+    for options in ({"spec": other}, {"profiles": PROFILES[:1]}):
+        with pytest.raises(
+            InputError, match="are not those of the manifest; rebuild it with `fcdeploy build"
+        ):
+            open_engine(**options)
+
+
+def test_without_cupy_the_sentence_says_how_to_get_it(open_engine, monkeypatch):
+    import sys
+
+    from fcdeploy.engine import cuda
+    from fcdeploy.engine import tensorrt as module
+
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(module, "import_cupy", cuda.import_cupy)
+    with pytest.raises(
+        MissingDependencyError, match=r"needs CuPy; install it with `pip install 'fcdeploy\[gpu\]'`"
+    ):
+        open_engine()
+
+
+def test_onnx_runtime_runs_batches_one_after_the_other_too(graph):
+    with OnnxRuntimeEngine(graph, spec_of()) as engine:
+        batches = [(at, feeds_of(at + 1, 2)) for at in range(3)]
+        found = list(engine.run_each(batches))
+    assert [key for key, _ in found] == [0, 1, 2]
+    assert all(same(outputs, feeds) for (_, outputs), (_, feeds) in zip(found, batches, strict=True))
