@@ -14,7 +14,8 @@ from fcdeploy.errors import FcdeployError, FcdeployWarning
 VERBS = {
     "export": "Turn authors' checkpoints into an ONNX bundle.",
     "build": "Compile an ONNX bundle into TensorRT plans for one GPU.",
-    "cluster": "Cluster a features file with an engine.",
+    "embed": "Turn aligned face crops into a features file.",
+    "cluster": "Cluster a features file, or a list of face crops, with an engine.",
     "plan": "Tell which files, memory and time a run would take.",
     "evaluate": "Compare predicted clusters with the truth.",
     "inspect": "Show what a bundle holds and how exact it was measured to be.",

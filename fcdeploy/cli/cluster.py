@@ -9,7 +9,11 @@ import click
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.types import Bytes, Hops, PathType
 
-RUN_FILES = ("refined.npy", "encoded.npy")  # results of a run whose suffix labels may have, too
+RUN_FILES = (
+    "refined.npy",
+    "encoded.npy",
+    "embedded.npy",
+)  # results of a run whose suffix labels may have, too
 
 
 @click.command("cluster")
@@ -75,6 +79,13 @@ RUN_FILES = ("refined.npy", "encoded.npy")  # results of a run whose suffix labe
     metavar="SIZE",
     help="Device memory to get along with, as in 8G.  [default: all]",
 )
+@click.option("--embedder", type=PathType, help="ONNX face embedder, for a list of face crops.")
+@click.option(
+    "--on-bad",
+    type=click.Choice(["stop", "skip", "zero"]),
+    help="What becomes of lines that cannot be embedded: nothing is written, they are in no cluster, or each is in one "
+    "of its own.  [default: stop]",
+)
 @click.option("--labels", "truth", type=PathType, help="True identities, to report quality; never needed.")
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -97,18 +108,22 @@ def command(
     memory: int,
     device: str | None,
     vram: int,
+    embedder: Path | None,
+    on_bad: str | None,
     truth: Path | None,
     run_dir: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Cluster a features file with an engine.
+    """Cluster a features file, or a list of face crops, with an engine.
 
-    FEATURES is a .npy file (n, d), or a .bin file of raw float32 rows.
+    FEATURES is a .npy file (n, d), a .bin file of raw float32 rows or, with --embedder, a .txt file with the path of an
+    aligned face crop a line (see `fcdeploy embed`). Ids in clusters.txt are lines of that list, from 0.
 
     \b
     Example:
       fcdeploy cluster features.bin --engine pse.onnx -o pred_labels.meta
+      fcdeploy cluster faces.txt --engine pse.onnx --embedder embedder.onnx -o clusters.txt
       fcdeploy cluster features.npy --engine pse.onnx --tau 0.8 --labels truth.meta --json
     """
     from fcdeploy.data.features import open_features
@@ -118,15 +133,15 @@ def command(
     from fcdeploy.runtime.pipeline import KNN_METHODS, Options, run_clustering
 
     check_labels_path(output)
-    inputs = [features, reranked, truth, None if knn in KNN_METHODS else Path(knn)]
+    is_list = features.suffix.lower() == ".txt"
+    check_embedder(features, is_list, embedder, on_bad, dim)
+    inputs = [features, embedder, reranked, truth, None if knn in KNN_METHODS else Path(knn)]
     for given in inputs:
         if given is not None and output.exists() and given.exists() and output.samefile(given):
             raise InputError(f"{output}: is also an input; choose another output.")
     if run_dir is not None and output.parent.resolve() == run_dir.resolve() and output.name in RUN_FILES:
         raise InputError(f"{output}: is the name of a file that the run folder keeps; choose another output.")
     bundle = read_bundle(engine)
-    opened = open_features(features, dim or bundle.feature_dim)
-    true_labels = read_labels(truth, opened.n) if truth else None
     options = Options(
         knn=knn,
         reranked=reranked,
@@ -142,26 +157,71 @@ def command(
         device=device,
         vram=vram,
     )
+    kept = run_dir or (output.with_name(f"{output.name}.part") if embedder else None)
     advice = (
-        f"the same command continues from {run_dir}"
-        if run_dir
+        f"the same command continues from {kept}"
+        if kept
         else "nothing was kept; with --run-dir DIR the same command could continue"
     )
-    with resumable(advice):
-        result = run_clustering(
-            opened,
-            bundle,
-            options,
-            truth=true_labels,
-            run_dir=run_dir,
-            scratch_dir=output.parent,
-            quiet=quiet or as_json,
-        )
+    if embedder is not None:
+        from fcdeploy.data.filelist import read_filelist
+        from fcdeploy.runtime.cluster_images import cluster_images
+        from fcdeploy.runtime.embed import new_job
+
+        job = new_job(read_filelist(features), embedder, threads=threads, device=device or "cpu", vram=vram)
+        true_labels = read_labels(truth, job.files.n) if truth else None
+        with resumable(advice):
+            result = cluster_images(
+                job,
+                bundle,
+                output,
+                options,
+                on_bad=on_bad or "stop",
+                truth=true_labels,
+                run_dir=run_dir,
+                quiet=quiet or as_json,
+            )
+    else:
+        opened = open_features(features, dim or bundle.feature_dim)
+        true_labels = read_labels(truth, opened.n) if truth else None
+        with resumable(advice):
+            result = run_clustering(
+                opened,
+                bundle,
+                options,
+                truth=true_labels,
+                run_dir=run_dir,
+                scratch_dir=output.parent,
+                quiet=quiet or as_json,
+            )
     write_labels(output, result.labels)
     if as_json:
         click.echo(json.dumps(result.summary, indent=1))
     elif not quiet:
         print_summary(result.summary, output)
+
+
+def check_embedder(
+    features: Path, is_list: bool, embedder: Path | None, on_bad: str | None, dim: int | None
+) -> None:
+    """Raise InputError unless an embedder is given for a list of images, and for nothing else."""
+    from fcdeploy.errors import InputError
+
+    if is_list and embedder is None:
+        raise InputError(
+            f"{features}: is a list of images by its name; give --embedder MODEL.onnx, or name features .bin or .npy."
+        )
+    if embedder is not None and not is_list:
+        raise InputError(
+            f"{features}: --embedder is for a list of images, whose name ends in .txt; leave it out for features."
+        )
+    for name, given in (
+        ("--on-bad", on_bad if embedder is None else None),
+        ("--dim", dim if is_list else None),
+    ):
+        if given is not None:
+            kind = "a list of images" if is_list else "features"
+            raise InputError(f"{name} does not apply to {kind}; leave it out.")
 
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:
@@ -184,6 +244,10 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         f"face{dropped}; peak memory {summary['peak_bytes'] / 1e9:.2f} GB",
         highlight=False,
     )
+    if summary.get("bad"):
+        console.print(
+            f"{summary['bad']:,} of {summary['lines']:,} lines could not be embedded", highlight=False
+        )
     for name, recall in summary.get("recall", {}).items():
         console.print(
             f"{name}: recall {recall['all']:.4f}, and {recall['above']:.4f} of neighbors at {recall['threshold']:.2f} "

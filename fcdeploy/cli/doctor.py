@@ -16,6 +16,7 @@ ABILITIES = (
         (("numba", "numba"), ("scipy", "scipy"), ("faiss", "faiss-cpu"), ("onnxruntime", "onnxruntime")),
         "cpu",
     ),
+    ("embed", (("PIL", "pillow"), ("onnxruntime", "onnxruntime")), "cpu,embed"),
     ("export", (("torch", "torch"), ("onnx", "onnx"), ("onnxscript", "onnxscript")), "cpu,export"),
     ("build", (("tensorrt_rtx", "tensorrt-rtx"),), "tensorrt-rtx"),
     ("GPU", (("cupy", "cupy-cuda12x"), ("faiss", "faiss-gpu"), ("onnxruntime", "onnxruntime-gpu")), "gpu"),

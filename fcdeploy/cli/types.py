@@ -25,6 +25,48 @@ class Hops(click.ParamType):
         return first, second
 
 
+class Size(click.ParamType):
+    """A whole number of pixels, or two with an x between, height first."""
+
+    name = "PIXELS|HxW"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            lengths = [int(part) for part in str(value).lower().split("x")]
+        except ValueError:
+            lengths = []
+        if len(lengths) not in (1, 2) or not all(1 <= length <= 4096 for length in lengths):
+            self.fail(
+                f"'{value}' is not a size; write pixels, as in 112, or height x width, as in 112x96.",
+                param,
+                ctx,
+            )
+        return lengths[0], lengths[-1]
+
+
+class Numbers(click.ParamType):
+    """One number, or three with commas between."""
+
+    name = "X|X,X,X"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in (1, 3):
+            self.fail(f"'{value}' is neither one number nor three with commas between.", param, ctx)
+        return numbers
+
+
 class Bytes(click.ParamType):
     """A number of bytes, perhaps with K, M, G or T behind it (powers of 1024)."""
 

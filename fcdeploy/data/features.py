@@ -2,13 +2,14 @@
 
 import os
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fcdeploy.data.atomic import atomic_file
 from fcdeploy.errors import InputError
 
 BLOCK_ROWS = 16384
@@ -57,6 +58,11 @@ def open_features(path: Path | str, dim: int | None = None, *, normalize: bool =
     of a size that is no multiple of ``dim``.
     """
     path = Path(path)
+    if path.suffix.lower() == ".txt":
+        raise InputError(
+            f"{path}: is no features file but, by its name, a list of images; make features of it with "
+            "`fcdeploy embed`, or give --embedder MODEL to `fcdeploy cluster`."
+        )
     if not path.exists():
         raise InputError(f"{path}: no such file; give a .bin (raw float32) or .npy features file.")
     if not path.is_file():
@@ -113,6 +119,20 @@ def check_features(features: Features) -> None:
             f"{features.name}: {zero.count:,} of {features.n:,} rows are all zero ({zero}) and have no direction; "
             "remove or recompute these faces."
         )
+
+
+def write_features(path: Path | str, shape: tuple[int, int], blocks: Iterable[np.ndarray]) -> None:
+    """Write (n, d) float32 features, whole or not at all: an array when ``path`` ends in .npy, else raw rows.
+
+    blocks: arrays (m, d) whose rows are n together.
+    """
+    path = Path(path)
+    with atomic_file(path) as file:
+        if path.suffix == ".npy":
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype="<f4").data)
 
 
 class _RowList:

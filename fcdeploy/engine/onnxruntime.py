@@ -26,30 +26,7 @@ class OnnxRuntimeEngine:
     def __init__(
         self, path: Path, spec: PassSpec, *, threads: int = 0, device: str = "cpu", vram: int = 0
     ) -> None:
-        ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # Threads that spin while they wait take the cores that the next neighborhoods are built on.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        settings: dict[str, Any] = {}
-        if device == "cuda":
-            settings["use_tf32"] = 0  # fp32 graphs mean fp32: ten bits of mantissa would flip edges
-            if vram:
-                settings |= {"gpu_mem_limit": vram, "arena_extend_strategy": "kSameAsRequested"}
-        try:
-            self._session = ort.InferenceSession(
-                str(path), options, providers=[(PROVIDERS[device], settings)]
-            )
-        except Exception as error:  # ONNX Runtime's errors share no public base class
-            reason = (str(error).splitlines() or [""])[0]
-            raise InputError(f"{path}: ONNX Runtime cannot load this graph ({reason}).") from error
-        opened = self._session.get_providers()
-        if PROVIDERS[device] not in opened:
-            raise FcdeployError(
-                f"{path}: {PROVIDERS[device]} was asked for but ONNX Runtime opened {', '.join(opened)}; "
-                "run `fcdeploy doctor` to see what is missing, or give --device cpu."
-            )
+        self._session = open_session(path, threads=threads, device=device, vram=vram)
         self.spec = spec
         self._where = f"{path} (pass {spec.name})"
         self._outputs = [tensor.name for tensor in spec.outputs]
@@ -98,6 +75,35 @@ class OnnxRuntimeEngine:
                     f"{self._where}: the graph's {side} are not those of the manifest; expected "
                     f"{', '.join(map(str, specs))}, found {found}; export the bundle again."
                 )
+
+
+def open_session(path: Path, *, threads: int = 0, device: str = "cpu", vram: int = 0) -> Any:
+    """Load a graph; raises InputError when it cannot be, FcdeployError when the device is not the one asked for."""
+    if device not in PROVIDERS:
+        raise InputError(f"device '{device}': is neither 'cpu' nor 'cuda'.")
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Threads that spin while they wait take the cores that the next neighborhoods are built on.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings: dict[str, Any] = {}
+    if device == "cuda":
+        settings["use_tf32"] = 0  # fp32 graphs mean fp32: ten bits of mantissa would flip edges
+        if vram:
+            settings |= {"gpu_mem_limit": vram, "arena_extend_strategy": "kSameAsRequested"}
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[(PROVIDERS[device], settings)])
+    except Exception as error:  # ONNX Runtime's errors share no public base class
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{path}: ONNX Runtime cannot load this graph ({reason}).") from error
+    opened = session.get_providers()
+    if PROVIDERS[device] not in opened:
+        raise FcdeployError(
+            f"{path}: {PROVIDERS[device]} was asked for but ONNX Runtime opened {', '.join(opened)}; "
+            "run `fcdeploy doctor` to see what is missing, or give --device cpu."
+        )
+    return session
 
 
 def import_onnxruntime():  # type: ignore[no-untyped-def]

@@ -1,14 +1,19 @@
-"""The Python interface: ``fcdeploy.cluster`` and ``fcdeploy.FaceClusterer``."""
+"""The Python interface: ``fcdeploy.cluster``, ``fcdeploy.FaceClusterer`` and ``fcdeploy.embed``."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fcdeploy.data.features import Features, features_from_array, open_features
+from fcdeploy.data.filelist import filelist_from_paths, read_filelist
+from fcdeploy.data.images import MAX_PIXELS
 from fcdeploy.engine.bundle import read_bundle
+from fcdeploy.engine.embedder import settings_from_table
 from fcdeploy.errors import InputError
+from fcdeploy.runtime.embed import embed_to_array, new_job
 from fcdeploy.runtime.pipeline import Options, Result, run_clustering
 
 PathLike = str | Path
@@ -63,6 +68,57 @@ def cluster(
         vram,
     )
     return _run(features, engine, options, run_dir, quiet=not progress).labels
+
+
+def embed(
+    images: PathLike | Sequence[PathLike],
+    *,
+    model: PathLike,
+    layout: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    channels: str | None = None,
+    mean: float | Sequence[float] | None = None,
+    scale: float | Sequence[float] | None = None,
+    output_tensor: str | None = None,
+    on_bad: str = "stop",
+    batch: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    threads: int = 0,
+    device: str = "cpu",
+    progress: bool = False,
+) -> np.ndarray:
+    """Embed aligned face crops with an ONNX face embedder and return a row for each.
+
+    images: the path of a list, one image path a line relative to the list, or the paths themselves. model: an ONNX
+    file that takes pictures and gives embeddings; layout ('NCHW', 'NHWC'), size (pixels, or (height, width)), channels
+    ('rgb', 'bgr', 'gray'), mean, scale (pixels become (pixel - mean) / scale) and output_tensor are read from the
+    ``.toml`` beside it and the graph where they are not given. on_bad: 'stop' raises when an image cannot be
+    embedded, 'zero' gives it a row of zeros. device: 'cpu' or 'cuda'. Returns (n, d) float32, not normalised. Raises
+    fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    """
+    if on_bad not in ("stop", "zero"):
+        raise InputError(
+            f"on_bad = {on_bad!r}: should be 'stop', or 'zero' for rows of zeros, which `any` finds."
+        )
+    if isinstance(images, (str, Path)):
+        files = read_filelist(images)
+    else:
+        files = filelist_from_paths(images)
+    given = {
+        "layout": layout,
+        "size": size,
+        "channels": channels,
+        "mean": mean,
+        "scale": scale,
+        "output_tensor": output_tensor,
+    }
+    settings = settings_from_table(
+        {name: value for name, value in given.items() if value is not None}, "embed"
+    )
+    job = new_job(
+        files, Path(model), settings, batch=batch, max_pixels=max_pixels, threads=threads, device=device
+    )
+    return embed_to_array(job, on_bad=on_bad, quiet=not progress)
 
 
 class FaceClusterer:

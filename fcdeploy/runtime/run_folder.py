@@ -6,9 +6,11 @@ on from there. Every product has a key, a hash of all that made it; a product wi
 
 Results (``.npy``, ``.npz``) are synced to disk before they get their names. Scratch products (names without a
 suffix, in folders ``NAME.scratch/``) and journals are not: they are trusted only until the machine restarts, which is
-as long as the kernel keeps what a killed process had written.
+as long as the kernel keeps what a killed process had written. A durable product, whose blocks are worth it, is synced
+with every commit.
 """
 
+import contextlib
 import fcntl
 import json
 import math
@@ -45,6 +47,8 @@ class Partial(Protocol):
 
     def commit(self, done: int) -> None: ...
 
+    def close(self) -> None: ...
+
     def finish(self) -> Arrays: ...
 
 
@@ -53,7 +57,9 @@ class Store(Protocol):
 
     def load(self, name: str, key: str) -> Arrays | None: ...
 
-    def begin(self, name: str, key: str, shapes: Shapes, visit: str = "") -> Partial: ...
+    def begin(
+        self, name: str, key: str, shapes: Shapes, visit: str = "", durable: bool = False
+    ) -> Partial: ...
 
     def drop(self, name: str) -> None: ...
 
@@ -73,7 +79,9 @@ class MemoryStore:
     def load(self, name: str, key: str) -> Arrays | None:
         return self._products.get(name)
 
-    def begin(self, name: str, key: str, shapes: Shapes, visit: str = "") -> "MemoryPartial":
+    def begin(
+        self, name: str, key: str, shapes: Shapes, visit: str = "", durable: bool = False
+    ) -> "MemoryPartial":
         self._products[name] = {part: np.empty(shape, dtype) for part, (shape, dtype) in shapes.items()}
         return MemoryPartial(self._products[name])
 
@@ -103,6 +111,9 @@ class MemoryPartial:
     def commit(self, done: int) -> None:
         """Do nothing: what is in memory does not outlive the process."""
 
+    def close(self) -> None:
+        """Do nothing, likewise."""
+
     def finish(self) -> Arrays:
         for array in self.arrays.values():
             array.flags.writeable = False  # as maps of finished files are; numba compiles once for both
@@ -113,23 +124,25 @@ class RunFolder:
     """Products as files of a folder that one process at a time may use; a ``with`` unlocks it.
 
     Names end in ``.npy`` (one array) or ``.npz`` (several, uncompressed, so that they can be mapped), or have no
-    suffix: scratch, a folder of ``.npy`` files. Raises InputError when the folder's parent does not exist, when it
-    is a file, or when another run is using it.
+    suffix: scratch, a folder of ``.npy`` files. ``choice`` is what messages tell the user to choose anew. Raises
+    InputError when the folder's parent does not exist, when it is a file, or when another run is using it.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, choice: str = "--run-dir") -> None:
         self.path = Path(path)
         try:
             self.path.mkdir(exist_ok=True)
             self._lock = open(self.path / LOCK, "a+")  # noqa: SIM115 - held as long as the folder is
         except FileNotFoundError:
             raise InputError(
-                f"{path}: the folder {self.path.parent} does not exist; create it or choose another --run-dir."
+                f"{path}: the folder {self.path.parent} does not exist; create it or choose another {choice}."
             ) from None
         except (FileExistsError, NotADirectoryError):
-            raise InputError(f"{path}: is a file; give a folder as --run-dir.") from None
+            raise InputError(
+                f"{path}: is a file, where a folder is needed; choose another {choice}."
+            ) from None
         except PermissionError:
-            raise InputError(f"{path}: is not writable; choose another --run-dir.") from None
+            raise InputError(f"{path}: is not writable; choose another {choice}.") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -137,7 +150,7 @@ class RunFolder:
             owner = self._lock.read().strip() or "unknown"
             self._lock.close()
             raise InputError(
-                f"{path}: another run is using this folder (process {owner}); wait for it or choose another --run-dir."
+                f"{path}: another run is using this folder (process {owner}); wait for it or choose another {choice}."
             ) from None
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
@@ -166,13 +179,16 @@ class RunFolder:
         except UNREADABLE:
             return None
 
-    def begin(self, name: str, key: str, shapes: Shapes, visit: str = "") -> "FolderPartial":
+    def begin(
+        self, name: str, key: str, shapes: Shapes, visit: str = "", durable: bool = False
+    ) -> "FolderPartial":
         """Open the product for writing, where an interrupted run with the same key left off.
 
-        visit: a hash of the order in which faces are visited; the journal counts them in that order.
+        visit: a hash of the order in which faces are visited; the journal counts them in that order. durable: every
+        commit waits until all is on disk, and is trusted after a restart of the machine, too.
         """
         self._forget(name)
-        return FolderPartial(self, name, key, shapes, visit)
+        return FolderPartial(self, name, key, shapes, visit, durable)
 
     def drop(self, name: str) -> None:
         """Delete a product, finished or not."""
@@ -196,6 +212,16 @@ class RunFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+    def remove(self) -> None:
+        """Delete the folder with all products; anything that is not ours stays, and the folder with it."""
+        self.drop_scratch()
+        for name in list(self._products):
+            self.drop(name)
+        for name in (MANIFEST, LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def place(self, name: str) -> Path:
         """Return where the finished product ``name`` lies; no folder of a user's is called so."""
@@ -254,9 +280,11 @@ class RunFolder:
 class FolderPartial:
     """See ``Partial``; the arrays are maps in ``NAME.part/`` beside a journal."""
 
-    def __init__(self, folder: RunFolder, name: str, key: str, shapes: Shapes, visit: str) -> None:
-        self._folder, self._name, self._key = folder, name, key
-        self._first_line = f"{key} {visit or '-'} {boot_id()}"
+    def __init__(
+        self, folder: RunFolder, name: str, key: str, shapes: Shapes, visit: str, durable: bool
+    ) -> None:
+        self._folder, self._name, self._key, self._durable = folder, name, key, durable
+        self._first_line = f"{key} {visit or '-'} {'durable' if durable else boot_id()}"
         self._place = folder.path / f"{name}.part"
         self.done = self._committed(shapes)
         with no_space_left(self._place):
@@ -269,11 +297,23 @@ class FolderPartial:
             self._journal: IO[str] = open(self._place / JOURNAL, "a")  # noqa: SIM115 - closed by finish
             if not self.done:
                 self._append(self._first_line)
+            if durable:
+                sync_folder(self._place)
+                sync_folder(folder.path)
 
     def commit(self, done: int) -> None:
         """Declare what was written so far done."""
         with no_space_left(self._place):
+            if self._durable:
+                for array in self.arrays.values():
+                    if isinstance(array, np.memmap):
+                        array.flush()
             self._append(str(done))
+
+    def close(self) -> None:
+        """Leave the product as it is, to be continued by a later run."""
+        self._journal.close()
+        self.arrays.clear()
 
     def finish(self) -> Arrays:
         """Give the product its final name and map it."""
@@ -336,6 +376,8 @@ class FolderPartial:
     def _append(self, line: str) -> None:
         self._journal.write(line + "\n")
         self._journal.flush()
+        if self._durable:
+            os.fsync(self._journal.fileno())
 
     def _store(self, archive: zipfile.ZipFile, part: str) -> None:
         info = zipfile.ZipInfo(f"{part}.npy")  # with the fixed date of ZipInfo: same arrays, same bytes

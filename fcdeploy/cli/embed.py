@@ -1,0 +1,135 @@
+"""``fcdeploy embed``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fcdeploy.cli.interrupts import resumable
+from fcdeploy.cli.types import Numbers, PathType, Size
+
+ON_BAD = click.Choice(["stop", "skip", "zero"])
+
+
+@click.command("embed")
+@click.argument("filelist", type=PathType)
+@click.option(
+    "--model", required=True, type=PathType, help="ONNX face embedder; settings in a .toml beside it."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PathType,
+    default=Path("features.bin"),
+    show_default=True,
+    help="Where the features go: .bin (raw float32 rows) or .npy.",
+)
+@click.option(
+    "--on-bad",
+    type=ON_BAD,
+    default="stop",
+    show_default=True,
+    help="What becomes of lines that cannot be embedded: nothing is written, they are left out, or rows of zeros.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["NCHW", "NHWC"], case_sensitive=False),
+    help="Axes of the model's input.  [default: the graph's]",
+)
+@click.option("--size", type=Size(), help="Size of the model's input.  [default: the graph's, or 112]")
+@click.option(
+    "--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of the channels.  [default: rgb]"
+)
+@click.option("--mean", type=Numbers(), help="Subtracted from pixels (0 to 255).  [default: 127.5]")
+@click.option("--scale", type=Numbers(), help="What that is divided by.  [default: 127.5]")
+@click.option("--output-tensor", metavar="NAME", help="Which of several outputs is the embedding.")
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), help="Images an engine call.  [default: 32, or the graph's]"
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1, 178_956_970),
+    default=25_000_000,
+    show_default=True,
+    help="An image of more pixels is not decoded.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where the embedder runs.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+def command(
+    filelist: Path,
+    model: Path,
+    output: Path,
+    on_bad: str,
+    layout: str | None,
+    size: tuple[int, int] | None,
+    channels: str | None,
+    mean: tuple[float, ...] | None,
+    scale: tuple[float, ...] | None,
+    output_tensor: str | None,
+    batch: int | None,
+    max_pixels: int,
+    threads: int,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Turn aligned face crops into a features file.
+
+    FILELIST is a text file with one image path a line, relative to its own folder; row i of the features is line i,
+    counted from 0. The images have to be crops of one face each, aligned as the model was trained (to 112 x 112 pixels,
+    by convention): nothing is detected or aligned here, and an image of another size is resized.
+
+    Lines that cannot be embedded are listed in features.bad.txt (line, path, reason). An interrupted run goes on when
+    the same command is given again.
+
+    \b
+    Example:
+      fcdeploy embed faces.txt --model embedder.onnx -o features.bin
+      fcdeploy embed faces.txt --model embedder.onnx --channels bgr --mean 127.5 --scale 128 --on-bad skip
+    """
+    from fcdeploy.data.filelist import read_filelist
+    from fcdeploy.engine.embedder import settings_from_table
+    from fcdeploy.runtime.embed import embed_to_file, new_job, part_of
+
+    given: dict[str, Any] = {
+        "layout": layout,
+        "size": size,
+        "channels": channels,
+        "mean": mean,
+        "scale": scale,
+        "output_tensor": output_tensor,
+    }
+    settings = settings_from_table(
+        {name: value for name, value in given.items() if value is not None}, "the command line"
+    )
+    job = new_job(
+        read_filelist(filelist),
+        model,
+        settings,
+        batch=batch,
+        max_pixels=max_pixels,
+        threads=threads,
+        device=device,
+    )
+    with resumable(f"the same command continues from {part_of(output)}"):
+        summary = embed_to_file(job, output, on_bad=on_bad, quiet=quiet or as_json)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+    elif not quiet:
+        good = summary["lines"] - summary["bad"]
+        click.echo(
+            f"{good:,} of {summary['lines']:,} lines embedded, {summary['resized']:,} of them resized, in "
+            f"{summary['seconds']:.1f} s; input {summary['input']}"
+        )
+        click.echo(f"features of {summary['rows']:,} rows, {summary['dim']}-d, in {output}")

@@ -1,0 +1,212 @@
+"""From a list of face images to clusters, whose ids are lines of that list.
+
+embed     every line (see ``fcdeploy.runtime.embed``); the rows of good ones go on
+cluster   as from any features
+labels    of the good lines, in their places among all
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fcdeploy.clustering.metrics import evaluate
+from fcdeploy.data.atomic import atomic_file
+from fcdeploy.data.features import BLOCK_ROWS, Features
+from fcdeploy.data.filelist import Filelist
+from fcdeploy.data.images import FIRST_BAD, State
+from fcdeploy.data.labels import renumber
+from fcdeploy.engine.bundle import Bundle
+from fcdeploy.engine.embedder import Embedder
+from fcdeploy.errors import InputError
+from fcdeploy.graph.lists import ListsFile
+from fcdeploy.runtime.embed import (
+    WORKING,
+    Job,
+    counts_of,
+    fill,
+    is_input,
+    looked_up,
+    part_of,
+    report_bad_lines,
+    shapes_of,
+)
+from fcdeploy.runtime.pipeline import (
+    KNN_METHODS,
+    Options,
+    Result,
+    check_not_kept_in,
+    digest,
+    prepare,
+    run_clustering,
+)
+from fcdeploy.runtime.progress import Progress
+from fcdeploy.runtime.run_folder import SUMMARY, Partial, RunFolder, Store
+
+FEATURES, LINES = (
+    "embedded.npy",
+    "embedded_lines.npz",
+)  # what is kept: rows of good lines, and the state of all
+OUTCOMES = {"skip": "they are in no cluster", "zero": "each is in a cluster of its own"}
+UNKNOWN = 255  # no state
+
+
+def cluster_images(
+    job: Job,
+    bundle: Bundle,
+    output: Path,
+    options: Options,
+    *,
+    on_bad: str = "stop",
+    truth: np.ndarray | None = None,
+    run_dir: Path | None = None,
+    quiet: bool = True,
+) -> Result:
+    """Embed the images of a list and cluster them; a label for every line.
+
+    A bad line is in no cluster (-1) with on_bad 'skip', and in one of its own with 'zero', as nothing is similar to a
+    row of zeros. Embeddings lie in ``run_dir``, or in a folder beside ``output`` until the run is over, which an
+    interrupted run goes on from. truth: (n,), a label for every line.
+    """
+    files, n = job.files, job.files.n
+    check_clustering(files, bundle, options, run_dir)
+    progress = Progress(quiet)
+    folder = run_dir or part_of(output)
+    bad_list = output.with_suffix(".bad.txt")
+    if is_input(bad_list, job):
+        raise InputError(
+            f"{bad_list}: is an input, and where bad lines would be listed; choose another output."
+        )
+    if not folder.exists():
+        open_for(bundle, job).close()  # what does not fit is said before anything is made
+    with contextlib.ExitStack() as stack:
+        # Left open for the whole run, where it is not the folder that the clustering itself is going to use.
+        place = stack.enter_context(RunFolder(folder, "--run-dir" if run_dir else "output"))
+        with progress.stage("embed"):
+            features, states = kept_features(job, bundle, place, progress, bad_list, on_bad)
+        if run_dir:
+            stack.close()
+        good = np.flatnonzero(states < FIRST_BAD)
+        result = run_clustering(
+            Features(features, files.name),
+            bundle,
+            options,
+            run_dir=run_dir,
+            scratch_dir=output.parent,
+            quiet=quiet,
+        )
+        if not run_dir:
+            del features
+            place.remove()
+    labels = np.full(n, -1, np.int64)
+    labels[good] = result.labels
+    bad = np.flatnonzero(states >= FIRST_BAD)
+    seconds = progress.seconds["embed"]
+    stages = {"embed": {"seconds": seconds, "faces_per_s": n / seconds if seconds else 0.0}}
+    summary = {**result.summary, "stages": stages | result.summary["stages"]}
+    if on_bad == "zero":
+        labels[bad] = labels.max(initial=-1) + 1 + np.arange(len(bad))
+        summary |= {name: summary[name] + len(bad) for name in ("faces", "clusters", "singletons")}
+    labels = renumber(labels)
+    summary |= counts_of(states)
+    if truth is not None:
+        summary["quality"] = evaluate(labels, truth).as_dict()
+    if run_dir:
+        with atomic_file(run_dir / SUMMARY) as file:
+            file.write(json.dumps(summary, indent=1).encode())
+    return Result(labels, summary)
+
+
+def kept_features(
+    job: Job, bundle: Bundle, store: RunFolder, progress: Progress, bad_list: Path, on_bad: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings (m, d) of good lines and the states (n,) of all, of an earlier run if nothing changed."""
+    key = job.key()
+    found, stamps = looked_up(job, progress)
+    lines = store.load(LINES, key)
+    old = store.load(FEATURES, _features_key(key, lines)) if lines else None
+    if lines and old and np.array_equal(_states_now(lines, found, stamps), lines["states"]):
+        states = np.array(lines["states"])
+        report_bad_lines(job, states, on_bad, OUTCOMES, bad_list)
+        return old["array"], states
+    with open_for(bundle, job) as embedder:
+        partial = store.begin(WORKING, key, shapes_of(job.files.n, embedder.dim), durable=True)
+        if lines and old and not partial.done:
+            _take_over(partial, lines, old["array"])
+        fill(partial, job, embedder, found, stamps, progress)
+    states = np.array(partial.arrays["states"])
+    report_bad_lines(job, states, on_bad, OUTCOMES, bad_list)
+    made = {"states": states, "stamps": np.array(partial.arrays["stamps"])}
+    lines = _keep(store, LINES, key, made)
+    good = np.flatnonzero(states < FIRST_BAD)
+    final = store.begin(
+        FEATURES, _features_key(key, lines), {"array": ((len(good), embedder.dim), np.float32)}
+    )
+    for start in range(0, len(good), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        final.arrays["array"][block] = partial.arrays["features"][good[block]]
+    partial.close()
+    features = final.finish()["array"]
+    store.drop(WORKING)
+    return features, states
+
+
+def open_for(bundle: Bundle, job: Job) -> Embedder:
+    """Load the embedder; raises InputError when its embeddings are not what the bundle takes."""
+    embedder = job.open()
+    if embedder.dim != bundle.feature_dim:
+        raise InputError(
+            f"{job.model}: gives embeddings of width {embedder.dim}; {bundle.path} was exported for "
+            f"d = {bundle.feature_dim}."
+        )
+    return embedder
+
+
+def check_clustering(files: Filelist, bundle: Bundle, options: Options, run_dir: Path | None) -> None:
+    """Find what a clustering of the list's images would refuse before hours of embedding; raises InputError."""
+    lists = {"reranked": options.reranked, "knn": None if options.knn in KNN_METHODS else Path(options.knn)}
+    for path in lists.values():
+        if path is not None:
+            ListsFile(path)
+    if run_dir:
+        check_not_kept_in(run_dir, options)
+    row = np.zeros(1, np.float32)
+    imagined = Features(np.broadcast_to(row, (files.n, bundle.feature_dim)), files.name)
+    knn = "auto" if lists["knn"] else options.knn
+    prepare(imagined, bundle, dataclasses.replace(options, knn=knn, reranked=None))
+
+
+def _states_now(lines: dict[str, np.ndarray], found: np.ndarray, stamps: np.ndarray) -> np.ndarray:
+    """The states of lines of an earlier run, if their files are still the same; UNKNOWN where they have to be tried."""
+    states = np.array(lines["states"])
+    states[(lines["stamps"] != stamps) | (states == State.UNREADABLE)] = UNKNOWN
+    gone = found != State.GOOD
+    states[gone] = found[gone]
+    return states
+
+
+def _take_over(partial: Partial, lines: dict[str, np.ndarray], features: np.ndarray) -> None:
+    """Start from the rows of an earlier run of the same list, some of whose files have changed."""
+    good = np.flatnonzero(lines["states"] < FIRST_BAD)
+    for start in range(0, len(good), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        partial.arrays["features"][good[block]] = features[block]
+    for name in ("states", "stamps"):
+        partial.arrays[name][:] = lines[name]
+    partial.done = len(lines["states"])
+    partial.commit(partial.done)
+
+
+def _keep(store: Store, name: str, key: str, made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    partial = store.begin(name, key, {part: (array.shape, array.dtype) for part, array in made.items()})
+    for part, array in made.items():
+        partial.arrays[part][:] = array
+    return partial.finish()
+
+
+def _features_key(key: str, lines: dict[str, np.ndarray]) -> str:
+    hashes = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in lines.items()}
+    return digest({"key": key, **hashes})

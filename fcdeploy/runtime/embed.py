@@ -1,0 +1,354 @@
+"""From a list of face images to features.
+
+    files      every line is looked up: is there a file, and which (size, times)
+    embedding  threads decode images ahead of the embedder, which takes them in batches
+    bad lines  listed; the run stops, or leaves them out, or gives them rows of zeros
+
+What is done lies in a folder beside the output (or in the run folder) with a stamp of every file, so that the same
+command goes on after the last complete block, and embeds again only what was changed since.
+"""
+
+import contextlib
+import os
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.data.atomic import atomic_file, check_parent
+from fcdeploy.data.features import BLOCK_ROWS, write_features
+from fcdeploy.data.filelist import NO_STAMP, Filelist, look_up_all
+from fcdeploy.data.images import FIRST_BAD, MAX_PIXELS, REASONS, State, import_pillow, read_image
+from fcdeploy.engine.embedder import (
+    BATCH,
+    Embedder,
+    EmbedderSettings,
+    check_model_path,
+    embedder_digest,
+    overridden,
+    settings_beside,
+)
+from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.runtime.pipeline import digest
+from fcdeploy.runtime.progress import Progress
+from fcdeploy.runtime.run_folder import MemoryStore, Partial, RunFolder, Shapes, Store
+
+SUFFIXES = (".bin", ".npy")
+OUTCOMES = {"skip": "they are left out", "zero": "their rows are zero"}
+COMMIT_LINES = 512  # embedded between two commits
+AHEAD = 4  # images a thread that are decoded before they are needed
+WORKING = "embedding"  # the product in the making, of all lines
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to embed, and with what; ``settings`` are the given ones over those beside the model.
+
+    batch: pictures an engine call, where the graph leaves it open. threads: 0 means all cores. device: 'cpu' or
+    'cuda', where the embedder runs; vram: bytes of device memory to get along with, 0 for what is there.
+    """
+
+    files: Filelist
+    model: Path
+    settings: EmbedderSettings
+    batch: int | None = None
+    max_pixels: int = MAX_PIXELS
+    threads: int = 0
+    device: str = "cpu"
+    vram: int = 0
+
+    @property
+    def cores(self) -> int:
+        most = os.cpu_count() or 1
+        return min(self.threads, most) if self.threads else most
+
+    def open(self) -> Embedder:
+        """Load the embedder."""
+        return Embedder(
+            self.model,
+            self.settings,
+            batch=min(self.batch or BATCH, self.files.n),
+            threads=self.cores,
+            device=self.device,
+            vram=self.vram,
+        )
+
+    def key(self) -> str:
+        """Return a hash of all that decides the embeddings, but for the images."""
+        return digest(
+            {
+                "lines": self.files.digest(),
+                "embedder": embedder_digest(self.model, self.settings),
+                "max_pixels": self.max_pixels,
+            }
+        )
+
+
+def new_job(files: Filelist, model: Path, given: EmbedderSettings | None = None, **options: Any) -> Job:
+    """Put together what a run needs, with the settings beside the model; raises InputError for what is missing."""
+    import_pillow()
+    check_model_path(model)
+    settings = overridden(settings_beside(model), given or EmbedderSettings())
+    if settings.scale and min(map(abs, settings.scale)) < 1:
+        warnings.warn(
+            f"pixels, 0 to 255, are divided by the scale; one below 1 ({min(settings.scale, key=abs):g}) is rarely "
+            "meant.",
+            FcdeployWarning,
+            stacklevel=2,
+        )
+    return Job(files, model, settings, **options)
+
+
+def embed_to_file(job: Job, output: Path, *, on_bad: str = "stop", quiet: bool = True) -> dict[str, Any]:
+    """Embed the images of a list and write their features, whole or not at all.
+
+    output: ``.bin`` or ``.npy``. Beside it appear ``NAME.bad.txt`` when lines are bad, and with on_bad 'skip'
+    ``NAME.filelist.txt``, the lines of the rows. Raises InputError when lines are bad and on_bad is 'stop', after all
+    were tried; the same call goes on from there. Returns what ``fcdeploy embed --json`` prints.
+    """
+    bad_list, kept_list = check_outputs(job, output, on_bad)
+    progress, started = Progress(quiet), time.perf_counter()
+    with job.open() as embedder, RunFolder(part_of(output), "output") as folder:
+        with contextlib.closing(embed_lines(job, embedder, folder, progress)) as partial:
+            features, states = partial.arrays["features"], np.array(partial.arrays["states"])
+            report_bad_lines(job, states, on_bad, OUTCOMES, bad_list)
+            kept = np.flatnonzero(states < FIRST_BAD) if on_bad == "skip" else np.arange(job.files.n)
+            blocks = (features[kept[at : at + BLOCK_ROWS]] for at in range(0, len(kept), BLOCK_ROWS))
+            with contextlib.ExitStack() as stack:
+                if on_bad == "skip":
+                    # The two get their names at nearly one time, the features first.
+                    file = stack.enter_context(atomic_file(kept_list))
+                    for line in kept.tolist():
+                        file.write(job.files.line(line) + b"\n")
+                write_features(output, (len(kept), embedder.dim), blocks)
+            others = [output.with_suffix(suffix) for suffix in SUFFIXES if suffix != output.suffix]
+            if on_bad != "skip" and not is_input(kept_list, job) and not any(map(Path.exists, others)):
+                kept_list.unlink(missing_ok=True)  # of an earlier run; row i is line i now
+        folder.remove()
+    return {
+        **counts_of(states),
+        "rows": len(kept),
+        "dim": embedder.dim,
+        "input": embedder.describe(),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def embed_to_array(job: Job, *, on_bad: str = "stop", quiet: bool = True) -> np.ndarray:
+    """Return the embeddings (n, d) float32 of a list's images; rows of zeros for bad lines if on_bad is 'zero'.
+
+    Raises InputError when lines are bad and on_bad is 'stop'.
+    """
+    with job.open() as embedder:
+        arrays = embed_lines(job, embedder, MemoryStore(), Progress(quiet)).arrays
+    report_bad_lines(job, arrays["states"], on_bad, OUTCOMES)
+    return arrays["features"]
+
+
+def embed_lines(job: Job, embedder: Embedder, store: Store, progress: Progress) -> Partial:
+    """Embed all lines into a product of ``store``, complete but not finished."""
+    found, stamps = looked_up(job, progress)
+    partial = store.begin(WORKING, job.key(), shapes_of(job.files.n, embedder.dim), durable=True)
+    fill(partial, job, embedder, found, stamps, progress)
+    return partial
+
+
+def looked_up(job: Job, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+    """Look all lines up: (n,) uint8 states and (n,) uint64 stamps, as ``look_up`` gives them."""
+    with progress.bar("files", job.files.n) as bar:
+        return look_up_all(job.files, job.cores, bar.advance)
+
+
+def fill(
+    partial: Partial,
+    job: Job,
+    embedder: Embedder,
+    found: np.ndarray,
+    stamps: np.ndarray,
+    progress: Progress,
+) -> None:
+    """Embed what ``partial`` lacks: first the lines behind it that were bad or have another file now, then the others.
+
+    found, stamps: (n,), of ``look_up`` now. Rows of bad lines are zero.
+    """
+    arrays, done, n = partial.arrays, partial.done, job.files.n
+    redo = np.flatnonzero(
+        (arrays["stamps"][:done] != stamps[:done])
+        | (stamps[:done] == NO_STAMP)
+        | (arrays["states"][:done] >= FIRST_BAD)
+    )
+    if not len(redo) and done == n:
+        return
+    with progress.bar("embedding", n, done - len(redo)) as bar:
+        if len(redo):
+            # A row is trusted by its stamp, so the stamp goes first and comes back last.
+            arrays["stamps"][redo] = NO_STAMP
+            partial.commit(done)
+            pending = []
+            for lines, rows, states in embedded(redo, job, embedder, found):
+                arrays["features"][lines], arrays["states"][lines] = rows, states
+                pending.append(lines)
+                bar.advance(len(lines))
+                if sum(map(len, pending)) >= COMMIT_LINES:
+                    _stamp(partial, pending, stamps, done)
+                    pending = []
+            _stamp(partial, pending, stamps, done)
+            partial.commit(done)
+        since = 0
+        for lines, rows, states in embedded(np.arange(done, n), job, embedder, found):
+            arrays["features"][lines], arrays["states"][lines] = rows, states
+            arrays["stamps"][lines] = stamps[lines]
+            since += len(lines)
+            bar.advance(len(lines))
+            if since >= COMMIT_LINES or lines[-1] + 1 == n:
+                partial.commit(int(lines[-1]) + 1)
+                since = 0
+
+
+def _stamp(partial: Partial, groups: list[np.ndarray], stamps: np.ndarray, done: int) -> None:
+    if groups:
+        partial.commit(done)
+        lines = np.concatenate(groups)
+        partial.arrays["stamps"][lines] = stamps[lines]
+
+
+def embedded(
+    lines: np.ndarray, job: Job, embedder: Embedder, found: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Embed ``lines`` in their order, a batch at a time; images are decoded by threads ahead of the embedder.
+
+    found: (n,) uint8, of ``look_up``. Yields lines (m,), rows (m, d) float32 and states (m,) uint8.
+    """
+
+    def read(line: int) -> tuple[int, np.ndarray | None]:
+        if found[line]:
+            return int(found[line]), None
+        state, pixels = read_image(job.files.path(line), embedder.size, embedder.channels, job.max_pixels)
+        return int(state), None if pixels is None else embedder.prepare(pixels)
+
+    for group, images in _ahead(read, lines, embedder.batch, job.cores):
+        states = np.array([state for state, _ in images], np.uint8)
+        rows = np.zeros((len(group), embedder.dim), np.float32)
+        good = [at for at, (_, picture) in enumerate(images) if picture is not None]
+        if good:
+            rows[good] = embedder.embed([picture for _, picture in images if picture is not None])
+            with np.errstate(over="ignore", invalid="ignore"):
+                norms = np.linalg.norm(rows, axis=1)
+            states[~np.isfinite(norms)] = State.NOT_FINITE
+            states[(norms == 0) & (states < FIRST_BAD)] = State.ALL_ZERO
+            rows[states >= FIRST_BAD] = 0
+        yield group, rows, states
+
+
+def _ahead(
+    read: Callable[[int], Any], lines: np.ndarray, batch: int, threads: int
+) -> Iterator[tuple[np.ndarray, list[Any]]]:
+    """Yield groups of ``batch`` lines with what ``read`` makes of each, while threads are at the next ones."""
+    waiting: deque[tuple[np.ndarray, list[Future[Any]]]] = deque()
+    groups = -(-max(AHEAD * threads, 2 * batch) // batch)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for start in range(0, len(lines), batch):
+            group = lines[start : start + batch]
+            waiting.append((group, [pool.submit(read, line) for line in group.tolist()]))
+            if len(waiting) > groups:
+                group, futures = waiting.popleft()
+                yield group, [future.result() for future in futures]
+        while waiting:
+            group, futures = waiting.popleft()
+            yield group, [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def report_bad_lines(
+    job: Job, states: np.ndarray, on_bad: str, outcomes: Mapping[str, str], bad_list: Path | None = None
+) -> None:
+    """List bad lines in the file ``bad_list``, and tell the user of them and of stretched images.
+
+    The list is deleted when there are none. outcomes: on_bad -> what becomes of them. Raises InputError when there are
+    and on_bad is 'stop', or no line is good.
+    """
+    files, bad = job.files, np.flatnonzero(states >= FIRST_BAD)
+    stretched = np.flatnonzero(states == State.STRETCHED)
+    if len(stretched):
+        warnings.warn(
+            f"{len(stretched):,} of {files.n:,} images are of another shape than the embedder's input and were "
+            f"stretched (the first is line {stretched[0]}, counted from 0, {files.shown(stretched[0])!r}); aligned "
+            "face crops are expected.",
+            FcdeployWarning,
+            stacklevel=2,
+        )
+    if not len(bad):
+        if bad_list is not None:
+            bad_list.unlink(missing_ok=True)
+        return
+    listed = ""
+    if bad_list is not None:
+        with atomic_file(bad_list) as file:
+            for line in bad.tolist():
+                reason = reason_of(states[line], job.max_pixels)
+                file.write(b"%d\t%s\t%s\n" % (line, files.line(line), reason.encode()))
+        listed = f", listed in {bad_list}"
+    reasons = Counter(reason_of(state, job.max_pixels) for state in states[bad].tolist())
+    counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    told = (
+        f"{files.name}: {len(bad):,} of {files.n:,} lines could not be embedded ({counted}; the first is line "
+        f"{bad[0]}, counted from 0, {files.shown(bad[0])!r}){listed}"
+    )
+    if len(bad) == files.n:
+        raise InputError(f"{told}; there is nothing to go on with.")
+    if on_bad == "stop":
+        choice = "on_bad='zero'" if bad_list is None else "--on-bad skip or zero (what is done is kept)"
+        raise InputError(f"{told}; mend them, or say {choice}.")
+    warnings.warn(f"{told}; {outcomes[on_bad]}.", FcdeployWarning, stacklevel=2)
+
+
+def reason_of(state: int, max_pixels: int) -> str:
+    """Say why a line is bad."""
+    return REASONS[State(state)].format(max_pixels=max_pixels)
+
+
+def check_outputs(job: Job, output: Path, on_bad: str) -> tuple[Path, Path]:
+    """Return where bad and kept lines are listed; raises InputError when an output cannot be written or is an input."""
+    if output.suffix not in SUFFIXES:
+        raise InputError(f"{output}: name the output .bin (raw float32 rows) or .npy.")
+    lists = output.with_suffix(".bad.txt"), output.with_suffix(".filelist.txt")
+    for path in (output, *lists):
+        check_parent(path)
+    for path in (output, *lists) if on_bad == "skip" else (output, lists[0]):
+        if is_input(path, job):
+            raise InputError(f"{path}: is also an input; choose another output.")
+    return lists
+
+
+def is_input(path: Path, job: Job) -> bool:
+    """Tell whether a path is one of the files that a run reads, its images not counted."""
+    inputs = (Path(job.files.name), job.model, job.model.with_suffix(".toml"))
+    return path.exists() and any(given.exists() and path.samefile(given) for given in inputs)
+
+
+def part_of(output: Path) -> Path:
+    """Return the folder beside an output that holds what is done of it."""
+    return output.with_name(f"{output.name}.part")
+
+
+def shapes_of(n: int, dim: int) -> Shapes:
+    return {"features": ((n, dim), np.float32), "states": ((n,), np.uint8), "stamps": ((n,), np.uint64)}
+
+
+def counts_of(states: np.ndarray) -> dict[str, Any]:
+    bad = Counter(State(state).name.lower() for state in states[states >= FIRST_BAD].tolist())
+    return {
+        "lines": len(states),
+        "bad": int((states >= FIRST_BAD).sum()),
+        "reasons": dict(bad),
+        "resized": int(((states == State.RESIZED) | (states == State.STRETCHED)).sum()),
+        "stretched": int((states == State.STRETCHED).sum()),
+    }
