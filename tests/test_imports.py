@@ -69,7 +69,9 @@ def test_help_imports_neither_pytorch_nor_onnx(option: str) -> None:
     assert "fcdeploy" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["cluster", "build", "export", "evaluate", "inspect", "recipe", "doctor"])
+@pytest.mark.parametrize(
+    "verb", ["embed", "cluster", "build", "export", "evaluate", "inspect", "recipe", "doctor"]
+)
 def test_help_of_a_verb_imports_neither_pytorch_nor_onnx(verb: str) -> None:
     done = run_guarded(COMMAND, verb, "-h")
     assert done.returncode == 0, done.stderr

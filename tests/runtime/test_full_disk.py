@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from embedders import pictures_of, write_embedder
+from PIL import Image
 
+from fcdeploy.data.filelist import read_filelist
 from fcdeploy.data.labels import write_labels
 from fcdeploy.errors import FcdeployError
+from fcdeploy.runtime.embed import embed_to_file, new_job
 
 SMALL = (3000,)
 ON_DISK = (4500, "--knn", "ivf", "--memory", "200K")
@@ -100,6 +104,28 @@ def test_a_disk_may_be_full_at_any_time(
     assert stops > 10
     assert (tmp_path / "pred.meta").read_bytes() == wanted.results["pred.meta"]
     check_whole(run, wanted.results)
+
+
+@pytest.mark.parametrize("kilobytes", [4, 24, 44])
+def test_features_that_do_not_fit_leave_the_old_ones(disk: Any, tmp_path: Path, kilobytes: int) -> None:
+    """100 rows of 64-d are 26 KB: the disk is full with the folder, with what is being embedded, with the output."""
+    write_embedder(tmp_path / "embedder.onnx", dim=64)
+    for at, picture in enumerate(pictures_of(100)):
+        Image.fromarray(picture).save(tmp_path / f"{at}.png")
+    (tmp_path / "faces.txt").write_text("".join(f"{at}.png\n" for at in range(100)))
+    job = new_job(read_filelist(tmp_path / "faces.txt"), tmp_path / "embedder.onnx")
+    embed_to_file(job, tmp_path / "whole.bin")
+
+    output = disk(kilobytes * KB) / "features.bin"
+    output.write_text("old\n")
+    with pytest.raises((FcdeployError, OSError), match=r"disk is full|No space left"):
+        embed_to_file(job, output)
+    assert output.read_text() == "old\n"
+    assert {path.name for path in output.parent.iterdir()} <= {"features.bin", "features.bin.part"}
+    disk(1000 * KB)
+    embed_to_file(job, output)
+    assert output.read_bytes() == (tmp_path / "whole.bin").read_bytes()
+    assert [path.name for path in output.parent.iterdir()] == ["features.bin"]
 
 
 def test_labels_that_do_not_fit_leave_the_old_ones(
