@@ -1,4 +1,4 @@
-"""How far do layer-wise clusters differ from exact ones? Quality and agreement on the same faces, at the same tau.
+"""How far do layer-wise clusters, with float32 or float16 tables, differ from exact ones? Quality and agreement, one tau.
 
     python benchmarks/compare_inference.py --engine pse.onnx features.bin labels.meta [features.bin labels.meta ...]
 
@@ -17,6 +17,8 @@ from fcdeploy.data.features import features_from_array, open_features
 from fcdeploy.data.labels import read_labels
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.runtime.pipeline import Options, run_clustering
+
+WAYS = (("exact", "float32"), ("layerwise", "float32"), ("layerwise", "float16"))
 
 
 @click.command()
@@ -39,20 +41,22 @@ def main(files: tuple[Path, ...], engine: Path, project: Path | None, tau: float
         truth = read_labels(files[at + 1], opened.n)
         found = {}
         with tempfile.TemporaryDirectory() as scratch:
-            for inference in ("exact", "layerwise"):
-                options = Options(tau=tau, inference=inference)
-                # One folder: kNN and re-ranked lists are the same for both.
+            for inference, tables in WAYS:
+                options = Options(tau=tau, inference=inference, tables=tables)
+                # One folder: kNN and re-ranked lists are the same for all.
                 result = run_clustering(opened, bundle, options, run_dir=scratch)
                 refined = np.load(Path(scratch) / "refined.npy")
-                found[inference] = (result, evaluate(result.labels, truth), refined)
-        agreement = evaluate(found["layerwise"][0].labels, found["exact"][0].labels)
-        cosine = (found["exact"][2] * found["layerwise"][2]).sum(axis=1)
-        for inference, (result, quality, _) in found.items():
+                found[inference, tables] = (result, evaluate(result.labels, truth), refined)
+        exact = found[WAYS[0]]
+        for (inference, tables), (result, quality, refined) in found.items():
+            agreement = evaluate(result.labels, exact[0].labels)
+            cosine = (exact[2] * refined).sum(axis=1)
             rows.append(
                 {
                     "set": files[at].parent.name,
                     "faces": opened.n,
                     "inference": inference,
+                    "tables": tables,
                     "clusters": quality.clusters,
                     "pairwise F": round(quality.pairwise.f, 4),
                     "BCubed F": round(quality.bcubed.f, 4),

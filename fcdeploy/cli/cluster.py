@@ -57,6 +57,13 @@ RUN_FILES = (
     help="As published, or each layer once a face; auto is exact up to 20,000 faces.",
 )
 @click.option(
+    "--tables",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What layer-wise inference keeps between its layers; float16 is rounded.",
+)
+@click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
 )
 @click.option("--batch", type=click.IntRange(min=1), help="Neighborhoods an engine call.  [default: by size]")
@@ -103,6 +110,7 @@ def command(
     uncovered: str | None,
     dim: int | None,
     inference: str,
+    tables: str,
     threads: int,
     batch: int | None,
     memory: int,
@@ -156,6 +164,7 @@ def command(
         uncovered=uncovered,
         device=device,
         vram=vram,
+        tables=tables,
     )
     kept = run_dir or (output.with_name(f"{output.name}.part") if embedder else None)
     advice = (

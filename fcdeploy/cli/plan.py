@@ -29,6 +29,13 @@ from fcdeploy.cli.types import Bytes, Hops, PathType
     help="As published, or each layer once a face; auto is exact up to 20,000 faces.",
 )
 @click.option(
+    "--tables",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What layer-wise inference keeps between its layers; float16 is rounded.",
+)
+@click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
 )
 @click.option(
@@ -49,6 +56,7 @@ def command(
     hops: tuple[int, int] | None,
     dim: int | None,
     inference: str,
+    tables: str,
     threads: int,
     memory: int,
     device: str | None,
@@ -75,7 +83,14 @@ def command(
     bundle = read_bundle(engine)
     opened = open_features(features, dim or bundle.feature_dim)
     options = Options(
-        knn=knn, k=k, hops=hops, inference=inference, threads=threads, memory=memory, device=device
+        knn=knn,
+        k=k,
+        hops=hops,
+        inference=inference,
+        tables=tables,
+        threads=threads,
+        memory=memory,
+        device=device,
     )
     plan = plan_run(opened, bundle, options, run_dir)
     if as_json:

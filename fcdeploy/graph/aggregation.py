@@ -1,12 +1,14 @@
 """Weighted sums over a face's own neighborhood: the sparse steps of layer-wise inference, one row a face.
 
 Both kernels build the neighborhood of each face on the fly (see ``neighborhoods``), weight its members and add up
-their rows of a table; nothing of the shape (faces, members, width) is ever made.
+their rows of a table; nothing of the shape (faces, members, width) is ever made. Tables are float32, or the bits of
+float16 (see ``halves``); sums are float32 either way.
 """
 
 import numpy as np
 from numba import njit, prange
 
+from fcdeploy.graph.halves import as_float32
 from fcdeploy.graph.marks import unmark
 from fcdeploy.graph.neighborhoods import gather_one, largest_neighborhood
 
@@ -29,7 +31,7 @@ def sum_connected(
     """Add up the rows of those members that the fixed graph connects to each of ``faces`` (m,) int32.
 
     ranked: (n, k) int32 re-ranked lists; ids (n, k) int32 and sims (n, k) float32: original lists; table: (n, h)
-    float32; scratch: ``new_scratch(n)``. A weight is the edge's, divided by the sum of the face's edges plus
+    float32 or uint16; scratch: ``new_scratch(n)``. A weight is the edge's, divided by the sum of the face's edges plus
     1e-5, and that ``times`` times over (PSE-GCN normalises its fixed graph once for the first block and again for
     the second). Returns (m, h) float32.
     """
@@ -98,7 +100,7 @@ def _connect_one(
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _add_row(out: np.ndarray, weight: np.float32, values: np.ndarray) -> None:
     for c in range(len(out)):
-        out[c] += weight * values[c]
+        out[c] += weight * as_float32(values[c])
 
 
 @njit(cache=True, nogil=True, parallel=True)
@@ -112,8 +114,8 @@ def sum_similar(
 ) -> np.ndarray:
     """Add up the rows of those members that are similar to each of ``faces`` (m,) int32, weighted by similarity.
 
-    ranked: (n, k) int32 re-ranked lists; directions: (n, h) float32 unit rows, between which the similarity is
-    taken; table: (n, h) float32; scratch: ``new_scratch(n)``. Members with a similarity of at least 0.5 count,
+    ranked: (n, k) int32 re-ranked lists; directions: (n, h) unit rows, between which the similarity is taken,
+    and table: (n, h), float32 or uint16; scratch: ``new_scratch(n)``. Members with a similarity of at least 0.5 count,
     the face itself among them; the weights are divided by their sum plus 1e-5. Returns (m, h) float32.
     """
     cap = largest_neighborhood(hops)
@@ -141,5 +143,5 @@ def sum_similar(
 def _dot(a: np.ndarray, b: np.ndarray) -> np.float32:
     total = np.float32(0)
     for c in range(len(a)):
-        total += a[c] * b[c]
+        total += as_float32(a[c]) * as_float32(b[c])
     return total

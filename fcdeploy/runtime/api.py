@@ -36,6 +36,7 @@ def cluster(
     uncovered: str | None = None,
     device: str | None = None,
     vram: int = 0,
+    tables: str = "float32",
     run_dir: PathLike | None = None,
     progress: bool = False,
 ) -> np.ndarray:
@@ -48,8 +49,9 @@ def cluster(
     or 'auto', which is exact up to 20,000 faces. threads: 0 means all cores.
     memory: bytes to get along with; 0 means half of the machine's. uncovered: what becomes of faces that no cluster
     was found for (GCN-D), 'singleton' (a cluster of one, the default) or 'drop' (-1). device: 'cpu' or 'cuda', where
-    the engine runs; vram: bytes of device memory to get along with, 0 for all. run_dir: keeps what every stage made,
-    and continues there. Returns labels (n,) int64, numbered by first appearance. Raises
+    the engine runs; vram: bytes of device memory to get along with, 0 for all. tables: 'float16' halves what layer-wise
+    inference keeps between its layers, and rounds it. run_dir: keeps what every stage made, and continues there.
+    Returns labels (n,) int64, numbered by first appearance. Raises
     fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
     options = Options(
@@ -66,6 +68,7 @@ def cluster(
         uncovered,
         device,
         vram,
+        tables,
     )
     return _run(features, engine, options, run_dir, quiet=not progress).labels
 
@@ -141,6 +144,7 @@ class FaceClusterer:
         threads: int = 0,
         uncovered: str | None = None,
         device: str | None = None,
+        tables: str = "float32",
     ) -> None:
         self.engine = engine
         self.knn = knn
@@ -153,6 +157,7 @@ class FaceClusterer:
         self.threads = threads
         self.uncovered = uncovered
         self.device = device
+        self.tables = tables
 
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
@@ -168,6 +173,7 @@ class FaceClusterer:
             self.threads,
             uncovered=self.uncovered,
             device=self.device,
+            tables=self.tables,
         )
         result = _run(X, self.engine, options, None, quiet=True)
         self.labels_ = result.labels

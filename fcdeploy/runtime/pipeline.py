@@ -59,6 +59,7 @@ KNN_METHODS = ("auto", "exact", "ivf")
 BLOCK = 8192  # faces
 SYSTEM_OPTIONS = ("hops", "tau", "reranked", "min_probability", "uncovered")  # that not every system has
 UNCOVERED = ("singleton", "drop")
+TABLES = ("float32", "float16")
 INFERENCES = ("auto", "exact", "layerwise")
 EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
 INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its lists on disk
@@ -75,7 +76,8 @@ class Options:
     all cores. memory: bytes that a run should get along with; 0 means half of the machine's. uncovered: what
     becomes of faces that no cluster was found for, 'singleton' or 'drop' (-1); None means 'singleton'. device: 'cpu'
     or 'cuda', where the engine runs; None means where it can, the CPU first. vram: bytes of device memory to get
-    along with; 0 means what is there.
+    along with; 0 means what is there. tables: 'float32' or, rounded, 'float16', for what is kept between the layers of
+    layer-wise inference.
     """
 
     knn: str = "auto"
@@ -91,6 +93,7 @@ class Options:
     uncovered: str | None = None
     device: str | None = None
     vram: int = 0
+    tables: str = "float32"
 
     @property
     def cores(self) -> int:
@@ -177,6 +180,8 @@ def prepare(
     settings, notes = recipe.for_run(features.n, k=options.k, **replaced)
     options = dataclasses.replace(options, inference=choose_inference(system, options.inference, features.n))
     bundle.check_device(options.device)
+    if options.tables != "float32" and options.inference != "layerwise":
+        notes = [*notes, f"--tables {options.tables} changes nothing: inference is {options.inference}."]
     bundle.check_files()
     if options.knn not in KNN_METHODS:
         k = system.products(features.n, bundle.weights, settings, options)["knn.npz"]["ids"][0][1]
@@ -216,6 +221,8 @@ def check_options(system: System, options: Options) -> None:
             )
     if options.min_probability is not None and not 0 <= options.min_probability <= 1:
         raise InputError(f"--min-probability {options.min_probability}: is no probability (0 to 1).")
+    if options.tables not in TABLES:
+        raise InputError(f"--tables {options.tables}: is neither 'float32' nor 'float16'.")
     if options.uncovered not in (None, *UNCOVERED):
         raise InputError(f"--uncovered {options.uncovered}: is neither 'singleton' nor 'drop'.")
 

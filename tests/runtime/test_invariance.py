@@ -14,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcdeploy.data.labels import renumber
+from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+from fcdeploy.errors import FcdeployError
 from fcdeploy.graph import cells as graph_cells
 from fcdeploy.graph.aggregation import sum_connected, sum_similar
+from fcdeploy.graph.halves import bits_of, floats_from_halves, halves_from_floats
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.runtime import pipeline
 from fcdeploy.systems.pse_gcn import flow
@@ -347,3 +350,58 @@ def test_similar_rows_are_summed_by_their_similarity(graph: Any) -> None:
                 total += similarity
                 sums += similarity * table[other].astype(np.float64)
         assert near_threshold or np.abs(row - sums / total).max() < 1e-5
+
+
+@settings(deadline=None, database=None, max_examples=50)
+@given(graphs())
+def test_sums_over_float16_tables_are_those_over_the_same_numbers_as_float32(graph: Any) -> None:
+    ranked, ids, sims, directions, table, faces, hops, active = graph
+    scratch = new_scratch(len(ids))
+    halves = [halves_from_floats(rows) for rows in (directions, table)]
+    floats = [floats_from_halves(rows) for rows in halves]
+    assert np.array_equal(
+        sum_connected(ranked, ids, sims, faces, hops, active, 1, bits_of(halves[1]), scratch),
+        sum_connected(ranked, ids, sims, faces, hops, active, 1, floats[1], scratch),
+    )
+    assert np.array_equal(
+        sum_similar(ranked, faces, hops, *map(bits_of, halves), scratch),
+        sum_similar(ranked, faces, hops, *floats, scratch),
+    )
+
+
+def test_halves_are_those_of_numpy() -> None:
+    """All 65,536 of them there and back, and what lies between, halfway, and beyond."""
+    every = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(64, -1)
+    assert np.array_equal(floats_from_halves(every), every.astype(np.float32), equal_nan=True)
+    rows = np.random.default_rng(0).standard_normal((50, 333), dtype=np.float32) ** 9
+    finite = every[np.isfinite(every)].astype(np.float32)
+    rows = np.concatenate([rows.ravel(), finite, (finite[1:] + finite[:-1]) / 2, [7e4, -7e4, 1e-9, 0]])
+    rows = rows[None].astype(np.float32)
+    with np.errstate(over="ignore"):
+        assert np.array_equal(halves_from_floats(rows), rows.astype(np.float16))
+
+
+def test_float16_tables_move_refined_features_by_their_rounding_only(
+    cluster: Any, rows: np.ndarray, tmp_path: Path
+) -> None:
+    """Unit features: a few parts in 2^11, the rounding of one entry; and more than nothing."""
+    refined = {}
+    for tables in ("float32", "float16"):
+        cluster(rows, run_dir=tmp_path / tables, inference="layerwise", tables=tables)
+        refined[tables] = np.load(tmp_path / tables / "refined.npy")
+    difference = np.abs(refined["float32"] - refined["float16"]).max(axis=1)
+    assert 0 < np.median(difference) < 1e-3
+
+
+def test_values_beyond_float16_stop_the_run_with_what_to_do(
+    cluster: Any, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = OnnxRuntimeEngine.run
+
+    def run(self: Any, feeds: Any) -> Any:
+        outputs = straight(self, feeds)
+        return {name: output * 1e9 if name == "near1" else output for name, output in outputs.items()}
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", run)
+    with pytest.raises(FcdeployError, match=r"too large for float16; give --tables float32"):
+        cluster(rows, inference="layerwise", tables="float16")

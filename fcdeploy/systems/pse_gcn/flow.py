@@ -11,8 +11,10 @@ import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.engine.batching import ahead
+from fcdeploy.errors import FcdeployError
 from fcdeploy.graph.aggregation import sum_connected, sum_similar
 from fcdeploy.graph.density import density_from_sums, sum_similarities
+from fcdeploy.graph.halves import LARGEST, bits_of, floats_from_halves, halves_from_floats
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.graph.marks import new_scratch
@@ -190,7 +192,7 @@ def refined_layerwise(
     docs/inference.md for how much its clusters differ.
 
     Between the layers faces are numbered by their place in ``run.order``: tables are then written from front to
-    back, and a neighborhood's rows lie near each other.
+    back, and a neighborhood's rows lie near each other. With ``--tables float16`` they are rounded to half precision.
     """
     made_of = made_of_refined(run, lists_made_of)
     near = run.settings.neighborhood
@@ -210,11 +212,21 @@ def refined_layerwise(
                     outputs = engine.run(feeds(places))
                     for output in outputs.values():
                         run.check_finite(output, run.order[places], "value")
-                    return outputs
+                    return {name: kept(output) for name, output in outputs.items()}
 
                 yield work
 
         return run.make(name, layer_made_of, worker, text=f"refinement, {name}", block=ENGINE_ROWS)
+
+    def kept(rows: np.ndarray) -> np.ndarray:
+        if run.options.tables == "float32":
+            return rows
+        if (largest := np.abs(rows).max()) > LARGEST:
+            raise FcdeployError(
+                f"{run.bundle.path}: gives values up to {largest:.3g}, too large for float16; "
+                "give --tables float32."
+            )
+        return halves_from_floats(rows)
 
     def features(places: np.ndarray) -> np.ndarray:
         return run.vectors[run.order[places]]
@@ -229,12 +241,12 @@ def refined_layerwise(
             near.hops,
             near.active,
             times,
-            table,
+            bits_of(table),
             scratch,
         )
 
     def similar(places: np.ndarray, directions: np.ndarray, table: np.ndarray) -> np.ndarray:
-        return sum_similar(lists()["ranked"], places, near.hops, directions, table, scratch)
+        return sum_similar(lists()["ranked"], places, near.hops, bits_of(directions), bits_of(table), scratch)
 
     # Each layer asks for the ones before it only when it is not finished itself.
     def near1() -> dict[str, np.ndarray]:
@@ -263,7 +275,10 @@ def refined_layerwise(
         return layer(
             "similar2",
             lambda: (
-                lambda places: {"x1": first["x1"][places], "connected": connected(places, 2, first["near2"])}
+                lambda places: {
+                    "x1": floats_from_halves(first["x1"][places]),
+                    "connected": connected(places, 2, first["near2"]),
+                }
             ),
         )
 
@@ -278,7 +293,11 @@ def refined_layerwise(
             def work(faces: np.ndarray) -> dict[str, np.ndarray]:
                 places = place[faces]
                 drawn = similar(places, directions, first["x1"])
-                feeds = {"features": run.vectors[faces], "x1": first["x1"][places], "drawn": drawn}
+                feeds = {
+                    "features": run.vectors[faces],
+                    "x1": floats_from_halves(first["x1"][places]),
+                    "drawn": drawn,
+                }
                 refined = engine.run(feeds)["refined"]
                 run.check_finite(refined, faces, "refined feature")
                 return {"array": refined}
@@ -333,6 +352,7 @@ def made_of_refined(run: "Run", lists_made_of: Made) -> Made:
         "lists": lists_made_of,
         "engine": run.bundle.digest(),
         "inference": run.options.inference,
+        "tables": run.options.tables if run.options.inference == "layerwise" else "float32",
         "hops": list(near.hops),
         "active": near.active,
     }

@@ -181,8 +181,10 @@ def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> 
     h = 2 * dim
     near, links = settings.neighborhood, settings.links
 
+    half = options.inference == "layerwise" and options.tables == "float16"
+
     def tables(*names: str) -> dict[str, tuple[tuple[int, ...], Any]]:
-        return dict.fromkeys(names, ((n, h), np.float32))
+        return dict.fromkeys(names, ((n, h), np.float16 if half else np.float32))
 
     exact = {"tables": tables(*TABLES, "out")}
     layerwise: dict[str, Mapping[str, tuple[tuple[int, ...], Any]]] = {
