@@ -1,4 +1,4 @@
-"""How far do layer-wise clusters, with float32 or float16 tables, differ from exact ones? Quality and agreement, one tau.
+"""How far do layer-wise clusters, with float32 or float16 tables, differ from exact ones? Quality and agreement.
 
     python benchmarks/compare_inference.py --engine pse.onnx features.bin labels.meta [features.bin labels.meta ...]
 
