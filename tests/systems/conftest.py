@@ -1,6 +1,7 @@
 """Bundles of the golden checkpoints, each exported once."""
 
 import pytest
+from build_ranges import GROUPS, RANGES
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +38,15 @@ def pse_bundle(golden, tmp_path_factory):
 
     path = tmp_path_factory.mktemp("bundle") / "pse-gcn.onnx"
     return export_checkpoint(golden / "dev/pse/checkpoint.pth", path)
+
+
+@pytest.fixture(scope="session")
+def build_profile(tmp_path_factory):
+    """A build profile for compute capability 8.6 with RANGES, and GROUPS of neighborhoods by size."""
+    lines = ["[target]", 'flavour = "tensorrt-rtx"', 'compute_capability = "8.6"', "[axes]"]
+    lines += [f"{axis} = {list(three)}" for axis, three in RANGES.items()]
+    for group in GROUPS:
+        lines += ["[[groups]]", *(f"{axis} = {list(three)}" for axis, three in group.items())]
+    path = tmp_path_factory.mktemp("profile") / "small.toml"
+    path.write_text("\n".join(lines))
+    return path

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from build_ranges import GROUPS, RANGES
 
 import fcdeploy
 from fcdeploy.cli import main
@@ -249,46 +250,30 @@ def test_clustering_never_imports_pytorch(bundle, features, tmp_path):
 
 # Plans for a GPU that is not there
 
-CAPABILITY = "8.6"
-RANGES = {  # axis -> shortest, typical, longest; enough for every system's passes
-    "m": (1, 256, 1024),
-    "b": (1, 8, 16),
-    "n": (1, 32, 64),
-    "other": (1, 4, 16),
-}
+
+def test_every_pass_builds_for_an_rtx_3090_without_one(bundle, build_profile, tmp_path):
+    check_build(bundle, build_profile, tmp_path / "bundle.plan")
 
 
-@pytest.fixture(scope="module")
-def profile(tmp_path_factory) -> Path:
-    """A build profile with RANGES, in which neighborhoods of 65 to 128 nodes have ranges of their own."""
-    lines = [f"{axis} = {list(three)}" for axis, three in RANGES.items()]
-    path = tmp_path_factory.mktemp("profile") / "small.toml"
-    path.write_text(
-        f'[target]\nflavour = "tensorrt-rtx"\ncompute_capability = "{CAPABILITY}"\n[axes]\n'
-        + "\n".join(lines)
-        + "\n[[groups]]\nb = [1, 8, 16]\nn = [1, 32, 64]\n[[groups]]\nb = [1, 2, 4]\nn = [65, 96, 128]\n"
-    )
-    return path
-
-
-def test_every_pass_builds_for_an_rtx_3090_without_one(bundle, profile, tmp_path):
+def check_build(bundle: Bundle, profile: Path, output: Path) -> None:
+    """Build a bundle and hold what is written against it."""
     from fcdeploy.deploy.engine_from_onnx import build_bundle
     from fcdeploy.engine.bundle import read_bundle
 
     pytest.importorskip("tensorrt_rtx")
-    plans = build_bundle(bundle.path, tmp_path / "bundle.plan", profile)
+    plans = build_bundle(bundle.path, output, profile)
     assert plans.kind == "plan"
-    assert plans.target.compute_capability == CAPABILITY
+    assert plans.target.compute_capability == "8.6"
     assert plans.passes == bundle.passes
     assert all(plans.file(name).stat().st_size > 1000 for name in plans.passes)
-    kept = ("system", "feature_dim", "precision", "recipe", "networks")
-    assert {key: plans.manifest[key] for key in kept} == {key: bundle.manifest[key] for key in kept}
+    inherited = bundle.manifest.keys() - {"kind", "passes", "versions"}
+    assert {key: plans.manifest[key] for key in inherited} == {key: bundle.manifest[key] for key in inherited}
     for name, fields in bundle.manifest["passes"].items():
         assert plans.manifest["passes"][name]["source"]["sha256"] == fields["sha256"]
     read_bundle(plans.path).check_files()
 
 
-def test_the_parsed_networks_and_their_profiles_are_those_of_the_spec(bundle, profile):
+def test_the_parsed_networks_and_their_profiles_are_those_of_the_spec(bundle, build_profile):
     """Every pass parsed by TensorRT itself: names, axes and types of its tensors, and the shapes of its profiles."""
     trt = pytest.importorskip("tensorrt_rtx")
     from fcdeploy.deploy.build_profile import load_profile
@@ -313,10 +298,8 @@ def test_the_parsed_networks_and_their_profiles_are_those_of_the_spec(bundle, pr
             }
         axes = {axis for tensor in spec.inputs for axis in tensor.axes if isinstance(axis, str)}
         single = {axis: RANGES.get(axis, RANGES["other"]) for axis in axes}
-        wanted = [single]
-        if {"b", "n"} <= axes:
-            wanted.append({**single, "b": (1, 2, 4), "n": (65, 96, 128)})
-        groups = load_profile(profile).ranges(bundle.system, spec)
+        wanted = [{**single, **group} for group in GROUPS] if {"b", "n"} <= axes else [single]
+        groups = load_profile(build_profile).ranges(bundle.system, spec)
         assert groups == wanted
         for ranges in groups:
             shapes = optimization_profile(builder, spec, ranges)

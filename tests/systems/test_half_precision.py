@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_every_system import CASES
+from test_every_system import CASES, check_build
 
 import fcdeploy
 from fcdeploy.clustering.metrics import share_in_same_cluster
@@ -154,3 +154,7 @@ def test_the_json_of_inspect_is_the_manifest(half, capsys):
     with pytest.raises(SystemExit):
         command.main([str(half.path), "--json"], prog_name="inspect")
     assert json.loads(capsys.readouterr().out) == half.manifest
+
+
+def test_every_pass_builds_in_half_precision_for_an_rtx_3090_without_one(half, build_profile, tmp_path):
+    check_build(half, build_profile, tmp_path / "bundle.plan")
