@@ -67,10 +67,10 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
     if "source" in manifest:
         source = manifest["source"]
         console.print(f"built from {source['bundle']}, digest {source['digest']}; its parity:")
-    settings = {key: value for key, value in manifest["recipe"].items() if isinstance(value, dict)}
     console.print("\nrecipe")
-    for section, values in settings.items():
-        console.print(f"  \\[{section}] " + ", ".join(f"{key} = {value}" for key, value in values.items()))
+    for section, values in manifest["recipe"].items():
+        for line in _settings(section, values):
+            console.print(f"  {line}")
     checked_on = get_system(manifest["system"]).module("inputs").PARITY
     for name, fields in manifest["networks"].items():
         checkpoint, parity = fields["checkpoint"], fields["parity"]
@@ -108,3 +108,21 @@ def _print_fp16(console: Any, fields: dict[str, Any]) -> None:
         console.print(
             f"  {run['inference']}{options}: {run['share']:.2%} ({full:,} and {half or 0:,} clusters)"
         )
+
+
+def _settings(section: str, values: Any) -> list[str]:
+    """Give the lines of a recipe's table, or of a list of them, those inside it behind it."""
+    if isinstance(values, list):
+        return [line for table in values for line in _settings(f"\\[{section}]", table)]
+    if not isinstance(values, dict):
+        return []
+    plain = {key: value for key, value in values.items() if not _holds_tables(value)}
+    lines = [f"\\[{section}] " + ", ".join(f"{key} = {value}" for key, value in plain.items())]
+    name = section.removeprefix("\\[").removesuffix("]")
+    for key in values.keys() - plain.keys():
+        lines += _settings(f"{name}.{key}", values[key])
+    return lines
+
+
+def _holds_tables(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)

@@ -320,12 +320,14 @@ class Run:
         order: np.ndarray | None = None,
         block: int = BLOCK,
         rows: int | None = None,
+        spans: np.ndarray | None = None,
     ) -> Arrays:
         """Make the product ``name``, or take it from an earlier run that made it of the same things.
 
         made_of: everything that decides its content; block sizes, order and threads do not. worker: opened only
         when there is work left; gives the function over blocks of faces. order: (n,) int32, in which faces are
-        visited (as they come). rows: how many there are when they are not those of the faces.
+        visited (as they come). rows: how many there are when they are not those of the faces. spans: (rows + 1,), row
+        r fills spans[r]:spans[r + 1] of the arrays (no order then).
         """
         rows = self.n if rows is None else rows
         key = digest({"name": name, **made_of})
@@ -338,8 +340,9 @@ class Run:
             for start in range(partial.done, rows, block):
                 stop = min(start + block, rows)
                 faces = np.arange(start, stop, dtype=np.int32) if order is None else order[start:stop]
+                filled = (start, stop) if spans is None else (int(spans[start]), int(spans[stop]))
                 for part, made in work(faces).items():
-                    partial.arrays[part][slice(start, stop) if order is None else faces] = made
+                    partial.arrays[part][slice(*filled) if order is None else faces] = made
                 partial.commit(stop)
                 bar.advance(stop - start)
                 if resident_bytes() > self.options.budget:

@@ -86,10 +86,16 @@ def _seconds(
     seconds = {"features": 4 * 4 * n * features.dim / 1e9, "knn": knn}
     if "reranked.npz" in products and options.reranked is None:
         seconds["rerank"] = RERANK_SECONDS * n / cores
-    engine = sum(_pass_seconds(bundle, bundle.passes[name], options) for name in passes) * n
+    for stage, searches in system.searches(settings).items():
+        seconds[stage] = searches * _knn_seconds(n, features.dim, options)
+    engine = 0.0
+    for spec in (bundle.passes[name] for name in passes):
+        calls = n if spec.inputs[0].axes[0] == "m" else system.graphs(n, settings, NODES)
+        engine += calls * _pass_seconds(bundle, spec, options)
     if options.inference == "layerwise":
         engine += 4 * SPARSE_SECONDS * n / cores
-    seconds["refine" if "refined.npy" in products else "encode"] = engine
+    made = {"refined.npy": "refine", "encoded.npy": "encode"}
+    seconds[next((stage for name, stage in made.items() if name in products), "detect")] = engine
     if "refined_knn.npz" in products:
         seconds["refined_knn"] = _knn_seconds(n, 2 * features.dim, options)
     return seconds

@@ -90,6 +90,8 @@ class System:
     options: tuple[str, ...]
     inferences: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"exact": ()})
     problem: Callable[[Collection[str]], str | None] = lambda networks: None
+    searches: Callable[[Any], Mapping[str, int]] = lambda settings: {}
+    graphs: Callable[[int, Any, int], float] = lambda n, settings, nodes: n
 
     def module(self, name: str) -> ModuleType:
         """Import one of the system's files, for example ``network``, which needs PyTorch."""
@@ -105,7 +107,7 @@ class System:
         }
 
 
-NAMES = ("pse-gcn", "sepfl")
+NAMES = ("pse-gcn", "sepfl", "gcn-d")
 
 
 def get_system(name: str, where: str = "") -> System:

@@ -1,5 +1,6 @@
 """What every system does alike: from its golden checkpoint through the commands to labels."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -37,13 +38,18 @@ main()
 
 @dataclass(frozen=True)
 class Case:
-    """A system's golden checkpoint, the recipe it was made with, and what a run of it keeps and tells."""
+    """A system's golden checkpoint, the recipe it was made with, and what a run of it keeps and tells.
+
+    main_pass: the pass that takes the time; block: what its flow calls the number of rows between commits of it.
+    """
 
     name: str
     checkpoint: str
     recipe: str
     stages: tuple[str, ...]
     kept: tuple[str, ...]
+    main_pass: str
+    block: str
 
 
 CASES = (
@@ -53,6 +59,8 @@ CASES = (
         "[neighborhood]\nk = 20\nhops = [20, 5]\nactive = 10\n\n[links]\nk = 20\ntau = 0.8\n",
         ("features", "knn", "rerank", "refine", "refined_knn", "links", "clusters"),
         ("knn.npz", "reranked.npz", "refined.npy", "refined_knn.npz", "links.npz"),
+        "neighborhood",
+        "REFINE_BLOCK",
     ),
     Case(
         "sepfl",
@@ -60,6 +68,20 @@ CASES = (
         "[links]\nk = 20\nrho = 0.6\n",
         ("features", "knn", "encode", "links", "clusters"),
         ("knn.npz", "encoded.npy", "candidates.npz", "links.npz"),
+        "encode",
+        "ENCODE_BLOCK",
+    ),
+    Case(
+        "gcn-d",
+        "gcnd",
+        '[graph]\nedge_weights = "similarity"\n\n'
+        "[[proposals]]\nk = 20\nthreshold = 0.6\nmax_size = 60\n\n"
+        "[[proposals.merge]]\nk = 3\nmax_parts = 5\nmax_size = 100\n\n"
+        "[[proposals]]\nk = 20\nthreshold = 0.7\nmax_size = 60\n",
+        ("features", "knn", "proposals", "detect", "clusters"),
+        ("knn.npz", "proposals.npz", "scores.npz"),
+        "detect",
+        "PROPOSAL_BLOCK",
     ),
 )
 
@@ -167,31 +189,32 @@ def _arrays(path: Path):
 
 
 def test_an_interrupted_run_goes_on_within_a_product(case, bundle, faces, tmp_path, monkeypatch):
-    """The engine fails half way through its second call; the blocks before it are not computed again."""
+    """The engine fails in the middle of its third block; the two before it are not computed again."""
     from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
-    from fcdeploy.systems.pse_gcn import flow as pse_flow
-    from fcdeploy.systems.sepfl import flow as sepfl_flow
 
-    for flow, name in ((pse_flow, "REFINE_BLOCK"), (sepfl_flow, "ENCODE_BLOCK")):
-        monkeypatch.setattr(flow, name, 50)
-    main_pass = {"pse-gcn": "neighborhood", "sepfl": "encode"}[case.name]
     straight, seen = OnnxRuntimeEngine.run, []
 
     def run(self, feeds, fail_after):
-        if self.spec.name == main_pass:
+        if self.spec.name == case.main_pass:
             seen.append(len(next(iter(feeds.values()))))
             if sum(seen) > fail_after:
                 raise OSError("the machine went away")
         return straight(self, feeds)
 
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, feeds: run(self, feeds, np.inf))
     expected = fcdeploy.cluster(faces, engine=bundle.path)
-    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, feeds: run(self, feeds, 120))
+    rows = sum(seen)  # faces, or what the main pass is over
+    block = rows // 4
+    flow = importlib.import_module(f"fcdeploy.systems.{case.name.replace('-', '_')}.flow")
+    monkeypatch.setattr(flow, case.block, block)
+    seen.clear()
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, feeds: run(self, feeds, 2.4 * block))
     with pytest.raises(OSError, match="went away"):
         fcdeploy.cluster(faces, engine=bundle.path, run_dir=tmp_path / "run")
     seen.clear()
-    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, feeds: run(self, feeds, FACES))
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, feeds: run(self, feeds, np.inf))
     assert np.array_equal(fcdeploy.cluster(faces, engine=bundle.path, run_dir=tmp_path / "run"), expected)
-    assert sum(seen) == FACES - 100
+    assert sum(seen) == rows - 2 * block
 
 
 @pytest.mark.parametrize("faults", ["nan", "zero", "width", "knn"])
@@ -228,7 +251,7 @@ def test_an_engine_that_gives_nan_stops_the_run(bundle, faces, monkeypatch):
 
     def run(self, feeds):
         outputs = straight(self, feeds)
-        for name in ("refined", "encoded"):
+        for name in ("refined", "encoded", "score"):
             if name in outputs:
                 outputs[name] = np.full_like(outputs[name], np.nan)
         return outputs

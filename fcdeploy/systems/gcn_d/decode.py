@@ -1,0 +1,69 @@
+"""From scores, and perhaps members' probabilities, to clusters."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fcdeploy.clustering.groups import join_groups
+from fcdeploy.clustering.overlap import UNCOVERED, first_holders, rank_proposals, select_members, suppress
+from fcdeploy.data.labels import renumber
+from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+from fcdeploy.systems.gcn_d.spec import SEGMENT, Recipe
+
+if TYPE_CHECKING:
+    from fcdeploy.systems.gcn_d.inputs import Proposals
+
+HALF = 0.5
+
+
+def run_passes(
+    network: str, engines: Mapping[str, OnnxRuntimeEngine], batch: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Evaluate graphs with the passes of one network, as parity is measured.
+
+    batch: features (b, n, d) and adj (b, n, n), see ``inputs.random_batch``. Returns score (b,), or probability (b, n)
+    and what it decides, ``edges.members`` (b, n) bool.
+    """
+    features, adj = batch["features"], batch["adj"]
+    if f"{network}_faces" in engines:
+        b, n, d = features.shape
+        weighted = engines[f"{network}_faces"].run({"features": features.reshape(b * n, d)})["weighted"]
+        outputs = engines[network].run({"weighted": weighted.reshape(b, n, -1), "adj": adj})
+    else:
+        outputs = engines[network].run({"features": features, "adj": adj})
+    if network == SEGMENT:
+        outputs["edges.members"] = outputs["probability"] >= HALF
+    return outputs
+
+
+def labels_from_scores(
+    n: int,
+    proposals: "Proposals",
+    scores: np.ndarray,
+    probability: np.ndarray | None,
+    settings: Recipe,
+    uncovered: str,
+) -> np.ndarray:
+    """Give every face to the best proposal that holds it; (n,) int64, numbered by first appearance.
+
+    scores: (p,) float32; probability: (t,) float32, how sure each node of a proposal is to belong to it, None when
+    nobody asked. Members of th_outlier and less are removed before proposals are compared; if they are kept, those of a
+    proposal are a cluster of their own, behind all others. uncovered: faces in no proposal become clusters of
+    one ('singleton') or -1 ('drop').
+    """
+    order = rank_proposals(scores, settings.overlap.min_score)
+    offsets, nodes = proposals.offsets, proposals.nodes
+    if probability is not None:
+        inside = probability.astype(np.float64) > settings.segment.th_outlier
+        ranked = [select_members(offsets, nodes, order, inside)]
+        if settings.segment.keep_outlier:
+            ranked.append(select_members(offsets, nodes, order, ~inside))
+        offsets, nodes = join_groups(ranked)
+        order = np.flatnonzero(np.diff(offsets) > 0)
+    kept = order[suppress(n, offsets, nodes, order, settings.overlap.max_iou)]
+    holder = first_holders(n, offsets, nodes, kept)
+    if uncovered == "singleton":
+        alone = np.flatnonzero(holder == UNCOVERED)
+        holder[alone] = len(offsets) + np.arange(len(alone))
+    return renumber(holder)
