@@ -51,7 +51,7 @@ def number_parts(labels: np.ndarray) -> tuple[np.ndarray, int]:
 
     labels: (n,) int64, numbered from 0. Returns parts (n,) int32, numbered by first appearance, and how many they are.
     """
-    number = np.full(len(labels), -1, dtype=np.int32)
+    number = np.full(labels.max() + 1, -1, dtype=np.int32)
     parts = np.empty(len(labels), dtype=np.int32)
     count = 0
     for face in range(len(labels)):

@@ -101,7 +101,8 @@ def proposal_graphs(
     padded = padded_sizes(sizes)
     order = np.argsort(padded, kind="stable")
     widths, begins = np.unique(padded[order], return_index=True)
-    for width, begin, end in zip(widths, begins, [*begins[1:], len(order)], strict=True):
+    ends = np.append(begins, len(order))[1:]
+    for width, begin, end in zip(widths, begins, ends, strict=True):
         fits = max(1, min(most, rows // int(width)))
         for start in range(begin, end, fits):
             group = order[start : min(start + fits, end)]

@@ -77,7 +77,7 @@ class Faces(nn.Module):
     def __init__(self, net: Dsgcn) -> None:
         super().__init__()
         weight: Tensor = next(net.layers.parameters())
-        self.product = nn.Linear(weight.shape[0], weight.shape[1], bias=False)
+        self.product = nn.Linear(weight.shape[0], weight.shape[1], bias=False, dtype=weight.dtype)
         self.product.weight.data.copy_(weight.T)
 
     def forward(self, features: Tensor) -> Tensor:
