@@ -61,8 +61,8 @@ def main(faces: int, recipe: str, knn: str, threads: int, segment: bool, folder:
 def random_checkpoint(path: Path, dim: int, outputs: int) -> Path:
     """Write a network of published widths with random weights."""
     net = Dsgcn(dim, (512, 64), outputs)
-    for layer in net.layers:
-        torch.nn.init.xavier_normal_(layer.gc.weight)
+    for weight in net.layers.parameters():
+        torch.nn.init.xavier_normal_(weight)
     torch.save(net.state_dict(), path)
     return path
 
