@@ -17,6 +17,8 @@ VERBS = {
     "embed": "Turn aligned face crops into a features file.",
     "cluster": "Cluster a features file, or a list of face crops, with an engine.",
     "plan": "Tell which files, memory and time a run would take.",
+    "train": "Train a network on your own labelled faces.",
+    "tune": "Choose the thresholds of an engine on labelled faces.",
     "evaluate": "Compare predicted clusters with the truth.",
     "inspect": "Show what a bundle holds and how exact it was measured to be.",
     "recipe": "Print a built-in export recipe.",

@@ -18,6 +18,7 @@ ABILITIES = (
     ),
     ("embed", (("PIL", "pillow"), ("onnxruntime", "onnxruntime")), "cpu,embed"),
     ("export", (("torch", "torch"), ("onnx", "onnx"), ("onnxscript", "onnxscript")), "cpu,export"),
+    ("train", (("torch", "torch"), ("matplotlib", "matplotlib")), "cpu,export,train"),
     ("build", (("tensorrt_rtx", "tensorrt-rtx"),), "tensorrt-rtx"),
     ("GPU", (("cupy", "cupy-cuda12x"), ("faiss", "faiss-gpu"), ("onnxruntime", "onnxruntime-gpu")), "gpu"),
 )

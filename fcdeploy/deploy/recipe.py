@@ -1,12 +1,14 @@
 """Recipes: TOML files that hold what a checkpoint does not say, read into a system's frozen dataclass."""
 
+import json
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fcdeploy.errors import InputError
-from fcdeploy.systems.settings import settings_from_dict
+from fcdeploy.systems.settings import settings_as_dict, settings_from_dict
 
 BUILT_IN = resources.files("fcdeploy.deploy") / "recipes"
 
@@ -45,6 +47,27 @@ def load_recipe(source: Path | str) -> Any:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where}: is not valid TOML ({error}).") from error
     return settings_from_dict(table, where)
+
+
+def recipe_text(recipe: Any, heading: Sequence[str] = ()) -> str:
+    """Write a recipe as ``load_recipe`` reads it, below ``heading`` as comments."""
+    tables = settings_as_dict(recipe)
+    lines = [f"# {line}".rstrip() for line in heading]
+    lines += [f"{key} = {_toml(value)}" for key, value in tables.items() if not isinstance(value, dict)]
+    for name, table in tables.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)  # what TOML reads, exponents, inf and nan, too
+    return json.dumps(value)  # texts and whole numbers are the same in both, and so are true and false
 
 
 def _read_text(path: Path) -> str:

@@ -41,8 +41,8 @@ class Progress:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     @contextlib.contextmanager
-    def bar(self, text: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """Show a bar over ``total`` faces, ``done`` of them behind us, while the block works."""
+    def bar(self, text: str, total: int, done: int = 0, unit: str = "faces") -> Iterator[Bar]:
+        """Show a bar over ``total`` faces (or ``unit``), ``done`` of them behind us, while the block works."""
         if self.quiet:
             yield Silent()
         elif sys.stderr.isatty():
@@ -51,7 +51,9 @@ class Progress:
         else:
             started = time.perf_counter()
             yield Silent()
-            print(f"{text}: {total - done:,} faces in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+            print(
+                f"{text}: {total - done:,} {unit} in {time.perf_counter() - started:.1f} s", file=sys.stderr
+            )
 
 
 @contextlib.contextmanager

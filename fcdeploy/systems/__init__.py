@@ -1,6 +1,7 @@
 """The published systems fcdeploy deploys; each is a folder of the same files and one record."""
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -67,6 +68,74 @@ class ParityInputs:
 
 
 @dataclass(frozen=True)
+class Tunable:
+    """A setting of links or clusters that is chosen on labelled faces rather than published.
+
+    key: its place in the recipe, as in "links.tau"; values: what is tried; between: whether values between these make
+    sense, too, and are tried near the best one.
+    """
+
+    key: str
+    values: tuple[Any, ...]
+    between: bool = False
+
+
+def thresholds(first: float, last: float, step: float = 0.02) -> tuple[float, ...]:
+    """Return evenly spaced values from ``first`` to ``last``, rounded so that they read well."""
+    return tuple(round(first + at * step, 6) for at in range(round((last - first) / step) + 1))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a network was trained by those who published it.
+
+    epochs over the items of its task, batch items a step, lr divided by ten at each of ``drops`` (shares of all
+    steps); optimizer: "sgd" or "adam".
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    drops: tuple[float, ...] = ()
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is trained on: ``size`` items of training faces, and what is lost on some of them.
+
+    batch(items, rng): the arrays of ``items`` (b,), by name; whatever is drawn comes from ``rng``. loss(net, batch):
+    the loss of these arrays as tensors, and what the network said of them, one number each, flat: where all of these
+    are equal, it has collapsed.
+    """
+
+    size: int
+    batch: Callable[[Any, Any], dict[str, Any]]
+    loss: Callable[[Any, dict[str, Any]], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network of a system is trained; the file ``training`` holds one of each in its mapping ``TRAINING``.
+
+    settings: a dataclass of what else may be chosen.
+    network(recipe) is a new one, its weights drawn from PyTorch's generator. task(run, labels, settings): what it is
+    trained on, where ``run`` has the training faces and labels (n,) int64 their identities. needs: networks that have
+    to be trained before. outcome(run, labels): how good the network is on other faces, two F of 0 to 1 by name and
+    the settings found best; without it, clusters are compared with the truth.
+    """
+
+    schedule: Schedule
+    settings: type[Any]
+    network: Callable[[Any], Any]
+    task: Callable[..., Task]
+    needs: tuple[str, ...] = ()
+    outcome: Callable[..., tuple[dict[str, float], dict[str, Any]]] | None = None
+
+
+@dataclass(frozen=True)
 class System:
     """The record of one system: what it is, and its functions that need no PyTorch.
 
@@ -77,7 +146,8 @@ class System:
     "exact" first, with the passes of each (none named: all). cluster(run) is its flow, from features to labels (see
     ``fcdeploy.runtime.pipeline.Run``). problem(networks) says why a bundle of these networks only makes no sense.
     The files ``network`` and ``inputs`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their
-    mappings ``NETWORKS`` and ``PARITY``.
+    mappings ``NETWORKS`` and ``PARITY``. tunable(weights): what ``fcdeploy tune`` chooses, the threshold that trades
+    precision for recall first.
     """
 
     name: str
@@ -92,10 +162,17 @@ class System:
     problem: Callable[[Collection[str]], str | None] = lambda networks: None
     searches: Callable[[Any], Mapping[str, int]] = lambda settings: {}
     graphs: Callable[[int, Any, int], float] = lambda n, settings, nodes: n
+    tunable: Callable[[Weights], tuple[Tunable, ...]] = lambda weights: ()
 
     def module(self, name: str) -> ModuleType:
         """Import one of the system's files, for example ``network``, which needs PyTorch."""
         return importlib.import_module(f"{_package(self.name)}.{name}")
+
+    def trainings(self) -> Mapping[str, Training]:
+        """Return how its networks are trained, by name, which needs PyTorch; none where it has no file ``training``."""
+        if importlib.util.find_spec(f"{_package(self.name)}.training") is None:
+            return {}
+        return self.module("training").TRAINING
 
     def passes(self, weights: Weights) -> dict[str, PassSpec]:
         """Return the passes of all networks in ``weights``, in the order of a run."""

@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from fcdeploy.errors import InputError
@@ -24,6 +25,22 @@ def settings_from_dict(table: dict[str, Any], where: str) -> Any:
 def settings_as_dict(recipe: Any) -> dict[str, Any]:
     """Return a recipe as nested tables, the way ``settings_from_dict`` takes them."""
     return dataclasses.asdict(recipe, dict_factory=lambda pairs: {k: _plain(v) for k, v in pairs})
+
+
+def setting_of(recipe: Any, key: str) -> Any:
+    """Return the value at a dotted place of a recipe, as in "links.tau"."""
+    for name in key.split("."):
+        recipe = getattr(recipe, name)
+    return recipe
+
+
+def with_settings(recipe: Any, values: Mapping[str, Any]) -> Any:
+    """Return a recipe with other values at dotted places."""
+    for key, value in values.items():
+        first, _, rest = key.partition(".")
+        changed = with_settings(getattr(recipe, first), {rest: value}) if rest else value
+        recipe = dataclasses.replace(recipe, **{first: changed})
+    return recipe
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ that is skipped whatever face it holds, N_10 in re-ranking whatever k is. Ours w
 centre is always in its own neighborhood, and ties in re-ranking go by cosine similarity and id.
 """
 
-from fcdeploy.systems import System
+from fcdeploy.systems import System, Tunable, thresholds
 from fcdeploy.systems.pse_gcn.flow import cluster
 from fcdeploy.systems.pse_gcn.spec import NETWORK, Recipe, products
 
@@ -20,6 +20,7 @@ SYSTEM = System(
     products=products,
     cluster=cluster,
     options=("k", "hops", "tau", "reranked"),
+    tunable=lambda weights: (Tunable("links.tau", thresholds(0.0, 1.0), between=True),),
     inferences={
         "exact": ("encode", "neighborhood"),
         "layerwise": ("near1", "similar1", "block1", "similar2", "block2"),

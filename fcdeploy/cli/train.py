@@ -1,0 +1,186 @@
+"""``fcdeploy train``."""
+
+from pathlib import Path
+
+import click
+
+from fcdeploy.cli.interrupts import resumable
+from fcdeploy.cli.types import PathType
+
+
+@click.command("train")
+@click.argument("system")
+@click.option(
+    "--features", required=True, type=PathType, help="Features of the training faces, .bin or .npy."
+)
+@click.option("--labels", required=True, type=PathType, help="Their identities, -1 where unknown.")
+@click.option(
+    "-o",
+    "--output",
+    type=PathType,
+    default=Path("checkpoint.pth"),
+    show_default=True,
+    help="Checkpoint to write, in the authors' key layout; the recipe goes beside it (.toml).",
+)
+@click.option("--network", help="Which network, where a system has several.")
+@click.option("--recipe", help="TOML file or built-in name.  [default: the published settings]")
+@click.option(
+    "--ckpt",
+    "checkpoints",
+    multiple=True,
+    type=PathType,
+    help="Checkpoint of a network that runs before this one; several if need be.",
+)
+@click.option("--init", type=PathType, help="Checkpoint to start from instead of random weights.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Times to see everything.  [default: as published]"
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Steps to take, instead of --epochs.")
+@click.option("--batch", type=click.IntRange(min=2), help="Items a step.  [default: as published]")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: as published]")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training setting of the network's own."
+)
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 0.5),
+    default=0.1,
+    show_default=True,
+    help="Share of the identities kept apart to tell how good the network is.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Checks without a better validation F after which training ends; 0 for never.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is drawn."
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N",
+    help="Where to train; auto is the GPU when there is one.",
+)
+@click.option("--mixed/--no-mixed", default=None, help="Half-precision products.  [default: on a GPU]")
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
+)
+@click.option(
+    "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: by the labels]"
+)
+@click.option(
+    "--run-dir", type=PathType, help="Keep the training here, and go on with it.  [default: OUTPUT, .run]"
+)
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    system: str,
+    features: Path,
+    labels: Path,
+    output: Path,
+    network: str | None,
+    recipe: str | None,
+    checkpoints: tuple[Path, ...],
+    init: Path | None,
+    epochs: int | None,
+    steps: int | None,
+    batch: int | None,
+    lr: float | None,
+    settings: tuple[str, ...],
+    validation: float,
+    patience: int,
+    seed: int,
+    device: str,
+    mixed: bool | None,
+    threads: int,
+    dim: int | None,
+    run_dir: Path | None,
+    quiet: bool,
+) -> None:
+    """Train a network of SYSTEM on your own labelled faces.
+
+    The run folder keeps configuration, curves, best and last weights; the same command goes on where an
+    interrupted one stopped. Whole identities are kept apart for validation, and the best weights on them are
+    what is written.
+
+    \b
+    Example:
+      fcdeploy train pse-gcn --features f.bin --labels f.meta -o saves/checkpoint.pth
+      fcdeploy export --ckpt saves/checkpoint.pth --recipe saves/checkpoint.toml -o pse.onnx
+    """
+    from fcdeploy.data.features import open_features
+    from fcdeploy.data.labels import read_labels
+    from fcdeploy.deploy.recipe import load_recipe
+    from fcdeploy.errors import InputError, MissingDependencyError
+    from fcdeploy.systems import get_system
+
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "training needs PyTorch; install it with `pip install 'fcdeploy[cpu,export,train]'`."
+        ) from error
+    from fcdeploy.training.loop import Choices, train, training_of
+
+    record = get_system(system)
+    training_of(record, network)
+    chosen = load_recipe(recipe) if recipe else None
+    identities = read_labels(labels)
+    if dim is None and features.suffix != ".npy" and features.is_file():
+        dim = _width(features, len(identities), labels)
+    opened = open_features(features, dim)
+    if opened.n != len(identities):
+        raise InputError(
+            f"{labels}: {len(identities):,} labels for {opened.n:,} faces; give the labels of these very faces."
+        )
+    pairs = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: write it as NAME=VALUE.")
+        pairs[name.strip()] = value.strip()
+    for given in (features, labels, init, *checkpoints):
+        if given is not None and output.exists() and given.exists() and output.samefile(given):
+            raise InputError(f"{output}: is also an input; choose another output.")
+    choices = Choices(
+        epochs, steps, batch, lr, validation, patience, seed, device, mixed, threads, settings=pairs
+    )
+    kept = run_dir or output.with_suffix(".run")
+    with resumable(f"the same command goes on from what {kept} holds"):
+        trained = train(
+            record,
+            opened,
+            identities,
+            output,
+            network=network,
+            recipe=chosen,
+            checkpoints=checkpoints,
+            init=init,
+            run_dir=run_dir,
+            choices=choices,
+            labels_name=str(labels),
+            quiet=quiet,
+        )
+    if not quiet:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in trained.measures.items())
+        click.echo(
+            f"{trained.checkpoint}: {record.name} {trained.network}, step {trained.step:,} of {trained.steps:,} "
+            f"({trained.ended})" + (f", validation {figures}" if figures else "")
+        )
+        click.echo(f"{trained.recipe}: its recipe; curves and weights are in {trained.run_dir}")
+
+
+def _width(features: Path, n: int, labels: Path) -> int:
+    """Return how wide the rows of a .bin file are when it has ``n`` of them."""
+    from fcdeploy.errors import InputError
+
+    size = features.stat().st_size
+    if size == 0 or size % (4 * n):
+        raise InputError(
+            f"{features}: {size:,} bytes are not {n:,} rows of float32 values, and {labels} has {n:,} labels; "
+            "give the labels of these very faces, or --dim."
+        )
+    return size // (4 * n)

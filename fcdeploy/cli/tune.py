@@ -1,0 +1,141 @@
+"""``fcdeploy tune``."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fcdeploy.cli.interrupts import resumable
+from fcdeploy.cli.types import PathType
+
+if TYPE_CHECKING:
+    from fcdeploy.training.tune import Tuned
+
+
+@click.command("tune")
+@click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
+@click.option("--features", required=True, type=PathType, help="Features of labelled faces, .bin or .npy.")
+@click.option("--labels", required=True, type=PathType, help="Their true identities.")
+@click.option(
+    "--objective",
+    type=click.Choice(["pairwise", "bcubed"]),
+    default="pairwise",
+    show_default=True,
+    help="Whose F is to be the highest.",
+)
+@click.option(
+    "--min-precision",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Precision that is to be reached, of the objective.  [default: any]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PathType,
+    default=Path("tuned.toml"),
+    show_default=True,
+    help="Recipe to write; the precision-recall plot goes beside it (.png).",
+)
+@click.option(
+    "--inference",
+    type=click.Choice(["auto", "exact", "layerwise"]),
+    default="auto",
+    show_default=True,
+    help="As published, or each layer once a face; auto is exact up to 20,000 faces.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
+)
+@click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that was tried as JSON.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    engine: Path,
+    features: Path,
+    labels: Path,
+    objective: str,
+    min_precision: float,
+    output: Path,
+    inference: str,
+    threads: int,
+    run_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Choose the thresholds of an engine on labelled faces.
+
+    Neighbors and the network's outputs are computed once; links and clusters are made again for every setting
+    that is tried. Faces that trained the network say nothing about others: give faces of other people.
+
+    \b
+    Example:
+      fcdeploy tune --engine pse.onnx --features val.bin --labels val.meta --min-precision 0.99
+      fcdeploy export --ckpt saves/checkpoint.pth --recipe tuned.toml -o pse.onnx
+    """
+    from fcdeploy.data.features import open_features
+    from fcdeploy.data.labels import read_labels
+    from fcdeploy.engine.bundle import read_bundle
+    from fcdeploy.runtime.pipeline import Options
+    from fcdeploy.training.tune import as_dict, check_outputs, tune, write_tuned
+
+    check_outputs(output)
+    bundle = read_bundle(engine)
+    opened = open_features(features, bundle.feature_dim)
+    truth = read_labels(labels, opened.n)
+    advice = f"the same command goes on from what {run_dir} holds" if run_dir else ""
+    with resumable(advice):
+        tuned = tune(
+            opened,
+            bundle,
+            truth,
+            objective=objective,
+            min_precision=min_precision,
+            options=Options(inference=inference, threads=threads),
+            run_dir=run_dir,
+            quiet=quiet or as_json,
+        )
+    plot = write_tuned(tuned, str(features), output)
+    if as_json:
+        click.echo(json.dumps(as_dict(tuned), indent=1))
+    elif not quiet:
+        _print(tuned, output, plot)
+
+
+def _print(tuned: "Tuned", output: Path, plot: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fcdeploy.training.tune import describe_values, figures
+
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False)
+    first, *others = tuned.tunables
+    table.add_column(first.key, justify="right")
+    for measure in ("pairwise", "BCubed"):
+        for heading in (f"{measure} F", "precision", "recall"):
+            table.add_column(heading, justify="right")
+    table.add_column("clusters", justify="right")
+    for trial in tuned.table():
+        pairwise, bcubed = trial.evaluation.pairwise, trial.evaluation.bcubed
+        cells = [f"{value:.4f}" for m in (pairwise, bcubed) for value in (m.f, m.precision, m.recall)]
+        style = "bold" if trial is tuned.best else ""
+        mark = " *" if trial is tuned.best else "  "
+        table.add_row(
+            f"{trial.values[first.key]}", *cells, f"{trial.evaluation.clusters:,}{mark}", style=style
+        )
+    console.print(table)
+    if others:
+        console.print(
+            f"with {describe_values({other.key: tuned.best.values[other.key] for other in others})}"
+        )
+    name = tuned.objective if tuned.objective == "pairwise" else "BCubed"
+    for precision, trial in tuned.at_precision().items():
+        found = figures(trial.measure(tuned.objective))
+        click.echo(f"{name} precision {precision} or more: {found}, {describe_values(trial.values)}")
+    click.echo(
+        f"* chosen: {describe_values(tuned.best.values)}, {name} {figures(tuned.best.measure(tuned.objective))}; "
+        f"as it was, {describe_values(tuned.before.values)}, F {tuned.before.measure(tuned.objective).f:.4f}"
+    )
+    click.echo(f"recipe in {output}, plot in {plot}")

@@ -1,0 +1,1 @@
+"""Checkpoints from labelled faces, and the thresholds that suit them."""

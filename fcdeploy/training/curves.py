@@ -1,0 +1,79 @@
+"""Curves as a table and as a picture: those of a training, and precision against recall."""
+
+import csv
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fcdeploy.data.atomic import atomic_file
+from fcdeploy.errors import FcdeployWarning
+
+SIZE, DPI = (8.0, 4.5), 120
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, columns in the order in which they first occur; what a row lacks stays empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_file(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def draw_training(path: Path, rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> None:
+    """Draw the loss of every row over its step, and beside it the measures of those that have some."""
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
+        left.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1)
+        left.set(xlabel="step", ylabel="loss")
+        checked = [row for row in rows if all(name in row for name in measures)]
+        for name in measures:
+            right.plot([row["step"] for row in checked], [row[name] for row in checked], ".-", label=name)
+        right.set(xlabel="step", ylabel="validation", ylim=(0, 1))
+        if checked and measures:
+            right.legend(loc="lower right")
+
+    _draw(path, draw)
+
+
+def draw_precision_recall(
+    path: Path,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    chosen: Mapping[str, tuple[float, float]],
+    title: str,
+) -> None:
+    """Draw curves of (recall, precision) by name, and mark the chosen point of each."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for name, points in curves.items():
+            (line,) = axes.plot(*zip(*points, strict=True), ".-", markersize=3, label=name)
+            axes.plot(*chosen[name], "o", color=line.get_color(), markersize=8)
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower left")
+
+    _draw(path, draw)
+
+
+def _draw(path: Path, draw: Any) -> None:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        warnings.warn(
+            f"{path} was not drawn: matplotlib is not installed; install it with `pip install 'fcdeploy[train]'`.",
+            FcdeployWarning,
+            stacklevel=2,
+        )
+        return
+    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})

@@ -1,0 +1,49 @@
+"""Which people train a network and which tell how good it is: whole identities, never some faces of one."""
+
+import numpy as np
+
+from fcdeploy.data.features import Features
+from fcdeploy.errors import InputError
+
+
+def identities_of(labels: np.ndarray) -> np.ndarray:
+    """Number identities from 0: (n,) int64 -> (n,) int64; each face labelled -1 is an identity of its own."""
+    labels = labels.copy()
+    unknown = np.flatnonzero(labels == -1)
+    labels[unknown] = labels.max(initial=0) + 1 + np.arange(len(unknown))
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def split_identities(identity: np.ndarray, share: float, seed: int, where: str) -> np.ndarray:
+    """Tell which faces are kept for validation, (n,) bool: all those of a random ``share`` of the identities.
+
+    identity: (n,) from ``identities_of``. At least two identities are on either side, and on either side one that has
+    two faces or more; only ``share`` 0 keeps nobody. Raises InputError, saying ``where`` they come from, when there
+    are too few.
+    """
+    sizes = np.bincount(identity)
+    several = int((sizes > 1).sum())
+    needed = 2 if share else 1
+    if len(sizes) < 2 * needed or several < needed:
+        half = ", half of them for validation (--validation 0 does without)" if share else ""
+        raise InputError(
+            f"{where}: {len(sizes):,} identities, {several:,} of them with two faces or more; training needs at least "
+            f"{2 * needed} and {needed}{half}."
+        )
+    kept = np.zeros(len(sizes), dtype=bool)
+    if share:
+        rng = np.random.default_rng([seed, 0])
+        order = rng.permutation(len(sizes))
+        # One with several faces first on each side: without pairs there is nothing to learn or to measure.
+        order = np.concatenate([order[sizes[order] > 1], order[sizes[order] == 1]])
+        order = np.concatenate([order[:1], order[2:][rng.permutation(len(order) - 2)], order[1:2]])
+        kept[order[: min(max(2, round(share * len(order))), len(order) - 2)]] = True
+    return kept[identity]
+
+
+def faces_where(features: Features, identity: np.ndarray, chosen: np.ndarray) -> tuple[Features, np.ndarray]:
+    """Return the chosen faces (a copy, unless they are all) with their identities numbered from 0 again."""
+    if chosen.all():
+        return features, identity
+    part = Features(features.array[chosen], features.name, features.normalize)
+    return part, identities_of(identity[chosen])

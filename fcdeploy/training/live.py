@@ -1,0 +1,114 @@
+"""Networks in training, evaluated as they will be deployed: a run whose engines are their PyTorch modules."""
+
+import contextlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from fcdeploy.data.features import Features
+from fcdeploy.engine.bundle import Bundle
+from fcdeploy.engine.tensors import Engine, PassSpec, check_feeds
+from fcdeploy.runtime.pipeline import Options
+from fcdeploy.runtime.progress import Progress
+from fcdeploy.runtime.run_folder import Store
+from fcdeploy.systems import System, Weights
+from fcdeploy.training.sweep import SweepRun
+
+
+class TorchEngine:
+    """One pass of a network as an engine."""
+
+    def __init__(self, module: torch.nn.Module, spec: PassSpec, device: torch.device) -> None:
+        self.spec, self._module, self._device = spec, module, device
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Evaluate the pass in float32; raises FcdeployError when ``feeds`` is not what ``spec`` says."""
+        check_feeds(feeds, self.spec.inputs, f"pass {self.spec.name}")
+        with torch.inference_mode():
+            tensors = (
+                torch.from_numpy(np.array(feeds[tensor.name])).to(self._device) for tensor in self.spec.inputs
+            )
+            outputs = self._module(*tensors)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        names = (tensor.name for tensor in self.spec.outputs)
+        return {name: output.cpu().numpy() for name, output in zip(names, outputs, strict=True)}
+
+    def __enter__(self) -> "TorchEngine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+@dataclass(kw_only=True)
+class LiveRun(SweepRun):
+    """A run whose engines are the networks given to ``renew`` as they are then; its bundle has no files.
+
+    specs: the passes of its networks, by name. torch_device: where they are evaluated.
+    """
+
+    system: System
+    specs: Mapping[str, PassSpec]
+    torch_device: torch.device
+    modules: dict[str, torch.nn.Module] = field(default_factory=dict)
+
+    def renew(self, version: str, networks: Mapping[str, torch.nn.Module]) -> None:
+        """Take networks (the authors' modules, by name) as they are now; products of another version are made again."""
+        records = self.system.module("network").NETWORKS
+        self.modules = {}
+        for name, module in networks.items():
+            # A copy on the CPU, where weights are folded in float64.
+            state = {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
+            copied = records[name].from_state_dict(state)
+            records[name].settle(copied, self.settings)
+            for of, part in records[name].passes(copied).items():
+                self.modules[of] = part.to(self.torch_device).eval()
+        passes = {name: {"sha256": version} for name in self.specs}
+        self.bundle = Bundle(self.bundle.path, {**self.bundle.manifest, "passes": passes})
+
+    def engine(self, name: str) -> AbstractContextManager[Engine]:
+        """Open one pass of the networks."""
+        return contextlib.nullcontext(TorchEngine(self.modules[name], self.specs[name], self.torch_device))
+
+
+def live_run(
+    system: System,
+    features: Features,
+    recipe: Any,
+    weights: Weights,
+    options: Options,
+    store: Store,
+    device: torch.device,
+    *,
+    quiet: bool = True,
+) -> LiveRun:
+    """Make a run over ``features`` for a recipe that fits them; ``weights`` are the widths of its networks.
+
+    Its products before the networks, such as the kNN lists, can be made at once; the rest needs ``renew``.
+    """
+    specs = system.passes(weights)
+    manifest = {
+        "system": system.name,
+        "feature_dim": features.dim,
+        "networks": {name: {"widths": dict(widths)} for name, widths in weights.items()},
+        "passes": {name: {"sha256": ""} for name in specs},
+    }
+    return LiveRun(
+        features,
+        Bundle(Path("training"), manifest),
+        recipe,
+        options,
+        store,
+        Progress(quiet),
+        system=system,
+        specs=specs,
+        torch_device=device,
+    )

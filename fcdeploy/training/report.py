@@ -1,0 +1,72 @@
+"""What a person sees of a training: a bar with the loss on a terminal, and a line a check."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class Report:
+    """Talks on stderr, unless ``quiet``."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+        self._loss = 0.0
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar when there is one."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr)
+
+    @contextlib.contextmanager
+    def steps(self, total: int, done: int) -> Iterator[None]:
+        """Show how many steps of ``total`` are done while the block works."""
+        self._started, self._first, self._total = time.monotonic(), done, total
+        if self._quiet or not sys.stderr.isatty():
+            yield
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as self._bar:
+            self._task = self._bar.add_task("training", total=total, completed=done)
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def advance(self, loss: float) -> None:
+        """Count one step, and show its loss, smoothed."""
+        self._loss = loss if not self._loss else 0.95 * self._loss + 0.05 * loss
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, description=f"training, loss {self._loss:.4f}")
+
+    def checked(
+        self,
+        step: int,
+        total: int,
+        loss: float,
+        measures: Mapping[str, float],
+        values: Mapping[str, Any],
+        better: bool,
+    ) -> None:
+        """Say what was found on the validation faces."""
+        left = (time.monotonic() - self._started) / max(1, step - self._first) * (total - step)
+        parts = [f"step {step:,} of {total:,}", f"loss {loss:.4f}"]
+        parts += [f"{name} {value:.4f}" for name, value in measures.items()]
+        parts += [f"{name} {value:g}" for name, value in values.items() if isinstance(value, (int, float))]
+        parts += ["best so far"] if better and measures else []
+        parts += [f"about {left:.0f} s left"] if step < total else []
+        self.say(", ".join(parts))

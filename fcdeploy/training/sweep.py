@@ -1,0 +1,133 @@
+"""Many settings of links and clusters tried on one run: what comes before them is made once."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.clustering.metrics import Evaluation, PrecisionRecall, evaluate
+from fcdeploy.runtime.pipeline import Run
+from fcdeploy.runtime.run_folder import Arrays, MemoryPartial, MemoryStore, Shapes
+from fcdeploy.systems import Tunable, get_system
+from fcdeploy.systems.settings import setting_of, with_settings
+
+OBJECTIVES = ("pairwise", "bcubed")
+PARTS = 4  # parts into which the interval between two tried values is cut, near the best
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings by their place in the recipe, and how good the clusters that they give are."""
+
+    values: Mapping[str, Any]
+    evaluation: Evaluation
+
+    def measure(self, objective: str) -> PrecisionRecall:
+        """Return the precision and recall of "pairwise" or "bcubed"."""
+        return self.evaluation.pairwise if objective == "pairwise" else self.evaluation.bcubed
+
+
+class SweepRun(Run):
+    """A run that clusters again and again: its features are read and hashed once."""
+
+    def read_features(self) -> None:
+        if "vectors" not in self.__dict__:
+            super().read_features()
+
+
+class KeyedStore(MemoryStore):
+    """Products in memory that are made again when they are asked for with another key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keys: dict[str, str] = {}
+
+    def load(self, name: str, key: str) -> Arrays | None:
+        return super().load(name, key) if self._keys.get(name) == key else None
+
+    def begin(self, name: str, key: str, shapes: Shapes, visit: str = "") -> MemoryPartial:
+        self._keys[name] = key
+        return super().begin(name, key, shapes, visit)
+
+
+def sweep(
+    run: SweepRun,
+    truth: np.ndarray,
+    tunables: Sequence[Tunable],
+    score: Callable[[Trial], Any],
+    *,
+    rounds: int = ROUNDS,
+    seen: Callable[[Trial], None] = lambda trial: None,
+) -> list[Trial]:
+    """Try all combinations of the tunables' values, then values between them near the best one; in that order.
+
+    truth: (n,) identities; score: what makes a trial the best. rounds: how often values between those tried so far are
+    tried, where a tunable allows it. seen is called with each trial. The run's settings stay as they are.
+    """
+    recipe = run.settings
+    system = get_system(run.bundle.system)
+    trials: list[Trial] = []
+
+    def attempt(values: Mapping[str, Any]) -> None:
+        changed = with_settings(recipe, values)
+        if changed.problem():
+            return
+        run.settings = changed
+        trials.append(Trial(values, evaluate(system.cluster(run), truth)))
+        seen(trials[-1])
+
+    try:
+        # The first tunable varies fastest: products that do not depend on it are then made once.
+        for combination in product(*(tunable.values for tunable in reversed(tunables))):
+            names = [tunable.key for tunable in reversed(tunables)]
+            attempt(dict(zip(names, combination, strict=True)))
+        if not trials:
+            attempt({tunable.key: setting_of(recipe, tunable.key) for tunable in tunables})
+        for _ in range(rounds):
+            for tunable in tunables:
+                best = best_trial(trials, tunables, score)
+                tried = [trial.values[tunable.key] for trial in curve_through(trials, best, tunable.key)]
+                for value in near(tried, best.values[tunable.key]) if tunable.between else ():
+                    attempt({**best.values, tunable.key: value})
+    finally:
+        run.settings = recipe
+    return trials
+
+
+def curve_through(trials: Sequence[Trial], trial: Trial, key: str) -> list[Trial]:
+    """Return the trials that differ from ``trial`` in one setting only, in its order."""
+    curve = [
+        other
+        for other in trials
+        if all(other.values[name] == value for name, value in trial.values.items() if name != key)
+    ]
+    return sorted(curve, key=lambda other: other.values[key])
+
+
+def best_trial(trials: Sequence[Trial], tunables: Sequence[Tunable], score: Callable[[Trial], Any]) -> Trial:
+    """Return the trial of highest score; of equally good ones along the first tunable, the middle one.
+
+    A threshold in the middle of those that make no difference is the safest on other faces.
+    """
+    best = max(trials, key=score)
+    if not tunables:
+        return best
+    curve = curve_through(trials, best, tunables[0].key)
+    first = last = curve.index(best)
+    while last + 1 < len(curve) and score(curve[last + 1]) == score(best):
+        last += 1
+    return curve[(first + last) // 2]
+
+
+def near(tried: Sequence[Any], value: Any) -> Iterator[Any]:
+    """Give values between one of those tried, sorted, and its neighbors there."""
+    at = tried.index(value)
+    for low, high in pairwise(tried[max(0, at - 1) : at + 2]):
+        for part in range(1, PARTS):
+            between = low + (high - low) * part / PARTS
+            between = round(between) if isinstance(low, int) and isinstance(high, int) else round(between, 6)
+            if low < between < high:
+                yield between

@@ -1,0 +1,182 @@
+"""Choose a bundle's thresholds on labelled faces: everything before links and clusters is computed once.
+
+Needs no PyTorch: the engine does the work.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.clustering.metrics import PrecisionRecall
+from fcdeploy.data.atomic import atomic_file, check_parent
+from fcdeploy.data.features import Features
+from fcdeploy.deploy.recipe import recipe_text
+from fcdeploy.engine.bundle import MANIFEST, Bundle
+from fcdeploy.errors import InputError
+from fcdeploy.runtime.pipeline import Options, numba_threads, prepare
+from fcdeploy.runtime.progress import Progress
+from fcdeploy.runtime.run_folder import RunFolder, Store
+from fcdeploy.systems import NAMES, Tunable, get_system
+from fcdeploy.systems.settings import setting_of, settings_from_dict, with_settings
+from fcdeploy.training.curves import draw_precision_recall
+from fcdeploy.training.sweep import OBJECTIVES, KeyedStore, SweepRun, Trial, best_trial, curve_through, sweep
+
+SHOWN, NEARBY = 12, 3  # rows of the trade-off table over the whole range, and on either side of the best
+DEFAULTS = Options()
+PRECISIONS = (0.9, 0.95, 0.98, 0.99, 0.999)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was chosen, out of which trials, and the trial of the settings as they were."""
+
+    objective: str
+    tunables: Sequence[Tunable]
+    trials: Sequence[Trial]
+    best: Trial
+    before: Trial
+    recipe: Any
+
+    def curve(self) -> list[Trial]:
+        """Return the trials that differ from the best in the first tunable only, in its order."""
+        return curve_through(self.trials, self.best, self.tunables[0].key)
+
+    def table(self) -> list[Trial]:
+        """Return what of the curve a person wants to see: some of it over the whole range, and all near the best."""
+        curve = [self.curve()[0]]
+        for trial in self.curve()[1:]:  # what makes no difference, once
+            if trial is self.best or trial.evaluation != curve[-1].evaluation:
+                curve = [*curve[: -1 if curve[-1].evaluation == trial.evaluation else None], trial]
+        at = curve.index(self.best)
+        apart = max(1, len(curve) // SHOWN)
+        return [trial for place, trial in enumerate(curve) if place % apart == 0 or abs(place - at) <= NEARBY]
+
+    def at_precision(self) -> dict[float, Trial]:
+        """Return, for some precisions of the objective, the trial of highest F that reaches them."""
+        found = {}
+        for precision in PRECISIONS:
+            reaching = [
+                trial for trial in self.trials if trial.measure(self.objective).precision >= precision
+            ]
+            if reaching:
+                found[precision] = max(reaching, key=lambda trial: trial.measure(self.objective).f)
+        return found
+
+
+def tune(
+    features: Features,
+    bundle: Bundle,
+    truth: np.ndarray,
+    *,
+    objective: str = "pairwise",
+    min_precision: float = 0.0,
+    options: Options = DEFAULTS,
+    run_dir: Path | str | None = None,
+    quiet: bool = True,
+) -> Tuned:
+    """Find the settings of links and clusters that give ``features`` the best clusters.
+
+    truth: (n,) identities. objective: "pairwise" or "bcubed", whose F is the highest among the settings whose
+    precision is at least ``min_precision``. With ``run_dir`` products are kept there and taken up again. Raises
+    InputError when a system has nothing to choose, or no setting is that precise.
+    """
+    if objective not in OBJECTIVES:
+        raise InputError(f"--objective {objective}: is neither {' nor '.join(OBJECTIVES)}.")
+    if not 0 <= min_precision <= 1:
+        raise InputError(f"--min-precision {min_precision}: is no precision (0 to 1).")
+    if not (np.bincount(np.unique(truth, return_inverse=True)[1]) > 1).any():
+        raise InputError("the labels put no two faces together; there is nothing to tune on.")
+    recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
+    system, features, settings, options, _ = prepare(features, bundle, options)
+    tunables = system.tunable(bundle.weights)
+    if not tunables:
+        having = [name for name in NAMES if get_system(name).tunable is not type(system).tunable]
+        raise InputError(f"{system.title} has no threshold to tune; {', '.join(having)} have.")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(numba_threads(options.cores))
+        store: Store = stack.enter_context(RunFolder(run_dir)) if run_dir else KeyedStore()
+        progress = Progress(quiet)
+        run = SweepRun(features, bundle, settings, options, store, progress)
+
+        def score(trial: Trial) -> tuple[bool, float]:
+            measure = trial.measure(objective)
+            precise = measure.precision >= min_precision
+            return precise, measure.f if precise else measure.precision
+
+        as_it_is = Tunable(tunables[0].key, (setting_of(settings, tunables[0].key),))
+        (before,) = sweep(run, truth, [as_it_is], score, rounds=0)
+        total = int(np.prod([len(tunable.values) for tunable in tunables]))
+        # Products are there already: what is left shows one bar.
+        run.progress = Progress()
+        with progress.bar("tuning", total, unit="settings") as bar:
+            trials = sweep(run, truth, tunables, score, seen=lambda trial: bar.advance(1))
+        store.drop_scratch()
+    best = best_trial(trials, tunables, score)
+    if best.measure(objective).precision < min_precision:
+        raise InputError(
+            f"no setting reaches {objective} precision {min_precision}: the highest is "
+            f"{best.measure(objective).precision:.4f}, with {describe_values(best.values)}; lower --min-precision."
+        )
+    return Tuned(objective, tunables, trials, best, before, with_settings(recipe, best.values))
+
+
+def write_tuned(tuned: Tuned, features: str, output: Path) -> Path:
+    """Write the recipe to ``output`` and the precision-recall plot beside it (``.png``), whose path is returned."""
+    plot = output.with_suffix(".png")
+    lines = [
+        f"Tuned on {tuned.best.evaluation.faces:,} labelled faces for {tuned.objective} F: "
+        f"{describe_values(tuned.best.values)}.",
+        *(f"{name} {figures(tuned.best.measure(name))}." for name in OBJECTIVES),
+    ]
+    with atomic_file(output) as file:
+        file.write(recipe_text(tuned.recipe, lines).encode())
+    curve = tuned.curve()
+    draw_precision_recall(
+        plot,
+        {name: [_point(trial.measure(name)) for trial in curve] for name in OBJECTIVES},
+        {name: _point(tuned.best.measure(name)) for name in OBJECTIVES},
+        f"{Path(features).name}: {describe_values(tuned.best.values)}",
+    )
+    return plot
+
+
+def check_outputs(output: Path) -> Path:
+    """Return ``output`` when recipe and plot can be written there; raises InputError otherwise."""
+    if output.suffix != ".toml":
+        raise InputError(f"{output}: a recipe is TOML; give a name that ends in .toml.")
+    check_parent(output.with_suffix(".png"))
+    return check_parent(output)
+
+
+def describe_values(values: Mapping[str, Any]) -> str:
+    """Say settings as in "links.tau = 0.74"."""
+    return ", ".join(f"{key} = {value}" for key, value in values.items())
+
+
+def figures(measure: PrecisionRecall) -> str:
+    """Say a measure as in "F 0.8123 (precision 0.9, recall 0.74)"."""
+    return f"F {measure.f:.4f} (precision {measure.precision:.4f}, recall {measure.recall:.4f})"
+
+
+def as_dict(tuned: Tuned) -> dict[str, Any]:
+    """Return what ``fcdeploy tune --json`` prints."""
+    return {
+        "objective": tuned.objective,
+        "best": _row(tuned.best),
+        "before": _row(tuned.before),
+        "trials": [_row(trial) for trial in tuned.trials],
+    }
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    return {"values": dict(trial.values), "clusters": trial.evaluation.clusters} | {
+        name: trial.measure(name).as_dict() for name in OBJECTIVES
+    }
+
+
+def _point(measure: PrecisionRecall) -> tuple[float, float]:
+    return measure.recall, measure.precision

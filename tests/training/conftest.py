@@ -1,0 +1,70 @@
+"""Generated faces, small enough to train on in a second, and the command line called in this process."""
+
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcdeploy.cli import main
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import faces as synthetic
+
+DIM = 16
+RECIPES = {
+    "pse-gcn": "[neighborhood]\nk = 10\nhops = [10, 3]\nactive = 5\n\n[links]\nk = 10\ntau = 0.7\n",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def fcdeploy(monkeypatch, capsys):
+    """Call ``fcdeploy ARGS`` in this process: its exit code, stdout and stderr."""
+
+    def call(*args) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
+        capsys.readouterr()
+        code = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code or 0
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory) -> Path:
+    """A folder of generated faces of 40 people, the last five faces unknown: f.bin, f.meta; recipes by system."""
+    folder = tmp_path_factory.mktemp("people")
+    features, labels = synthetic.make_faces(400, DIM, seed=3, mean_size=10)
+    features.astype("<f4").tofile(folder / "f.bin")
+    labels[-5:] = -1
+    (folder / "f.meta").write_text("\n".join(map(str, labels)) + "\n")
+    for name, text in RECIPES.items():
+        (folder / f"{name}.toml").write_text(f'system = "{name}"\nfeature_dim = {DIM}\n\n{text}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vectors(people) -> np.ndarray:
+    """Their features, (400, 16) float32."""
+    return np.fromfile(people / "f.bin", "<f4").reshape(-1, DIM)
+
+
+@pytest.fixture(scope="session")
+def identities(people) -> np.ndarray:
+    """Their labels (400,) int64, -1 where unknown."""
+    return np.loadtxt(people / "f.meta", dtype=np.int64)

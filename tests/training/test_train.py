@@ -1,0 +1,290 @@
+"""Training: loss goes down, a stopped training ends as one that was not, and what cannot work is said."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcdeploy.data.features import features_from_array
+from fcdeploy.errors import FcdeployError, InputError
+from fcdeploy.systems import NAMES, get_system
+from fcdeploy.training.identities import identities_of, split_identities
+
+torch = pytest.importorskip("torch")
+from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict  # noqa: E402
+from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
+from fcdeploy.training import loop  # noqa: E402
+from fcdeploy.training.loop import Choices, train  # noqa: E402
+
+CASES = [("pse-gcn", "refine", {"nodes": "24"}, 0.05)]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case[0])
+def case(request):
+    return request.param
+
+
+def trained(case, people, vectors, identities, output, **choices):
+    name, network, settings, lr = case
+    chosen = Choices(**{"steps": 20, "batch": 8, "lr": lr, "threads": 1, "settings": settings, **choices})
+    recipe = load_recipe(people / f"{name}.toml")
+    features = features_from_array(vectors)
+    return train(
+        get_system(name), features, identities, output, network=network, recipe=recipe, choices=chosen
+    )
+
+
+def curve(folder):
+    with open(folder / "curves.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def same_weights(a, b):
+    a, b = (torch.load(path, weights_only=True) for path in (a, b))
+    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_few_steps_lower_the_loss_and_leave_all_that_a_user_needs(
+    case, people, vectors, identities, tmp_path
+):
+    done = trained(case, people, vectors, identities, tmp_path / "new/c.pth", steps=60, patience=0)
+    assert {path.name for path in done.run_dir.iterdir()} == {
+        *("config.json", "curves.csv", "curves.png", "best.pth", "last.pth", "state.pt", "faces")
+    }
+    rows = curve(done.run_dir)
+    losses = [float(row["loss"]) for row in rows]
+    assert [int(row["step"]) for row in rows] == list(range(1, 61))
+    assert np.mean(losses[-15:]) < 0.9 * np.mean(losses[:5])
+    checked = [int(row["step"]) for row in rows if row["pairwise_f"]]
+    assert checked[-1] == 60
+    assert len(checked) >= 10
+    assert (
+        done.measures["pairwise_f"]
+        == max(
+            (float(row["pairwise_f"]) + float(row["bcubed_f"]), float(row["pairwise_f"]))
+            for row in rows
+            if row["pairwise_f"]
+        )[1]
+    )
+    config = json.loads((done.run_dir / "config.json").read_text())
+    assert {"torch", "numpy", "fcdeploy"} <= config["versions"].keys()
+    assert config["config"]["schedule"]["batch"] == 8
+    # The authors' layout, whole: names, shapes and order of the network's own state_dict.
+    shapes = {key: tuple(tensor.shape) for key, tensor in load_state_dict(done.checkpoint).items()}
+    network = get_system(case[0]).networks[case[1]]
+    assert shapes == network.checkpoint_shapes(**network.widths_from_shapes(shapes))
+    assert same_weights(done.checkpoint, done.run_dir / "best.pth")
+    assert load_recipe(done.recipe).system == case[0]
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
+    case, stop_at, people, vectors, identities, tmp_path, monkeypatch
+):
+    """Bit for bit, the last weights, the best, and the optimizer's; stopped in the middle of a stretch of steps."""
+    straight = trained(case, people, vectors, identities, tmp_path / "a.pth")
+    saved, steps = loop.Loop.save, []
+    step = loop.Loop.step
+
+    def save(self):
+        saved(self)
+        steps.append(self.at.step)
+
+    def interrupted(self, *args):
+        if len(steps) == stop_at and self.at.step > steps[-1]:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(loop.Loop, "save", save)
+    monkeypatch.setattr(loop.Loop, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(case, people, vectors, identities, tmp_path / "b.pth")
+    monkeypatch.undo()
+    assert not (tmp_path / "b.pth").exists()
+    done = trained(case, people, vectors, identities, tmp_path / "b.pth")
+    for file in ("best.pth", "last.pth"):
+        assert same_weights(tmp_path / "a.run" / file, tmp_path / "b.run" / file)
+    assert done.measures == straight.measures
+    first, second = (torch.load(tmp_path / f"{x}.run/state.pt", weights_only=True) for x in "ab")
+    momenta = zip(*(s["optimizer"]["state"].values() for s in (first, second)), strict=True)
+    assert all(torch.equal(a["momentum_buffer"], b["momentum_buffer"]) for a, b in momenta)
+    assert (tmp_path / "a.toml").read_text() == (tmp_path / "b.toml").read_text()
+
+
+def test_another_seed_gives_other_weights_and_the_same_the_same(case, people, vectors, identities, tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        trained(
+            case,
+            people,
+            vectors,
+            identities,
+            tmp_path / f"{name}.pth",
+            steps=3,
+            seed=seed,
+        )
+    assert same_weights(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert not same_weights(tmp_path / "a.pth", tmp_path / "c.pth")
+
+
+def test_half_precision_products_leave_weights_of_full_precision(case, people, vectors, identities, tmp_path):
+    trained(case, people, vectors, identities, tmp_path / "a.pth", steps=3)
+    trained(case, people, vectors, identities, tmp_path / "b.pth", steps=3, mixed=True)
+    full, half = (torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in "ab")
+    assert all(half[key].dtype == tensor.dtype for key, tensor in full.items())
+    assert not same_weights(tmp_path / "a.pth", tmp_path / "b.pth")
+    parts = [key for key, tensor in full.items() if tensor.ndim == 2]
+    assert all(torch.allclose(full[key], half[key], atol=0.05) for key in parts)
+
+
+def test_a_finished_training_only_writes_its_results_again(
+    case, people, vectors, identities, tmp_path, monkeypatch
+):
+    trained(case, people, vectors, identities, tmp_path / "a.pth", steps=4)
+    before = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").unlink()
+    monkeypatch.setattr(loop.Loop, "step", lambda *args: pytest.fail("it was trained again"))
+    trained(case, people, vectors, identities, tmp_path / "a.pth", steps=4)
+    assert (tmp_path / "a.pth").read_bytes() == before
+
+
+def test_a_run_folder_of_other_settings_is_refused_and_kept(case, people, vectors, identities, tmp_path):
+    trained(case, people, vectors, identities, tmp_path / "a.pth", steps=4)
+    before = (tmp_path / "a.run/config.json").read_bytes()
+    with pytest.raises(InputError, match=r"other settings \(schedule\)"):
+        trained(case, people, vectors, identities, tmp_path / "a.pth", steps=4, lr=0.02)
+    assert (tmp_path / "a.run/config.json").read_bytes() == before
+
+
+def test_training_ends_when_validation_gets_no_better(
+    case, people, vectors, identities, tmp_path, monkeypatch
+):
+    scores = iter([0.5, 0.6, 0.6, 0.4, 0.55, 0.9])
+    monkeypatch.setattr(loop.Loop, "outcome", lambda *args: ({"pairwise_f": next(scores)}, {}))
+    done = trained(case, people, vectors, identities, tmp_path / "a.pth", steps=100, patience=3)
+    assert (done.ended, next(scores)) == ("no better for 3 checks", 0.9)
+    assert done.step < done.steps < 100
+    assert done.measures == {"pairwise_f": 0.6}
+
+
+def test_a_network_that_says_the_same_of_all_has_collapsed(people, vectors, identities, tmp_path):
+    """All refined features equal, from a checkpoint whose last layer knows its bias only."""
+    case = CASES[0]
+    trained(case, people, vectors, identities, tmp_path / "a.pth", steps=1)
+    state = torch.load(tmp_path / "a.pth", weights_only=True)
+    state["classifier_out.weight"].zero_()
+    state["classifier_out.bias"].fill_(1)
+    torch.save(state, tmp_path / "flat.pth")
+    with pytest.raises(FcdeployError, match=r"collapsed: since step 1 .* --lr") as said:
+        train(
+            get_system("pse-gcn"),
+            features_from_array(vectors),
+            identities,
+            tmp_path / "b.pth",
+            recipe=load_recipe(people / "pse-gcn.toml"),
+            init=tmp_path / "flat.pth",
+            choices=Choices(steps=100, batch=4, lr=1e-9, validation=0.0, threads=1, settings={"nodes": "12"}),
+        )
+    assert not isinstance(said.value, InputError)
+    assert not (tmp_path / "b.pth").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(case, people, vectors, identities, tmp_path):
+    with pytest.raises(FcdeployError, match=r"no longer finite at step .* lower --lr"):
+        trained(case, people, vectors, identities, tmp_path / "a.pth", lr=1e30, steps=30)
+
+
+@given(st.lists(st.integers(-1, 12), min_size=8, max_size=60), st.floats(0.01, 0.5), st.integers(0, 9))
+def test_identities_are_split_and_never_faces(labels, share, seed):
+    """No identity on both sides; both sides have pairs to learn from, or to measure; unknown faces stay alone."""
+    labels = np.array(labels)
+    identity = identities_of(labels)
+    assert all(
+        (identity[a] == identity[b]) == (a == b or (labels[a] == labels[b] != -1))
+        for a in range(len(labels))
+        for b in range(len(labels))
+    )
+    sizes = np.bincount(identity)
+    if len(sizes) < 4 or (sizes > 1).sum() < 2:
+        with pytest.raises(InputError, match="identities"):
+            split_identities(identity, share, seed, "f.meta")
+        return
+    kept = split_identities(identity, share, seed, "f.meta")
+    assert not set(identity[kept]) & set(identity[~kept])
+    for side in (kept, ~kept):
+        assert len(set(identity[side])) >= 2
+        assert np.bincount(identity[side]).max() > 1
+    wanted = round(share * len(sizes))
+    assert len(set(identity[kept])) == min(max(2, wanted), len(sizes) - 2)
+    assert np.array_equal(kept, split_identities(identity, share, seed, "f.meta"))
+
+
+def test_trained_weights_export_tune_and_cluster(people, fcdeploy, tmp_path, monkeypatch):
+    """The walk of docs/training.md, at its smallest."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(people, tmp_path, dirs_exist_ok=True)
+    data = ("--features", "f.bin", "--labels", "f.meta")
+    done = fcdeploy(
+        *("train", "pse-gcn", *data, "--recipe", "pse-gcn.toml", "-o", "saves/c.pth"),
+        *("--steps", 4, "--batch", 4, "--set", "nodes=16", "--lr", 0.05, "--threads", 1),
+    )
+    assert (done.code, done.err.count("Error")) == (0, 0), done.err
+    assert "saves/c.pth: pse-gcn refine, step" in done.out
+    assert "step 4 of 4" in done.err
+    assert fcdeploy("export", "--ckpt", "saves/c.pth", "--recipe", "saves/c.toml", "-o", "c.onnx").code == 0
+    tuned = fcdeploy("tune", "--engine", "c.onnx", *data, "-o", "t.toml", "--threads", 1)
+    assert tuned.code == 0, tuned.err
+    assert "recipe in t.toml, plot in t.png" in tuned.out
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    tau = load_recipe("t.toml").links.tau
+    clustered = fcdeploy("cluster", "f.bin", "--engine", "c.onnx", "--tau", tau, "--labels", "f.meta")
+    assert f"pairwise F {_f(tuned.out)}" in clustered.out
+
+
+def _f(out: str) -> str:
+    return out.partition("* chosen: ")[2].partition("pairwise F ")[2][:6]
+
+
+def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
+    people, fcdeploy, tmp_path, monkeypatch, vectors
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(people, tmp_path, dirs_exist_ok=True)
+    broken = vectors.copy()
+    broken[3, 1] = np.nan
+    np.save("nan.npy", broken)
+    (tmp_path / "one.meta").write_text("7\n" * 400)
+    (tmp_path / "file.run").write_text("")
+    torch.save({"x": torch.zeros(3)}, "other.pth")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    good = {"--features": "f.bin", "--labels": "f.meta", "--recipe": "pse-gcn.toml", "-o": "new/c.pth"}
+    without = [name for name in NAMES if not get_system(name).trainings()]
+    for system, changed, says in (
+        ("pse", {}, "known: pse-gcn"),
+        *((name, {}, "cannot be trained here; pse-gcn") for name in without),
+        ("pse-gcn", {"--network": "detect"}, "--network refine"),
+        ("pse-gcn", {"--labels": "one.meta"}, "1 identities"),
+        ("pse-gcn", {"--features": "nan.npy"}, "row 3"),
+        ("pse-gcn", {"--features": "none.npy"}, "no such file"),
+        ("pse-gcn", {"--features": "f.meta"}, "400 rows"),
+        ("pse-gcn", {"--dim": 8}, "400 labels for 800 faces"),
+        ("pse-gcn", {"--recipe": "sepfl-ms1m"}, "for sepfl"),
+        ("pse-gcn", {"--epochs": 1, "--steps": 3}, "give one of them"),
+        ("pse-gcn", {"--set": "node=3"}, "it has nodes, margin"),
+        ("pse-gcn", {"--set": "nodes=x"}, "type int"),
+        ("pse-gcn", {"--set": "nodes=1"}, "2 or more"),
+        ("pse-gcn", {"--device": "cuda:99"}, "GPUs here"),
+        ("pse-gcn", {"--device": "tpu"}, "none of auto"),
+        ("pse-gcn", {"--init": "other.pth"}, "do not fit"),
+        ("pse-gcn", {"--ckpt": "other.pth"}, "needs none"),
+        ("pse-gcn", {"-o": "f.bin"}, "also an input"),
+    ):
+        options = [str(part) for pair in {**good, **changed}.items() for part in pair]
+        done = fcdeploy("train", system, *options)
+        assert (done.code, done.out) == (2, ""), (changed, done)
+        assert says in done.err, (changed, done.err)
+        assert done.err.count("\n") == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == before, changed

@@ -1,0 +1,149 @@
+"""Tuning: the same clusters as whole runs, everything before links once, and the best setting chosen."""
+
+import json
+
+import numpy as np
+import pytest
+
+import fcdeploy
+from fcdeploy.clustering.metrics import evaluate
+from fcdeploy.data.features import features_from_array
+from fcdeploy.errors import InputError
+from fcdeploy.runtime.pipeline import Options
+from fcdeploy.systems.settings import settings_as_dict
+from fcdeploy.training.sweep import Trial, best_trial, near
+from fcdeploy.training.tune import tune
+
+pytest.importorskip("onnxscript")
+from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+from fcdeploy.deploy.recipe import built_in_names, load_recipe, recipe_text
+from fcdeploy.systems import Tunable
+
+FACES = 300
+ONE = Options(threads=1)
+
+
+@pytest.fixture(scope="module")
+def bundle(golden, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune")
+    recipe = "[neighborhood]\nk = 20\nhops = [20, 5]\nactive = 10\n\n[links]\nk = 20\ntau = 0.3\n"
+    (folder / "r.toml").write_text(f'system = "pse-gcn"\nfeature_dim = 32\n\n{recipe}')
+    checkpoint = golden / "dev/pse/checkpoint.pth"
+    return export_checkpoint(checkpoint, folder / "pse.onnx", load_recipe(folder / "r.toml"))[0]
+
+
+@pytest.fixture(scope="module")
+def faces(golden):
+    features = np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(-1, 32)[:FACES]
+    return features, np.loadtxt(golden / "dev/data/labels.meta", dtype=np.int64)[:FACES]
+
+
+@pytest.mark.parametrize("objective", ["pairwise", "bcubed"])
+def test_trials_are_those_of_whole_runs_and_the_best_of_them_is_chosen(objective, bundle, faces, monkeypatch):
+    from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+
+    features, truth = faces
+    straight, calls = OnnxRuntimeEngine.run, []
+
+    def run(self, feeds):
+        calls.append(self.spec.name)
+        return straight(self, feeds)
+
+    fcdeploy.cluster(features, engine=bundle.path, threads=1)
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", run)
+    fcdeploy.cluster(features, engine=bundle.path, threads=1)
+    once = len(calls)
+    calls.clear()
+    tuned = tune(features_from_array(features), bundle, truth, objective=objective, options=ONE)
+    assert len(calls) == once  # however many settings were tried
+    assert len(tuned.trials) > 50
+    f = {trial.values["links.tau"]: trial.measure(objective).f for trial in tuned.trials}
+    assert tuned.best.measure(objective).f == max(f.values())
+    assert tuned.recipe.links.tau == tuned.best.values["links.tau"]
+    for trial in [tuned.before, *tuned.trials[::9]]:
+        labels = fcdeploy.cluster(features, engine=bundle.path, tau=trial.values["links.tau"], threads=1)
+        assert evaluate(labels, truth) == trial.evaluation
+
+
+def test_the_highest_f_among_settings_of_the_precision_asked_for(bundle, faces):
+    features, truth = features_from_array(faces[0]), faces[1]
+    free = tune(features, bundle, truth, options=ONE)
+    strict = tune(features, bundle, truth, min_precision=0.999, options=ONE)
+    assert free.best.evaluation.pairwise.precision < 0.999
+    fitting = [trial for trial in strict.trials if trial.evaluation.pairwise.precision >= 0.999]
+    assert strict.best.evaluation.pairwise.f == max(trial.evaluation.pairwise.f for trial in fitting)
+    assert strict.best in fitting
+    # Labels at random: nothing but clusters of one is ever right, and these make no wrong pair.
+    mixed = np.random.default_rng(0).permutation(truth)
+    assert tune(features, bundle, mixed, min_precision=1.0, options=ONE).best.evaluation.clusters == FACES
+    with pytest.raises(InputError, match="no two faces together"):
+        tune(features, bundle, np.arange(FACES))
+
+
+def test_a_run_folder_takes_up_what_was_made(bundle, faces, tmp_path, monkeypatch):
+    from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+
+    features, truth = features_from_array(faces[0]), faces[1]
+    first = tune(features, bundle, truth, run_dir=tmp_path / "run", options=ONE)
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda *args: pytest.fail("refined again"))
+    again = tune(features, bundle, truth, run_dir=tmp_path / "run", options=ONE, min_precision=0.99)
+    assert [trial.evaluation for trial in again.trials[:50]] == [
+        trial.evaluation for trial in first.trials[:50]
+    ]
+
+
+def test_the_command_prints_the_trade_off_and_writes_recipe_and_plot(
+    bundle, faces, fcdeploy, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    np.save("f.npy", faces[0])
+    np.save("l.npy", faces[1])
+    data = ("tune", "--engine", bundle.path, "--features", "f.npy", "--labels", "l.npy", "--threads", 1)
+    done = fcdeploy(*data, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    written = load_recipe("tuned.toml")
+    assert written.links.tau == found["best"]["values"]["links.tau"]
+    assert written.neighborhood.hops == (20, 5)
+    assert found["before"]["values"] == {"links.tau": 0.3}
+    assert (tmp_path / "tuned.png").read_bytes().startswith(b"\x89PNG")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for options, says in (
+        (("-o", "x.txt"), "ends in .toml"),
+        (("-o", "none/x.toml"), "does not exist"),
+        (("--labels", "f.npy"), "expected integers"),
+        (("--inference", "layerwis"), "layerwis"),
+    ):
+        done = fcdeploy(*data, *options)
+        assert (done.code, done.out) == (2, ""), options
+        assert says in done.err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_values_near_the_best_lie_between_it_and_its_neighbors():
+    assert list(near([0.0, 0.2, 0.4, 0.8], 0.4)) == pytest.approx([0.25, 0.3, 0.35, 0.5, 0.6, 0.7])
+    assert list(near([0.0, 0.4], 0.0)) == pytest.approx([0.1, 0.2, 0.3])
+    assert list(near([10, 12, 20], 12)) == [11, 14, 16, 18]
+    assert list(near([1], 1)) == []
+
+
+def test_of_thresholds_that_make_no_difference_the_middle_one_is_taken():
+    trials = [
+        Trial({"t": t, "u": u}, f)
+        for u in (0, 1)
+        for t, f in zip((5, 1, 2, 3, 4), (1, 2, 3, 3, 3) if u else (1, 1, 2, 3, 1), strict=True)
+    ]
+    best = best_trial(trials, [Tunable("t", ()), Tunable("u", ())], lambda trial: trial.evaluation)
+    assert best.values == {"t": 3, "u": 0}
+    best = best_trial(trials[5:], [Tunable("t", ()), Tunable("u", ())], lambda trial: trial.evaluation)
+    assert best.values == {"t": 3, "u": 1}
+
+
+@pytest.mark.parametrize("name", built_in_names())
+def test_a_recipe_that_is_written_reads_as_it_was(name, tmp_path):
+    recipe = load_recipe(name)
+    (tmp_path / "x.toml").write_text(recipe_text(recipe, ["What it is for", ""]))
+    again = load_recipe(tmp_path / "x.toml")
+    assert again == recipe
+    assert settings_as_dict(again) == settings_as_dict(recipe)
+    assert (tmp_path / "x.toml").read_text().startswith("# What it is for\n#\n")
