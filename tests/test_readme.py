@@ -105,7 +105,9 @@ def test_every_option_spoken_about_is_one_of_a_command(page: Path) -> None:
     for verb in cli.list_commands(root):
         command = cli.get_command(root, verb)
         assert command is not None
-        known |= {option for parameter in command.params for option in parameter.opts}
+        known |= {
+            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
     for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text())):
         if code.startswith("--"):
             assert code.split()[0] in known, code
