@@ -1,12 +1,12 @@
 """Networks in training, evaluated as they will be deployed: a run whose engines are their PyTorch modules."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import Store
 from fcdeploy.systems import System, Weights
 from fcdeploy.training.sweep import SweepRun
+
+K = TypeVar("K")
 
 
 class TorchEngine:
@@ -38,6 +40,13 @@ class TorchEngine:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         names = (tensor.name for tensor in self.spec.outputs)
         return {name: output.cpu().numpy() for name, output in zip(names, outputs, strict=True)}
+
+    def run_each(
+        self, batches: Iterable[tuple[K, Mapping[str, np.ndarray]]]
+    ) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
+        """Evaluate batches one after the other, in order."""
+        for key, feeds in batches:
+            yield key, self.run(feeds)
 
     def __enter__(self) -> "TorchEngine":
         return self

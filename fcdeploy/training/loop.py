@@ -9,6 +9,7 @@ so that a training that was stopped ends with the weights of one that was not.
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -325,7 +326,8 @@ def fitted_recipe(system: System, recipe: Any, weights: Weights, chosen: np.ndar
     """Return the recipe for the chosen faces (n,) bool; raises InputError when they are too few for it."""
     if not chosen.any():
         return recipe
-    more = {"weights": weights} if len(system.networks) > 1 else {}
+    told = "weights" in inspect.signature(recipe.for_run).parameters  # systems of several networks
+    more = {"weights": weights} if told else {}
     try:
         return recipe.for_run(int(chosen.sum()), **more)[0]
     except InputError as error:

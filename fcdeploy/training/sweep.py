@@ -48,9 +48,11 @@ class KeyedStore(MemoryStore):
     def load(self, name: str, key: str) -> Arrays | None:
         return super().load(name, key) if self._keys.get(name) == key else None
 
-    def begin(self, name: str, key: str, shapes: Shapes, visit: str = "") -> MemoryPartial:
+    def begin(
+        self, name: str, key: str, shapes: Shapes, visit: str = "", durable: bool = False
+    ) -> MemoryPartial:
         self._keys[name] = key
-        return super().begin(name, key, shapes, visit)
+        return super().begin(name, key, shapes, visit, durable)
 
 
 def sweep(
