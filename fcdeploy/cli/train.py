@@ -1,5 +1,6 @@
 """``fcdeploy train``."""
 
+import importlib.util
 from pathlib import Path
 
 import click
@@ -117,12 +118,10 @@ def command(
     from fcdeploy.errors import InputError, MissingDependencyError
     from fcdeploy.systems import get_system
 
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
+    if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError(
             "training needs PyTorch; install it with `pip install 'fcdeploy[cpu,export,train]'`."
-        ) from error
+        )
     from fcdeploy.training.loop import Choices, train, training_of
 
     record = get_system(system)
