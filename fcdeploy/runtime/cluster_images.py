@@ -26,13 +26,13 @@ from fcdeploy.graph.lists import ListsFile
 from fcdeploy.runtime.embed import (
     WORKING,
     Job,
+    begin,
     counts_of,
     fill,
     is_input,
     looked_up,
     part_of,
     report_bad_lines,
-    shapes_of,
 )
 from fcdeploy.runtime.pipeline import (
     KNN_METHODS,
@@ -44,7 +44,7 @@ from fcdeploy.runtime.pipeline import (
     run_clustering,
 )
 from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import SUMMARY, Partial, RunFolder, Store
+from fcdeploy.runtime.run_folder import SUMMARY, RunFolder, Store
 
 FEATURES, LINES = (
     "embedded.npy",
@@ -133,9 +133,11 @@ def kept_features(
         report_bad_lines(job, states, on_bad, OUTCOMES, bad_list)
         return old["array"], states
     with open_for(bundle, job) as embedder:
-        partial = store.begin(WORKING, key, shapes_of(job.files.n, embedder.dim), durable=True)
-        if lines and old and not partial.done:
-            _take_over(partial, lines, old["array"])
+        finished = None
+        if lines and old:
+            good = np.flatnonzero(lines["states"] < FIRST_BAD)
+            finished = {name: lines[name][good] for name in ("states", "stamps")} | {"features": old["array"]}
+        partial = begin(store, job, key, embedder.dim, stamps, finished)
         fill(partial, job, embedder, found, stamps, progress)
     states = np.array(partial.arrays["states"])
     report_bad_lines(job, states, on_bad, OUTCOMES, bad_list)
@@ -150,7 +152,8 @@ def kept_features(
         final.arrays["array"][block] = partial.arrays["features"][good[block]]
     partial.close()
     features = final.finish()["array"]
-    store.drop(WORKING)
+    for name, *_ in store.unfinished(WORKING):
+        store.drop(name)
     return features, states
 
 
@@ -181,23 +184,13 @@ def check_clustering(files: Filelist, bundle: Bundle, options: Options, run_dir:
 
 def _states_now(lines: dict[str, np.ndarray], found: np.ndarray, stamps: np.ndarray) -> np.ndarray:
     """The states of lines of an earlier run, if their files are still the same; UNKNOWN where they have to be tried."""
+    if len(lines["states"]) != len(found):
+        return np.full(len(found), UNKNOWN)
     states = np.array(lines["states"])
     states[(lines["stamps"] != stamps) | (states == State.UNREADABLE)] = UNKNOWN
     gone = found != State.GOOD
     states[gone] = found[gone]
     return states
-
-
-def _take_over(partial: Partial, lines: dict[str, np.ndarray], features: np.ndarray) -> None:
-    """Start from the rows of an earlier run of the same list, some of whose files have changed."""
-    good = np.flatnonzero(lines["states"] < FIRST_BAD)
-    for start in range(0, len(good), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        partial.arrays["features"][good[block]] = features[block]
-    for name in ("states", "stamps"):
-        partial.arrays[name][:] = lines[name]
-    partial.done = len(lines["states"])
-    partial.commit(partial.done)
 
 
 def _keep(store: Store, name: str, key: str, made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +37,13 @@ from fcdeploy.engine.embedder import (
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.runtime.pipeline import digest
 from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import MemoryStore, Partial, RunFolder, Shapes, Store
+from fcdeploy.runtime.run_folder import Arrays, MemoryStore, Partial, RunFolder, Shapes, Store
 
 SUFFIXES = (".bin", ".npy")
 OUTCOMES = {"skip": "they are left out", "zero": "their rows are zero"}
 COMMIT_LINES = 512  # embedded between two commits
 AHEAD = 4  # images a thread that are decoded before they are needed
-WORKING = "embedding"  # the product in the making, of all lines
+WORKING = "embedding"  # the product in the making, of all lines; a hash of the list follows
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,9 @@ class Job:
         )
 
     def key(self) -> str:
-        """Return a hash of all that decides the embeddings, but for the images."""
-        return digest(
-            {
-                "lines": self.files.digest(),
-                "embedder": embedder_digest(self.model, self.settings),
-                "max_pixels": self.max_pixels,
-            }
-        )
+        """Return a hash of all that decides the embedding of an image."""
+        embedder = embedder_digest(self.model, self.settings)
+        return digest({"embedder": embedder, "max_pixels": self.max_pixels})
 
 
 def new_job(files: Filelist, model: Path, given: EmbedderSettings | None = None, **options: Any) -> Job:
@@ -154,9 +149,48 @@ def embed_to_array(job: Job, *, on_bad: str = "stop", quiet: bool = True) -> np.
 def embed_lines(job: Job, embedder: Embedder, store: Store, progress: Progress) -> Partial:
     """Embed all lines into a product of ``store``, complete but not finished."""
     found, stamps = looked_up(job, progress)
-    partial = store.begin(WORKING, job.key(), shapes_of(job.files.n, embedder.dim), durable=True)
+    partial = begin(store, job, job.key(), embedder.dim, stamps)
     fill(partial, job, embedder, found, stamps, progress)
     return partial
+
+
+def begin(
+    store: Store, job: Job, key: str, dim: int, stamps: np.ndarray, finished: Arrays | None = None
+) -> Partial:
+    """Open the product of all lines, with what earlier runs have of the very same files, on whatever lines.
+
+    key: of the job; stamps: (n,), of ``look_up`` now; finished: more rows to take over, by the names of ``shapes_of``.
+    """
+    name = f"{WORKING}-{job.files.digest()[:16]}"
+    partial = store.begin(name, key, shapes_of(job.files.n, dim), durable=True)
+    others = [other for other in store.unfinished(WORKING) if other[0] != name]
+    if not partial.done:
+        sources = [arrays for _, other_key, arrays in others if other_key == key]
+        take_over(partial, stamps, sources + ([finished] if finished else []))
+    for other, *_ in others:
+        store.drop(other)
+    return partial
+
+
+def take_over(partial: Partial, stamps: np.ndarray, sources: Sequence[Arrays]) -> None:
+    """Fill in the rows of lines whose stamps (n,) are among those of ``sources``; the others are to be done again."""
+    arrays, taken = partial.arrays, 0
+    for source in sources:
+        usable = np.flatnonzero((source["states"] < FIRST_BAD) & (source["stamps"] != NO_STAMP))
+        order = usable[np.argsort(source["stamps"][usable], kind="stable")]
+        known = source["stamps"][order]
+        places = np.searchsorted(known, stamps)
+        places[places == len(known)] = 0
+        lines = np.flatnonzero(known[places] == stamps) if len(known) else places[:0]
+        rows = order[places[lines]] if len(known) else places[:0]
+        for start in range(0, len(lines), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            for name in ("features", "states", "stamps"):
+                arrays[name][lines[block]] = source[name][rows[block]]
+        taken += len(lines)
+    if taken:
+        partial.done = len(stamps)
+        partial.commit(partial.done)
 
 
 def looked_up(job: Job, progress: Progress) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,7 @@ LOCK = "run.lock"
 SUMMARY = "summary.json"
 JOURNAL = "journal"
 SCRATCH = ".scratch"
+DURABLE = "durable"  # in a journal, instead of what is trusted until the next start only
 COPY_BYTES = 1 << 24
 UNREADABLE = (ValueError, EOFError, SyntaxError, zipfile.BadZipFile)  # what a damaged header leads to
 
@@ -61,6 +62,8 @@ class Store(Protocol):
         self, name: str, key: str, shapes: Shapes, visit: str = "", durable: bool = False
     ) -> Partial: ...
 
+    def unfinished(self, prefix: str) -> list[tuple[str, str, Arrays]]: ...
+
     def drop(self, name: str) -> None: ...
 
     def drop_scratch(self) -> None: ...
@@ -84,6 +87,10 @@ class MemoryStore:
     ) -> "MemoryPartial":
         self._products[name] = {part: np.empty(shape, dtype) for part, (shape, dtype) in shapes.items()}
         return MemoryPartial(self._products[name])
+
+    def unfinished(self, prefix: str) -> list[tuple[str, str, Arrays]]:
+        """Nothing: what is in memory is of this run."""
+        return []
 
     def drop(self, name: str) -> None:
         self._products.pop(name, None)
@@ -190,6 +197,20 @@ class RunFolder:
         self._forget(name)
         return FolderPartial(self, name, key, shapes, visit, durable)
 
+    def unfinished(self, prefix: str) -> list[tuple[str, str, Arrays]]:
+        """Map what earlier runs committed of durable products whose names start with ``prefix``: name, key, arrays."""
+        found = []
+        for journal in sorted(self.path.glob(f"{prefix}*.part/{JOURNAL}")):
+            name = journal.parent.name.removesuffix(".part")
+            first, done = _read_journal(journal)
+            if first.endswith(f" {DURABLE}") and done:
+                with contextlib.suppress(*UNREADABLE):
+                    arrays = map_arrays(journal.parent)
+                    found.append(
+                        (name, first.split()[0], {part: rows[:done] for part, rows in arrays.items()})
+                    )
+        return found
+
     def drop(self, name: str) -> None:
         """Delete a product, finished or not."""
         self._forget(name)
@@ -284,7 +305,7 @@ class FolderPartial:
         self, folder: RunFolder, name: str, key: str, shapes: Shapes, visit: str, durable: bool
     ) -> None:
         self._folder, self._name, self._key, self._durable = folder, name, key, durable
-        self._first_line = f"{key} {visit or '-'} {'durable' if durable else boot_id()}"
+        self._first_line = f"{key} {visit or '-'} {DURABLE if durable else boot_id()}"
         self._place = folder.path / f"{name}.part"
         self.done = self._committed(shapes)
         with no_space_left(self._place):
@@ -342,14 +363,9 @@ class FolderPartial:
         return self._folder.watch(map_arrays(final))
 
     def _committed(self, shapes: Shapes) -> int:
-        try:
-            text = (self._place / JOURNAL).read_text()
-            first, *rows = text.splitlines()
-            whole = all((self._place / f"{part}.npy").is_file() for part in shapes)
-            whole = whole and text.endswith("\n")  # a full disk may cut a line short
-            return int(rows[-1]) if whole and first == self._first_line else 0
-        except (OSError, ValueError, IndexError):
-            return 0
+        first, done = _read_journal(self._place / JOURNAL)
+        whole = all((self._place / f"{part}.npy").is_file() for part in shapes)
+        return done if whole and first == self._first_line else 0
 
     def _map(self, part: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         file = self._place / f"{part}.npy"
@@ -386,6 +402,16 @@ class FolderPartial:
             archive.open(info, "w", force_zip64=True) as target,
         ):
             shutil.copyfileobj(source, target, COPY_BYTES)
+
+
+def _read_journal(path: Path) -> tuple[str, int]:
+    """Return a journal's first line and the last number in it; 0 when there is none that can be trusted."""
+    try:
+        text = path.read_text()
+        first, *rows = text.splitlines()
+        return first, int(rows[-1]) if text.endswith("\n") else 0  # a full disk may cut a line short
+    except (OSError, ValueError, IndexError):
+        return "", 0
 
 
 def map_arrays(path: Path) -> Arrays:

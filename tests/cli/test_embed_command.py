@@ -222,6 +222,25 @@ def test_a_run_folder_takes_what_is_there_and_embeds_what_is_new(
     assert len(counts) == 2 + 58
 
 
+def test_a_grown_list_embeds_only_what_is_new(
+    cluster: Run, faces: Path, pictures: np.ndarray, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcdeploy.engine.embedder import Embedder
+
+    lines = faces.read_text().splitlines(keepends=True)
+    faces.write_text("".join(lines[:50]))
+    assert cluster(faces, "--run-dir", "run", "--quiet").code == 0
+    counts: list[int] = []
+    original = Embedder.embed
+    monkeypatch.setattr(
+        Embedder, "embed", lambda self, given: counts.append(len(given)) or original(self, given)
+    )
+    faces.write_text("".join(lines))
+    assert cluster(faces, "--run-dir", "run", "--quiet").code == 0
+    assert sum(counts) == 10
+    assert np.array_equal(read_labels("clusters.txt", N), people_of(pictures, bundle, []))
+
+
 def test_the_summary_is_of_the_list(cluster: Run, fcdeploy: Any, broken: Path) -> None:
     truth = np.arange(N) % PEOPLE
     np.savetxt("truth.meta", truth, fmt="%d")

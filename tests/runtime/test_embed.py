@@ -186,7 +186,55 @@ def test_after_a_stop_only_what_was_bad_is_tried_again(run: Any, faces: Path, em
     assert np.array_equal(rows[10], rows[0])
 
 
-@pytest.mark.parametrize("change", ["model", "settings", "list", "max_pixels"])
+def test_another_list_takes_over_what_is_done_of_the_same_files(
+    run: Any, faces: Path, pictures: np.ndarray, embedded: list[int]
+) -> None:
+    """After a stop the bad lines are taken out, the others come in another order, one twice, and two are new."""
+    bad = spoil(faces)
+    with pytest.raises(InputError):
+        run()
+    embedded.clear()
+    kept = np.delete(np.arange(N), bad)[::-1]
+    for at in (40, 41):
+        Image.fromarray(pictures[at - 40] // 2).save(faces.parent / f"faces/{at}.png")
+    order = [41, *kept, kept[5], 40]
+    faces.write_text("".join(f"faces/../faces/{at:02}.png\n" for at in order))
+    run()
+    assert sum(embedded) == 2
+    every = np.concatenate([pictures, pictures[:2] // 2])[order]
+    rows = rows_of(faces.parent / "features.bin")
+    np.testing.assert_allclose(rows, embed_plainly(every), rtol=0, atol=2e-5)
+    assert names_in(faces.parent) == {"features.bin"}
+
+
+def test_taking_over_may_be_interrupted(
+    run: Any, faces: Path, embedded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcdeploy.runtime.run_folder import FolderPartial
+
+    (faces.parent / "faces/39.png").write_bytes(b"")
+    with pytest.raises(InputError):
+        run()
+    embedded.clear()
+    lines = faces.read_text().splitlines()
+    faces.write_text("\n".join([*lines[20:], *lines[:20]]))
+
+    def dies(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderPartial, "commit", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    with pytest.warns(FcdeployWarning):
+        run(on_bad="skip")
+    assert not embedded
+    with pytest.warns(FcdeployWarning):
+        run("fresh.bin", on_bad="skip")
+    assert (faces.parent / "features.bin").read_bytes() == (faces.parent / "fresh.bin").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["model", "settings", "max_pixels"])
 def test_nothing_is_taken_from_a_run_of_something_else(
     run: Any, faces: Path, embedded: list[int], change: str
 ) -> None:
@@ -199,9 +247,6 @@ def test_nothing_is_taken_from_a_run_of_something_else(
         write_embedder(faces.parent / "embedder.onnx", factor=2.0)
     elif change == "settings":
         (faces.parent / "embedder.toml").write_text("mean = 100\n")
-    elif change == "list":
-        lines = faces.read_text().splitlines()
-        faces.write_text("\n".join([*lines[20:], *lines[:20]]))
     else:
         options = {"max_pixels": 1000}
     with pytest.warns(FcdeployWarning):
@@ -348,7 +393,7 @@ def test_killed_and_interrupted_runs_go_on_and_end_with_the_same_bytes(faces: Pa
     moments = json.loads(done.stdout.splitlines()[-1])
     after_third = [at for at, name in enumerate(moments, 1) if name == "after commit"][2]
     assert finished(faces, *skip, moment=after_third).returncode == -signal.SIGKILL
-    journal = folder / "features.bin.part/embedding.part/journal"
+    (journal,) = folder.glob("features.bin.part/embedding-*.part/journal")
     assert journal.read_text().splitlines()[1:] == ["8", "16", "24"]
     assert names_in(folder) == {"features.bin.part", "whole.bin", "whole.bad.txt", "whole.filelist.txt"}
     # Two bad lines of those behind us are tried again, then the next eight; a Ctrl-C in them.
@@ -407,7 +452,7 @@ def test_a_row_that_was_being_replaced_when_a_run_died_is_not_trusted(
         patch.setattr(embed, "_stamp", dies)
         with pytest.raises(KeyboardInterrupt):
             run()
-    part = faces.parent / "features.bin.part/embedding.part"
+    (part,) = faces.parent.glob("features.bin.part/embedding-*.part")
     assert np.load(part / "stamps.npy")[10] == 0
     damaged = np.load(part / "features.npy", mmap_mode="r+")
     damaged[10] = 7  # half-written
