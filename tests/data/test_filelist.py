@@ -1,6 +1,7 @@
 """Lists of image files: every line counts, paths are the user's bytes, and a stamp tells when a file is another."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,10 @@ def test_a_changed_file_has_another_stamp_even_with_the_old_times_and_size(tmp_p
     files = list_of(tmp_path, b"a\nb\n")
     before = look_up(files, 0, 2)[1]
     assert before[0] != before[1]
+    time.sleep(0.02)  # the clock of a file system ticks every few milliseconds
+    (tmp_path / "b").write_bytes(b"six")
+    os.utime(tmp_path / "b", ns=(1, 1))
+    assert look_up(files, 1, 2)[1][0] != before[1]
     (tmp_path / "b").replace(tmp_path / "a")
     assert look_up(files, 0, 1)[1][0] != before[0]
     assert (look_up(list_of(tmp_path, b"a\nb\n"), 0, 1)[1][0] == look_up(files, 0, 1)[1][0]).all()

@@ -17,6 +17,7 @@ from PIL import Image
 
 import fcdeploy
 from fcdeploy.data.filelist import read_filelist
+from fcdeploy.data.images import State
 from fcdeploy.engine.embedder import Embedder
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.runtime import embed
@@ -234,7 +235,7 @@ def test_taking_over_may_be_interrupted(
     assert (faces.parent / "features.bin").read_bytes() == (faces.parent / "fresh.bin").read_bytes()
 
 
-@pytest.mark.parametrize("change", ["model", "settings", "max_pixels"])
+@pytest.mark.parametrize("change", ["model", "model and list", "settings", "max_pixels"])
 def test_nothing_is_taken_from_a_run_of_something_else(
     run: Any, faces: Path, embedded: list[int], change: str
 ) -> None:
@@ -243,8 +244,11 @@ def test_nothing_is_taken_from_a_run_of_something_else(
         run()
     embedded.clear()
     options = {}
-    if change == "model":
+    if change.startswith("model"):
         write_embedder(faces.parent / "embedder.onnx", factor=2.0)
+        if "list" in change:
+            lines = faces.read_text().splitlines()
+            faces.write_text("\n".join([*lines[20:], *lines[:20]]))
     elif change == "settings":
         (faces.parent / "embedder.toml").write_text("mean = 100\n")
     else:
@@ -269,20 +273,38 @@ def test_the_same_stop_again_says_the_same(run: Any, embedded: list[int], faces:
     assert sum(embedded) == 36
 
 
-def test_embeddings_that_are_not_finite_or_zero_are_bad_by_line(
-    run: Any, faces: Path, pictures: np.ndarray
-) -> None:
-    """With a mean of 128 a picture of nothing but 128 is one of zeros; weights of 1e37 overflow for all others."""
-    Image.new("RGB", (16, 16), (128, 128, 128)).save(faces.parent / "faces/05.png")
+def test_embeddings_that_are_not_finite_or_zero_are_bad_by_line(run: Any, faces: Path) -> None:
+    """With a mean of 128, a picture of 128 is zeros and one of 129 ones; for all others weights of 1e17 overflow."""
+    for at in (5, 6):
+        Image.new("RGB", (16, 16), (123 + at,) * 3).save(faces.parent / f"faces/0{at}.png")
     (faces.parent / "embedder.toml").write_text("mean = 128\nscale = 1\n")
-    with pytest.warns(FcdeployWarning, match="1 embedding all zero"):
-        run(on_bad="skip")
-    write_embedder(faces.parent / "embedder.onnx", factor=1e37)
-    with pytest.raises(
-        InputError, match=r"39 embedding not finite, 1 embedding all zero.*nothing to go on with"
-    ):
+    write_embedder(faces.parent / "embedder.onnx", factor=1e17)
+    with pytest.warns(FcdeployWarning, match=r"38 embedding not finite, 1 embedding all zero"):
         run(on_bad="zero")
-    assert "5\tfaces/05.png\tembedding all zero" in (faces.parent / "features.bad.txt").read_text()
+    rows = rows_of(faces.parent / "features.bin")
+    assert np.flatnonzero(rows.any(axis=1)).tolist() == [6]
+    assert np.isfinite(rows).all()
+    assert "\n5\tfaces/05.png\tembedding all zero\n" in (faces.parent / "features.bad.txt").read_text()
+    write_embedder(faces.parent / "embedder.onnx", factor=np.nan)
+    with pytest.raises(InputError, match=r"40 embedding not finite;.*nothing to go on with"):
+        run(on_bad="zero")
+
+
+def test_a_file_that_could_not_be_read_for_a_while_is_tried_again(
+    run: Any, faces: Path, embedded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = embed.read_image
+
+    def fails(path: bytes, *args: Any) -> Any:
+        return (State.UNREADABLE, None) if path.endswith(b"11.png") else original(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "read_image", fails)
+        with pytest.raises(InputError, match="1 may not be read"):
+            run()
+    embedded.clear()
+    run()
+    assert embedded == [1]
 
 
 def test_pictures_of_another_shape_are_stretched_and_told(run: Any, faces: Path) -> None:
