@@ -16,6 +16,8 @@ VERBS = {
     "build": "Compile an ONNX bundle into TensorRT plans for one GPU.",
     "embed": "Turn aligned face crops into a features file.",
     "cluster": "Cluster a features file, or a list of face crops, with an engine.",
+    "bench": "Measure how long bundles take.",
+    "triton": "Write a model repository for Triton Inference Server.",
     "plan": "Tell which files, memory and time a run would take.",
     "train": "Train a network on your own labelled faces.",
     "tune": "Choose the thresholds of an engine on labelled faces.",

@@ -46,6 +46,19 @@ class PassSpec:
         }
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that one evaluation took: on the host before and after it, copying to and from the device, computing."""
+
+    host: float
+    copies: float
+    compute: float
+
+    @property
+    def total(self) -> float:
+        return self.host + self.copies + self.compute
+
+
 class Engine(Protocol):
     """One loaded graph; a ``with`` frees it. The arrays that ``run`` returns are new each time and yours to keep."""
 

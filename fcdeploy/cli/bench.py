@@ -1,0 +1,132 @@
+"""``fcdeploy bench``."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fcdeploy.cli.types import PathType
+
+WIDTH = 160  # of what goes to a file
+
+if TYPE_CHECKING:
+    from fcdeploy.runtime.bench import Report
+
+
+@click.command("bench")
+@click.argument("bundles", nargs=-1, required=True, type=PathType, metavar="BUNDLE...")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where the engine runs.  [default: cpu, or cuda for TensorRT plans]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    help="Faces, links or neighborhoods a call.  [default: by the size of the tensors]",
+)
+@click.option("--nodes", type=click.IntRange(min=1), help="Length of every other free axis.  [default: 128]")
+@click.option(
+    "--faces",
+    type=click.IntRange(min=0),
+    default=500,
+    show_default=True,
+    help="Generated faces of whole runs; 0 for passes only.",
+)
+@click.option("--pass", "passes", multiple=True, metavar="NAME", help="Measure this pass.  [default: all]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="For each measurement; 10 calls or 3 runs at least.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def command(
+    bundles: tuple[Path, ...],
+    device: str | None,
+    batch: int | None,
+    nodes: int | None,
+    faces: int,
+    passes: tuple[str, ...],
+    seconds: float,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Measure how long bundles take: every pass, and whole runs.
+
+    Passes are given random inputs, runs generated faces. Latency is that of a warm engine, split in host (preparing,
+    and in runs everything that is not the engine), copies and compute. Several bundles are compared with the first.
+
+    \b
+    Example:
+      fcdeploy bench pse.onnx
+      fcdeploy bench pse.onnx pse16.onnx --batch 32 --nodes 128 --json
+    """
+    from fcdeploy.engine.bundle import read_bundle
+    from fcdeploy.runtime.bench import BenchOptions, bench_bundles
+
+    options = BenchOptions(device, batch, nodes, faces, seconds, threads, passes)
+    read = [read_bundle(path) for path in bundles]
+
+    def tell(text: str) -> None:
+        if not as_json:
+            click.echo(text, err=True)
+
+    reports = bench_bundles(read, options, tell)
+    if as_json:
+        click.echo(json.dumps([report.as_dict() for report in reports], indent=1))
+    else:
+        _print(reports)
+
+
+def _print(reports: "Sequence[Report]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fcdeploy.runtime.bench import PERCENTILES, compare
+
+    several = len(reports) > 1
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    for at, report in enumerate(reports, 1):
+        console.print(
+            f"{f'{at}  ' if several else ''}{report.bundle}: {report.system}, {report.precision}, {report.opened}, "
+            f"{report.threads} threads"
+        )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("what", no_wrap=True)
+    table.add_column("size", no_wrap=True)
+    if several:
+        table.add_column("bundle", justify="right")
+    for heading in (*(f"p{p} ms" for p in PERCENTILES), "per s", "host ms", "copies ms", "compute ms"):
+        table.add_column(heading, justify="right")
+    if several:
+        table.add_column("speed", justify="right")
+    for report, row, ratio in compare(reports):
+        size = ", ".join(f"{name} {length:,}" for name, length in row.size.items())
+        cells = [row.what, size]
+        if several:
+            cells.append(str(reports.index(report) + 1))
+        cells += [_milliseconds(row.percentile(p)) for p in PERCENTILES]
+        cells.append(f"{row.per_second:,.0f}")
+        cells += [_milliseconds(part) for part in (row.parts.host, row.parts.copies, row.parts.compute)]
+        if several:
+            cells.append("" if ratio is None else f"{ratio:.2f}x")
+        table.add_row(*cells)
+    console.print(table)
+    for at, report in enumerate(reports, 1):
+        for row in report.rows:
+            if row.stages:
+                stages = ", ".join(f"{name} {_milliseconds(s)}" for name, s in row.stages.items())
+                console.print(f"{f'{at}  ' if several else ''}{row.what}, stages in ms: {stages}")
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.2f}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
