@@ -371,7 +371,7 @@ class _WatchedEngine:
                     return
                 yield item
 
-        results = iter(self._engine.run_each(watched()))  # type: ignore[attr-defined]
+        results = iter(self._engine.run_each(watched()))
         while True:
             waited = 0.0
             started = time.perf_counter()

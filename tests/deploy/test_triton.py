@@ -3,13 +3,14 @@
 import json
 import sys
 
+import fake_gpu
 import numpy as np
 import pytest
 import triton_proto
 
 from fcdeploy.cli import main
 from fcdeploy.deploy.triton import TYPES, config_text, write_model_repository
-from fcdeploy.engine.bundle import new_bundle, read_bundle, write_manifest
+from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import FcdeployWarning, InputError
 
@@ -37,29 +38,9 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def plan(write_bundle, tmp_path):
-    """A bundle of plans by its manifest: three profiles; the plan itself is not opened."""
-    onnx = read_bundle(write_bundle())
-    fields = {key: value for key, value in onnx.manifest.items() if not key.startswith(("format", "passes"))}
-    path = tmp_path / "small.plan"
-    with new_bundle(path) as folder:
-        (folder / "near.onnx").write_bytes(b"a plan")
-        write_manifest(folder, onnx.passes, fields)
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "near.onnx").rename(path / "near.plan")
-    described = manifest["passes"]["near"]
-    described |= {
-        "file": "near.plan",
-        "profiles": [{"m": [1, 8, 16]}, {"m": [17, 32, 64]}, {"m": [65, 128, 256]}],
-        "source": {"file": "near.onnx", "sha256": onnx.manifest["passes"]["near"]["sha256"]},
-    }
-    target = ("flavour", "version", "compute_capability", "device", "profile")
-    manifest |= {
-        "kind": "plan",
-        "target": dict(zip(target, ("tensorrt", "10.3.0", "8.6", "", "mine"), strict=True)),
-        "source": {"bundle": "small.onnx", "digest": onnx.digest()},
-    }
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    return path
+    """A bundle of plans with three profiles; they are not opened."""
+    profiles = [{"m": [1, 8, 16]}, {"m": [17, 32, 64]}, {"m": [65, 128, 256]}]
+    return fake_gpu.write_fake_bundle(write_bundle(), tmp_path / "small.plan", lambda spec: profiles).path
 
 
 def test_axes_and_types_by_hand(model_config):
@@ -91,7 +72,7 @@ def test_every_type_is_one_that_triton_has(model_config, dtype):
 
 def test_plans_are_served_by_tensorrt_with_all_of_their_profiles(model_config, plan, tmp_path):
     models = write_model_repository(read_bundle(plan), tmp_path / "models")
-    assert (models["near"] / "1/model.plan").read_bytes() == b"a plan"
+    assert (models["near"] / "1/model.plan").read_bytes() == (plan / "near.plan").read_bytes()
     config = triton_proto.parse((models["near"] / "config.pbtxt").read_text())
     assert config.platform == "tensorrt_plan"
     (group,) = config.instance_group

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from test_every_system import CASES
 
 from fcdeploy.cli import main
 from fcdeploy.deploy.triton import TYPES, write_model_repository
+from fcdeploy.engine.cuda import Gpu
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+from fcdeploy.runtime import bench
 from fcdeploy.runtime.bench import BenchOptions, bench_bundles, free_axes, lengths_for, random_feeds
 from fcdeploy.systems import get_system
 
@@ -115,6 +118,24 @@ def test_the_engine_time_of_a_run_is_that_of_its_calls(case, bundle, monkeypatch
         assert set(of_run) == set(passes or bundle.passes)
 
 
+def test_plans_are_measured_by_what_the_engine_does_not_tell_apart(case, bundle, tmp_path, monkeypatch):
+    """On stand-ins for TensorRT and CuPy: whole runs give every batch, and copies are measured alone."""
+    import fake_gpu
+
+    trt = fake_gpu.install(monkeypatch)
+    monkeypatch.setattr(bench, "import_cupy", lambda: fake_gpu.fake_cupy(trt.memory))
+    monkeypatch.setattr(bench, "find_gpu", lambda who, advice: Gpu("Fake GPU", "8.6", 24 << 30))
+    plans = fake_gpu.write_fake_bundle(
+        bundle.path, tmp_path / "bundle.plan", lambda spec: [dict.fromkeys(free_axes(spec), (1, 64, 2000))]
+    )
+    report = bench_bundles([plans], BenchOptions(batch=3, faces=60, seconds=0))[0]
+    assert (report.opened, report.device) == (f"tensorrt {fake_gpu.VERSION} on Fake GPU", "cuda")
+    assert [row.what for row in report.rows][: len(bundle.passes)] == list(bundle.passes)
+    for row in report.rows:
+        assert row.parts.compute > 0
+        assert row.stages or min(row.parts.host, row.parts.copies) > 0
+
+
 def test_the_command_prints_a_table_or_json_and_compares_bundles(bundle, monkeypatch, capsys):
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["fcdeploy", "bench", *map(str, args)])
@@ -169,3 +190,22 @@ def test_options_that_cannot_be_measured_are_refused_in_one_sentence(
     assert out == ""
     assert stopped.value.code == (1 if "cuda" in options else 2)
     assert words in err.splitlines()[-1]
+
+
+def test_the_benchmark_of_latency_writes_figures_and_a_plot(bundle, tmp_path):
+    pytest.importorskip("matplotlib")
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    import bench_latency
+
+    args = ["--engine", bundle.path, "--batches", "1,2", "--nodes", "3", "--faces", "60", "--seconds", "0"]
+    bench_latency.main.main([*map(str, args), "--folder", str(tmp_path)], standalone_mode=False)
+    report = json.loads((tmp_path / "latency.json").read_text())
+    for name, spec in bundle.passes.items():
+        axis, *others = free_axes(spec)
+        rows = [row for row in report["rows"] if row["what"] == name]
+        assert [row[axis] for row in rows] == [1, 2]
+        assert all(row[other] == 3 for row in rows for other in others)
+    runs = [row for row in report["rows"] if "faces" in row]
+    assert len(runs) == len(get_system(bundle.system).inferences)
+    assert all(row["opened"] == "CPUExecutionProvider" and row["p50_ms"] > 0 for row in report["rows"])
+    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
