@@ -23,6 +23,7 @@ from fcdeploy.runtime.bench import BenchOptions, Report, bench_bundles, free_axe
 from fcdeploy.systems import NAMES, get_system
 
 NAME = "latency"
+Place = tuple[Bundle, str]  # and its device
 
 
 class Numbers(click.ParamType):
@@ -71,11 +72,13 @@ def main(
         bundles = [read_bundle(path) for path in engines] or [
             bundle for system in systems for bundle in random_bundles(system, dim, Path(scratch))
         ]
+        measured: dict[str, list[Place]] = {}  # by system: what is compared is measured in turn
+        for bundle in bundles:
+            measured.setdefault(bundle.system, []).extend((bundle, device) for device in devices_of(bundle))
         rows = [
             row
-            for bundle in bundles
-            for device in devices_of(bundle)
-            for row in sweep(bundle, device, batches, nodes, faces, seconds, threads)
+            for places in measured.values()
+            for row in sweep(places, batches, nodes, faces, seconds, threads)
         ]
     arguments = {
         "dim": dim,
@@ -135,25 +138,33 @@ def devices_of(bundle: Bundle) -> Iterator[str]:
 
 
 def sweep(
-    bundle: Bundle,
-    device: str,
+    places: Sequence[Place],
     batches: Sequence[int],
     nodes: Sequence[int],
     faces: Sequence[int],
     seconds: float,
     threads: int,
 ) -> Iterator[dict[str, Any]]:
-    """Measure every pass at every batch and, where it has nodes, at every size; then whole runs."""
-    for name, spec in bundle.passes.items():
+    """Measure every pass at every batch and, where it has nodes, at every size; then whole runs.
+
+    places: bundles of one system and their devices. Each size is measured on all of them before the next, so that
+    whatever else the machine does falls on all alike.
+    """
+    if not places:
+        return
+    passes = places[0][0].passes
+    for name, spec in passes.items():
         for size in nodes if len(free_axes(spec)) > 1 else (None,):
             for batch in batches:
-                options = BenchOptions(device, batch, size, 0, seconds, threads, (name,))
-                yield from rows_of(bench_bundles([bundle], options)[0])
+                for bundle, device in places:
+                    options = BenchOptions(device, batch, size, 0, seconds, threads, (name,))
+                    yield from rows_of(bench_bundles([bundle], options)[0])
     for count in faces:
-        options = BenchOptions(
-            device, faces=count, seconds=seconds, threads=threads, passes=(next(iter(bundle.passes)),)
-        )
-        yield from rows_of(bench_bundles([bundle], options)[0], runs=True)
+        for bundle, device in places:
+            options = BenchOptions(
+                device, faces=count, seconds=seconds, threads=threads, passes=(next(iter(passes)),)
+            )
+            yield from rows_of(bench_bundles([bundle], options)[0], runs=True)
 
 
 def rows_of(report: Report, *, runs: bool = False) -> Iterator[dict[str, Any]]:
