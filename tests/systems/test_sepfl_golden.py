@@ -268,7 +268,7 @@ def test_every_form_of_the_authors_checkpoint_gives_the_same_graphs(golden, bund
 
 def test_without_a_recipe_k_is_read_off_the_weights(golden, tmp_path):
     read, _ = export_checkpoint(golden / "dev/sepfl/checkpoint.pth", tmp_path / "sepfl.onnx")
-    assert read.manifest["recipe"]["links"] == {"k": 20, "rho": 0.7}
+    assert read.manifest["recipe"]["links"] == {"k": 20, "rho": 0.7, "min_probability": 0.5}
 
 
 def test_a_recipe_of_another_k_is_refused_with_both(golden, tmp_path):

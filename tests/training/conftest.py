@@ -15,6 +15,7 @@ import faces as synthetic
 
 DIM = 16
 RECIPES = {
+    "sepfl": "[links]\nk = 8\nrho = 0.5\n",
     "pse-gcn": "[neighborhood]\nk = 10\nhops = [10, 3]\nactive = 5\n\n[links]\nk = 10\ntau = 0.7\n",
 }
 

@@ -20,7 +20,10 @@ from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.training import loop  # noqa: E402
 from fcdeploy.training.loop import Choices, train  # noqa: E402
 
-CASES = [("pse-gcn", "refine", {"nodes": "24"}, 0.05)]
+CASES = [
+    ("pse-gcn", "refine", {"nodes": "24"}, 8, 0.05),
+    ("sepfl", "pairwise", {"links": "300"}, 64, 0.1),
+]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case[0])
@@ -29,8 +32,8 @@ def case(request):
 
 
 def trained(case, people, vectors, identities, output, **choices):
-    name, network, settings, lr = case
-    chosen = Choices(**{"steps": 20, "batch": 8, "lr": lr, "threads": 1, "settings": settings, **choices})
+    name, network, settings, batch, lr = case
+    chosen = Choices(**{"steps": 20, "batch": batch, "lr": lr, "threads": 1, "settings": settings, **choices})
     recipe = load_recipe(people / f"{name}.toml")
     features = features_from_array(vectors)
     return train(
@@ -72,7 +75,7 @@ def test_a_few_steps_lower_the_loss_and_leave_all_that_a_user_needs(
     )
     config = json.loads((done.run_dir / "config.json").read_text())
     assert {"torch", "numpy", "fcdeploy"} <= config["versions"].keys()
-    assert config["config"]["schedule"]["batch"] == 8
+    assert config["config"]["schedule"]["batch"] == case[3]
     # The authors' layout, whole: names, shapes and order of the network's own state_dict.
     shapes = {key: tuple(tensor.shape) for key, tensor in load_state_dict(done.checkpoint).items()}
     network = get_system(case[0]).networks[case[1]]

@@ -14,6 +14,7 @@ from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.systems.sepfl.decode import accepted, probability
 from fcdeploy.systems.sepfl.inputs import face_batches
+from fcdeploy.systems.sepfl.spec import ACCEPTED
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run
@@ -149,17 +150,21 @@ def candidate_links(
 def accepted_links(
     run: "Run", candidates: dict[str, np.ndarray], candidates_made_of: Made
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Candidate links whose logit 1 is above logit 0, and as probable as the user asks for."""
-    least = run.options.min_probability
+    """Candidate links whose logit 1 is above logit 0, and as probable as the user asks for.
+
+    A recipe that is content with less than half accepts links that the network refuses.
+    """
+    wanted, asked = run.settings.links.min_probability, run.options.min_probability
+    least = max(ACCEPTED, asked) if asked is not None else wanted
 
     def maker() -> dict[str, np.ndarray]:
         ids, sims, probabilities = [], [], []
         for start in range(0, run.n, LINK_BLOCK):
             denser, logits = (candidates[name][start : start + LINK_BLOCK] for name in ("ids", "logits"))
             probable = probability(logits)
-            keep = (denser != NO_LINK) & accepted(logits)
-            if least is not None:
-                keep &= probable >= np.float32(least)
+            keep = (denser != NO_LINK) & (probable >= np.float32(least))
+            if least >= ACCEPTED:
+                keep &= accepted(logits)
             kept = np.flatnonzero(keep)
             ids.append(np.stack([start + kept, denser[kept]], axis=1).astype(np.int32))
             sims.append(candidates["sims"][start : start + LINK_BLOCK][kept])

@@ -12,6 +12,8 @@ from fcdeploy.systems import Network, Products, Weights
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Options
 
+ACCEPTED = 0.5  # probability from which a link is accepted
+
 
 @dataclass(frozen=True)
 class FeatureSettings:
@@ -22,10 +24,14 @@ class FeatureSettings:
 
 @dataclass(frozen=True)
 class LinkSettings:
-    """k of the kNN lists, a length of the weights; rho: the similarity of the neighbors that density counts."""
+    """k of the kNN lists, a length of the weights; rho: the similarity of the neighbors that density counts.
+
+    min_probability: what a link needs; 0.5 is what the network accepts, as published, less is more than that.
+    """
 
     k: int = 80
     rho: float = 0.7
+    min_probability: float = ACCEPTED
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class Recipe:
             return "feature_dim and k must be positive"
         if not -1 <= self.links.rho <= 1:
             return f"links.rho = {self.links.rho} is no cosine similarity (-1 to 1)"
+        if not 0 <= self.links.min_probability <= 1:
+            return f"links.min_probability = {self.links.min_probability} is no probability (0 to 1)"
         return None
 
     def for_run(self, n: int, *, k: int | None = None) -> tuple["Recipe", list[str]]:
