@@ -103,7 +103,7 @@ def random_bundles(system: str, dim: int, folder: Path) -> list[Bundle]:
         state = {key: random_tensor(key, shape) for key, shape in network.checkpoint_shapes(**widths).items()}
         checkpoints.append(folder / f"{system}-{name}.pth")
         torch.save(state, checkpoints[-1])
-        if record.problem({name: ""}) is None:
+        if record.problem({name: widths}) is None:
             break  # it works alone
     return [
         export_checkpoint(

@@ -13,6 +13,9 @@ RUN_FILES = (
     "refined.npy",
     "encoded.npy",
     "embedded.npy",
+    "rescored.npy",
+    "connectivity.npy",
+    "confirmed.npy",
 )  # results of a run whose suffix labels may have, too
 
 
@@ -35,7 +38,16 @@ RUN_FILES = (
     "--k", type=click.IntRange(min=1), help="Neighbors a face, in every place.  [default: the recipe's]"
 )
 @click.option("--hops", type=Hops(), help="Neighbors a face and of each neighbor.  [default: the recipe's]")
-@click.option("--tau", type=click.FloatRange(-1, 1), help="Similarity a link needs.  [default: the recipe's]")
+@click.option(
+    "--tau",
+    type=click.FloatRange(-1, 1),
+    help="Similarity a link needs; with density peaks, the distance it stays below.  [default: the recipe's]",
+)
+@click.option(
+    "--link",
+    type=click.Choice(["density-peaks", "pairs"]),
+    help="How NSR-FC makes clusters.  [default: pairs when the engine has both pair networks]",
+)
 @click.option(
     "--min-probability",
     type=click.FloatRange(0, 1),
@@ -122,6 +134,7 @@ def command(
     run_dir: Path | None,
     as_json: bool,
     quiet: bool,
+    link: str | None,
 ) -> None:
     """Cluster a features file, or a list of face crops, with an engine.
 
@@ -165,6 +178,7 @@ def command(
         device=device,
         vram=vram,
         tables=tables,
+        link=link,
     )
     kept = run_dir or (output.with_name(f"{output.name}.part") if embedder else None)
     advice = (

@@ -17,6 +17,7 @@ from fcdeploy.cli.types import Bytes, Hops, PathType
 @click.option(
     "--k", type=click.IntRange(min=1), help="Neighbors a face, in every place.  [default: the recipe's]"
 )
+@click.option("--link", type=click.Choice(["density-peaks", "pairs"]), help="How NSR-FC makes clusters.")
 @click.option("--hops", type=Hops(), help="Neighbors a face and of each neighbor.  [default: the recipe's]")
 @click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
@@ -53,6 +54,7 @@ def command(
     engine: Path,
     knn: str,
     k: int | None,
+    link: str | None,
     hops: tuple[int, int] | None,
     dim: int | None,
     inference: str,
@@ -91,6 +93,7 @@ def command(
         threads=threads,
         memory=memory,
         device=device,
+        link=link,
     )
     plan = plan_run(opened, bundle, options, run_dir)
     if as_json:

@@ -15,7 +15,7 @@ from fcdeploy.data.features import Features, features_from_array
 from fcdeploy.data.generated import generated_faces
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
-from fcdeploy.runtime.pipeline import Options, run_clustering
+from fcdeploy.runtime.pipeline import Options, run_clustering, ways_of
 from fcdeploy.systems import System, get_system
 from fcdeploy.systems.settings import settings_as_dict
 
@@ -83,8 +83,8 @@ def measure_agreement(
             # Neighbors are those of the other bundle; what one bundle made is there at the next threshold.
             return run_clustering(features, bundle, chosen, run_dir=folder).labels
 
-        for inference in system.inferences:
-            tried = list(_thresholds(system))
+        for inference in ways_of(system, first.passes):
+            tried = list(_thresholds(system, first, options))
             expected = [labels_of(first, inference, varied) for varied in tried]
             for varied, labels in zip(tried, expected, strict=True):
                 share, clusters = 0.0, None
@@ -107,11 +107,12 @@ def measure_agreement(
     return Agreement(features.n, Path(features.name).name, tuple(runs))
 
 
-def _thresholds(system: System) -> Iterator[dict[str, float]]:
+def _thresholds(system: System, bundle: Bundle, options: Options) -> Iterator[dict[str, float]]:
     yield {}
     for option, values in THRESHOLDS.items():
-        if option in system.options:
-            for value in values:
+        for value in values:
+            varied = dataclasses.replace(options, **{option: value})  # type: ignore[arg-type]
+            if option in system.options and system.refusal(bundle.weights, varied) is None:
                 yield {option: value}
 
 

@@ -105,12 +105,13 @@ def measure_parity(
             rows += b
             rows_apart += int(apart.sum())
     joined = np.concatenate(errors)
-    if (half or recipe.tolerance.relative) and scale > 0:
+    allowed = system.tolerance(recipe, network)
+    if (half or allowed.relative) and scale > 0:
         joined = joined / scale
     return Parity(
         backend=backend,
-        tolerance=ERROR if half else recipe.tolerance.error,
-        allowed_flips=int(FLIPS * edges) if half else recipe.tolerance.flips,
+        tolerance=ERROR if half else allowed.error,
+        allowed_flips=int(FLIPS * edges) if half else allowed.flips,
         sizes=[list(size) for size in sizes],
         rows=rows,
         rows_apart=rows_apart,

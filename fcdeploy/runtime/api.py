@@ -37,6 +37,7 @@ def cluster(
     device: str | None = None,
     vram: int = 0,
     tables: str = "float32",
+    link: str | None = None,
     run_dir: PathLike | None = None,
     progress: bool = False,
 ) -> np.ndarray:
@@ -45,8 +46,9 @@ def cluster(
     features: an (n, d) array of floats, or the path of a ``.bin`` or ``.npy`` file; rows need not be normalised.
     engine: a bundle folder. knn: 'auto', 'exact', 'ivf' or a file of neighbor lists; reranked: a file of
     re-ranked lists. k, hops and tau replace those of the bundle's recipe. min_probability: what a link needs of a
-    network that accepts or refuses it (SEPFL), beyond being accepted. inference: 'exact', 'layerwise',
-    or 'auto', which is exact up to 20,000 faces. threads: 0 means all cores.
+    network that accepts or refuses it (SEPFL, NSR-FC), beyond being accepted. link: how NSR-FC makes clusters,
+    'density-peaks' or 'pairs' (by its pair networks, the default where the engine has them). inference: 'exact',
+    'layerwise', or 'auto', which is exact up to 20,000 faces. threads: 0 means all cores.
     memory: bytes to get along with; 0 means half of the machine's. uncovered: what becomes of faces that no cluster
     was found for (GCN-D), 'singleton' (a cluster of one, the default) or 'drop' (-1). device: 'cpu' or 'cuda', where
     the engine runs; vram: bytes of device memory to get along with, 0 for all. tables: 'float16' halves what layer-wise
@@ -69,6 +71,7 @@ def cluster(
         device,
         vram,
         tables,
+        link,
     )
     return _run(features, engine, options, run_dir, quiet=not progress).labels
 
@@ -145,6 +148,7 @@ class FaceClusterer:
         uncovered: str | None = None,
         device: str | None = None,
         tables: str = "float32",
+        link: str | None = None,
     ) -> None:
         self.engine = engine
         self.knn = knn
@@ -158,6 +162,7 @@ class FaceClusterer:
         self.uncovered = uncovered
         self.device = device
         self.tables = tables
+        self.link = link
 
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
@@ -174,6 +179,7 @@ class FaceClusterer:
             uncovered=self.uncovered,
             device=self.device,
             tables=self.tables,
+            link=self.link,
         )
         result = _run(X, self.engine, options, None, quiet=True)
         self.labels_ = result.labels

@@ -20,7 +20,7 @@ from fcdeploy.engine.bundle import PLAN, Bundle
 from fcdeploy.engine.cuda import find_gpu, import_cupy
 from fcdeploy.engine.tensors import Engine, PassSpec, Timing
 from fcdeploy.errors import InputError
-from fcdeploy.runtime.pipeline import Options, prepare, run_clustering
+from fcdeploy.runtime.pipeline import Options, prepare, run_clustering, ways_of
 from fcdeploy.systems import get_system
 
 NODES = 128  # a typical neighborhood
@@ -143,7 +143,7 @@ def _bench_bundle(bundle: Bundle, options: BenchOptions, tell: Callable[[str], N
         with bundle.open(next(iter(bundle.passes)), device=options.device) as engine:
             opened = opened_by(bundle, engine)
     if options.faces:
-        for inference in get_system(bundle.system).inferences:
+        for inference in ways_of(get_system(bundle.system), bundle.passes):
             tell(f"{bundle.path}: {inference} runs")
             rows.append(measure_runs(bundle, inference, options))
     return Report(

@@ -15,12 +15,13 @@ of faces into a finished product, with progress and resume.
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import resource
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,9 +58,10 @@ from fcdeploy.systems.settings import settings_from_dict
 Work = Callable[[np.ndarray], Arrays]  # faces (m,) int32 -> their rows of every array
 KNN_METHODS = ("auto", "exact", "ivf")
 BLOCK = 8192  # faces
-SYSTEM_OPTIONS = ("hops", "tau", "reranked", "min_probability", "uncovered")  # that not every system has
+SYSTEM_OPTIONS = ("hops", "tau", "reranked", "min_probability", "uncovered", "link")  # not every system's
 UNCOVERED = ("singleton", "drop")
 TABLES = ("float32", "float16")
+LINKS = ("density-peaks", "pairs")
 INFERENCES = ("auto", "exact", "layerwise")
 EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
 INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its lists on disk
@@ -77,7 +79,7 @@ class Options:
     becomes of faces that no cluster was found for, 'singleton' or 'drop' (-1); None means 'singleton'. device: 'cpu'
     or 'cuda', where the engine runs; None means where it can, the CPU first. vram: bytes of device memory to get
     along with; 0 means what is there. tables: 'float32' or, rounded, 'float16', for what is kept between the layers of
-    layer-wise inference.
+    layer-wise inference. link: how clusters come about where there is a choice, 'density-peaks' or 'pairs'.
     """
 
     knn: str = "auto"
@@ -94,6 +96,7 @@ class Options:
     device: str | None = None
     vram: int = 0
     tables: str = "float32"
+    link: str | None = None
 
     @property
     def cores(self) -> int:
@@ -176,9 +179,14 @@ def prepare(
         )
     recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
     check_options(system, options)
-    replaced = {name: getattr(options, name) for name in ("hops", "tau") if name in system.options}
+    if refused := system.refusal(bundle.weights, options):
+        raise InputError(f"{refused}.")
+    given = {"hops": options.hops, "tau": options.tau, "link": options.link, "weights": bundle.weights}
+    asked = inspect.signature(recipe.for_run).parameters  # each system has its own settings of a run
+    replaced = {name: value for name, value in given.items() if name in asked}
     settings, notes = recipe.for_run(features.n, k=options.k, **replaced)
-    options = dataclasses.replace(options, inference=choose_inference(system, options.inference, features.n))
+    inference = choose_inference(system, options.inference, features.n, bundle.passes)
+    options = dataclasses.replace(options, inference=inference)
     bundle.check_device(options.device)
     if options.tables != "float32" and options.inference != "layerwise":
         notes = [*notes, f"--tables {options.tables} changes nothing: inference is {options.inference}."]
@@ -225,21 +233,28 @@ def check_options(system: System, options: Options) -> None:
         raise InputError(f"--tables {options.tables}: is neither 'float32' nor 'float16'.")
     if options.uncovered not in (None, *UNCOVERED):
         raise InputError(f"--uncovered {options.uncovered}: is neither 'singleton' nor 'drop'.")
+    if options.link not in (None, *LINKS):
+        raise InputError(f"--link {options.link}: is neither 'density-peaks' nor 'pairs'.")
 
 
-def choose_inference(system: System, inference: str, n: int) -> str:
+def choose_inference(system: System, inference: str, n: int, passes: Collection[str]) -> str:
     """Return how the network is evaluated; 'auto' is exact up to EXACT_INFERENCE_LIMIT faces.
 
-    Raises InputError when the system cannot be evaluated so.
+    passes: those of the bundle. Raises InputError when it cannot be evaluated so.
     """
+    ways = ways_of(system, passes)
     if inference == "auto":
-        ways = list(system.inferences)
         return ways[0] if n <= EXACT_INFERENCE_LIMIT else ways[-1]
-    if inference not in system.inferences:
-        raise InputError(
-            f"--inference {inference}: {system.title} can be evaluated as {' or '.join(system.inferences)}."
-        )
+    if inference not in ways:
+        what = system.title if len(ways) == len(system.inferences) else "this engine"
+        raise InputError(f"--inference {inference}: {what} can be evaluated as {' or '.join(ways)}.")
     return inference
+
+
+def ways_of(system: System, passes: Collection[str]) -> list[str]:
+    """Return how a bundle with these passes can be evaluated, "exact" first."""
+    first, *others = system.inferences
+    return [first, *(way for way in others if set(system.inferences[way]) <= set(passes))]
 
 
 def open_lists(path: Path, features: Features, k: int = 1, shorter: bool = True) -> ListsFile:

@@ -6,7 +6,7 @@ them; expect them to be right within a factor of two.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.knn import PROBES, choose_method
 from fcdeploy.runtime.pipeline import INDEX_SHARE, KNN_METHODS, Options, prepare
 from fcdeploy.runtime.run_folder import expected_bytes
-from fcdeploy.systems import System
+from fcdeploy.systems import System, Workload
 
 ROWS = 4096
 NODES = 128  # a typical neighborhood
 RERANK_SECONDS = 50e-6  # of one core a face at k = 80, measured on an EPYC of 2023
 SPARSE_SECONDS = 15e-6  # of one core a face and sparse step of layer-wise inference, likewise
+TRANSITION_SECONDS = 60e-6  # of one core a face: transition distances among 80 neighbors, likewise
 LISTS_RATE = 0.15  # of the rate of matrix products, at which an IVF search compares
 RUNTIME_BYTES = 300 << 20  # Python, numba, faiss and ONNX Runtime themselves
 BLOCK_BYTES = 200 << 20  # what blocks on their way through take
@@ -62,7 +63,8 @@ def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path
     files = {name: (expected_bytes(shapes), bool(Path(name).suffix)) for name, shapes in products.items()}
     total = sum(size for size, _ in files.values())
     in_memory = run_dir is None and total <= options.budget // 2
-    vectors = [size for name, (size, _) in files.items() if name in ("vectors", "refined.npy")]
+    searched = ("vectors", "refined.npy") if "refined_knn.npz" in files else ("vectors",)
+    vectors = [size for name, (size, _) in files.items() if name in searched]
     indexed = [size // 2 for size in vectors if choose_method(_method(options), features.n) == "ivf"]
     index = max((size for size in indexed if size <= options.budget // INDEX_SHARE or in_memory), default=0)
     scalars = 32 * features.n  # labels, densities, parents, cells, order
@@ -81,24 +83,40 @@ def _seconds(
     """Estimate the seconds of each stage."""
     n, cores = features.n, options.cores
     products = system.products(n, bundle.weights, settings, options)
-    passes = system.inferences[options.inference] or tuple(bundle.passes)
     knn = _knn_seconds(n, features.dim, options) if options.knn in KNN_METHODS else 0.0
     seconds = {"features": 4 * 4 * n * features.dim / 1e9, "knn": knn}
     if "reranked.npz" in products and options.reranked is None:
         seconds["rerank"] = RERANK_SECONDS * n / cores
     for stage, searches in system.searches(settings).items():
         seconds[stage] = searches * _knn_seconds(n, features.dim, options)
-    engine = 0.0
-    for spec in (bundle.passes[name] for name in passes):
-        calls = n if spec.inputs[0].axes[0] == "m" else system.graphs(n, settings, NODES)
-        engine += calls * _pass_seconds(bundle, spec, options)
+    for name, load in _workload(system, n, bundle, settings, options).items():
+        engine = _pass_seconds(bundle, bundle.passes[name], options, load)
+        seconds[load.stage] = seconds.get(load.stage, 0.0) + engine * n
     if options.inference == "layerwise":
-        engine += 4 * SPARSE_SECONDS * n / cores
-    made = {"refined.npy": "refine", "encoded.npy": "encode"}
-    seconds[next((stage for name, stage in made.items() if name in products), "detect")] = engine
+        seconds["refine"] += 4 * SPARSE_SECONDS * n / cores
+    if "transitions.npz" in products:
+        seconds["links"] = seconds.get("links", 0.0) + TRANSITION_SECONDS * n / cores
     if "refined_knn.npz" in products:
         seconds["refined_knn"] = _knn_seconds(n, 2 * features.dim, options)
     return seconds
+
+
+def _workload(
+    system: System, n: int, bundle: Bundle, settings: Any, options: Options
+) -> Mapping[str, Workload]:
+    """Return what a run over n faces does with each pass that it uses."""
+    if system.workload is not None:
+        return system.workload(settings, bundle.weights, options)
+    products = system.products(n, bundle.weights, settings, options)
+    made = {"refined.npy": "refine", "encoded.npy": "encode"}
+    stage = next((stage for name, stage in made.items() if name in products), "detect")
+    calls = (
+        system.graphs(n, settings, NODES) / n / (ROWS // NODES)
+    )  # of as many graphs as are measured at a time
+    return {
+        name: Workload(stage, calls=None if bundle.passes[name].inputs[0].axes[0] == "m" else calls)
+        for name in system.inferences[options.inference] or tuple(bundle.passes)
+    }
 
 
 def _knn_seconds(n: int, dim: int, options: Options) -> float:
@@ -115,9 +133,9 @@ def _knn_seconds(n: int, dim: int, options: Options) -> float:
     return training / comparisons + n * n * min(1.0, PROBES / cells) / (comparisons * LISTS_RATE)
 
 
-def _pass_seconds(bundle: Bundle, spec: PassSpec, options: Options) -> float:
+def _pass_seconds(bundle: Bundle, spec: PassSpec, options: Options, load: Workload) -> float:
     """Seconds a face that one pass takes on random inputs."""
-    lengths = {"m": ROWS, "b": ROWS // NODES, "n": NODES}
+    lengths = {"m": ROWS, "b": ROWS // NODES, "n": NODES, **load.lengths}
     rng = np.random.default_rng(0)
     feeds = {
         tensor.name: rng.random(
@@ -128,7 +146,7 @@ def _pass_seconds(bundle: Bundle, spec: PassSpec, options: Options) -> float:
     }
     faces = lengths.get(str(spec.inputs[0].axes[0]), ROWS // NODES)
     with bundle.open(spec.name, threads=options.cores, device=options.device, vram=options.vram) as engine:
-        return _timed(lambda: engine.run(feeds)) / faces
+        return _timed(lambda: engine.run(feeds)) * (1 / faces if load.calls is None else load.calls)
 
 
 def _timed(function: Callable[[], Any]) -> float:

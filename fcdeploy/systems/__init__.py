@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -136,6 +136,27 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """What an export may be off by: the largest error, absolute or over the outputs' scale, and decisions flipped."""
+
+    error: float
+    flips: int
+    relative: bool
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run does with a pass, for plans: in which stage, with which lengths, and in how many calls a face.
+
+    lengths: of free axes, by name; calls: None for one a face of the first input's first axis.
+    """
+
+    stage: str
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    calls: float | None = None
+
+
+@dataclass(frozen=True)
 class System:
     """The record of one system: what it is, and its functions that need no PyTorch.
 
@@ -144,10 +165,14 @@ class System:
     name, in the order in which a run uses them. products(n, weights, settings, options) are the arrays of everything
     that a run makes. options: those of a run that not every system has. inferences: the ways to evaluate it,
     "exact" first, with the passes of each (none named: all). cluster(run) is its flow, from features to labels (see
-    ``fcdeploy.runtime.pipeline.Run``). problem(networks) says why a bundle of these networks only makes no sense.
-    The files ``network`` and ``inputs`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their
-    mappings ``NETWORKS`` and ``PARITY``. tunable(weights): what ``fcdeploy tune`` chooses, the threshold that trades
-    precision for recall first.
+    ``fcdeploy.runtime.pipeline.Run``). The files ``network`` and ``inputs`` hold a ``TorchNetwork`` and
+    ``ParityInputs`` of every network in their mappings ``NETWORKS`` and ``PARITY``. tunable(weights): what ``fcdeploy
+    tune`` chooses, the threshold that trades precision for recall first.
+
+    For systems of several networks: problem(weights) says why a bundle of these only makes no sense;
+    refusal(weights, options), which option makes none for them; tolerance(recipe, network), what an export of one may
+    be off by (else that of the recipe, for all); workload(settings, weights, options), which passes a run uses. Their
+    recipe's ``for_run`` is told the ``weights``.
     """
 
     name: str
@@ -159,7 +184,10 @@ class System:
     cluster: Callable[[Any], Any]
     options: tuple[str, ...]
     inferences: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"exact": ()})
-    problem: Callable[[Collection[str]], str | None] = lambda networks: None
+    problem: Callable[[Weights], str | None] = lambda weights: None
+    refusal: Callable[[Weights, "Options"], str | None] = lambda weights, options: None
+    tolerance: Callable[[Any, str], Tolerance] = lambda recipe, network: recipe.tolerance
+    workload: Callable[[Any, Weights, "Options"], Mapping[str, Workload]] | None = None
     searches: Callable[[Any], Mapping[str, int]] = lambda settings: {}
     graphs: Callable[[int, Any, int], float] = lambda n, settings, nodes: n
     tunable: Callable[[Weights], tuple[Tunable, ...]] = lambda weights: ()
@@ -184,7 +212,7 @@ class System:
         }
 
 
-NAMES = ("pse-gcn", "sepfl", "gcn-d")
+NAMES = ("pse-gcn", "nsr-fc", "sepfl", "gcn-d")
 
 
 def get_system(name: str, where: str = "") -> System:
@@ -226,11 +254,11 @@ def recognise(checkpoints: Mapping[str, TensorShapes]) -> tuple[System, dict[str
                     "give one of them."
                 )
             places[name] = where
-        if problem := system.problem(places):
-            raise InputError(f"{', '.join(checkpoints)}: {problem}.")
         weights: dict[str, Widths] = {
             name: dict(own[places[name]][name]) for name in system.networks if name in places
         }
+        if problem := system.problem(weights):
+            raise InputError(f"{', '.join(checkpoints)}: {problem}.")
         return system, {where: name for name, where in places.items()}, weights
     each = "; ".join(f"{where} holds {candidates[0][0].title} weights" for where, candidates in found.items())
     raise InputError(f"{each}: no system has them all; export them one by one.")

@@ -321,6 +321,7 @@ def test_the_clusterer_has_the_habits_of_scikit_learn(
         "inference": "auto",
         "min_probability": None,
         "uncovered": None,
+        "link": None,
         "batch": None,
         "threads": 0,
     }

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import nsr_case
 import numpy as np
 import pytest
 from build_ranges import GROUPS, RANGES
@@ -17,9 +18,12 @@ from fcdeploy.data.labels import read_labels
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.errors import InputError
 from fcdeploy.systems import NAMES, get_system
+from fcdeploy.systems.settings import settings_from_dict
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
+from fcdeploy.deploy.recipe import load_recipe
+
 FACES = 200
 WITHOUT_TORCH = """
 import sys
@@ -38,24 +42,29 @@ main()
 
 @dataclass(frozen=True)
 class Case:
-    """A system's golden checkpoint, the recipe it was made with, and what a run of it keeps and tells.
+    """A system's golden checkpoints, the recipe they were made with, and what a run of them keeps and tells.
 
     main_pass: the pass that takes the time; block: what its flow calls the number of rows between commits of it.
+    networks: of a bundle cut out of the whole one.
     """
 
     name: str
-    checkpoint: str
+    checkpoints: tuple[str, ...]
     recipe: str
     stages: tuple[str, ...]
     kept: tuple[str, ...]
     main_pass: str
     block: str
+    networks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "+".join((self.name, *self.networks))
 
 
 CASES = (
     Case(
         "pse-gcn",
-        "pse",
+        ("pse/checkpoint.pth",),
         "[neighborhood]\nk = 20\nhops = [20, 5]\nactive = 10\n\n[links]\nk = 20\ntau = 0.8\n",
         ("features", "knn", "rerank", "refine", "refined_knn", "links", "clusters"),
         ("knn.npz", "reranked.npz", "refined.npy", "refined_knn.npz", "links.npz"),
@@ -63,8 +72,46 @@ CASES = (
         "REFINE_BLOCK",
     ),
     Case(
+        "nsr-fc",
+        nsr_case.CHAIN.checkpoints,
+        nsr_case.CHAIN.recipe,
+        ("features", "knn", "rerank", "refine", "rescore", "connect", "links", "clusters"),
+        (
+            "knn.npz",
+            "reranked.npz",
+            "refined.npy",
+            "rescored.npy",
+            "connectivity.npy",
+            "candidates.npz",
+            "confirmed.npy",
+            "links.npz",
+        ),
+        "connect",
+        "CONNECT_BLOCK",
+    ),
+    Case(
+        "nsr-fc",
+        nsr_case.CHAIN.checkpoints,
+        nsr_case.CHAIN.recipe,
+        ("features", "knn", "connect", "links", "clusters"),
+        ("knn.npz", "connectivity.npy", "candidates.npz", "confirmed.npy", "links.npz"),
+        "connect",
+        "CONNECT_BLOCK",
+        ("lce", "pce"),
+    ),
+    Case(
+        "nsr-fc",
+        nsr_case.CHAIN.checkpoints,
+        nsr_case.CHAIN.recipe,
+        ("features", "knn", "rerank", "refine", "rescore", "links", "clusters"),
+        ("knn.npz", "reranked.npz", "refined.npy", "rescored.npy", "transitions.npz", "links.npz"),
+        "rescore_first",
+        "RESCORE_BLOCK",
+        ("refine", "rescore"),
+    ),
+    Case(
         "sepfl",
-        "sepfl",
+        ("sepfl/checkpoint.pth",),
         "[links]\nk = 20\nrho = 0.6\n",
         ("features", "knn", "encode", "links", "clusters"),
         ("knn.npz", "encoded.npy", "candidates.npz", "links.npz"),
@@ -73,7 +120,7 @@ CASES = (
     ),
     Case(
         "gcn-d",
-        "gcnd",
+        ("gcnd/checkpoint.pth",),
         '[graph]\nedge_weights = "similarity"\n\n'
         "[[proposals]]\nk = 20\nthreshold = 0.6\nmax_size = 60\n\n"
         "[[proposals.merge]]\nk = 3\nmax_parts = 5\nmax_size = 100\n\n"
@@ -86,14 +133,22 @@ CASES = (
 )
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def case(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def bundle(case, exported) -> Bundle:
+def whole(case, exported) -> Bundle:
+    """The bundle of all checkpoints."""
     return exported(case)
+
+
+@pytest.fixture(scope="module")
+def bundle(case, whole, cut_bundle, tmp_path_factory) -> Bundle:
+    if not case.networks:
+        return whole
+    return cut_bundle(whole, case.networks, tmp_path_factory.mktemp("cut") / "bundle.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -126,16 +181,16 @@ def command(monkeypatch, capsys):
 
 
 def test_every_known_system_is_tested_here():
-    assert tuple(case.name for case in CASES) == NAMES
+    assert tuple(dict.fromkeys(case.name for case in CASES)) == NAMES
 
 
-def test_the_command_exports_what_the_recipe_says(case, golden, bundle, command, tmp_path):
-    checkpoint = golden / f"dev/{case.checkpoint}/checkpoint.pth"
-    recipe = bundle.path.parent / "golden.toml"
-    code, out, err = command("export", "--ckpt", checkpoint, "-o", tmp_path / "x.onnx", "--recipe", recipe)
-    assert (code, err) == (0, "")
-    assert f"{case.name}, 32-d features, passes {', '.join(bundle.passes)}" in out
-    assert json.loads((tmp_path / "x.onnx/manifest.json").read_text()) == bundle.manifest
+def test_the_command_exports_what_the_recipe_says(case, whole):
+    out = (whole.path.parent / "export.txt").read_text()
+    assert f"{case.name}, 32-d features, passes {', '.join(whole.passes)}" in out
+    assert all(f"{name}: largest error" in out for name in whole.weights)
+    recipe = load_recipe(whole.path.parent / "golden.toml")
+    assert settings_from_dict(dict(whole.manifest["recipe"]), "manifest") == recipe
+    assert len(whole.weights) == len(case.checkpoints)
 
 
 def test_inspect_gives_the_manifest_and_says_what_parity_was_measured_on(case, bundle, command):
@@ -251,7 +306,7 @@ def test_an_engine_that_gives_nan_stops_the_run(bundle, faces, monkeypatch):
 
     def run(self, feeds):
         outputs = straight(self, feeds)
-        for name in ("refined", "encoded", "score"):
+        for name in ("refined", "encoded", "score", "logits"):
             if name in outputs:
                 outputs[name] = np.full_like(outputs[name], np.nan)
         return outputs

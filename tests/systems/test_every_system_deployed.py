@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import triton_proto
-from test_every_system import CASES
+from test_every_system import CASES as ALL_CASES
 
 from fcdeploy.cli import main
 from fcdeploy.deploy.triton import TYPES, write_model_repository
@@ -18,6 +18,8 @@ from fcdeploy.runtime.bench import BenchOptions, bench_bundles, free_axes, lengt
 from fcdeploy.systems import get_system
 
 pytest.importorskip("torch")
+
+CASES = [case for case in ALL_CASES if not case.networks]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)

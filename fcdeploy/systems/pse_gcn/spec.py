@@ -37,6 +37,31 @@ class NeighborhoodSettings:
     hops: tuple[int, int] = (80, 10)
     active: int = 10
 
+    def problem(self) -> str | None:
+        """Return what is wrong with these values together, or None."""
+        if min(self.k, self.active, self.hops[0], self.hops[1] + 1) < 1:
+            return "neighborhood.k, hops and active must be positive (hops[1] may be 0)"
+        if self.hops[0] > self.k or self.hops[1] >= self.k:
+            return (
+                f"neighborhood.hops = {list(self.hops)} reaches beyond neighborhood.k = {self.k}: "
+                "hops[0] <= k and hops[1] < k"
+            )
+        if self.active > self.k:
+            return f"neighborhood.active = {self.active} is more than neighborhood.k = {self.k}"
+        return None
+
+    def within(self, k: int) -> "NeighborhoodSettings":
+        """Shorten hops and active connections to lists of k."""
+        hops = (min(self.hops[0], k), min(self.hops[1], k - 1))
+        return replace(self, hops=hops, active=min(self.active, k))
+
+    def check_reranked(self, k: int, where: str) -> None:
+        """Raise InputError when re-ranked lists of k, made elsewhere, are too short for the hops."""
+        if self.hops[0] > k or self.hops[1] >= k:
+            raise InputError(
+                f"{where}: its lists of {k} are too short for hops {self.hops[0]},{self.hops[1]}; give --hops."
+            )
+
 
 @dataclass(frozen=True)
 class LinkSettings:
@@ -89,13 +114,10 @@ class Recipe:
 
     def problem(self) -> str | None:
         """Return what is wrong with these values together, or None."""
-        k, hops, active = self.neighborhood.k, self.neighborhood.hops, self.neighborhood.active
-        if min(k, active, hops[0], hops[1] + 1, self.links.k, self.feature_dim) < 1:
-            return "feature_dim, k, hops and active must be positive (hops[1] may be 0)"
-        if hops[0] > k or hops[1] >= k:
-            return f"neighborhood.hops = {list(hops)} reaches beyond neighborhood.k = {k}: hops[0] <= k and hops[1] < k"
-        if active > k:
-            return f"neighborhood.active = {active} is more than neighborhood.k = {k}"
+        if min(self.links.k, self.feature_dim) < 1:
+            return "feature_dim and links.k must be positive"
+        if problem := self.neighborhood.problem():
+            return problem
         if not -1 <= self.links.tau <= 1:
             return f"links.tau = {self.links.tau} is no cosine similarity (-1 to 1)"
         return None
@@ -118,27 +140,18 @@ class Recipe:
         if tau is not None:
             links = replace(links, tau=tau)
         if problem := replace(
-            self, neighborhood=_within(near, near.k) if hops is None else near, links=links
+            self, neighborhood=near.within(near.k) if hops is None else near, links=links
         ).problem():
             raise InputError(f"these settings do not fit together: {problem}.")
         largest = max(near.k, links.k)
         if largest > n:
             notes.append(f"k = {largest} is more than the number of faces, {n:,}; k = {n} is used.")
         near, links = replace(near, k=min(near.k, n)), replace(links, k=min(links.k, n))
-        return replace(self, neighborhood=_within(near, near.k), links=links), notes
+        return replace(self, neighborhood=near.within(near.k), links=links), notes
 
     def check_reranked(self, k: int, where: str) -> None:
         """Raise InputError when re-ranked lists of k, made elsewhere, are too short for the hops."""
-        hops = self.neighborhood.hops
-        if hops[0] > k or hops[1] >= k:
-            raise InputError(
-                f"{where}: its lists of {k} are too short for hops {hops[0]},{hops[1]}; give --hops."
-            )
-
-
-def _within(near: NeighborhoodSettings, k: int) -> NeighborhoodSettings:
-    """Shorten hops and active connections to lists of k."""
-    return replace(near, hops=(min(near.hops[0], k), min(near.hops[1], k - 1)), active=min(near.active, k))
+        self.neighborhood.check_reranked(k, where)
 
 
 def passes(dim: int) -> dict[str, PassSpec]:
@@ -177,10 +190,18 @@ def passes(dim: int) -> dict[str, PassSpec]:
 
 def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> Products:
     """Return the arrays of everything that a run over n faces makes; names without a suffix are scratch."""
-    dim = weights["refine"]["dim"]
-    h = 2 * dim
-    near, links = settings.neighborhood, settings.links
+    dim, near, links = weights["refine"]["dim"], settings.neighborhood, settings.links
+    return {
+        "vectors": {"vectors": ((n, dim), np.float32)},
+        "knn.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float32)},
+        **refinement_products(n, dim, near, options),
+        "refined_knn.npz": {"ids": ((n, links.k), np.int32), "sims": ((n, links.k), np.float32)},
+    }
 
+
+def refinement_products(n: int, dim: int, near: NeighborhoodSettings, options: "Options") -> Products:
+    """Return the arrays between kNN lists and refined features, these included."""
+    h = 2 * dim
     half = options.inference == "layerwise" and options.tables == "float16"
 
     def tables(*names: str) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -199,14 +220,11 @@ def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> 
         "similar2": tables("h2"),
     }
     return {
-        "vectors": {"vectors": ((n, dim), np.float32)},
-        "knn.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float32)},
         "placed": {"ids": ((n, near.k), np.int32)},
         "mutual": {"mutual": ((n, near.k), np.uint8)},
         "reranked.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float32)},
         **(exact if options.inference == "exact" else layerwise),
         "refined.npy": {"array": ((n, h), np.float32)},
-        "refined_knn.npz": {"ids": ((n, links.k), np.int32), "sims": ((n, links.k), np.float32)},
     }
 
 
