@@ -324,6 +324,8 @@ def test_the_clusterer_has_the_habits_of_scikit_learn(
         "link": None,
         "batch": None,
         "threads": 0,
+        "device": None,
+        "tables": "float32",
     }
     found = clusterer.fit_predict(rows_of(features))
     assert found is clusterer.labels_
