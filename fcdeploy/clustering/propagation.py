@@ -77,7 +77,8 @@ def propagate(
     thresholds, ended = _rising_thresholds(
         lowest if threshold is None else threshold, highest, step, max_rounds
     )
-    order, ends = _order_by_last_round(scores, thresholds)
+    order = np.empty(len(scores), dtype=np.int32 if len(scores) <= np.iinfo(np.int32).max else np.int64)
+    ends = _order_by_last_round(scores, thresholds, order)
     whole, final = new_forest(n), new_forest(n)
     _join_within(a, b, order, ends, max_size, ended, whole, final)
     return _labels_of_linked(final, _linked(n, a, b))
@@ -102,24 +103,24 @@ def _rising_thresholds(start: float, highest: float, step: float, max_rounds: in
 
 
 @njit(cache=True, nogil=True)
-def _order_by_last_round(scores: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _order_by_last_round(scores: np.ndarray, thresholds: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Sort links by the last round that they take part in, latest first: a counting sort.
 
-    Returns the order (m,) and where the links of each round end in it, (rounds + 1,), the last round first.
+    Fills order (m,). Returns where the links of each round end in it, (rounds + 1,), the last round first.
     """
     rounds = len(thresholds)
-    last = np.searchsorted(thresholds, scores, side="right").astype(np.int32)
+    last = np.empty(len(scores), dtype=np.int32)
     ends = np.zeros(rounds + 1, dtype=np.int64)
-    for t in range(len(last)):
+    for t in range(len(scores)):
+        last[t] = np.searchsorted(thresholds, scores[t], side="right")
         ends[rounds - last[t]] += 1
     ends = np.cumsum(ends)
     free = ends.copy()
-    order = np.empty(len(last), dtype=np.int64)
     for t in range(len(last) - 1, -1, -1):
         group = rounds - last[t]
         free[group] -= 1
         order[free[group]] = t
-    return order, ends
+    return ends
 
 
 @njit(cache=True, nogil=True)

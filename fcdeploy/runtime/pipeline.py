@@ -192,6 +192,8 @@ def prepare(
         notes = [*notes, f"--tables {options.tables} changes nothing: inference is {options.inference}."]
     bundle.check_files()
     if options.knn not in KNN_METHODS:
+        settings, more = system.fit_lists(settings, open_lists(Path(options.knn), features).k, options.knn)
+        notes = [*notes, *more]
         k = system.products(features.n, bundle.weights, settings, options)["knn.npz"]["ids"][0][1]
         open_lists(Path(options.knn), features, k, shorter="k" in system.options)
     if options.reranked is not None:
@@ -336,13 +338,15 @@ class Run:
         block: int = BLOCK,
         rows: int | None = None,
         spans: np.ndarray | None = None,
+        each: int = 1,
     ) -> Arrays:
         """Make the product ``name``, or take it from an earlier run that made it of the same things.
 
         made_of: everything that decides its content; block sizes, order and threads do not. worker: opened only
         when there is work left; gives the function over blocks of faces. order: (n,) int32, in which faces are
-        visited (as they come). rows: how many there are when they are not those of the faces. spans: (rows + 1,), row
-        r fills spans[r]:spans[r + 1] of the arrays (no order then).
+        visited (as they come). rows: how many there are when they are not those of the faces. each: entries of the
+        arrays that a row fills, which stand together; or spans: (rows + 1,), row r fills spans[r]:spans[r + 1] of them
+        (no order then).
         """
         rows = self.n if rows is None else rows
         key = digest({"name": name, **made_of})
@@ -355,9 +359,9 @@ class Run:
             for start in range(partial.done, rows, block):
                 stop = min(start + block, rows)
                 faces = np.arange(start, stop, dtype=np.int32) if order is None else order[start:stop]
-                filled = (start, stop) if spans is None else (int(spans[start]), int(spans[stop]))
+                where = _entries(faces, each, order is None, spans)
                 for part, made in work(faces).items():
-                    partial.arrays[part][slice(*filled) if order is None else faces] = made
+                    partial.arrays[part][where] = made
                 partial.commit(stop)
                 bar.advance(stop - start)
                 if resident_bytes() > self.options.budget:
@@ -505,6 +509,15 @@ class Run:
                 f"{self.bundle.path}: the engine gave a {what} that is not finite for {len(bad):,} of {len(rows):,} "
                 f"faces (rows {shown} of {self.features.name}); stopped before linking."
             )
+
+
+def _entries(rows: np.ndarray, each: int, in_a_row: bool, spans: np.ndarray | None) -> slice | np.ndarray:
+    """Return where the entries of ``rows`` stand, when every row has ``each`` of them or those of its span."""
+    if spans is not None:
+        return slice(int(spans[rows[0]]), int(spans[rows[-1] + 1]))
+    if in_a_row:
+        return slice(int(rows[0]) * each, (int(rows[-1]) + 1) * each)
+    return rows if each == 1 else (rows[:, None].astype(np.int64) * each + np.arange(each)).ravel()
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ SPARSE_SECONDS = 15e-6  # of one core a face and sparse step of layer-wise infer
 TRANSITION_SECONDS = 60e-6  # of one core a face: transition distances among 80 neighbors, likewise
 LISTS_RATE = 0.15  # of the rate of matrix products, at which an IVF search compares
 RUNTIME_BYTES = 300 << 20  # Python, numba, faiss and ONNX Runtime themselves
+LINK_BYTES = 24  # that pooling and propagation take a scored link
 BLOCK_BYTES = 200 << 20  # what blocks on their way through take
 
 
@@ -68,7 +69,8 @@ def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path
     indexed = [size // 2 for size in vectors if choose_method(_method(options), features.n) == "ivf"]
     index = max((size for size in indexed if size <= options.budget // INDEX_SHARE or in_memory), default=0)
     scalars = 32 * features.n  # labels, densities, parents, cells, order
-    working = RUNTIME_BYTES + BLOCK_BYTES + index + scalars
+    scored = sum(shape[0] for shape, _ in products.get("links.npz", {}).values() if len(shape) == 1)
+    working = RUNTIME_BYTES + BLOCK_BYTES + index + scalars + LINK_BYTES * scored
     memory = working + total if in_memory else min(max(options.budget, working), working + total)
     return Plan(features.n, files, in_memory, memory, _seconds(system, features, bundle, settings, options))
 
@@ -91,7 +93,7 @@ def _seconds(
         seconds[stage] = searches * _knn_seconds(n, features.dim, options)
     for name, load in _workload(system, n, bundle, settings, options).items():
         engine = _pass_seconds(bundle, bundle.passes[name], options, load)
-        seconds[load.stage] = seconds.get(load.stage, 0.0) + engine * n
+        seconds[load.stage] = seconds.get(load.stage, 0.0) + engine * n + load.kernels * n / cores
     if options.inference == "layerwise":
         seconds["refine"] += 4 * SPARSE_SECONDS * n / cores
     if "transitions.npz" in products:

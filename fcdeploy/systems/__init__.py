@@ -148,12 +148,14 @@ class Tolerance:
 class Workload:
     """What a run does with a pass, for plans: in which stage, with which lengths, and in how many calls a face.
 
-    lengths: of free axes, by name; calls: None for one a face of the first input's first axis.
+    lengths: of free axes, by name; calls: None for one a face of the first input's first axis. kernels: seconds of one
+    core a face that our own kernels take to make its inputs.
     """
 
     stage: str
     lengths: Mapping[str, int] = field(default_factory=dict)
     calls: float | None = None
+    kernels: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -165,14 +167,15 @@ class System:
     name, in the order in which a run uses them. products(n, weights, settings, options) are the arrays of everything
     that a run makes. options: those of a run that not every system has. inferences: the ways to evaluate it,
     "exact" first, with the passes of each (none named: all). cluster(run) is its flow, from features to labels (see
-    ``fcdeploy.runtime.pipeline.Run``). The files ``network`` and ``inputs`` hold a ``TorchNetwork`` and
-    ``ParityInputs`` of every network in their mappings ``NETWORKS`` and ``PARITY``. tunable(weights): what ``fcdeploy
-    tune`` chooses, the threshold that trades precision for recall first.
+    ``fcdeploy.runtime.pipeline.Run``). fit_lists(settings, k, where) fits settings to lists of k from a file, with
+    notes, where shorter ones can be used. workload(settings, weights, options), which passes a run uses, and how. The
+    files ``network`` and ``inputs`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings
+    ``NETWORKS`` and ``PARITY``. tunable(weights): what ``fcdeploy tune`` chooses, the threshold that trades precision for recall
+    first.
 
     For systems of several networks: problem(weights) says why a bundle of these only makes no sense;
     refusal(weights, options), which option makes none for them; tolerance(recipe, network), what an export of one may
-    be off by (else that of the recipe, for all); workload(settings, weights, options), which passes a run uses. Their
-    recipe's ``for_run`` is told the ``weights``.
+    be off by (else that of the recipe, for all). Their recipe's ``for_run`` is told the ``weights``.
     """
 
     name: str
@@ -191,6 +194,7 @@ class System:
     searches: Callable[[Any], Mapping[str, int]] = lambda settings: {}
     graphs: Callable[[int, Any, int], float] = lambda n, settings, nodes: n
     tunable: Callable[[Weights], tuple[Tunable, ...]] = lambda weights: ()
+    fit_lists: Callable[[Any, int, str], tuple[Any, list[str]]] = lambda settings, k, where: (settings, [])
 
     def module(self, name: str) -> ModuleType:
         """Import one of the system's files, for example ``network``, which needs PyTorch."""
@@ -212,7 +216,7 @@ class System:
         }
 
 
-NAMES = ("pse-gcn", "nsr-fc", "sepfl", "gcn-d")
+NAMES = ("pse-gcn", "nsr-fc", "sepfl", "l-gcn", "gcn-d")
 
 
 def get_system(name: str, where: str = "") -> System:

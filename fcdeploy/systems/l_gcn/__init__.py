@@ -1,0 +1,27 @@
+"""L-GCN: a graph network scores the link from every face to each of its neighbors; propagation turns them to clusters.
+
+Wang et al., "Linkage based face clustering via graph convolution network", CVPR 2019, arXiv 1903.11306. Code:
+github.com/Zhongdao/gcn_clustering, the first release, 512-d; yl-1993/learn-to-cluster, a re-implementation, any width.
+Both are reproduced, by their recipes: how scores of a pair are pooled, when propagation stops, and whether features
+are normalised. Kept as published: hops[1] and active reach no further than hops[0], since both releases cut or read
+lists so; the threshold starts at the lowest score before pooling. Ours where the publication is undefined: a face
+without neighbors in its sub-graph is nobody's mean, not NaN, and a face that stands in its own list behind
+position 0 is left out there.
+"""
+
+from fcdeploy.systems import System
+from fcdeploy.systems.l_gcn.flow import cluster
+from fcdeploy.systems.l_gcn.spec import NETWORK, Recipe, products, workload
+
+SYSTEM = System(
+    name="l-gcn",
+    title="L-GCN",
+    paper="Wang et al., CVPR 2019, arXiv 1903.11306",
+    recipe=Recipe,
+    networks={"links": NETWORK},
+    products=products,
+    cluster=cluster,
+    options=("k", "hops"),
+    workload=workload,
+    fit_lists=Recipe.for_lists,
+)

@@ -1,0 +1,187 @@
+"""L-GCN in PyTorch: the authors' network, and the same function split into what a deployment computes.
+
+``LGcn`` has the authors' parameter names and takes padded sub-graphs, as published. ``Encode``, ``Convolve`` and
+``Score`` share its weights and together give its logits, with the means over connected faces between them (see
+``decode``). What makes them equal:
+
+- features are centred and normalised by maps that are affine, and so are both halves of conv1 before its relu: with
+  f the whole, f(x_j - x_c) = f(x_j) - f(x_c) + f(0), and f(x_j) is computed once a face. The rows of A sum to one, so
+  that a mean of such values has the last two terms once; a row of zeros has none of them;
+- [x, A x] W = x Wa + A (x Wb), where W = [Wa; Wb]: in conv3, whose output is narrower than its input, the product
+  comes before the mean;
+- logits are wanted of one-hop neighbors only, so that conv4 and the classifier see no others, and each layer before
+  sees the faces within one connection more;
+- a row of A has about ten entries: means are sums over these, and there is no padding at all.
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fcdeploy.systems import TorchNetwork
+from fcdeploy.systems.l_gcn.spec import WIDTHS
+
+
+class GraphConv(nn.Module):
+    """relu([x, A x] W + b), [ , ] along features."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2 * width_in, width_out))
+        self.bias = nn.Parameter(torch.zeros(width_out))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor, adj: Tensor) -> Tensor:
+        return F.relu(torch.cat([x, adj @ x], dim=-1) @ self.weight + self.bias)
+
+
+class LGcn(nn.Module):
+    """The published network at inference (``gcn`` of the first release, ``lgcn`` of learn-to-cluster)."""
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.bn0 = nn.BatchNorm1d(feature_dim, affine=False)
+        first, second, third, fourth = WIDTHS
+        self.conv1 = GraphConv(feature_dim, first)
+        self.conv2 = GraphConv(first, second)
+        self.conv3 = GraphConv(second, third)
+        self.conv4 = GraphConv(third, fourth)
+        self.classifier = nn.Sequential(nn.Linear(fourth, fourth), nn.PReLU(fourth), nn.Linear(fourth, 2))
+
+    def forward(self, features: Tensor, adj: Tensor, one_hop: Tensor) -> Tensor:
+        """Centred features (b, n, d), adj (b, n, n) with rows that sum to 1 or 0, one_hop (b, h) -> (b, h, 2)."""
+        b, n, d = features.shape
+        x = self.bn0(features.reshape(b * n, d)).reshape(b, n, d)
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = conv(x, adj)
+        x = torch.gather(
+            x, 1, one_hop.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        )  # (b, n, 256) -> (b, h, 256)
+        return self.classifier(x.reshape(-1, x.shape[-1])).reshape(b, -1, 2)
+
+
+class Encode(nn.Module):
+    """What a face brings to conv1 of every sub-graph it is in, before centring; (m, d) -> two tables (m, 512)."""
+
+    def __init__(self, net: LGcn) -> None:
+        super().__init__()
+        scale = 1 / torch.sqrt(net.bn0.running_var.double() + net.bn0.eps)
+        shift = -net.bn0.running_mean.double() * scale
+        own, near, bias = _halves(net.conv1)
+        self.own = _linear(scale[:, None] * own, shift @ own + bias)
+        self.near = _linear(scale[:, None] * near, shift @ near)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.own(features), self.near(features)
+
+
+class Convolve(nn.Module):
+    """conv2, and what its output brings to conv3; (m, 2 x 512) -> two tables (m, 256)."""
+
+    def __init__(self, net: LGcn) -> None:
+        super().__init__()
+        self.conv2 = _linear(net.conv2.weight.detach().double(), net.conv2.bias.detach().double())
+        own, near, bias = _halves(net.conv3)
+        self.own, self.near = _linear(own, bias), _linear(near, None)
+
+    def forward(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        """A face's output of conv1 beside the mean of those connected, (m, 1024)."""
+        x = F.relu(self.conv2(first))
+        return self.own(x), self.near(x)
+
+
+class Score(nn.Module):
+    """conv4 and the classifier; (m, 2 x 256) -> logits (m, 2)."""
+
+    def __init__(self, net: LGcn) -> None:
+        super().__init__()
+        self.conv4 = _linear(net.conv4.weight.detach().double(), net.conv4.bias.detach().double())
+        self.classifier = net.classifier
+
+    def forward(self, third: Tensor) -> Tensor:
+        """A one-hop neighbor's output of conv3 beside the mean of those connected, (m, 512)."""
+        return self.classifier(F.relu(self.conv4(third)))
+
+
+def _halves(conv: GraphConv) -> tuple[Tensor, Tensor, Tensor]:
+    """The parts of a convolution's weight that act on a face itself and on the mean, and its bias, in float64."""
+    weight = conv.weight.detach().double()
+    width = len(weight) // 2
+    return weight[:width], weight[width:], conv.bias.detach().double()
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """x W + b as a layer; weight (in, out)."""
+    layer = nn.Linear(weight.shape[0], weight.shape[1], bias=bias is not None, dtype=torch.float64)
+    layer.weight.data.copy_(weight.T)
+    if bias is not None:
+        layer.bias.data.copy_(bias)
+    return layer
+
+
+def passes_from_network(net: LGcn, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+    """Return the modules behind the passes of the bundle, by name, in evaluation mode."""
+    net = copy.deepcopy(net).eval()
+    makers: dict[str, type[nn.Module]] = {"encode": Encode, "convolve": Convolve, "score": Score}
+    return {name: maker(net).to(dtype).eval() for name, maker in makers.items()}
+
+
+def network_from_state_dict(state: dict[str, Tensor]) -> LGcn:
+    """Build the network that the authors' weights belong to; the width is read off them."""
+    net = LGcn(state["conv1.weight"].shape[0] // 2)
+    # Only the batch counter may be missing, which inference does not read.
+    net.load_state_dict(state, strict=False)
+    return net.eval()
+
+
+def padded_subgraphs(
+    features: np.ndarray,
+    ids: np.ndarray,
+    centres: np.ndarray,
+    hops: tuple[int, int],
+    active: int,
+    rows: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make the inputs of ``LGcn`` from features (n, d) and lists ids (n, k), the face itself first, as published.
+
+    Sub-graphs are padded with zeros to ``rows``, or to the largest of them. Returns centred features (b, rows, d), adj
+    (b, rows, rows), both of the features' dtype, and one_hop (b, hops[0]).
+    """
+    ids = ids[:, : hops[0] + 1]
+    members = []
+    for centre in centres:
+        one_hop = ids[centre, 1:]
+        others = np.unique(np.append(ids[one_hop, 1 : hops[1] + 1], centre))
+        members.append(np.append(one_hop, np.setdiff1d(others, one_hop)))
+    rows = max(rows, *map(len, members))
+    x = np.zeros((len(centres), rows, features.shape[1]), dtype=features.dtype)
+    adj = np.zeros((len(centres), rows, rows), dtype=features.dtype)
+    for at, (centre, faces) in enumerate(zip(centres, members, strict=True)):
+        x[at, : len(faces)] = features[faces] - features[centre]
+        place = np.full(len(ids), -1)
+        place[faces] = np.arange(len(faces))
+        to = place[ids[faces, 1 : active + 1]]
+        u, q = np.nonzero(to >= 0)
+        adj[at, u, to[u, q]] = adj[at, to[u, q], u] = 1
+        adj[at] /= np.maximum(adj[at].sum(axis=1, keepdims=True), 1)
+    one_hop = np.broadcast_to(np.arange(hops[0]), (len(centres), hops[0])).copy()
+    return torch.from_numpy(x), torch.from_numpy(adj), torch.from_numpy(one_hop)
+
+
+def plain_outputs(net: LGcn, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Evaluate the published form in float64 on a batch from ``inputs.random_batch``; nothing is decided."""
+    net = copy.deepcopy(net).double().eval()
+    one, two, active = batch["hops"].tolist()
+    inputs = padded_subgraphs(
+        batch["features"].astype(np.float64), batch["ids"], batch["centres"], (one, two), active
+    )
+    with torch.inference_mode():
+        return {"logits": net(*inputs).numpy()}, []
+
+
+NETWORKS = {"links": TorchNetwork(network_from_state_dict, passes_from_network, plain_outputs)}
