@@ -170,8 +170,8 @@ class System:
     ``fcdeploy.runtime.pipeline.Run``). fit_lists(settings, k, where) fits settings to lists of k from a file, with
     notes, where shorter ones can be used. workload(settings, weights, options), which passes a run uses, and how. The
     files ``network`` and ``inputs`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings
-    ``NETWORKS`` and ``PARITY``. tunable(weights): what ``fcdeploy tune`` chooses, the threshold that trades precision for recall
-    first.
+    ``NETWORKS`` and ``PARITY``. tunable(weights): what ``fcdeploy tune`` chooses, the threshold that trades precision
+    for recall first.
 
     For systems of several networks: problem(weights) says why a bundle of these only makes no sense;
     refusal(weights, options), which option makes none for them; tolerance(recipe, network), what an export of one may
