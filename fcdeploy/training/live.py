@@ -80,12 +80,18 @@ class LiveRun(SweepRun):
             records[name].settle(copied, self.settings)
             for of, part in records[name].passes(copied).items():
                 self.modules[of] = part.to(self.torch_device).eval()
-        passes = {name: {"sha256": version} for name in self.specs}
-        self.bundle = Bundle(self.bundle.path, {**self.bundle.manifest, "passes": passes})
+        self.bundle = Bundle(
+            self.bundle.path, {**self.bundle.manifest, "passes": described(self.specs, version)}
+        )
 
     def engine(self, name: str) -> AbstractContextManager[Engine]:
         """Open one pass of the networks."""
         return contextlib.nullcontext(TorchEngine(self.modules[name], self.specs[name], self.torch_device))
+
+
+def described(specs: Mapping[str, PassSpec], version: str) -> dict[str, Any]:
+    """Describe passes as a manifest does, with a version in the place of a file's hash."""
+    return {name: {"file": name, "sha256": version, **spec.as_dict()} for name, spec in specs.items()}
 
 
 def live_run(
@@ -108,7 +114,7 @@ def live_run(
         "system": system.name,
         "feature_dim": features.dim,
         "networks": {name: {"widths": dict(widths)} for name, widths in weights.items()},
-        "passes": {name: {"sha256": ""} for name in specs},
+        "passes": described(specs, ""),
     }
     return LiveRun(
         features,

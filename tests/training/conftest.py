@@ -15,6 +15,10 @@ import faces as synthetic
 
 DIM = 16
 RECIPES = {
+    "gcn-d": (
+        "[[proposals]]\nk = 10\nthreshold = 0.5\nmax_size = 30\nmin_size = 2\n\n"
+        "[[proposals]]\nk = 10\nthreshold = 0.3\nmax_size = 20\nmin_size = 2\n"
+    ),
     "sepfl": "[links]\nk = 8\nrho = 0.5\n",
     "pse-gcn": "[neighborhood]\nk = 10\nhops = [10, 3]\nactive = 5\n\n[links]\nk = 10\ntau = 0.7\n",
 }
