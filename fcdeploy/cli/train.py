@@ -71,6 +71,13 @@ from fcdeploy.cli.types import PathType
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
 )
 @click.option(
+    "--albums",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Sets that the faces are dealt into, unevenly, each to be clustered alone: large and small clusters.",
+)
+@click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: by the labels]"
 )
 @click.option(
@@ -97,6 +104,7 @@ def command(
     device: str,
     mixed: bool | None,
     threads: int,
+    albums: int,
     dim: int | None,
     run_dir: Path | None,
     quiet: bool,
@@ -145,7 +153,7 @@ def command(
         if given is not None and output.exists() and given.exists() and output.samefile(given):
             raise InputError(f"{output}: is also an input; choose another output.")
     choices = Choices(
-        epochs, steps, batch, lr, validation, patience, seed, device, mixed, threads, settings=pairs
+        epochs, steps, batch, lr, validation, patience, seed, device, mixed, threads, albums, settings=pairs
     )
     kept = run_dir or output.with_suffix(".run")
     with resumable(f"the same command goes on from what {kept} holds"):

@@ -46,6 +46,11 @@ if TYPE_CHECKING:
     help="As published, or each layer once a face; auto is exact up to 20,000 faces.",
 )
 @click.option(
+    "--link",
+    type=click.Choice(["density-peaks", "pairs"]),
+    help="NSR-FC: which way of making clusters to tune.  [default: the engine's]",
+)
+@click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
 )
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
@@ -59,6 +64,7 @@ def command(
     min_precision: float,
     output: Path,
     inference: str,
+    link: str | None,
     threads: int,
     run_dir: Path | None,
     as_json: bool,
@@ -92,7 +98,7 @@ def command(
             truth,
             objective=objective,
             min_precision=min_precision,
-            options=Options(inference=inference, threads=threads),
+            options=Options(inference=inference, threads=threads, link=link),
             run_dir=run_dir,
             quiet=quiet or as_json,
         )

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,13 @@ class Bundle:
             )
         return self.path / self.manifest["passes"][name]["file"]
 
-    def digest(self) -> str:
-        """Return one SHA-256 over system, recipe-independent widths and all graph files."""
-        parts = {name: fields["sha256"] for name, fields in self.manifest["passes"].items()}
+    def digest(self, passes: Collection[str] | None = None) -> str:
+        """Return one SHA-256 over system, recipe-independent widths and the graph files of ``passes`` (all)."""
+        parts = {
+            name: fields["sha256"]
+            for name, fields in self.manifest["passes"].items()
+            if passes is None or name in passes
+        }
         text = json.dumps([self.system, self.feature_dim, parts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

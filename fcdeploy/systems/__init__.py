@@ -121,17 +121,22 @@ class Training:
     """How a network of a system is trained; the file ``training`` holds one of each in its mapping ``TRAINING``.
 
     settings: a dataclass of what else may be chosen.
-    network(recipe) is a new one, its weights drawn from PyTorch's generator. task(run, labels, settings): what it is
-    trained on, where ``run`` has the training faces and labels (n,) int64 their identities. needs: networks that have
-    to be trained before. outcome(run, labels): how good the network is on other faces, two F of 0 to 1 by name and
-    the settings found best; without it, clusters are compared with the truth.
+    network(recipe, weights) is a new one behind networks of these widths, its weights drawn from PyTorch's generator.
+    task(run, labels, settings): what it is trained on, where ``run`` has the training faces and labels (n,) int64
+    their identities. needs: networks that have to be trained before; takes: those that may stand before it, too.
+    mixes: whether faces of different albums (see ``fcdeploy.training.identities``) meet in a batch; where they do not,
+    labels tell a person's faces in different albums apart.
+    outcome(run, labels): how good the network is on other faces, two F of 0 to 1 by name and the settings found best;
+    without it, clusters are compared with the truth.
     """
 
     schedule: Schedule
     settings: type[Any]
-    network: Callable[[Any], Any]
+    network: Callable[[Any, Weights], Any]
     task: Callable[..., Task]
     needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    mixes: bool = False
     outcome: Callable[..., tuple[dict[str, float], dict[str, Any]]] | None = None
 
 
@@ -170,8 +175,8 @@ class System:
     ``fcdeploy.runtime.pipeline.Run``). fit_lists(settings, k, where) fits settings to lists of k from a file, with
     notes, where shorter ones can be used. workload(settings, weights, options), which passes a run uses, and how. The
     files ``network`` and ``inputs`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings
-    ``NETWORKS`` and ``PARITY``. tunable(weights): what ``fcdeploy tune`` chooses, the threshold that trades precision
-    for recall first.
+    ``NETWORKS`` and ``PARITY``. tunable(weights, options): what ``fcdeploy tune`` chooses, the threshold that trades
+    precision for recall first.
 
     For systems of several networks: problem(weights) says why a bundle of these only makes no sense;
     refusal(weights, options), which option makes none for them; tolerance(recipe, network), what an export of one may
@@ -193,7 +198,7 @@ class System:
     workload: Callable[[Any, Weights, "Options"], Mapping[str, Workload]] | None = None
     searches: Callable[[Any], Mapping[str, int]] = lambda settings: {}
     graphs: Callable[[int, Any, int], float] = lambda n, settings, nodes: n
-    tunable: Callable[[Weights], tuple[Tunable, ...]] = lambda weights: ()
+    tunable: Callable[[Weights, "Options"], tuple[Tunable, ...]] = lambda weights, options: ()
     fit_lists: Callable[[Any, int, str], tuple[Any, list[str]]] = lambda settings, k, where: (settings, [])
 
     def module(self, name: str) -> ModuleType:

@@ -5,6 +5,8 @@ import numpy as np
 from fcdeploy.data.features import Features
 from fcdeploy.errors import InputError
 
+UNEVEN = 0.5  # of the Dirichlet distribution: below 1, few albums have most of a person's faces
+
 
 def identities_of(labels: np.ndarray) -> np.ndarray:
     """Number identities from 0: (n,) int64 -> (n,) int64; each face labelled -1 is an identity of its own."""
@@ -39,6 +41,36 @@ def split_identities(identity: np.ndarray, share: float, seed: int, where: str) 
         order = np.concatenate([order[:1], order[2:][rng.permutation(len(order) - 2)], order[1:2]])
         kept[order[: min(max(2, round(share * len(order))), len(order) - 2)]] = True
     return kept[identity]
+
+
+def deal_faces(identity: np.ndarray, albums: int, seed: int) -> np.ndarray:
+    """Deal faces into albums as different as real ones: of some people an album has many faces, of others few.
+
+    identity: (n,) from ``identities_of``. Each identity's shares of the albums are drawn from a Dirichlet distribution,
+    and its faces fall by these shares. Returns the album of each face, (n,) int32 of 0 to albums - 1.
+    """
+    rng = np.random.default_rng([seed, 3])
+    shares = rng.dirichlet(np.full(albums, UNEVEN), int(identity.max(initial=0)) + 1)
+    upto = np.cumsum(shares, axis=1)[:, :-1]
+    return (rng.random((len(identity), 1)) > upto[identity]).sum(axis=1, dtype=np.int32)
+
+
+def check_albums(albums: np.ndarray, k: int) -> np.ndarray:
+    """Return how many faces each album has; raises InputError when one has fewer than k, the length of its lists."""
+    sizes = np.bincount(albums)
+    if sizes.min() < k:
+        raise InputError(
+            f"--albums {len(sizes)}: one of them has {sizes.min():,} faces, fewer than the k = {k} neighbors of each "
+            "(training and validation faces have their own albums); give fewer."
+        )
+    return sizes
+
+
+def people_of(identity: np.ndarray, albums: np.ndarray | None) -> np.ndarray:
+    """Number identities again, the faces of one in different albums being of different ones: (n,) -> (n,) int64."""
+    if albums is None:
+        return identity
+    return np.unique(identity * (int(albums.max(initial=0)) + 1) + albums, return_inverse=True)[1]
 
 
 def faces_where(features: Features, identity: np.ndarray, chosen: np.ndarray) -> tuple[Features, np.ndarray]:

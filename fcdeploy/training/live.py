@@ -1,7 +1,8 @@
 """Networks in training, evaluated as they will be deployed: a run whose engines are their PyTorch modules."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,14 @@ import torch
 from fcdeploy.data.features import Features
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.tensors import Engine, PassSpec, check_feeds
-from fcdeploy.runtime.pipeline import Options
+from fcdeploy.errors import InputError
+from fcdeploy.graph.cells import Cells
+from fcdeploy.graph.knn import KnnGraph, KnnSearch
+from fcdeploy.runtime.pipeline import Options, Work
 from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import Store
+from fcdeploy.runtime.run_folder import Arrays, Store
 from fcdeploy.systems import System, Weights
+from fcdeploy.training.identities import check_albums
 from fcdeploy.training.sweep import SweepRun
 
 K = TypeVar("K")
@@ -61,18 +66,63 @@ class TorchEngine:
 class LiveRun(SweepRun):
     """A run whose engines are the networks given to ``renew`` as they are then; its bundle has no files.
 
-    specs: the passes of its networks, by name. torch_device: where they are evaluated.
+    specs: the passes of its networks, by name. torch_device: where they are evaluated. albums: (n,) int32, the set
+    that each face belongs to; neighbors are found within it, as if each was clustered alone. None: all are one.
     """
 
     system: System
     specs: Mapping[str, PassSpec]
     torch_device: torch.device
+    albums: np.ndarray | None = None
     modules: dict[str, torch.nn.Module] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def knn(
+        self,
+        name: str,
+        vectors: np.ndarray,
+        k: int,
+        made_of: dict[str, Any],
+        text: str,
+        *,
+        clip: bool,
+        above: float,
+        cells: Callable[[], Cells],
+    ) -> tuple[KnnGraph, dict[str, Any]]:
+        """Find the k nearest neighbors of every face, those in its album; see ``Run.knn``."""
+        if self.albums is None:
+            return super().knn(name, vectors, k, made_of, text, clip=clip, above=above, cells=cells)
+        if len(vectors) != self.n:
+            raise InputError("--albums: does not go with proposals of several levels; leave it out.")
+        sizes = check_albums(self.albums, k)
+        order = np.argsort(self.albums, kind="stable").astype(np.int32)
+        starts = np.cumsum(sizes) - sizes
+        place = np.empty(self.n, dtype=np.int32)
+        place[order] = np.arange(self.n, dtype=np.int32)
+        albums = self.albums
+
+        @contextlib.contextmanager
+        def worker() -> Iterator[Work]:
+            def work(faces: np.ndarray) -> Arrays:
+                ids = np.empty((len(faces), k), dtype=np.int32)
+                sims = np.empty((len(faces), k), dtype=np.float32)
+                for album in np.unique(albums[faces]):
+                    members = order[starts[album] : starts[album] + sizes[album]]
+                    rows = np.flatnonzero(albums[faces] == album)
+                    search = KnnSearch(vectors[members], threads=self.options.cores)
+                    found, sims[rows] = search.search(place[faces[rows]] - np.int32(starts[album]), k)
+                    ids[rows] = members[found]
+                return {"ids": ids, "sims": np.clip(sims, 0, 1) if clip else sims}
+
+            yield work
+
+        made_of = {**made_of, "k": k, "clip": clip, "albums": hashlib.sha256(albums.data).hexdigest()}
+        arrays = self.make(name, made_of, worker, text=text, order=order)
+        return KnnGraph(arrays["ids"], arrays["sims"]), made_of
 
     def renew(self, version: str, networks: Mapping[str, torch.nn.Module]) -> None:
-        """Take networks (the authors' modules, by name) as they are now; products of another version are made again."""
+        """Take networks (the authors' modules, by name) as they are now; what another version made is made again."""
         records = self.system.module("network").NETWORKS
-        self.modules = {}
         for name, module in networks.items():
             # A copy on the CPU, where weights are folded in float64.
             state = {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
@@ -80,8 +130,9 @@ class LiveRun(SweepRun):
             records[name].settle(copied, self.settings)
             for of, part in records[name].passes(copied).items():
                 self.modules[of] = part.to(self.torch_device).eval()
+                self.versions[of] = version
         self.bundle = Bundle(
-            self.bundle.path, {**self.bundle.manifest, "passes": described(self.specs, version)}
+            self.bundle.path, {**self.bundle.manifest, "passes": described(self.specs, self.versions)}
         )
 
     def engine(self, name: str) -> AbstractContextManager[Engine]:
@@ -89,9 +140,12 @@ class LiveRun(SweepRun):
         return contextlib.nullcontext(TorchEngine(self.modules[name], self.specs[name], self.torch_device))
 
 
-def described(specs: Mapping[str, PassSpec], version: str) -> dict[str, Any]:
-    """Describe passes as a manifest does, with a version in the place of a file's hash."""
-    return {name: {"file": name, "sha256": version, **spec.as_dict()} for name, spec in specs.items()}
+def described(specs: Mapping[str, PassSpec], versions: Mapping[str, str]) -> dict[str, Any]:
+    """Describe passes as a manifest does, with their versions in the place of a file's hash."""
+    return {
+        name: {"file": name, "sha256": versions.get(name, ""), **spec.as_dict()}
+        for name, spec in specs.items()
+    }
 
 
 def live_run(
@@ -114,7 +168,7 @@ def live_run(
         "system": system.name,
         "feature_dim": features.dim,
         "networks": {name: {"widths": dict(widths)} for name, widths in weights.items()},
-        "passes": described(specs, ""),
+        "passes": described(specs, {}),
     }
     return LiveRun(
         features,

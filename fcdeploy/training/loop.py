@@ -35,7 +35,14 @@ from fcdeploy.runtime.run_folder import RunFolder, Store
 from fcdeploy.systems import NAMES, Schedule, System, Task, Training, Weights, describe, get_system
 from fcdeploy.systems.settings import settings_as_dict, with_settings
 from fcdeploy.training.curves import draw_training, write_table
-from fcdeploy.training.identities import faces_where, identities_of, split_identities
+from fcdeploy.training.identities import (
+    check_albums,
+    deal_faces,
+    faces_where,
+    identities_of,
+    people_of,
+    split_identities,
+)
 from fcdeploy.training.live import LiveRun, live_run
 from fcdeploy.training.report import Report
 from fcdeploy.training.sweep import KeyedStore, Trial, best_trial, sweep
@@ -59,7 +66,7 @@ class Choices:
 
     validation: share of the identities kept apart; patience: checks without a better validation F after which
     training ends (0: never). device: "auto", "cpu", "cuda" or "cuda:N". mixed: half-precision products (None: on a
-    GPU). settings: the network's own, by name.
+    GPU). albums: sets that the faces are dealt into (see ``deal_faces``). settings: the network's own, by name.
     """
 
     epochs: int | None = None
@@ -72,6 +79,7 @@ class Choices:
     device: str = "auto"
     mixed: bool | None = None
     threads: int = 0
+    albums: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -143,18 +151,25 @@ def train(
     check_features(features)
     identity = identities_of(labels)
     validating = split_identities(identity, choices.validation, choices.seed, labels_name)
-    torch.manual_seed(choices.seed)
-    net = training.network(recipe)
+    albums = deal_faces(identity, choices.albums, choices.seed)
     networks = networks_before(system, name, training, checkpoints)
+    before = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}
+    torch.manual_seed(choices.seed)
+    net = training.network(recipe, before)
     networks[name] = net
     weights = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}
+    if before and (problem := system.problem(weights)):
+        raise InputError(f"{', '.join(map(str, checkpoints))}: {problem}.")
     if mismatch := recipe.mismatch(weights):
         raise InputError(f"the recipe is for {mismatch}; the networks are for {describe(weights)}.")
     if init is not None:
         load_weights(net, init)
-    for side in (~validating, validating):
-        fitted_recipe(system, recipe, weights, side)
     options = Options(threads=choices.threads, inference=list(system.inferences)[-1])
+    for side in (~validating, validating):
+        fitted = fitted_recipe(system, recipe, weights, side)
+        if choices.albums > 1 and side.any():
+            made = system.products(int(side.sum()), weights, fitted, options)
+            check_albums(albums[side], made["knn.npz"]["ids"][0][1])
     report = Report(quiet)
     folder = made_folders(output, run_dir)
     with contextlib.ExitStack() as stack:
@@ -170,18 +185,23 @@ def train(
             # Progress of what is made once; of what every check makes again, none.
             once = kept is store
             run = live_run(system, part, fitted, weights, options, kept, device, quiet=quiet or not once)
+            run.albums = None if choices.albums == 1 else albums[chosen]
             run.read_features()
             with torch.random.fork_rng():  # making copies of networks draws weights
                 run.renew("before", networks)
             return run, own
 
         run, own = run_of(~validating, store)
+        behind = f", behind {' and '.join(before)}" if before else ""
         report.say(
-            f"{name} of {system.title}: {run.n:,} training faces of {own.max() + 1:,} identities, "
+            f"{name} of {system.title}{behind}: {run.n:,} training faces of {own.max() + 1:,} identities, "
             f"{int(validating.sum()):,} validation faces of {len(np.unique(identity[validating])):,}"
         )
-        task = training.task(run, own, settings)
-        held = run_of(validating, KeyedStore()) if validating.any() else None
+        task = training.task(run, own if training.mixes else people_of(own, run.albums), settings)
+        held = None
+        if validating.any():
+            held_run, truth = run_of(validating, KeyedStore())
+            held = held_run, people_of(truth, held_run.albums)
         config = {
             "system": system.name,
             "network": name,
@@ -190,6 +210,7 @@ def train(
             "settings": dataclasses.asdict(settings),
             "steps": choices.steps,
             "validation": choices.validation,
+            "albums": choices.albums,
             "patience": choices.patience,
             "seed": choices.seed,
             "mixed": device.type == "cuda" if choices.mixed is None else choices.mixed,
@@ -270,6 +291,8 @@ def chosen_schedule(published: Schedule, choices: Choices) -> Schedule:
         raise InputError(f"--lr {schedule.lr}: should be positive.")
     if not 0 <= choices.validation <= 0.5:
         raise InputError(f"--validation {choices.validation}: should be a share of the identities, 0 to 0.5.")
+    if choices.albums < 1:
+        raise InputError(f"--albums {choices.albums}: should be 1 or more.")
     return schedule
 
 
@@ -367,22 +390,24 @@ def networks_before(
 ) -> dict[str, torch.nn.Module]:
     """Load the networks that run before the one in training; raises InputError when they are not those it needs."""
     found: dict[str, torch.nn.Module] = {}
+    known = (*training.takes, *training.needs)
     for path in checkpoints:
         state = load_state_dict(path)
         shapes = shapes_of(state)
         for network, record in system.networks.items():
             widths = record.widths_from_shapes(shapes)
             if (
-                network in training.needs
+                network in known
+                and network not in found
                 and widths
                 and shapes.items() <= record.checkpoint_shapes(**widths).items()
             ):
                 found[network] = system.module("network").NETWORKS[network].from_state_dict(state)
                 break
         else:
-            needs = f"needs {' and '.join(training.needs)}" if training.needs else "needs none"
+            takes = f"takes {' and '.join(known)}, one of each" if known else "needs none"
             raise InputError(
-                f"{path}: is no network that comes before {name} of {system.title}, which {needs}."
+                f"{path}: is no network that comes before {name} of {system.title}, which {takes}."
             )
     missing = [network for network in training.needs if network not in found]
     if missing:
@@ -602,10 +627,10 @@ class Loop:
     def outcome(self, run: LiveRun, truth: np.ndarray) -> tuple[dict[str, float], dict[str, Any]]:
         """How good the clusters of other faces are, with the settings that suit the network best."""
         with torch.random.fork_rng():  # making copies of networks draws weights
-            run.renew(f"step {self.at.step}", self.networks)
+            run.renew(f"step {self.at.step}", {self.name: self.net})
             if self.training.outcome is not None:
                 return self.training.outcome(run, truth)
-            tunables = self.system.tunable(run.bundle.weights)
+            tunables = self.system.tunable(run.bundle.weights, run.options)
             trials = sweep(run, truth, tunables, mean_f, rounds=1)
         best = best_trial(trials, tunables, mean_f)
         measures = {PAIRWISE: best.evaluation.pairwise.f, BCUBED: best.evaluation.bcubed.f}

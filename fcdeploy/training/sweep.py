@@ -78,6 +78,7 @@ def sweep(
         if changed.problem():
             return
         run.settings = changed
+        run.__dict__.pop("products", None)  # arrays of other settings may be others
         trials.append(Trial(values, evaluate(system.cluster(run), truth)))
         seen(trials[-1])
 
@@ -96,6 +97,7 @@ def sweep(
                     attempt({**best.values, tunable.key: value})
     finally:
         run.settings = recipe
+        run.__dict__.pop("products", None)
     return trials
 
 

@@ -92,7 +92,7 @@ def tune(
         raise InputError("the labels put no two faces together; there is nothing to tune on.")
     recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
     system, features, settings, options, _ = prepare(features, bundle, options)
-    tunables = system.tunable(bundle.weights)
+    tunables = system.tunable(bundle.weights, options)
     if not tunables:
         having = [name for name in NAMES if get_system(name).tunable is not type(system).tunable]
         raise InputError(f"{system.title} has no threshold to tune; {', '.join(having)} have.")

@@ -1,5 +1,6 @@
 """Generated faces, small enough to train on in a second, and the command line called in this process."""
 
+import importlib.util
 import sys
 import warnings
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ RECIPES = {
     "gcn-d": (
         "[[proposals]]\nk = 10\nthreshold = 0.5\nmax_size = 30\nmin_size = 2\n\n"
         "[[proposals]]\nk = 10\nthreshold = 0.3\nmax_size = 20\nmin_size = 2\n"
+    ),
+    "l-gcn": "[neighborhood]\nhops = [9, 3]\nactive = 5\n\n[propagation]\nmax_size = 20\n",
+    "nsr-fc": (
+        "[neighborhood]\nk = 10\nhops = [10, 3]\nactive = 5\n\n[rescore]\nk = 10\nbatch = 64\n\n"
+        "[density_peaks]\nk = 5\n\n[pairs]\nk = 8\n"
     ),
     "sepfl": "[links]\nk = 8\nrho = 0.5\n",
     "pse-gcn": "[neighborhood]\nk = 10\nhops = [10, 3]\nactive = 5\n\n[links]\nk = 10\ntau = 0.7\n",
@@ -50,6 +56,18 @@ def fcdeploy(monkeypatch, capsys):
     return call
 
 
+@pytest.fixture(autouse=True)
+def narrow():
+    """Layers of NSR-FC narrower than the published ones, which take seconds to save."""
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("torch"):
+            from fcdeploy.systems.nsr_fc import training
+
+            for name in ("RESCORE_FF", "PAIR_FF", "PAIR_HIDDEN"):
+                patch.setattr(training, name, 64)
+        yield
+
+
 @pytest.fixture(scope="session")
 def people(tmp_path_factory) -> Path:
     """A folder of generated faces of 40 people, the last five faces unknown: f.bin, f.meta; recipes by system."""
@@ -61,6 +79,14 @@ def people(tmp_path_factory) -> Path:
     for name, text in RECIPES.items():
         (folder / f"{name}.toml").write_text(f'system = "{name}"\nfeature_dim = {DIM}\n\n{text}')
     return folder
+
+
+@pytest.fixture(scope="session")
+def strangers() -> tuple[np.ndarray, np.ndarray]:
+    """Features (2400, 16) float32 of some 200 people that are hard to tell apart, and their identities."""
+    features, labels = synthetic.make_faces(2400, DIM, seed=8, mean_size=12)
+    noise = np.random.default_rng(8).standard_normal(features.shape).astype(np.float32)
+    return features + 0.5 * features.std() * noise, labels
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def test_in_training_padding_changes_nothing(reduce, people):
     batch = {key: torch.from_numpy(array) for key, array in random_batch(16, 6, 9, rng).items()}
     real = batch["adj"].sum(2) > 0
     wanted = torch.from_numpy(rng.random(6).astype(np.float32))
-    net = network("detect", recipe)
+    net = network("detect", recipe, {})
     net.reduce = reduce
     sizes = real.sum(1).tolist()
     alone = [
@@ -55,7 +55,7 @@ def test_in_training_padding_changes_nothing(reduce, people):
     assert said.tolist() == pytest.approx(alone, abs=1e-6)
     assert float(loss.detach()) == pytest.approx(np.mean((np.array(alone) - wanted.numpy()) ** 2), abs=1e-6)
 
-    net = network("segment", recipe)
+    net = network("segment", recipe, {})
     seeded = torch.cat([batch["features"], torch.zeros(6, 9, 1)], dim=2)
     same = torch.from_numpy(rng.integers(0, 2, (6, 9)))
     given = {"nodes": seeded, "adj": batch["adj"], "real": real, "same": same}
@@ -82,7 +82,7 @@ def test_segmentation_is_trained_behind_a_detection_network(people, vectors, ide
         "recipe": load_recipe(people / "gcn-d.toml"),
         "choices": Choices(steps=4, batch=16, lr=0.1, threads=1),
     }
-    with pytest.raises(InputError, match="trained networks of detect; .* --ckpt"):
+    with pytest.raises(InputError, match=r"trained networks of detect; .* --ckpt"):
         train(*arguments, **options)
     done = train(*arguments, **options, checkpoints=[detect.checkpoint])
     assert done.measures.keys() == {"pairwise_f", "bcubed_f"}

@@ -11,23 +11,30 @@ from hypothesis import strategies as st
 
 from fcdeploy.data.features import features_from_array
 from fcdeploy.errors import FcdeployError, InputError
+from fcdeploy.runtime.pipeline import Options
 from fcdeploy.systems import NAMES, get_system
-from fcdeploy.training.identities import identities_of, split_identities
+from fcdeploy.training.identities import deal_faces, identities_of, people_of, split_identities
+from fcdeploy.training.sweep import KeyedStore
 
 torch = pytest.importorskip("torch")
 from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.training import loop  # noqa: E402
+from fcdeploy.training.live import live_run  # noqa: E402
 from fcdeploy.training.loop import Choices, train  # noqa: E402
 
 CASES = [
     ("pse-gcn", "refine", {"nodes": "24"}, 8, 0.05),
     ("sepfl", "pairwise", {"links": "300"}, 64, 0.1),
     ("gcn-d", "detect", {"dropout": "0.2"}, 16, 0.1),
+    ("l-gcn", "links", {}, 32, 0.2),
+    ("nsr-fc", "rescore", {"dropout": "0.1"}, 32, 1e-3),
+    ("nsr-fc", "lce", {}, 32, 1e-3),
+    ("nsr-fc", "pce", {"others": "2"}, 32, 3e-3),
 ]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case[0])
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case[:2]))
 def case(request):
     return request.param
 
@@ -35,11 +42,24 @@ def case(request):
 def trained(case, people, vectors, identities, output, **choices):
     name, network, settings, batch, lr = case
     chosen = Choices(**{"steps": 20, "batch": batch, "lr": lr, "threads": 1, "settings": settings, **choices})
-    recipe = load_recipe(people / f"{name}.toml")
-    features = features_from_array(vectors)
     return train(
-        get_system(name), features, identities, output, network=network, recipe=recipe, choices=chosen
+        get_system(name),
+        features_from_array(vectors),
+        identities,
+        output,
+        network=network,
+        recipe=load_recipe(people / f"{name}.toml"),
+        checkpoints=[trained_lce(people, vectors, identities)] if network == "pce" else [],
+        choices=chosen,
     )
+
+
+def trained_lce(people, vectors, identities):
+    """An LCENet that PCENet stands behind, trained once."""
+    checkpoint = people / "lce/lce.pth"
+    if not checkpoint.exists():
+        trained(("nsr-fc", "lce", {}, 32, 1e-3), people, vectors, identities, checkpoint)
+    return checkpoint
 
 
 def curve(folder):
@@ -114,8 +134,9 @@ def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
         assert same_weights(tmp_path / "a.run" / file, tmp_path / "b.run" / file)
     assert done.measures == straight.measures
     first, second = (torch.load(tmp_path / f"{x}.run/state.pt", weights_only=True) for x in "ab")
-    momenta = zip(*(s["optimizer"]["state"].values() for s in (first, second)), strict=True)
-    assert all(torch.equal(a["momentum_buffer"], b["momentum_buffer"]) for a, b in momenta)
+    momenta = list(zip(*(s["optimizer"]["state"].values() for s in (first, second)), strict=True))
+    assert momenta
+    assert all(torch.equal(a[key], b[key]) for a, b in momenta for key in a)
     assert (tmp_path / "a.toml").read_text() == (tmp_path / "b.toml").read_text()
 
 
@@ -142,6 +163,38 @@ def test_half_precision_products_leave_weights_of_full_precision(case, people, v
     assert not same_weights(tmp_path / "a.pth", tmp_path / "b.pth")
     parts = [key for key, tensor in full.items() if tensor.ndim == 2]
     assert all(torch.allclose(full[key], half[key], atol=0.05) for key in parts)
+
+
+def test_albums_are_clustered_alone_and_people_are_dealt_unevenly(people, vectors, identities):
+    """Neighbors by brute force inside each album; a person's faces of two albums are two persons'."""
+    identity = identities_of(identities)
+    albums = deal_faces(identity, 4, 7)
+    assert np.array_equal(albums, deal_faces(identity, 4, 7))
+    assert not np.array_equal(albums, deal_faces(identity, 4, 8))
+    sizes = np.array([np.bincount(albums[identity == who], minlength=4) for who in range(identity.max() + 1)])
+    assert sizes.sum() == len(vectors)
+    many = sizes[sizes.sum(1) >= 8]
+    assert np.mean(many.max(1) / many.sum(1)) > 0.5  # even shares would make 0.25, and drawing about 0.4
+    apart = people_of(identity, albums)
+    for i in range(0, 400, 7):
+        assert np.array_equal(apart == apart[i], (identity == identity[i]) & (albums == albums[i]))
+    system, recipe = get_system("sepfl"), load_recipe(people / "sepfl.toml")
+    options = Options(threads=1)
+    device = torch.device("cpu")
+    weights = {"pairwise": {"dim": 16, "k": 8}}
+    run = live_run(system, features_from_array(vectors), recipe, weights, options, KeyedStore(), device)
+    run.albums = albums
+    run.read_features()
+    knn, made_of = system.module("flow").nearest_neighbors(run)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for i in range(0, 400, 5):
+        members = np.flatnonzero(albums == albums[i])
+        nearest = members[np.argsort(-(unit[members] @ unit[i]), kind="stable")[:8]]
+        assert knn.ids[i, 0] == i
+        assert set(knn.ids[i].tolist()) == set(nearest.tolist())
+        assert knn.sims[i] == pytest.approx(np.clip(unit[knn.ids[i]] @ unit[i], 0, 1), abs=1e-6)
+    run.albums = np.zeros(400, np.int32)
+    assert system.module("flow").nearest_neighbors(run)[1] != made_of
 
 
 def test_a_finished_training_only_writes_its_results_again(
@@ -262,6 +315,7 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
     np.save("nan.npy", broken)
     (tmp_path / "one.meta").write_text("7\n" * 400)
     (tmp_path / "file.run").write_text("")
+    (tmp_path / "uneven.toml").write_text((people / "nsr-fc.toml").read_text().replace("k = 8", "k = 7"))
     torch.save({"x": torch.zeros(3)}, "other.pth")
     before = sorted(path.name for path in tmp_path.iterdir())
     good = {"--features": "f.bin", "--labels": "f.meta", "--recipe": "pse-gcn.toml", "-o": "new/c.pth"}
@@ -284,6 +338,11 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         ("pse-gcn", {"--device": "tpu"}, "none of auto"),
         ("pse-gcn", {"--init": "other.pth"}, "do not fit"),
         ("pse-gcn", {"--ckpt": "other.pth"}, "needs none"),
+        ("pse-gcn", {"--albums": 30}, "albums); give fewer"),
+        ("nsr-fc", {"--recipe": "nsr-fc.toml"}, "--network rescore|lce|pce"),
+        ("nsr-fc", {"--recipe": "nsr-fc.toml", "--network": "pce"}, "trained networks of lce"),
+        ("nsr-fc", {"--recipe": "nsr-fc-ms1m", "--network": "lce"}, "there are only"),
+        ("nsr-fc", {"--recipe": "uneven.toml", "--network": "lce"}, "multiple of 8"),
         ("pse-gcn", {"-o": "f.bin"}, "also an input"),
     ):
         options = [str(part) for pair in {**good, **changed}.items() for part in pair]
@@ -292,3 +351,18 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         assert says in done.err, (changed, done.err)
         assert done.err.count("\n") == 1
         assert sorted(path.name for path in tmp_path.iterdir()) == before, changed
+
+
+RAISED = {"pse-gcn": 300, "sepfl": 300, "gcn-d": 300, "l-gcn": 300, "nsr-fc": 300}  # steps
+
+
+@pytest.mark.slow
+def test_a_short_training_raises_validation_f(case, people, strangers, tmp_path):
+    """On more and harder faces than those above, against the same network after one step of hardly any size."""
+    features, labels = strangers
+    choices = {"validation": 0.3, "patience": 0, "seed": 2, "threads": 2}
+    before = trained((*case[:4], 1e-9), people, features, labels, tmp_path / "a.pth", steps=1, **choices)
+    after = trained(case, people, features, labels, tmp_path / "b.pth", steps=RAISED[case[0]], **choices)
+    scores = [np.mean(list(done.measures.values())) for done in (before, after)]
+    print(case[:2], scores)
+    assert scores[1] > scores[0] + 0.02

@@ -24,7 +24,7 @@ SYSTEM = System(
     problem=problem_of_networks,
     searches=searches,
     graphs=graphs,
-    tunable=lambda weights: (
+    tunable=lambda weights, options: (
         Tunable("overlap.min_score", (-1.0, *thresholds(0.0, 0.95, 0.05)), between=True),
         Tunable("overlap.max_iou", (0.5, 0.7, 1.0)),
     ),

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fcdeploy.engine.batching import gather_rows
 from fcdeploy.errors import InputError
 from fcdeploy.graph.pairs import connect_members
-from fcdeploy.systems import Schedule, Task, Training
+from fcdeploy.systems import Schedule, Task, Training, Weights
 from fcdeploy.systems.gcn_d import flow
 from fcdeploy.systems.gcn_d.inputs import Graphs, seeds_of
 from fcdeploy.systems.gcn_d.network import Dsgcn, settle
@@ -144,7 +144,7 @@ def segmentation_loss(net: Any, batch: dict[str, Tensor], dropout: float) -> tup
     return F.cross_entropy(logits, batch["same"][batch["real"]]), logits[:, 1] - logits[:, 0]
 
 
-def network(name: str, recipe: Recipe) -> Dsgcn:
+def network(name: str, recipe: Recipe, weights: Weights) -> Dsgcn:
     """Return a network with random weights; without layers where the recipe's only propagates."""
     dim = 1 if recipe.network.featureless else recipe.feature_dim
     hidden = () if recipe.network.depth and name == DETECT else HIDDEN

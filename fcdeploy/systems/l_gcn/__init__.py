@@ -9,7 +9,7 @@ without neighbors in its sub-graph is nobody's mean, not NaN, and a face that st
 position 0 is left out there.
 """
 
-from fcdeploy.systems import System
+from fcdeploy.systems import System, Tunable
 from fcdeploy.systems.l_gcn.flow import cluster
 from fcdeploy.systems.l_gcn.spec import NETWORK, Recipe, products, workload
 
@@ -23,5 +23,9 @@ SYSTEM = System(
     cluster=cluster,
     options=("k", "hops"),
     workload=workload,
+    tunable=lambda weights, options: (
+        Tunable("propagation.max_size", (2, 5, 10, 20, 50, 100, 300, 1000, 3000, 10000), between=True),
+        Tunable("propagation.step", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), between=True),
+    ),
     fit_lists=Recipe.for_lists,
 )

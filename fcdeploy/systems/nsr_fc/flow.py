@@ -34,6 +34,7 @@ RESCORE_BLOCK = 512  # faces between two commits, rounded to whole batches
 CONNECT_BLOCK = 2048
 LINK_BLOCK = 65536
 CONFIRM_BLOCK = 2048
+RESCORE_PASSES = ("rescore_first", "rescore", "rescore_neighbors")
 NEAR = 0.5  # similarity of the neighbors whose recall is told apart
 
 Made = dict[str, Any]  # what a product was made of
@@ -46,19 +47,8 @@ def cluster(run: "Run") -> np.ndarray:
     run.read_features()
     with run.stage("knn"):
         knn, knn_made_of = nearest_neighbors(run)
-    features, made_of = run.vectors, run.made_of_features
-    if "refine" in networks:
-        near = first_columns(knn, run.settings.neighborhood.k)
-        near_made_of = {**knn_made_of, "columns": near.k}
-        with run.stage("rerank"):
-            ranked, ranked_made_of = reranked_lists(run, near, near_made_of)
-        with run.stage("refine"):
-            refine = {"exact": refined_exactly, "layerwise": refined_layerwise}[run.options.inference]
-            features, made_of = refine(run, near, ranked, {"knn": near_made_of, "ranked": ranked_made_of})
-    dists, made_of = None, {"knn": knn_made_of, "features": made_of}
-    if "rescore" in networks:
-        with run.stage("rescore"):
-            dists, made_of = rescored_distances(run, features, knn, made_of)
+    features, made_of = refined_features(run, knn, knn_made_of)
+    dists, made_of = distances(run, features, knn, {"knn": knn_made_of, "features": made_of})
     if link_of(networks, run.options.link) == PAIRS:
         with run.stage("connect"):
             scores, scores_made_of = connectivity(run, knn, knn_made_of)
@@ -92,6 +82,29 @@ def nearest_neighbors(run: "Run") -> tuple[KnnGraph, Made]:
     )
 
 
+def refined_features(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[np.ndarray, Made]:
+    """What the re-scoring is given of each face, (n, d) float32: refined features, or the input."""
+    if "refine" not in run.bundle.weights:
+        return run.vectors, run.made_of_features
+    near = first_columns(knn, run.settings.neighborhood.k)
+    near_made_of = {**knn_made_of, "columns": near.k}
+    with run.stage("rerank"):
+        ranked, ranked_made_of = reranked_lists(run, near, near_made_of)
+    with run.stage("refine"):
+        refine = {"exact": refined_exactly, "layerwise": refined_layerwise}[run.options.inference]
+        return refine(run, near, ranked, {"knn": near_made_of, "ranked": ranked_made_of})
+
+
+def distances(
+    run: "Run", features: np.ndarray, knn: KnnGraph, made_of: Made
+) -> tuple[np.ndarray | None, Made]:
+    """Re-scored distances, (n, k) float32; none, and cosine similarities stand for them, without the network."""
+    if "rescore" not in run.bundle.weights:
+        return None, made_of
+    with run.stage("rescore"):
+        return rescored_distances(run, features, knn, made_of)
+
+
 def first_columns(knn: KnnGraph, k: int) -> KnnGraph:
     """The same lists, cut to k."""
     return knn if k == knn.k else KnnGraph(knn.ids[:, :k], knn.sims[:, :k])
@@ -109,7 +122,7 @@ def rescored_distances(
     ids = knn.ids[:, : rescore.k]
     made_of = {
         **lists_made_of,
-        "engine": run.bundle.digest(),
+        "engine": run.bundle.digest(RESCORE_PASSES),
         "k": ids.shape[1],
         "attention": rescore.attention,
     }
@@ -268,7 +281,12 @@ def transitions(
 def connectivity(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[np.ndarray, Made]:
     """LCENet's probability that a face and each of its neighbors are one person, (n, k) float32."""
     ids = knn.ids[:, : run.settings.pairs.k]
-    made_of = {"knn": knn_made_of, **run.made_of_features, "k": ids.shape[1], "engine": run.bundle.digest()}
+    made_of = {
+        "knn": knn_made_of,
+        **run.made_of_features,
+        "k": ids.shape[1],
+        "engine": run.bundle.digest(("connect",)),
+    }
 
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
@@ -312,10 +330,13 @@ def pair_links(
     pairs = run.settings.pairs
     ids = first_columns(knn, pairs.k).ids
     least = pairs.min_probability if run.options.min_probability is None else run.options.min_probability
-    made_of = {**made_of, "certain_weights": list(pairs.certain_weights)}
-    found = run.keep("candidates.npz", made_of, lambda: candidate_links(run, ids, sims, scores))
+    weighted = {"candidates": made_of, "certain_weights": list(pairs.certain_weights)}
+    found = run.keep("candidates.npz", weighted, lambda: candidate_links(run, ids, sims, scores))
     denser, certain = found["ids"], found["certain"]
+    # Which links are certain changes no candidate.
+    made_of = {"candidates": made_of, "engine": run.bundle.digest(("confirm",))}
     confirmed = confirmation(run, ids, denser, made_of)
+    made_of = {"confirmed": made_of, **weighted}
 
     def maker() -> dict[str, np.ndarray]:
         kept = np.flatnonzero((denser != NO_LINK) & (confirmed > np.float32(least)))
@@ -368,7 +389,7 @@ def candidate_links(
     }
 
 
-def confirmation(run: "Run", ids: np.ndarray, denser: np.ndarray, candidates_made_of: Made) -> np.ndarray:
+def confirmation(run: "Run", ids: np.ndarray, denser: np.ndarray, made_of: Made) -> np.ndarray:
     """PCENet's probability that a face and its candidate are one person, (n,) float32; 0 without a candidate."""
 
     @contextlib.contextmanager
@@ -393,7 +414,6 @@ def confirmation(run: "Run", ids: np.ndarray, denser: np.ndarray, candidates_mad
 
             yield work
 
-    made_of = {"candidates": candidates_made_of}
     return run.make(
         "confirmed.npy", made_of, worker, text="confirmation", order=run.order, block=CONFIRM_BLOCK
     )["array"]

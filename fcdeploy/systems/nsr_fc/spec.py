@@ -223,7 +223,7 @@ def feature_dim(weights: Weights) -> int:
 
 def link_of(weights: Weights, link: str | None) -> str:
     """Return how clusters come about: as asked for, else by the pair networks where the bundle has them."""
-    return link or (PAIRS if "lce" in weights and "pce" in weights else DENSITY_PEAKS)
+    return link or (PAIRS if "lce" in weights else DENSITY_PEAKS)
 
 
 def problem(weights: Weights) -> str | None:
@@ -358,10 +358,23 @@ def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> 
     return made
 
 
-def tunable(weights: Weights) -> tuple[Tunable, ...]:
-    """Return what is chosen on labelled faces: the threshold of the links that a bundle makes by default."""
-    key = "pairs.min_probability" if link_of(weights, None) == PAIRS else "density_peaks.tau"
-    return (Tunable(key, thresholds(0.0, 1.0), between=True),)
+def tunable(weights: Weights, options: "Options") -> tuple[Tunable, ...]:
+    """Return what is chosen on labelled faces: thresholds of the links that a run makes.
+
+    Certain links bypass PCENet, so that there may be none; density peaks may link by re-scored distances themselves.
+    """
+    if link_of(weights, options.link) == DENSITY_PEAKS:
+        return (
+            Tunable("density_peaks.tau", thresholds(0.0, 1.0), between=True),
+            Tunable("density_peaks.transition_sigma", (0.0, 0.05)),
+        )
+    k = weights["lce"]["k"]
+    usual = (0.1, 0.2, 0.7) if "rescore" in weights else EQUAL_WEIGHTS
+    certain = ((), usual[: max(0, k - 1)])
+    return (
+        Tunable("pairs.min_probability", thresholds(0.0, 1.0), between=True),
+        Tunable("pairs.certain_weights", certain),
+    )
 
 
 def workload(settings: Recipe, weights: Weights, options: "Options") -> dict[str, Workload]:

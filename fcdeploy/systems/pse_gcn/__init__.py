@@ -20,7 +20,7 @@ SYSTEM = System(
     products=products,
     cluster=cluster,
     options=("k", "hops", "tau", "reranked"),
-    tunable=lambda weights: (Tunable("links.tau", thresholds(0.0, 1.0), between=True),),
+    tunable=lambda weights, options: (Tunable("links.tau", thresholds(0.0, 1.0), between=True),),
     inferences={
         "exact": ("encode", "neighborhood"),
         "layerwise": ("near1", "similar1", "block1", "similar2", "block2"),

@@ -28,6 +28,15 @@ REFINE_BLOCK = 2048
 ENGINE_ROWS = 4096  # nodes an engine call: enough for full-speed matrix products, small enough for the cache
 SETS_BLOCK = 2048
 LINK_BLOCK = 65536
+REFINE_PASSES = (
+    "encode",
+    "neighborhood",
+    "near1",
+    "similar1",
+    "block1",
+    "similar2",
+    "block2",
+)  # of either inference
 
 Made = dict[str, Any]  # what a product was made of
 Work = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -179,7 +188,7 @@ def encoded_tables(run: "Run") -> dict[str, np.ndarray]:
         with run.engine("encode") as engine:
             yield lambda faces: engine.run({"features": run.vectors[faces]})
 
-    made_of = {**run.made_of_features, "engine": run.bundle.digest()}
+    made_of = {**run.made_of_features, "engine": run.bundle.digest(REFINE_PASSES)}
     return run.make("tables", made_of, worker, text="encoding", block=ENGINE_ROWS)
 
 
@@ -350,7 +359,7 @@ def made_of_refined(run: "Run", lists_made_of: Made) -> Made:
     near = run.settings.neighborhood
     return {
         "lists": lists_made_of,
-        "engine": run.bundle.digest(),
+        "engine": run.bundle.digest(REFINE_PASSES),
         "inference": run.options.inference,
         "tables": run.options.tables if run.options.inference == "layerwise" else "float32",
         "hops": list(near.hops),

@@ -9,9 +9,10 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.marks import new_scratch, unmark
 from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods
-from fcdeploy.systems import Schedule, Task, Training
+from fcdeploy.systems import Schedule, Task, Training, Weights
 from fcdeploy.systems.pse_gcn import flow
 from fcdeploy.systems.pse_gcn.network import PseGcn
 from fcdeploy.systems.pse_gcn.spec import Recipe
@@ -41,9 +42,15 @@ class Settings:
 
 def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
     """An item is a face with its neighborhood, all of the same number of nodes."""
-    near = run.settings.neighborhood
     knn, made_of = flow.nearest_neighbors(run)
-    ranked, _ = flow.reranked_lists(run, knn, made_of)
+    return neighborhood_task(run, knn, flow.reranked_lists(run, knn, made_of)[0], labels, settings)
+
+
+def neighborhood_task(
+    run: "Run", knn: KnnGraph, ranked: np.ndarray, labels: np.ndarray, settings: Settings
+) -> Task:
+    """The same from kNN lists and re-ranked ones, (n, k) int32."""
+    near = run.settings.neighborhood
     cap = min(settings.nodes or near.hops[0] * near.hops[1] + 1, run.n)
     identity = labels.astype(np.int32)
     look_alikes = nearest_identities(run.vectors, identity)
@@ -155,7 +162,7 @@ def loss(net: Any, batch: dict[str, Tensor], margin: float) -> tuple[Tensor, Ten
     return between + apart + together, sims[:, 0, 1:].reshape(-1)
 
 
-def network(recipe: Recipe) -> PseGcn:
+def network(recipe: Recipe, weights: Weights) -> PseGcn:
     """Return a network with random weights for the recipe's features."""
     return PseGcn(recipe.feature_dim)
 
@@ -166,5 +173,6 @@ TRAINING = {
         Settings,
         network,
         task,
+        mixes=True,  # look-alikes are of any album
     )
 }

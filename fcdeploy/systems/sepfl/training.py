@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fcdeploy.engine.batching import gather_rows
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Schedule, Task, Training
+from fcdeploy.systems import Schedule, Task, Training, Weights
 from fcdeploy.systems.sepfl import flow
 from fcdeploy.systems.sepfl.network import Sepfl
 from fcdeploy.systems.sepfl.spec import Recipe
@@ -81,7 +81,7 @@ def loss(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(logits, batch["same"]), logits[:, 1] - logits[:, 0]
 
 
-def network(recipe: Recipe) -> Sepfl:
+def network(recipe: Recipe, weights: Weights) -> Sepfl:
     """Return a network with random weights for the recipe's features and k."""
     return Sepfl(recipe.feature_dim, recipe.links.k)
 

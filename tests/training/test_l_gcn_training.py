@@ -1,0 +1,97 @@
+"""L-GCN's batches and loss against the published network on sub-graphs made one by one."""
+
+import numpy as np
+import pytest
+
+from fcdeploy.graph.subgraphs import gather_subgraphs, own_positions
+from fcdeploy.systems import get_system
+
+torch = pytest.importorskip("torch")
+from fcdeploy.data.features import features_from_array  # noqa: E402
+from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
+from fcdeploy.runtime.pipeline import Options  # noqa: E402
+from fcdeploy.systems.l_gcn.network import LGcn, padded_subgraphs  # noqa: E402
+from fcdeploy.systems.l_gcn.training import Settings, dense_subgraphs, loss, task  # noqa: E402
+from fcdeploy.training.live import live_run  # noqa: E402
+from fcdeploy.training.sweep import KeyedStore  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def run(people, vectors):
+    recipe = load_recipe(people / "l-gcn.toml")
+    weights = {"links": {"dim": 16}}
+    device = torch.device("cpu")
+    run = live_run(
+        get_system("l-gcn"),
+        features_from_array(vectors),
+        recipe,
+        weights,
+        Options(threads=1),
+        KeyedStore(),
+        device,
+    )
+    run.read_features()
+    return run
+
+
+@pytest.fixture(scope="module")
+def lists(run):
+    """The 12 nearest of each face by brute force, itself first."""
+    sims = run.vectors @ run.vectors.T
+    np.fill_diagonal(sims, 2)
+    return np.argsort(-sims, axis=1, kind="stable")[:, :13].astype(np.int32)
+
+
+def test_means_are_over_connected_faces(lists):
+    """Entry by entry: 1 / m for each of m connected faces, nothing for others and in padding."""
+    own = own_positions(lists, np.arange(len(lists), dtype=np.int32))
+    graphs = gather_subgraphs(lists, own, np.array([3, 77, 200], np.int32), (5, 2), 3)
+    members, adj = dense_subgraphs(graphs)
+    assert len(set((members >= 0).sum(1).tolist())) > 1  # some are padded
+    for g in range(3):
+        faces = members[g, members[g] >= 0].tolist()
+        assert faces == graphs.faces[g, : len(faces)].tolist()
+        for at, row in enumerate(adj[g]):
+            linked = [
+                place
+                for place, other in enumerate(faces)
+                if at < len(faces)
+                and at != place
+                and (other in lists[faces[at]][1:4] or faces[at] in lists[other][1:4])
+            ]
+            wanted = np.zeros(len(row))
+            if at < graphs.within[g, 3]:
+                wanted[linked] = 1 / len(linked)
+            assert row == pytest.approx(wanted, abs=1e-7)
+
+
+@pytest.mark.parametrize("settings", [Settings(), Settings(one=12, two=2, active=4)])
+def test_the_loss_is_that_of_the_published_network(settings, run, lists, identities):
+    """Cross entropy in float64 over all links; in training, bn0 takes mean and variance of the batch's faces."""
+    labels = np.where(identities == -1, 10_000 + np.arange(400), identities)
+    one, two, active = settings.one or 9, settings.two or 3, settings.active or 5
+    items = np.array([5, 18, 120, 301, 399])
+    batch = task(run, labels, settings).batch(items, np.random.default_rng(0))
+    tensors = {key: torch.from_numpy(array) for key, array in batch.items()}
+    torch.manual_seed(1)
+    net = LGcn(16)
+    found, said = loss(net, tensors)
+    seen = batch["features"][batch["real"]].astype(np.float64)
+    plain = LGcn(16)
+    plain.load_state_dict(net.state_dict())
+    plain.double().eval()
+    plain.bn0.running_mean = torch.from_numpy(seen.mean(0))
+    plain.bn0.running_var = torch.from_numpy(seen.var(0))
+    logits = plain(
+        *padded_subgraphs(run.vectors.astype(np.float64), lists, items, (one, two), active)
+    ).detach()
+    same = labels[lists[items, 1 : one + 1]] == labels[items][:, None]
+    assert 0 < same.mean() < 1
+    shares = torch.log_softmax(logits, dim=-1).numpy()
+    wanted = -np.where(same, shares[..., 1], shares[..., 0]).mean()
+    assert float(found.detach()) == pytest.approx(wanted, abs=1e-5)
+    assert said.detach().numpy() == pytest.approx((logits[..., 1] - logits[..., 0]).numpy().ravel(), abs=1e-4)
+    # What later inference reads: statistics moved a tenth of the way, the variance over n - 1.
+    assert net.bn0.running_var.numpy() == pytest.approx(0.9 + 0.1 * seen.var(0, ddof=1), abs=1e-5)
+    found.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
