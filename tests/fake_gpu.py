@@ -25,6 +25,7 @@ class Memory:
         self.live: dict[int, int] = {}
         self.buffers: list[np.ndarray] = []  # kept, so that no address comes twice
         self.limit = 1 << 40
+        self.gathered = 0  # rows, from tables
         self.peak = 0
 
     def take(self, size: int) -> int:
@@ -137,8 +138,83 @@ class Pinned(bytearray):
         return len(self)
 
 
+class Array:
+    """An array on the device; what is written to it gets there when the default stream is waited for."""
+
+    def __init__(
+        self, pointer: Pointer, start: int, shape: tuple[int, ...], dtype: Any, stream: Stream
+    ) -> None:
+        self.pointer, self.start, self.shape, self.dtype, self.stream = (
+            pointer,
+            start,
+            shape,
+            np.dtype(dtype),
+            stream,
+        )
+        self.nbytes = int(np.prod(shape)) * self.dtype.itemsize
+
+    @property
+    def ptr(self) -> int:
+        return self.pointer.ptr + self.start
+
+    def __getitem__(self, rows: slice) -> "Array":
+        first, last, _ = rows.indices(self.shape[0])
+        row = self.nbytes // self.shape[0]
+        return Array(
+            self.pointer, self.start + first * row, (last - first, *self.shape[1:]), self.dtype, self.stream
+        )
+
+    def set(self, values: np.ndarray) -> None:
+        assert values.shape == self.shape
+        assert values.dtype == self.dtype
+        address, content, memory = self.ptr, values.tobytes(), self.pointer.memory
+
+        def work() -> None:
+            memory.check(address, len(content))
+            ctypes.memmove(address, content, len(content))
+
+        self.stream.put(work)
+
+
+def gather_on_device(memory: Memory, arguments: tuple[Any, ...]) -> None:
+    """What the kernel gather_rows does."""
+    table, where, out, rows, width = arguments
+    memory.check(int(where), int(rows) * 4)
+    memory.check(int(out), int(rows) * int(width) * 4)
+    memory.check(table.ptr, table.nbytes)
+
+    def view(address: int, count: int, dtype: Any) -> np.ndarray:
+        held = (ctypes.c_char * (count * 4)).from_address(address)
+        return np.frombuffer(held, dtype)
+
+    nodes = view(int(where), int(rows), np.int32)
+    values = view(table.ptr, table.nbytes // 4, np.float32).reshape(-1, int(width))
+    result = view(int(out), int(rows) * int(width), np.float32).reshape(-1, int(width))
+    result[...] = np.where(nodes[:, None] < 0, 0, values[nodes])
+
+
 def fake_cupy(memory: Memory) -> Any:
     """Return what the engine uses of CuPy."""
+    default = Stream(non_blocking=True)
+
+    def get_function(name: str) -> Any:
+        assert name == "gather_rows"
+
+        def launch(grid: Any, block: Any, arguments: Any, stream: Stream) -> None:
+            assert grid[0] > 0
+            table, *rest = arguments
+            memory.gathered += int(rest[2])
+            held = SimpleNamespace(
+                ptr=table.ptr, nbytes=table.nbytes
+            )  # its address, and not the memory itself
+            stream.put(lambda: gather_on_device(memory, (held, *rest)))
+
+        return launch
+
+    def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return Array(Pointer(memory, size), 0, shape, dtype, default)
+
     cuda = SimpleNamespace(
         Stream=Stream,
         Event=Event,
@@ -146,9 +222,13 @@ def fake_cupy(memory: Memory) -> Any:
         alloc_pinned_memory=lambda size: Pinned(b"\xff" * size),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
+        get_current_stream=lambda: default,
     )
     pool = SimpleNamespace(free_all_blocks=lambda: None)
-    return SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: pool)
+    module = SimpleNamespace(get_function=get_function)
+    return SimpleNamespace(
+        cuda=cuda, empty=empty, RawModule=lambda code: module, get_default_memory_pool=lambda: pool
+    )
 
 
 class FakeTensorRt:
@@ -337,10 +417,13 @@ def install(monkeypatch: Any) -> FakeTensorRt:
     import fcdeploy.engine.tensorrt as engine
     from fcdeploy.engine import tensorrt_library
     from fcdeploy.engine.cuda import Gpu
+    from fcdeploy.graph import cuda
 
     trt = FakeTensorRt(Memory())
+    cupy = fake_cupy(trt.memory)
     monkeypatch.setattr(engine, "import_tensorrt", lambda flavour: trt)
-    monkeypatch.setattr(engine, "import_cupy", lambda: fake_cupy(trt.memory))
+    monkeypatch.setattr(engine, "import_cupy", lambda: cupy)
+    monkeypatch.setattr(cuda, "_modules", {})
     monkeypatch.setattr(engine, "find_gpu", lambda who, advice: Gpu("Fake GPU", "8.6", 24 << 30))
     monkeypatch.setattr(tensorrt_library, "_loggers", {})
     return trt

@@ -2,8 +2,9 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit, prange
@@ -36,6 +37,48 @@ def gather_rows(table: np.ndarray, nodes: np.ndarray, out: np.ndarray) -> None:
             out[at // width, at % width] = 0
         else:
             out[at // width, at % width] = table[face]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table, as an engine's input: gathered where the engine computes.
+
+    table: (n, h) float32, which does not change while engines use it; nodes: (b, w) int32, -1 where the row is zero.
+    """
+
+    table: np.ndarray
+    nodes: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.nodes.shape, self.table.shape[1])
+
+    @property
+    def ndim(self) -> int:
+        return self.nodes.ndim + 1
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.table.dtype
+
+    def __getitem__(self, part: slice) -> "Rows":
+        return Rows(self.table, self.nodes[part])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Be the rows themselves wherever NumPy is asked for an array."""
+        return self.gather() if dtype is None else self.gather().astype(dtype)
+
+    def gather(self, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the rows (b, w, h) float32, in ``out`` if it is given."""
+        if out is None:
+            out = np.empty(self.shape, dtype=np.float32)
+        gather_rows(self.table, np.ascontiguousarray(self.nodes), out)
+        return out
+
+
+def gathered(feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return an engine's inputs with rows of tables gathered."""
+    return {name: array.gather() if isinstance(array, Rows) else array for name, array in feeds.items()}
 
 
 def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:

@@ -2,9 +2,8 @@
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
 
-from fcdeploy.errors import InputError, MissingDependencyError
+from fcdeploy.errors import InputError
 
 DRIVER = "libcuda.so.1"
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
@@ -45,14 +44,3 @@ def find_gpu(who: str, advice: str) -> Gpu:
             f"{who} needs an NVIDIA GPU, and CUDA finds none on this machine ({problem}); {advice}."
         )
     return Gpu(name.value.decode(), f"{numbers[0].value}.{numbers[1].value}", int(memory.value))
-
-
-def import_cupy() -> Any:
-    """Import CuPy, or raise MissingDependencyError with the command that installs it."""
-    try:
-        import cupy
-    except ImportError as error:
-        raise MissingDependencyError(
-            "running on a GPU needs CuPy; install it with `pip install 'fcdeploy[gpu]'`."
-        ) from error
-    return cupy

@@ -1,14 +1,15 @@
 """Run one graph of a bundle with ONNX Runtime."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from fcdeploy.engine.tensors import PassSpec, Timing, check_feeds
+from fcdeploy.engine.batching import ahead, gathered
+from fcdeploy.engine.tensors import Feeds, PassSpec, Timing, check_feeds
 from fcdeploy.errors import FcdeployError, InputError, MissingDependencyError
 
 K = TypeVar("K")
@@ -35,25 +36,23 @@ class OnnxRuntimeEngine:
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._check_graph()
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Evaluate the graph; raises FcdeployError when ``feeds`` is not what ``spec`` says."""
         check_feeds(feeds, self.spec.inputs, self._where)
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+        return dict(zip(self._outputs, self._session.run(self._outputs, gathered(feeds)), strict=True))
 
-    def run_each(
-        self, batches: Iterable[tuple[K, Mapping[str, np.ndarray]]]
-    ) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
-        """Evaluate batches one after the other, in order."""
-        for key, feeds in batches:
+    def run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
+        """Evaluate batches one after the other, in order, while the next are made in a thread of their own."""
+        for key, feeds in ahead((key, gathered(feeds)) for key, feeds in batches):
             yield key, self.run(feeds)
 
-    def timed_run(self, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Timing]:
+    def timed_run(self, feeds: Feeds) -> tuple[dict[str, np.ndarray], Timing]:
         """Evaluate the graph like ``run``, one step after the other, and tell how long each of them took."""
         ort = import_onnxruntime()
         started = time.perf_counter()
         check_feeds(feeds, self.spec.inputs, self._where)
         binding = self._session.io_binding()
-        arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        arrays = {name: np.ascontiguousarray(array) for name, array in gathered(feeds).items()}
         prepared = time.perf_counter()
         for name, array in arrays.items():
             if self.device == "cpu":

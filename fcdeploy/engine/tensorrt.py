@@ -15,13 +15,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fcdeploy.engine.cuda import Gpu, find_gpu, import_cupy
+from fcdeploy.engine.batching import Rows, ahead
+from fcdeploy.engine.cuda import Gpu, find_gpu
 from fcdeploy.engine.tensorrt_library import DTYPES, TITLES, error_from_log, import_tensorrt, logger_of
-from fcdeploy.engine.tensors import PassSpec, TensorSpec, check_feeds, divisible_axis
+from fcdeploy.engine.tensors import Feeds, PassSpec, TensorSpec, check_feeds, divisible_axis
 from fcdeploy.errors import FcdeployError, InputError
+from fcdeploy.graph.cuda import DeviceArrays, import_cupy, kernel
 
 K = TypeVar("K")
-Feeds = Mapping[str, np.ndarray]
+TABLE_SHARE = 2  # of the device memory, the half is for tables that inputs are gathered from
+GATHER_BLOCKS, GATHER_THREADS = 4096, 128
 Ranges = Mapping[str, tuple[int, int, int]]  # axis -> shortest, typical, longest
 
 
@@ -111,7 +114,7 @@ class TensorRtEngine:
         self._profiles = list(profiles)
         self._vram = vram
         self._axis = divisible_axis(spec)
-        trt, _ = check_target(target, str(path), remake)
+        trt, gpu = check_target(target, str(path), remake)
         self._cupy = import_cupy()
         self._log = logger_of(trt)
         self._log.start()
@@ -134,14 +137,18 @@ class TensorRtEngine:
         self._turn = 0
         self._profile = -1
         self._workspace: Any = None
+        self._tables = DeviceArrays(self._cupy, (vram or gpu.memory) // TABLE_SHARE, self._copies.synchronize)
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Evaluate the plan; raises FcdeployError when ``feeds`` is not what ``spec`` and the profiles say."""
-        ((_, outputs),) = self.run_each([(None, feeds)])
+        ((_, outputs),) = self._run_each([(None, feeds)])
         return outputs
 
     def run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
-        """Evaluate batches one after the other, in order; the next is copied to the device while one is computed."""
+        """Evaluate batches in order, while the next one is copied to the device and those after it are made."""
+        yield from self._run_each(ahead(batches))
+
+    def _run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
         busy: deque[tuple[K, bool, _Slot]] = deque()
         parts: list[dict[str, np.ndarray]] = []
 
@@ -179,6 +186,7 @@ class TensorRtEngine:
         self._compute.synchronize()
         self._context = self._engine = self._runtime = self._workspace = None
         self._slots = []
+        self._tables.clear()
         self._cupy.get_default_memory_pool().free_all_blocks()
 
     def __enter__(self) -> "TensorRtEngine":
@@ -211,6 +219,7 @@ class TensorRtEngine:
     def _pieces(self, feeds: Feeds) -> list[tuple[int, Feeds]]:
         """Cut a batch into pieces that an optimization profile, and the memory, are large enough for."""
         lengths = lengths_of(self.spec.inputs, feeds)
+        self._tables_of(feeds)  # what they take is not there for batches
         profile, most = self._choose(lengths)
         if self._axis is None:
             return [(profile, feeds)]
@@ -262,6 +271,7 @@ class TensorRtEngine:
         if not self._vram:
             return lengths[axis]
         fixed = self._plan_bytes + self._engine.get_device_memory_size_for_profile_v2(profile)
+        fixed += self._tables.nbytes
         if fixed + each > self._vram:
             raise FcdeployError(
                 f"{self._where}: needs at least {(fixed + each) / 2**20:,.0f} MB of device memory, and --vram allows "
@@ -276,11 +286,13 @@ class TensorRtEngine:
         try:
             slot.done.synchronize()  # an abandoned batch may still be using the buffers
             self._use_profile(profile)
+            tables = self._tables_of(feeds)
             for spec in self.spec.inputs:
                 array = feeds[spec.name]
-                host, device = slot.buffers(spec.name, array.shape, spec.dtype)
-                np.copyto(host, array)
-                device.copy_from_host_async(host.ctypes.data, array.nbytes, self._copies)
+                if spec.name in tables:
+                    device = self._gather(slot, spec, array, tables[spec.name])
+                else:
+                    device = self._send(slot, spec, array)
                 self._check(context.set_input_shape(spec.name, array.shape), f"shape {spec.name}")
                 self._check(context.set_tensor_address(spec.name, device.ptr), f"bind {spec.name}")
             slot.copied.record(self._copies)
@@ -291,9 +303,9 @@ class TensorRtEngine:
                 self._check(
                     tuple(context.get_tensor_shape(spec.name)) == shape, f"find the shape of {spec.name}"
                 )
-                host, device = slot.buffers(spec.name, shape, spec.dtype)
+                device = slot.memory(spec, shape)
                 self._check(context.set_tensor_address(spec.name, device.ptr), f"bind {spec.name}")
-                slot.results[spec.name] = host
+                slot.results[spec.name] = slot.pinned(spec.name, shape, spec.dtype)
             self._check(context.execute_async_v3(stream.ptr), "start the computation")
             for name, host in slot.results.items():
                 slot.device[name].copy_to_host_async(host.ctypes.data, host.nbytes, stream)
@@ -304,6 +316,34 @@ class TensorRtEngine:
             ) from error
         except self._cupy.cuda.runtime.CUDARuntimeError as error:
             raise FcdeployError(f"{self._where}: CUDA failed ({error}).") from error
+
+    def _tables_of(self, feeds: Feeds) -> dict[str, Any]:
+        """Return the tables on the device that inputs are gathered from, by input; none when they do not all fit."""
+        rows = {name: array for name, array in feeds.items() if isinstance(array, Rows)}
+        held = self._tables.get(*(array.table for array in rows.values())) if rows else None
+        return dict(zip(rows, held, strict=True)) if held else {}
+
+    def _send(self, slot: "_Slot", spec: TensorSpec, array: Any) -> Any:
+        """Start copying an input to the device; return its memory there."""
+        host, device = slot.pinned(spec.name, array.shape, spec.dtype), slot.memory(spec, array.shape)
+        if isinstance(array, Rows):
+            array.gather(host)
+        else:
+            np.copyto(host, array)
+        device.copy_from_host_async(host.ctypes.data, host.nbytes, self._copies)
+        return device
+
+    def _gather(self, slot: "_Slot", spec: TensorSpec, array: Rows, table: Any) -> Any:
+        """Start gathering an input from a table on the device; return its memory there."""
+        nodes = TensorSpec(f"{spec.name}.nodes", (), "int32")
+        where, device = self._send(slot, nodes, array.nodes), slot.memory(spec, array.shape)
+        arguments = (
+            *(table, np.uint64(where.ptr), np.uint64(device.ptr)),
+            *(np.int64(array.nodes.size), np.int32(array.table.shape[1])),
+        )
+        grid = (min(array.nodes.size, GATHER_BLOCKS),)
+        kernel(self._cupy, "gather_rows")(grid, (GATHER_THREADS,), arguments, stream=self._copies)
+        return device
 
     def _collect(self, slot: "_Slot") -> dict[str, np.ndarray]:
         """Wait for a batch and return copies of its results."""
@@ -348,17 +388,22 @@ class _Slot:
         self.results: dict[str, np.ndarray] = {}
         self.copied, self.done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
 
-    def buffers(self, name: str, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, Any]:
-        """Return a pinned host array of this shape and the device memory that belongs to it."""
+    def pinned(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Return a pinned host array of this shape."""
         count = math.prod(shape)
         size = max(count * np.dtype(dtype).itemsize, 1)
         if name not in self._pinned or self._pinned[name].size() < size:
             self._pinned.pop(name, None)
-            self.device.pop(name, None)
             self._pinned[name] = self._cupy.cuda.alloc_pinned_memory(size)
-            self.device[name] = self._cupy.cuda.alloc(size)
-        host = np.frombuffer(self._pinned[name], dtype=dtype, count=count).reshape(shape)
-        return host, self.device[name]
+        return np.frombuffer(self._pinned[name], dtype=dtype, count=count).reshape(shape)
+
+    def memory(self, spec: TensorSpec, shape: tuple[int, ...]) -> Any:
+        """Return device memory for a tensor of this shape."""
+        size = max(math.prod(shape) * np.dtype(spec.dtype).itemsize, 1)
+        if spec.name not in self.device or self.device[spec.name].mem.size < size:
+            self.device.pop(spec.name, None)
+            self.device[spec.name] = self._cupy.cuda.alloc(size)
+        return self.device[spec.name]
 
 
 def lengths_of(specs: Iterable[TensorSpec], arrays: Feeds) -> dict[str, int]:

@@ -59,21 +59,32 @@ class Timing:
         return self.host + self.copies + self.compute
 
 
+class Tensor(Protocol):
+    """What an engine takes: a NumPy array, or ``Rows`` of a table."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+Feeds = Mapping[str, Any]  # input name -> Tensor
+
+
 class Engine(Protocol):
     """One loaded graph; a ``with`` frees it. The arrays that ``run`` returns are new each time and yours to keep."""
 
     spec: PassSpec
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Evaluate the graph; raises FcdeployError when ``feeds`` is not what ``spec`` says."""
 
-    def run_each(
-        self, batches: Iterable[tuple[K, Mapping[str, np.ndarray]]]
-    ) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
+    def run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
         """Evaluate batches in order; each comes with a key, which comes back with its results.
 
-        A GPU is given the next batch while it works on one, so that batches are asked for before results are handed
-        out.
+        Batches are made in a thread of their own, ahead of those that are computed.
         """
 
     def __enter__(self) -> Self: ...
@@ -115,7 +126,7 @@ def divisible_axis(spec: PassSpec) -> str | None:
     return str(axis) if alone else None
 
 
-def check_feeds(feeds: Mapping[str, np.ndarray], inputs: Sequence[TensorSpec], where: str) -> None:
+def check_feeds(feeds: Feeds, inputs: Sequence[TensorSpec], where: str) -> None:
     """Raise FcdeployError unless ``feeds`` holds exactly ``inputs``: names, dtypes, ranks and lengths."""
     if feeds.keys() != {spec.name for spec in inputs}:
         expected = ", ".join(spec.name for spec in inputs)

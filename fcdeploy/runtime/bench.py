@@ -16,10 +16,12 @@ import numpy as np
 
 from fcdeploy.data.features import features_from_array
 from fcdeploy.data.generated import generated_faces
+from fcdeploy.engine.batching import ahead, gathered
 from fcdeploy.engine.bundle import PLAN, Bundle
-from fcdeploy.engine.cuda import find_gpu, import_cupy
+from fcdeploy.engine.cuda import find_gpu
 from fcdeploy.engine.tensors import Engine, PassSpec, Timing
 from fcdeploy.errors import InputError
+from fcdeploy.graph.cuda import import_cupy
 from fcdeploy.runtime.pipeline import Options, prepare, run_clustering, ways_of
 from fcdeploy.systems import get_system
 
@@ -355,7 +357,7 @@ class _WatchedEngine:
     def run_each(self, batches: Iterable[tuple[Any, Feeds]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
         """Evaluate batches in order. What an engine overlaps counts as computing; waiting for batches does not."""
         if hasattr(self._engine, "timed_run"):
-            for key, feeds in batches:
+            for key, feeds in ahead((key, gathered(feeds)) for key, feeds in batches):  # as the engine does
                 yield key, self.run(feeds)
             return
         waited = 0.0

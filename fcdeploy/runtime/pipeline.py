@@ -495,6 +495,11 @@ class Run:
         arrays = self.make(name, made_of, worker, text=text)
         return KnnGraph(arrays["ids"], arrays["sims"]), made_of
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the engine runs on a GPU."""
+        return self.bundle.device(self.options.device) == "cuda"
+
     def engine(self, name: str) -> AbstractContextManager[Engine]:
         """Open one pass of the bundle."""
         options = self.options

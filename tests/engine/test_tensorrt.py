@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fcdeploy.engine.batching import Rows
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.engine.tensorrt import PlanTarget, TensorRtEngine
 from fcdeploy.engine.tensors import PassSpec, TensorSpec, divisible_axis
@@ -131,7 +132,7 @@ def test_the_next_batch_is_on_its_way_while_one_is_computed(open_engine, trt):
             yield at, feeds_of(2, 2, at)
 
     with open_engine() as engine:
-        results = engine.run_each(batches())
+        results = engine._run_each(batches())
         assert next(results)[0] == 0
         assert asked == [0, 1, 2]
         assert [key for key, _ in results] == [1, 2, 3]
@@ -284,8 +285,8 @@ def test_a_plan_of_other_tensors_or_profiles_than_the_manifest_says(open_engine)
 def test_without_cupy_the_sentence_says_how_to_get_it(open_engine, monkeypatch):
     import sys
 
-    from fcdeploy.engine import cuda
     from fcdeploy.engine import tensorrt as module
+    from fcdeploy.graph import cuda
 
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(module, "import_cupy", cuda.import_cupy)
@@ -293,6 +294,64 @@ def test_without_cupy_the_sentence_says_how_to_get_it(open_engine, monkeypatch):
         MissingDependencyError, match=r"needs CuPy; install it with `pip install 'fcdeploy\[gpu\]'`"
     ):
         open_engine()
+
+
+def rows_feeds(b, n, seed=0):
+    """Feeds whose x comes from a table of 50 rows, and the same with x spelled out."""
+    rng = np.random.default_rng([seed, b, n])
+    table = TABLES[seed % 2]
+    nodes = rng.integers(-1, 50, (b, n)).astype(np.int32)
+    feeds = feeds_of(b, n, seed)
+    plain = np.where(nodes[:, :, None] < 0, 0, table[nodes])
+    return {**feeds, "x": Rows(table, nodes)}, {**feeds, "x": plain}
+
+
+TABLES = [np.random.default_rng(at).integers(-9, 9, (50, 3)).astype(np.float32) for at in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("memory", "uploads"),
+    [(1 << 30, True), (2 * TABLES[0].nbytes, True), (2 * TABLES[0].nbytes - 2, False)],
+)
+def test_rows_of_tables_are_gathered_on_the_device_where_the_table_fits(
+    open_engine, trt, monkeypatch, memory, uploads
+):
+    """Two tables in turn: both stay there, or each takes the other's place, or none fits and the host gathers."""
+    from fcdeploy.engine import tensorrt as module
+    from fcdeploy.engine.cuda import Gpu
+
+    monkeypatch.setattr(module, "find_gpu", lambda who, advice: Gpu("Fake GPU", "8.6", memory))
+    pairs = [rows_feeds(b, n, at) for at, (b, n) in enumerate([(3, 2), (8, 4), (1, 9), (20, 3), (2, 2)])]
+    with open_engine() as engine:
+        found = list(engine.run_each((at, feeds) for at, (feeds, _) in enumerate(pairs)))
+    for (_, outputs), (_, plain) in zip(found, pairs, strict=True):
+        assert same(outputs, plain)
+    assert trt.memory.gathered == (sum(plain["x"][:, :, 0].size for _, plain in pairs) if uploads else 0)
+    assert not trt.memory.live
+
+
+def test_tables_count_as_device_memory_in_use(open_engine, trt, tmp_path):
+    """Half of --vram may be tables, and batches are cut to what is left beside them."""
+    feeds, plain = rows_feeds(8, 4)
+    open_engine().close()
+    size = (tmp_path / "g.plan").stat().st_size
+    each = 4 * (4 * 3 + 4 * 4 + 3 + 4 * 3 + 3)
+    table = TABLES[0].nbytes
+    trt.memory.peak = 0
+    with open_engine(vram=size + trt.workspace + table + 2 * 3 * each) as engine:
+        assert same(engine.run(feeds), plain)
+    assert [lengths["b"] for _, lengths in trt.calls] == [2, 3, 3]
+    nodes = 2 * 3 * 4 * 4  # of both slots
+    assert trt.memory.peak <= trt.workspace + table + 2 * 3 * each + nodes
+
+
+def test_onnx_runtime_gathers_rows_itself(graph):
+    feeds, plain = rows_feeds(5, 3)
+    with OnnxRuntimeEngine(graph, spec_of()) as engine:
+        assert same(engine.run(feeds), plain)
+        assert same(next(iter(engine.run_each([(0, feeds)])))[1], plain)
+        with pytest.raises(FcdeployError, match="expected x"):
+            engine.run({**feeds, "x": Rows(np.zeros((9, 4), np.float32), feeds["x"].nodes)})
 
 
 def test_onnx_runtime_runs_batches_one_after_the_other_too(graph):

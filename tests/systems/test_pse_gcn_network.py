@@ -209,6 +209,7 @@ def test_batches_hold_every_neighborhood_once_with_its_own_tables(rows, most):
         tables, ranked, KnnGraph(ids, sims), centres, near, scratch, rows=rows, most=most
     ):
         positions += group.tolist()
+        feeds = {name: np.asarray(rows_or_array) for name, rows_or_array in feeds.items()}
         b, width = feeds["mask"].shape
         assert b <= most
         assert b == 1 or b * width <= rows

@@ -10,9 +10,8 @@ import numba
 import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
-from fcdeploy.engine.batching import ahead
 from fcdeploy.errors import FcdeployError
-from fcdeploy.graph.aggregation import sum_connected, sum_similar
+from fcdeploy.graph.aggregation_cuda import sums_on
 from fcdeploy.graph.density import density_from_sums, sum_similarities
 from fcdeploy.graph.halves import LARGEST, bits_of, floats_from_halves, halves_from_floats
 from fcdeploy.graph.knn import KnnGraph
@@ -159,7 +158,7 @@ def refined_exactly(
         scratch = new_scratch(run.n)
         with run.engine("neighborhood") as engine:
 
-            def batches(faces: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+            def batches(faces: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
                 numba.set_num_threads(threads)  # a setting of each thread, and this runs in one of its own
                 most = run.options.batch or ENGINE_ROWS
                 yield from neighborhood_batches(
@@ -168,7 +167,7 @@ def refined_exactly(
 
             def work(faces: np.ndarray) -> dict[str, np.ndarray]:
                 refined = np.empty((len(faces), 2 * run.features.dim), dtype=np.float32)
-                for group, outputs in engine.run_each(ahead(batches(faces))):
+                for group, outputs in engine.run_each(batches(faces)):
                     refined[group] = outputs["refined"]
                 run.check_finite(refined, faces, "refined feature")
                 return {"array": refined}
@@ -206,6 +205,7 @@ def refined_layerwise(
     made_of = made_of_refined(run, lists_made_of)
     near = run.settings.neighborhood
     scratch = new_scratch(run.n)
+    sums = sums_on(gpu=run.on_gpu, vram=run.options.vram)
     layer_made_of = {**made_of, **order_made_of(run)}
     lists = functools.cache(lambda: lists_by_place(run, knn, ranked, layer_made_of))
 
@@ -241,11 +241,10 @@ def refined_layerwise(
         return run.vectors[run.order[places]]
 
     def connected(places: np.ndarray, times: int, table: np.ndarray) -> np.ndarray:
-        lists = lists_by_place(run, knn, ranked, layer_made_of)
-        return sum_connected(
-            lists["ranked"],
-            lists["ids"],
-            lists["sims"],
+        return sums.sum_connected(
+            lists()["ranked"],
+            lists()["ids"],
+            lists()["sims"],
             places,
             near.hops,
             near.active,
@@ -255,7 +254,9 @@ def refined_layerwise(
         )
 
     def similar(places: np.ndarray, directions: np.ndarray, table: np.ndarray) -> np.ndarray:
-        return sum_similar(lists()["ranked"], places, near.hops, bits_of(directions), bits_of(table), scratch)
+        return sums.sum_similar(
+            lists()["ranked"], places, near.hops, bits_of(directions), bits_of(table), scratch
+        )
 
     # Each layer asks for the ones before it only when it is not finished itself.
     def near1() -> dict[str, np.ndarray]:

@@ -1,10 +1,11 @@
 """Batches for PSE-GCN's passes: random ones for parity, and those gathered from tables for a run."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from fcdeploy.engine.batching import gather_rows, groups_by_size
+from fcdeploy.engine.batching import Rows, groups_by_size
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods, largest_neighborhood
 from fcdeploy.systems import ParityInputs
@@ -54,7 +55,7 @@ def neighborhood_batches(
     *,
     rows: int,
     most: int,
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Yield the neighborhoods of ``centres`` in groups of nearly equal size, ready for the engine.
 
     tables: the encode pass's outputs, (n, 2d) each; ranked: (n, k) re-ranked ids; knn: the original lists;
@@ -65,11 +66,7 @@ def neighborhood_batches(
     for group in groups_by_size(sizes, rows, most):
         width = int(sizes[group[0]])
         faces = np.ascontiguousarray(nodes[group, :width])
-        feeds = {}
-        for name in TABLES:
-            table = tables[name]
-            feeds[name] = np.empty((*faces.shape, table.shape[1]), dtype=np.float32)
-            gather_rows(table, faces, feeds[name])
+        feeds: dict[str, Any] = {name: Rows(tables[name], faces) for name in TABLES}
         feeds["out"] = tables["out"][faces[:, 0]]
         feeds["adj"] = np.empty((len(group), width, width), dtype=np.float32)
         connect_neighborhoods(faces, sizes[group], knn.ids, knn.sims, near.active, feeds["adj"])

@@ -8,7 +8,6 @@ import numba
 import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
-from fcdeploy.engine.batching import ahead
 from fcdeploy.graph.density import density_from_sums_and_counts, sum_and_count_similarities
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK, link_to_denser
@@ -73,13 +72,13 @@ def encoded_faces(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[np.ndar
         near = near_products(run)
         with run.engine("encode") as engine:
 
-            def batches(faces: np.ndarray) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+            def batches(faces: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
                 numba.set_num_threads(threads)  # a setting of each thread, and this runs in one of its own
                 yield from face_batches(run.vectors, near, knn.ids, faces, most)
 
             def work(faces: np.ndarray) -> dict[str, np.ndarray]:
                 encoded = np.empty((len(faces), 2 * run.features.dim), dtype=np.float32)
-                for part, outputs in engine.run_each(ahead(batches(faces))):
+                for part, outputs in engine.run_each(batches(faces)):
                     encoded[part] = outputs["encoded"]
                 run.check_finite(encoded, faces, "encoded face")
                 return {"array": encoded}

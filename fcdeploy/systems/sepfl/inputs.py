@@ -1,10 +1,11 @@
 """Batches for SEPFL's passes: random links for parity, and faces gathered with their neighbors for a run."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from fcdeploy.engine.batching import gather_rows
+from fcdeploy.engine.batching import Rows
 from fcdeploy.systems import ParityInputs
 from fcdeploy.systems.sepfl.decode import run_passes
 from fcdeploy.systems.sepfl.spec import Recipe
@@ -32,7 +33,7 @@ def random_batch(dim: int, b: int, k: int, rng: np.random.Generator) -> dict[str
 
 def face_batches(
     vectors: np.ndarray, near: np.ndarray, ids: np.ndarray, faces: np.ndarray, most: int
-) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[slice, dict[str, Any]]]:
     """Yield ``faces`` (m,) with their neighbors, up to ``most`` at a time, ready for the engine.
 
     vectors: (n, d) float32; near: (n, 4d) float32, the near pass's output; ids: (n, k) int32. Yields (where in
@@ -41,11 +42,14 @@ def face_batches(
     for start in range(0, len(faces), most):
         part = slice(start, min(start + most, len(faces)))
         lists = np.ascontiguousarray(ids[faces[part]])
-        feeds = {"features": vectors[faces[part]]}
-        for name, table in (("neighbors", vectors), ("near", near)):
-            feeds[name] = np.empty((*lists.shape, table.shape[1]), dtype=np.float32)
-            gather_rows(table, lists, feeds[name])
-        yield part, feeds
+        yield (
+            part,
+            {
+                "features": vectors[faces[part]],
+                "neighbors": Rows(vectors, lists),
+                "near": Rows(near, lists),
+            },
+        )
 
 
 PARITY = {"pairwise": ParityInputs(parity_sizes, "links x neighbors", random_batch, run_passes)}

@@ -1,0 +1,102 @@
+"""What kernels on a GPU need: CuPy, our own CUDA source compiled, and copies of arrays that stay on the device."""
+
+import weakref
+from collections.abc import Callable, Collection
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.errors import MissingDependencyError
+
+Key = tuple[Any, ...]
+UPLOAD_ROWS = 65536
+_modules: dict[int, Any] = {}
+
+
+def import_cupy() -> Any:
+    """Import CuPy, or raise MissingDependencyError with the command that installs it."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise MissingDependencyError(
+            "running on a GPU needs CuPy; install it with `pip install 'fcdeploy[gpu]'`."
+        ) from error
+    return cupy
+
+
+def kernel(cupy: Any, name: str) -> Any:
+    """Return a function of ``kernels.cu``, which the CUDA driver's compiler takes once a process."""
+    if id(cupy) not in _modules:
+        source = (resources.files("fcdeploy.graph") / "kernels.cu").read_text(encoding="utf-8")
+        _modules[id(cupy)] = cupy.RawModule(code=source)
+    return _modules[id(cupy)].get_function(name)
+
+
+class DeviceArrays:
+    """Copies of host arrays on the device, made at first use and kept while they are alive and there is room.
+
+    budget: bytes that all of them may take together. wait: is called before one is let go, to wait for whatever may
+    still be reading it.
+    """
+
+    def __init__(self, cupy: Any, budget: int, wait: Callable[[], None] = lambda: None) -> None:
+        self._cupy = cupy
+        self._budget = budget
+        self._wait = wait
+        # In the order of use, the last used last; an array is known by its memory, which views of it share.
+        self._held: dict[Key, tuple[weakref.ref[np.ndarray], Any]] = {}
+
+    def get(self, *arrays: np.ndarray) -> list[Any] | None:
+        """Return the copies of ``arrays``, which must not change; None when they do not fit together."""
+        for key, (owner, _) in list(self._held.items()):
+            if owner() is None:
+                self._drop(key)
+        wanted = {_key(array): array for array in arrays}
+        if sum(array.nbytes for array in wanted.values()) > self._budget:
+            return None
+        for key, array in wanted.items():
+            entry = self._held.pop(key, None)
+            if entry is None:
+                self._make_room(array.nbytes, wanted)
+                entry = (weakref.ref(_owner(array)), self._upload(array))
+            self._held[key] = entry
+        return [self._held[_key(array)][1] for array in arrays]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the copies take."""
+        return sum(int(copy.nbytes) for _, copy in self._held.values())
+
+    def clear(self) -> None:
+        """Let all copies go."""
+        self._held.clear()
+
+    def _make_room(self, size: int, wanted: Collection[Key]) -> None:
+        held = self.nbytes
+        for key in [key for key in self._held if key not in wanted]:
+            if held + size <= self._budget:
+                return
+            held -= self._drop(key)
+
+    def _drop(self, key: Key) -> int:
+        self._wait()
+        return int(self._held.pop(key)[1].nbytes)
+
+    def _upload(self, array: np.ndarray) -> Any:
+        copy = self._cupy.empty(array.shape, array.dtype)
+        for start in range(0, len(array), UPLOAD_ROWS):  # memory-mapped ones are read bit by bit
+            part = np.ascontiguousarray(array[start : start + UPLOAD_ROWS])
+            copy[start : start + UPLOAD_ROWS].set(part)
+        self._cupy.cuda.get_current_stream().synchronize()  # other streams do not wait for this one
+        return copy
+
+
+def _key(array: np.ndarray) -> Key:
+    return (array.ctypes.data, array.shape, array.strides, array.dtype.str)
+
+
+def _owner(array: np.ndarray) -> np.ndarray:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array

@@ -1,0 +1,225 @@
+"""The CUDA kernels, run on the CPU, against the numba ones."""
+
+import shutil
+import subprocess
+import sys
+
+import cuda_on_cpu
+import numpy as np
+import pytest
+
+from fcdeploy.graph import aggregation, aggregation_cuda, cuda
+from fcdeploy.graph.aggregation_cuda import DeviceSums, slots_for
+from fcdeploy.graph.cuda import DeviceArrays
+from fcdeploy.graph.marks import new_scratch
+from fcdeploy.graph.neighborhoods import largest_neighborhood
+
+N, K, WIDTH = 90, 12, 70  # a width that is no multiple of a warp or a block
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return cuda_on_cpu.compile_kernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def cupy(library, monkeypatch):
+    fake = cuda_on_cpu.Cupy(library)
+    monkeypatch.setattr(aggregation_cuda, "import_cupy", lambda: fake)
+    monkeypatch.setattr(cuda, "_modules", {})
+    return fake
+
+
+@pytest.fixture(scope="module")
+def lists():
+    """Lists over few faces, so that faces stand in both hops, often; similarities of 0 and below among them."""
+    rng = np.random.default_rng(0)
+
+    def rows(near):
+        """Faces near by number first, then others; none twice in a row."""
+        first = (np.arange(N)[:, None] + near) % N
+        rest = [rng.permutation(np.setdiff1d(np.arange(N), row))[: K - len(near)] for row in first]
+        return np.hstack([first, rest]).astype(np.int32)
+
+    sims = rng.uniform(-0.2, 1, (N, K)).astype(np.float32)
+    sims[::3, 2] = 0
+    return rows([4, 1, 2, 3, 5]), rows([0, 2, -1, 7]), sims
+
+
+def table(seed, width=WIDTH, half=False):
+    rows = np.random.default_rng(seed).standard_normal((N, width)).astype(np.float32)
+    return rows.astype(np.float16).view(np.uint16) if half else rows
+
+
+def directions(half=False):
+    """Unit rows around a few centres: some pairs above 0.5, most below, none near it."""
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((9, WIDTH))[rng.integers(0, 9, N)] + 0.4 * rng.standard_normal((N, WIDTH))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    sims = rows.astype(np.float32) @ rows.astype(np.float32).T
+    assert np.abs(sims - 0.5).min() > 1e-4
+    assert 0.05 < (sims > 0.5).mean() < 0.5
+    return rows.view(np.uint16) if half else rows.astype(np.float32)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("hops", "active"), [((12, 5), 6), ((5, 0), 12), ((1, 3), 1)])
+def test_sums_over_connected_members_are_those_of_the_cpu(cupy, lists, hops, active, times, half):
+    ranked, ids, sims = lists
+    faces = np.random.default_rng(1).permutation(N)[:40].astype(np.int32)
+    arguments = (ranked, ids, sims, faces, hops, active, times, table(2, half=half), new_scratch(N))
+    found = DeviceSums().sum_connected(*arguments)
+    expected = aggregation.sum_connected(*arguments)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    assert cupy.launches == [(f"sum_connected_{'float16' if half else 'float32'}", 40, 128)]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("hops", [(12, 5), (5, 0), (1, 3)])
+def test_sums_over_similar_members_are_those_of_the_cpu(cupy, lists, hops, half):
+    faces = np.arange(0, N, 2, dtype=np.int32)
+    arguments = (lists[0], faces, hops, directions(half), table(3, 41, half), new_scratch(N))
+    found = DeviceSums().sum_similar(*arguments)
+    np.testing.assert_allclose(found, aggregation.sum_similar(*arguments), rtol=0, atol=2e-6)
+    assert cupy.launches == [(f"sum_similar_{'float16' if half else 'float32'}", 45, 128)]
+
+
+def test_every_float16_is_read_as_the_number_it_is(cupy):
+    """Each face alone in its neighborhood, its weight 1 / (1 + 1e-5): all 65,536 patterns of bits in one table."""
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(64, 1024)
+    alone = np.arange(64, dtype=np.int32)[:, None]
+    sims = np.zeros((64, 1), np.float32)
+    arguments = (alone, alone, sims, alone[:, 0], (1, 0), 1, 1, bits, new_scratch(64))
+    found = DeviceSums().sum_connected(*arguments)
+    with np.errstate(invalid="ignore"):
+        expected = bits.view(np.float16).astype(np.float32) * (np.float32(1) / np.float32(1 + 1e-5))
+    assert np.array_equal(np.isnan(found), np.isnan(expected))
+    finite = np.isfinite(expected)
+    np.testing.assert_allclose(found[finite], expected[finite], rtol=1e-6, atol=0)
+    assert np.array_equal(found[~finite & ~np.isnan(expected)], expected[~finite & ~np.isnan(expected)])
+
+
+def test_no_faces_and_one_face(cupy, lists):
+    arguments = (new_scratch(N),)
+    for count in (0, 1):
+        faces = np.arange(count, dtype=np.int32)
+        found = DeviceSums().sum_similar(lists[0], faces, (12, 5), directions(), table(3), *arguments)
+        expected = aggregation.sum_similar(lists[0], faces, (12, 5), directions(), table(3), *arguments)
+        assert found.shape == (count, WIDTH)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+
+
+def test_what_does_not_fit_on_the_device_is_summed_on_the_cpu(cupy, lists):
+    rows = table(2)
+    budget = 2 * (lists[0].nbytes + directions().nbytes + rows.nbytes)
+    arguments = (lists[0], np.arange(9, dtype=np.int32), (12, 5), directions(), rows, new_scratch(N))
+    expected = aggregation.sum_similar(*arguments)
+    assert np.array_equal(DeviceSums(vram=budget - 2).sum_similar(*arguments), expected)
+    assert cupy.launches == []
+    DeviceSums(vram=budget).sum_similar(*arguments)
+    assert len(cupy.launches) == 1
+
+
+def test_sums_are_on_the_gpu_only_where_there_is_one_and_cupy_to_use_it(cupy, monkeypatch):
+    assert aggregation_cuda.sums_on(gpu=False) is aggregation
+    assert isinstance(aggregation_cuda.sums_on(gpu=True), DeviceSums)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(aggregation_cuda, "import_cupy", cuda.import_cupy)
+    assert aggregation_cuda.sums_on(gpu=True) is aggregation
+
+
+def test_a_layerwise_run_on_the_gpu_gives_the_clusters_of_the_cpu(cupy, golden, tmp_path, monkeypatch):
+    """The whole flow with the kernels' source run on the CPU, and an engine that is said to be on a GPU."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    import fcdeploy
+    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+    from fcdeploy.runtime.pipeline import Run
+
+    export_checkpoint(golden / "dev/pse/checkpoint.pth", tmp_path / "pse.onnx")
+    faces = np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(-1, 32)[:60]
+    options = {"engine": tmp_path / "pse.onnx", "k": 12, "hops": (8, 2), "inference": "layerwise"}
+    expected = fcdeploy.cluster(faces, **options, tau=0.8)
+    assert cupy.launches == []
+    monkeypatch.setattr(Run, "on_gpu", True)
+    assert np.array_equal(fcdeploy.cluster(faces, **options, tau=0.8), expected)
+    assert [name for name, *_ in cupy.launches] == [
+        *("sum_connected_float32", "sum_similar_float32", "sum_connected_float32", "sum_similar_float32")
+    ]
+    assert 1 < expected.max() < 58
+
+
+def test_published_neighborhoods_fit_into_shared_memory_and_huge_ones_do_not():
+    assert slots_for((80, 10)) == 1024 > largest_neighborhood((80, 10))
+    assert slots_for((150, 10)) == 2048
+    assert slots_for((200, 10)) == 0
+
+
+def test_copies_stay_while_they_are_wanted_and_there_is_room(library):
+    fake = cuda_on_cpu.Cupy(library)
+    first, second, third = (np.full((100, 4), at, np.float32) for at in range(3))
+    held = DeviceArrays(fake, 2 * first.nbytes)
+    one, two = held.get(first, second)
+    assert held.get(second.view(), first.view()) == [
+        two,
+        one,
+    ]  # the same memory, whatever object it is seen by
+    assert fake.allocated == 2 * first.nbytes
+    assert np.array_equal(held.get(third)[0].get(), third)  # the place of the one used longest ago, second
+    assert held.get(first) == [one]
+    assert fake.allocated == 3 * first.nbytes
+    assert held.get(first, second, third) is None
+    del first
+    held.get(third)
+    assert len(held._held) == 1
+
+
+def test_large_arrays_go_over_in_parts(library, monkeypatch):
+    monkeypatch.setattr(cuda, "UPLOAD_ROWS", 7)
+    rows = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)[:, ::2]
+    assert np.array_equal(DeviceArrays(cuda_on_cpu.Cupy(library), 1 << 20).get(rows)[0].get(), rows)
+
+
+def test_nvidias_compiler_takes_the_source_for_an_rtx_3090(tmp_path):
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        pytest.skip("no nvcc")
+    command = [compiler, "-arch=sm_86", "-cubin", "-o", tmp_path / "kernels.cubin", cuda_on_cpu.SOURCE]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_rows_are_gathered_and_zero_where_there_is_no_node(cupy):
+    from fcdeploy.graph.cuda import kernel
+
+    rows = table(1)
+    nodes = np.random.default_rng(2).integers(-1, N, 300).astype(np.int32)
+    source, where, out = (
+        cupy.empty(a.shape, a.dtype) for a in (rows, nodes, np.empty((300, WIDTH), np.float32))
+    )
+    source.set(rows)
+    where.set(nodes)
+    arguments = (source, where, out, np.int64(300), np.int32(WIDTH))
+    kernel(cupy, "gather_rows")((7,), (64,), arguments, shared_mem=8)
+    assert np.array_equal(out.get(), np.where(nodes[:, None] < 0, 0, rows[nodes]))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_sums_are_those_of_the_cpu(lists):
+    """The same as above, on a real device."""
+    pytest.importorskip("cupy")
+    ranked, ids, sims = lists
+    faces = np.arange(N, dtype=np.int32)
+    sums = DeviceSums()
+    for half in (False, True):
+        arguments = (ranked, ids, sims, faces, (12, 5), 6, 2, table(2, half=half), new_scratch(N))
+        np.testing.assert_allclose(
+            sums.sum_connected(*arguments), aggregation.sum_connected(*arguments), rtol=0, atol=2e-6
+        )
+        arguments = (ranked, faces, (12, 5), directions(half), table(3, half=half), new_scratch(N))
+        np.testing.assert_allclose(
+            sums.sum_similar(*arguments), aggregation.sum_similar(*arguments), rtol=0, atol=2e-6
+        )
+    sums.close()
