@@ -15,8 +15,9 @@ SHARE = 2  # of the free device memory, the half is for tables
 
 
 def sums_on(*, gpu: bool, vram: int = 0) -> Any:
-    """Return what has the functions ``sum_connected`` and ``sum_similar``: the module ``aggregation``, or a ``DeviceSums``
-    when there is a GPU to use and CuPy is installed.
+    """Return what has the functions ``sum_connected`` and ``sum_similar``.
+
+    The module ``aggregation``, or a ``DeviceSums`` when there is a GPU to use and CuPy is installed.
     """
     if gpu:
         try:
