@@ -226,8 +226,9 @@ class TensorRtEngine:
         total = lengths[self._axis]
         count = math.ceil(total / most)
         cuts = [total * at // count for at in range(count + 1)]
+        whole = {tensor.name for tensor in self.spec.inputs if tensor.axes[:1] != (self._axis,)}
         return [
-            (profile, {name: array[start:stop] for name, array in feeds.items()})
+            (profile, {name: a if name in whole else a[start:stop] for name, a in feeds.items()})
             for start, stop in itertools.pairwise(cuts)
         ]
 

@@ -31,8 +31,8 @@ class TensorSpec:
 class PassSpec:
     """One graph of a bundle: ``encode`` over rows, ``neighborhood`` over groups of rows, and so on.
 
-    An axis called m or b that comes first in every tensor, and nowhere else, counts things that do not meet in the
-    graph: an engine may take them in parts. Call an axis otherwise where they do.
+    An axis called m or b that outputs start with counts things that do not meet in the graph: an engine may take them
+    in parts. Call an axis otherwise where they do.
     """
 
     name: str
@@ -117,12 +117,14 @@ INDEPENDENT = ("m", "b")
 
 
 def divisible_axis(spec: PassSpec) -> str | None:
-    """Return the axis along which a pass may be evaluated in parts with the same result, if it has one."""
-    tensors = spec.inputs + spec.outputs
-    axis = tensors[0].axes[0] if tensors[0].axes else None
-    if axis not in INDEPENDENT:
+    """Return the axis along which a pass may be evaluated in parts with the same result, if it has one.
+
+    Every output starts with it and so does the first input; inputs without it are the same for all parts.
+    """
+    axis = spec.inputs[0].axes[0] if spec.inputs[0].axes else None
+    if axis not in INDEPENDENT or not all(tensor.axes[:1] == (axis,) for tensor in spec.outputs):
         return None
-    alone = all(tensor.axes[:1] == (axis,) and axis not in tensor.axes[1:] for tensor in tensors)
+    alone = all(axis not in tensor.axes[1:] for tensor in spec.inputs + spec.outputs)
     return str(axis) if alone else None
 
 

@@ -208,6 +208,10 @@ def test_faces_that_meet_in_the_graph_are_never_taken_apart(trt, tmp_path):
     assert divisible_axis(spec_of("s")) is None
     assert divisible_axis(PassSpec("p", (TensorSpec("x", ("b", "b")),), (TensorSpec("y", ("b",)),))) is None
     assert divisible_axis(PassSpec("p", (TensorSpec("x", ("b", 3)),), (TensorSpec("y", (3, "b")),))) is None
+    shared = PassSpec(
+        "p", (TensorSpec("x", ("b", "n", 3)), TensorSpec("w", ("n", 3))), (TensorSpec("y", ("b", 3)),)
+    )
+    assert divisible_axis(shared) == "b"
     write_graph(tmp_path / "g.onnx", "s")
     profiles = [{"s": (1, 4, 8), "n": (1, 2, 4)}]
     fake_gpu.write_fake_plan(tmp_path / "g.onnx", tmp_path / "g.plan", profiles)
@@ -217,6 +221,29 @@ def test_faces_that_meet_in_the_graph_are_never_taken_apart(trt, tmp_path):
         with pytest.raises(FcdeployError, match=r"s = 9, n = 2 is outside what the plan was built for"):
             engine.run(feeds_of(9, 2))
     assert len(trt.calls) == 1
+
+
+def test_an_input_without_the_divided_axis_goes_whole_with_every_part(trt, tmp_path):
+    """y = x + w for x (b, n, 3) and one w (n, 3)."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    spec = PassSpec(
+        "p", (TensorSpec("x", ("b", "n", 3)), TensorSpec("w", ("n", 3))), (TensorSpec("y", ("b", "n", 3)),)
+    )
+    body = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info(t.name, kind, list(t.axes)) for t in spec.inputs],
+        [helper.make_tensor_value_info(t.name, kind, list(t.axes)) for t in spec.outputs],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    (tmp_path / "g.onnx").write_bytes(model.SerializeToString())
+    profiles = [{"b": (1, 2, 3), "n": (1, 2, 4)}]
+    fake_gpu.write_fake_plan(tmp_path / "g.onnx", tmp_path / "g.plan", profiles)
+    with TensorRtEngine(tmp_path / "g.plan", spec, TARGET, profiles, remake=REMAKE) as engine:
+        feeds = {"x": feeds_of(7, 2)["x"], "w": feeds_of(2, 2)["shift"]}
+        assert np.array_equal(engine.run(feeds)["y"], feeds["x"] + feeds["w"])
+    assert [lengths["b"] for _, lengths in trt.calls] == [2, 2, 3]
 
 
 def test_device_memory_is_bounded_and_batches_are_cut_to_fit(open_engine, trt, tmp_path):

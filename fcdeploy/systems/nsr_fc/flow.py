@@ -12,7 +12,6 @@ import numba
 import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
-from fcdeploy.engine.batching import ahead
 from fcdeploy.graph.connectivity import (
     candidates_and_certain,
     density_from_scores,
@@ -157,7 +156,7 @@ def across_batch(
     threads = numba.get_num_threads()
     with run.engine("rescore_first") as first_engine, run.engine("rescore") as engine:
 
-        def batches(ids: np.ndarray) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+        def batches(ids: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
             numba.set_num_threads(threads)  # a setting of each thread, and this runs in one of its own
             first = first_engine.run({"features": features[ids[:, 0]]})["first"]
             for part, feeds in position_batches(features, ids, code, positions_a_call(len(ids))):
@@ -165,7 +164,7 @@ def across_batch(
 
         def logits_of(ids: np.ndarray) -> np.ndarray:
             logits = np.empty(ids.shape, dtype=np.float32)
-            for part, outputs in engine.run_each(ahead(batches(ids))):
+            for part, outputs in engine.run_each(batches(ids)):
                 logits[:, part] = outputs["logits"].T
             return logits
 
@@ -180,14 +179,14 @@ def across_neighbors(
     threads = numba.get_num_threads()
     with run.engine("rescore_neighbors") as engine:
 
-        def batches(ids: np.ndarray) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+        def batches(ids: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
             numba.set_num_threads(threads)
             for part, feeds in list_batches(features, ids, lists_a_call(run, ids.shape[1])):
                 yield part, {**feeds, "code": code}
 
         def logits_of(ids: np.ndarray) -> np.ndarray:
             logits = np.empty(ids.shape, dtype=np.float32)
-            for part, outputs in engine.run_each(ahead(batches(ids))):
+            for part, outputs in engine.run_each(batches(ids)):
                 logits[part] = outputs["logits"]
             return logits
 
@@ -293,13 +292,13 @@ def connectivity(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[np.ndarr
         threads = numba.get_num_threads()
         with run.engine("connect") as engine:
 
-            def batches(faces: np.ndarray) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+            def batches(faces: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
                 numba.set_num_threads(threads)
                 yield from list_batches(run.vectors, ids[faces], lists_a_call(run, ids.shape[1]))
 
             def work(faces: np.ndarray) -> dict[str, np.ndarray]:
                 logits = np.empty((len(faces), ids.shape[1], 2), dtype=np.float32)
-                for part, outputs in engine.run_each(ahead(batches(faces))):
+                for part, outputs in engine.run_each(batches(faces)):
                     logits[part] = outputs["logits"]
                 run.check_finite(logits.reshape(len(faces), -1), faces, "logit")
                 return {"array": probability(logits)}
@@ -397,7 +396,7 @@ def confirmation(run: "Run", ids: np.ndarray, denser: np.ndarray, made_of: Made)
         threads = numba.get_num_threads()
         with run.engine("confirm") as engine:
 
-            def batches(links: np.ndarray) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+            def batches(links: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
                 numba.set_num_threads(threads)
                 both = np.concatenate([ids[links], ids[denser[links]]], axis=1)  # (b, 2k)
                 yield from list_batches(run.vectors, both, lists_a_call(run, both.shape[1]))
@@ -405,7 +404,7 @@ def confirmation(run: "Run", ids: np.ndarray, denser: np.ndarray, made_of: Made)
             def work(faces: np.ndarray) -> dict[str, np.ndarray]:
                 links = faces[denser[faces] != NO_LINK]
                 logits = np.empty((len(links), 2), dtype=np.float32)
-                for part, outputs in engine.run_each(ahead(batches(links))):
+                for part, outputs in engine.run_each(batches(links)):
                     logits[part] = outputs["logits"]
                 run.check_finite(logits, links, "logit")
                 confirmed = np.zeros(len(faces), dtype=np.float32)

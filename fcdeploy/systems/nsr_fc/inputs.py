@@ -1,10 +1,11 @@
 """Batches for NSR-FC's passes: random ones for parity, and those gathered by ids for a run."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from fcdeploy.engine.batching import gather_rows
+from fcdeploy.engine.batching import Rows
 from fcdeploy.systems import ParityInputs
 from fcdeploy.systems.nsr_fc.decode import run_lce, run_pce, run_rescore
 from fcdeploy.systems.nsr_fc.spec import Recipe
@@ -67,7 +68,7 @@ def _neighbors(dim: int, b: int, k: int, rng: np.random.Generator) -> np.ndarray
 
 def position_batches(
     table: np.ndarray, ids: np.ndarray, code: np.ndarray, most: int
-) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[slice, dict[str, Any]]]:
     """Yield a batch of faces at up to ``most`` positions of their lists at a time.
 
     table: (n, d) float32; ids: (b, k) int32, the lists of the batch; code: (k, d). Yields (which positions, feeds
@@ -75,25 +76,17 @@ def position_batches(
     """
     for start in range(0, ids.shape[1], most):
         part = slice(start, min(start + most, ids.shape[1]))
-        yield part, {"features": _gathered(table, ids[:, part].T), "code": code[part]}
+        yield part, {"features": Rows(table, np.ascontiguousarray(ids[:, part].T)), "code": code[part]}
 
 
-def list_batches(
-    table: np.ndarray, ids: np.ndarray, most: int
-) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+def list_batches(table: np.ndarray, ids: np.ndarray, most: int) -> Iterator[tuple[slice, dict[str, Any]]]:
     """Yield lists with their features, up to ``most`` lists at a time.
 
     table: (n, d) float32; ids: (m, w) int32. Yields (which lists, feeds features (b, w, d)).
     """
     for start in range(0, len(ids), most):
         part = slice(start, min(start + most, len(ids)))
-        yield part, {"features": _gathered(table, ids[part])}
-
-
-def _gathered(table: np.ndarray, lists: np.ndarray) -> np.ndarray:
-    features = np.empty((*lists.shape, table.shape[1]), dtype=np.float32)
-    gather_rows(table, np.ascontiguousarray(lists), features)
-    return features
+        yield part, {"features": Rows(table, np.ascontiguousarray(ids[part]))}
 
 
 PARITY = {
