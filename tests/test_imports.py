@@ -71,7 +71,10 @@ def test_help_imports_neither_pytorch_nor_onnx(option: str) -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["embed", "cluster", "build", "export", "evaluate", "inspect", "recipe", "doctor", "train", "tune"],
+    [
+        *("embed", "cluster", "build", "export", "evaluate", "inspect", "recipe", "doctor", "train", "tune"),
+        *("bench", "triton", "plan"),
+    ],
 )
 def test_help_of_a_verb_imports_neither_pytorch_nor_onnx(verb: str) -> None:
     done = run_guarded(COMMAND, verb, "-h")
@@ -99,8 +102,13 @@ def test_a_whole_run_imports_neither_pytorch_nor_onnx(golden: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "1,283 faces" in done.stdout
     assert len(np.loadtxt(tmp_path / "pred.meta")) == 1283
-    done = run_guarded(COMMAND, "inspect", tmp_path / "pse.onnx")
-    assert done.returncode == 0, done.stderr
+    for verb, *options in (
+        ("inspect",),
+        ("bench", "--seconds", "0", "--batch", "2", "--nodes", "3", "--faces", "100"),
+        ("triton", "-o", tmp_path / "models"),
+    ):
+        done = run_guarded(COMMAND, verb, tmp_path / "pse.onnx", *options)
+        assert done.returncode == 0, done.stderr
 
 
 def imports_of(file: str, source: str) -> Iterator[tuple[int, str]]:

