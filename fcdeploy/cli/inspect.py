@@ -116,6 +116,7 @@ def _settings(section: str, values: Any) -> list[str]:
         return [line for table in values for line in _settings(f"\\[{section}]", table)]
     if not isinstance(values, dict):
         return []
+    values = {key: value for key, value in values.items() if value != []}
     plain = {key: value for key, value in values.items() if not _holds_tables(value)}
     lines = [f"\\[{section}] " + ", ".join(f"{key} = {value}" for key, value in plain.items())]
     name = section.removeprefix("\\[").removesuffix("]")

@@ -1,9 +1,11 @@
 """Clusters from ranked proposals that overlap: the better one of two that are nearly the same, each face once.
 
 Proposals are sets of faces as offset arrays: proposal p holds ``nodes[offsets[p]:offsets[p + 1]]``, no face twice.
-Non-maximum suppression compares a proposal only with the kept ones that share a face with it: an index from every
-face to the kept proposals that hold it gives their intersections as counts. learn-to-cluster's ``nms`` compares every
-pair of proposals, to the same end.
+learn-to-cluster's ``nms`` compares every pair of proposals. Here a proposal is compared with the kept ones that share
+one of its rarest faces with it, found by an index from faces to kept proposals. That leaves nothing out: two proposals
+whose IoU is above the limit share so many faces that the rarest of these is among the rarest of both. Most of the
+others are told by 64 bits: every face of a proposal sets one, and a bit that is set for one proposal only is a face
+that the other does not hold.
 """
 
 import numpy as np
@@ -24,9 +26,9 @@ def rank_proposals(scores: np.ndarray, min_score: float) -> np.ndarray:
 def suppress(n: int, offsets: np.ndarray, nodes: np.ndarray, order: np.ndarray, max_iou: float) -> np.ndarray:
     """Tell which proposals stay when each that is nearly a better one is dropped.
 
-    order: (r,) int64 from ``rank_proposals``, proposals without a face among them or not. One is dropped when the
-    intersection over union (float64) with a better one that stays is above ``max_iou``; at 1 and more none is. Returns
-    (r,) bool, in the order of ``order``.
+    order: (r,) int64 from ``rank_proposals``; proposals without a face may be among them, and stay. One is dropped when
+    the intersection over union (float64) with a better one that stays is above ``max_iou``, 0 or more; at 1 and more
+    none is. Returns (r,) bool, in the order of ``order``.
     """
     if max_iou >= 1:
         return np.ones(len(order), dtype=bool)
@@ -34,39 +36,104 @@ def suppress(n: int, offsets: np.ndarray, nodes: np.ndarray, order: np.ndarray, 
 
 
 @njit(cache=True, nogil=True)
+def _least_shared(size: int, max_iou: float) -> int:
+    """Return how many faces a proposal shares with another at least when their IoU is above ``max_iou``.
+
+    The union holds the proposal, so that shared / size is at least the IoU, in floating point, too.
+    """
+    least = max(1, int(max_iou * size))
+    while least / size <= max_iou:
+        least += 1
+    while least > 1 and (least - 1) / size > max_iou:
+        least -= 1
+    return least
+
+
+@njit(cache=True, nogil=True)
+def _signature(faces: np.ndarray) -> np.uint64:
+    """Return 64 bits, of which every face sets one."""
+    bits = np.uint64(0)
+    for face in faces:
+        place = np.uint64(np.uint64(face) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(58)
+        bits |= np.uint64(1) << place
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def _count_bits(bits: np.uint64) -> int:
+    bits = bits - ((bits >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    bits = (bits & np.uint64(0x3333333333333333)) + ((bits >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    bits = (bits + (bits >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((bits * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+@njit(cache=True, nogil=True)
+def _rarest_first(n: int, offsets: np.ndarray, nodes: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return nodes with faces numbered by rarity, those of every proposal in ``order`` ascending."""
+    counts = np.zeros(n, dtype=np.int32)
+    for p in order:
+        for t in range(offsets[p], offsets[p + 1]):
+            counts[nodes[t]] += 1
+    number = np.empty(n, dtype=np.int32)
+    number[np.argsort(counts, kind="mergesort")] = np.arange(n, dtype=np.int32)
+    numbered = number[nodes]
+    for p in order:
+        numbered[offsets[p] : offsets[p + 1]].sort()
+    return numbered
+
+
+@njit(cache=True, nogil=True)
 def _suppress(
     n: int, offsets: np.ndarray, nodes: np.ndarray, order: np.ndarray, max_iou: float
 ) -> np.ndarray:
-    starts = np.zeros(n + 1, dtype=np.int64)  # room for all that may come to hold a face
-    for p in order:
-        for t in range(offsets[p], offsets[p + 1]):
-            starts[nodes[t] + 1] += 1
+    nodes = _rarest_first(n, offsets, nodes, order)
+    sizes, least = np.zeros(len(order), dtype=np.int32), np.zeros(len(order), dtype=np.int32)
+    starts = np.zeros(n + 1, dtype=np.int64)  # of each face's room for the proposals that it finds
+    for rank in range(len(order)):
+        begin, end = offsets[order[rank]], offsets[order[rank] + 1]
+        sizes[rank] = end - begin
+        if end > begin:
+            least[rank] = _least_shared(end - begin, max_iou)
+            for t in range(begin, end - least[rank] + 1):
+                starts[nodes[t] + 1] += 1
     starts = np.cumsum(starts)
     ends = starts[:-1].copy()
     holders = np.empty(starts[-1], dtype=np.int32)
+    signatures = np.empty(starts[-1], dtype=np.uint64)
     kept = np.ones(len(order), dtype=np.bool_)
-    common = np.zeros(len(order), dtype=np.int32)  # by rank: faces shared with the proposal in question
-    sharing = np.empty(len(order), dtype=np.int32)
+    compared = np.full(len(order), -1, dtype=np.int32)  # by rank: the last proposal that it was compared with
+    held = np.zeros(n, dtype=np.uint8)  # by the proposal in question
     for rank in range(len(order)):
         begin, end = offsets[order[rank]], offsets[order[rank] + 1]
-        found = 0
-        for t in range(begin, end):
+        if begin == end:
+            continue
+        size, needed = end - begin, least[rank]
+        first = end - needed + 1
+        own = _signature(nodes[begin:end])
+        held[nodes[begin:end]] = 1
+        for t in range(begin, first):
             for at in range(starts[nodes[t]], ends[nodes[t]]):
+                most = size - _count_bits(own & ~signatures[at])  # faces that the two may share
+                if most < needed:
+                    continue
                 other = holders[at]
-                if common[other] == 0:
-                    sharing[found] = other
-                    found += 1
-                common[other] += 1
-        for at in range(found):
-            other = sharing[at]
-            size = offsets[order[other] + 1] - offsets[order[other]]
-            union = size + (end - begin) - common[other]
-            if common[other] / union > max_iou:
-                kept[rank] = False
-            common[other] = 0
+                both = size + sizes[other]
+                if compared[other] == rank or most < least[other] or most / (both - most) <= max_iou:
+                    continue
+                compared[other] = rank
+                shared = 0
+                for face in nodes[offsets[order[other]] : offsets[order[other] + 1]]:
+                    shared += held[face]
+                if shared / (both - shared) > max_iou:
+                    kept[rank] = False
+                    break
+            if not kept[rank]:
+                break
+        held[nodes[begin:end]] = 0
         if kept[rank]:
-            for t in range(begin, end):
+            for t in range(begin, first):
                 holders[ends[nodes[t]]] = rank
+                signatures[ends[nodes[t]]] = own
                 ends[nodes[t]] += 1
     return kept
 

@@ -355,7 +355,8 @@ class Run:
             return finished
         visit = "" if order is None else hashlib.sha256(np.ascontiguousarray(order).data).hexdigest()
         partial = self.store.begin(name, key, self.products[name], visit)
-        with worker() as work, self.progress.bar(text, rows, partial.done) as bar:
+        unit = "faces" if rows == self.n else "rows"
+        with worker() as work, self.progress.bar(text, rows, partial.done, unit) as bar:
             for start in range(partial.done, rows, block):
                 stop = min(start + block, rows)
                 faces = np.arange(start, stop, dtype=np.int32) if order is None else order[start:stop]
