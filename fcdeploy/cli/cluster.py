@@ -7,16 +7,8 @@ from typing import Any
 import click
 
 from fcdeploy.cli.interrupts import resumable
-from fcdeploy.cli.types import Bytes, Hops, PathType
-
-RUN_FILES = (
-    "refined.npy",
-    "encoded.npy",
-    "embedded.npy",
-    "rescored.npy",
-    "connectivity.npy",
-    "confirmed.npy",
-)  # results of a run whose suffix labels may have, too
+from fcdeploy.cli.run_options import run_options
+from fcdeploy.cli.types import PathType
 
 
 @click.command("cluster")
@@ -30,73 +22,9 @@ RUN_FILES = (
     show_default=True,
     help="Where the labels go: .meta (a label a line), .npy, or clusters.txt (a cluster a line).",
 )
-@click.option(
-    "--knn", default="auto", show_default=True, metavar="auto|exact|ivf|FILE", help="How neighbors are found."
-)
-@click.option("--reranked", type=PathType, help="Re-ranked lists made elsewhere (.npy, .npz).")
-@click.option(
-    "--k", type=click.IntRange(min=1), help="Neighbors a face, in every place.  [default: the recipe's]"
-)
-@click.option("--hops", type=Hops(), help="Neighbors a face and of each neighbor.  [default: the recipe's]")
-@click.option(
-    "--tau",
-    type=click.FloatRange(-1, 1),
-    help="Similarity a link needs; with density peaks, the distance it stays below.  [default: the recipe's]",
-)
-@click.option(
-    "--link",
-    type=click.Choice(["density-peaks", "pairs"]),
-    help="How NSR-FC makes clusters.  [default: pairs when the engine has both pair networks]",
-)
-@click.option(
-    "--min-probability",
-    type=click.FloatRange(0, 1),
-    help="Probability a link needs, where the network decides on links.  [default: that it is accepted]",
-)
-@click.option(
-    "--uncovered",
-    type=click.Choice(["singleton", "drop"]),
-    help="What faces without a cluster become: clusters of one, or -1 and no line.  [default: singleton]",
-)
+@run_options
 @click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
-)
-@click.option(
-    "--inference",
-    type=click.Choice(["auto", "exact", "layerwise"]),
-    default="auto",
-    show_default=True,
-    help="As published, or each layer once a face; auto is exact up to 20,000 faces.",
-)
-@click.option(
-    "--tables",
-    type=click.Choice(["float32", "float16"]),
-    default="float32",
-    show_default=True,
-    help="What layer-wise inference keeps between its layers; float16 is rounded.",
-)
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
-)
-@click.option("--batch", type=click.IntRange(min=1), help="Neighborhoods an engine call.  [default: by size]")
-@click.option(
-    "--memory",
-    type=Bytes(),
-    default=0,
-    metavar="SIZE",
-    help="Memory to get along with, as in 4G.  [default: half]",
-)
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="Where the engine runs.  [default: cpu, or cuda for TensorRT plans]",
-)
-@click.option(
-    "--vram",
-    type=Bytes(),
-    default=0,
-    metavar="SIZE",
-    help="Device memory to get along with, as in 8G.  [default: all]",
 )
 @click.option("--embedder", type=PathType, help="ONNX face embedder, for a list of face crops.")
 @click.option(
@@ -113,28 +41,14 @@ def command(
     features: Path,
     engine: Path,
     output: Path,
-    knn: str,
-    reranked: Path | None,
-    k: int | None,
-    hops: tuple[int, int] | None,
-    tau: float | None,
-    min_probability: float | None,
-    uncovered: str | None,
     dim: int | None,
-    inference: str,
-    tables: str,
-    threads: int,
-    batch: int | None,
-    memory: int,
-    device: str | None,
-    vram: int,
     embedder: Path | None,
     on_bad: str | None,
     truth: Path | None,
     run_dir: Path | None,
     as_json: bool,
     quiet: bool,
-    link: str | None,
+    **chosen: Any,
 ) -> None:
     """Cluster a features file, or a list of face crops, with an engine.
 
@@ -151,35 +65,20 @@ def command(
     from fcdeploy.data.labels import check_labels_path, read_labels, write_labels
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.errors import InputError
-    from fcdeploy.runtime.pipeline import KNN_METHODS, Options, run_clustering
+    from fcdeploy.runtime.pipeline import Options, run_clustering
 
+    options = Options(**chosen)
     check_labels_path(output)
     is_list = features.suffix.lower() == ".txt"
     check_embedder(features, is_list, embedder, on_bad, dim)
-    inputs = [features, embedder, reranked, truth, None if knn in KNN_METHODS else Path(knn)]
-    for given in inputs:
+    for given in (features, embedder, truth, *options.lists.values()):
         if given is not None and output.exists() and given.exists() and output.samefile(given):
             raise InputError(f"{output}: is also an input; choose another output.")
-    if run_dir is not None and output.parent.resolve() == run_dir.resolve() and output.name in RUN_FILES:
-        raise InputError(f"{output}: is the name of a file that the run folder keeps; choose another output.")
+    if run_dir is not None and output.suffix == ".npy" and output.parent.resolve() == run_dir.resolve():
+        raise InputError(
+            f"{output}: the .npy files in the run folder are results of its stages; put the labels elsewhere."
+        )
     bundle = read_bundle(engine)
-    options = Options(
-        knn=knn,
-        reranked=reranked,
-        k=k,
-        hops=hops,
-        tau=tau,
-        min_probability=min_probability,
-        inference=inference,
-        batch=batch,
-        threads=threads,
-        memory=memory,
-        uncovered=uncovered,
-        device=device,
-        vram=vram,
-        tables=tables,
-        link=link,
-    )
     kept = run_dir or (output.with_name(f"{output.name}.part") if embedder else None)
     advice = (
         f"the same command continues from {kept}"
@@ -191,7 +90,13 @@ def command(
         from fcdeploy.runtime.cluster_images import cluster_images
         from fcdeploy.runtime.embed import new_job
 
-        job = new_job(read_filelist(features), embedder, threads=threads, device=device or "cpu", vram=vram)
+        job = new_job(
+            read_filelist(features),
+            embedder,
+            threads=options.threads,
+            device=options.device or "cpu",
+            vram=options.vram,
+        )
         true_labels = read_labels(truth, job.files.n) if truth else None
         with resumable(advice):
             result = cluster_images(

@@ -2,68 +2,30 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from fcdeploy.cli.types import Bytes, Hops, PathType
+from fcdeploy.cli.run_options import run_options
+from fcdeploy.cli.types import PathType
 
 
 @click.command("plan")
 @click.argument("features", type=PathType)
 @click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
-@click.option(
-    "--knn", default="auto", show_default=True, metavar="auto|exact|ivf|FILE", help="How neighbors are found."
-)
-@click.option(
-    "--k", type=click.IntRange(min=1), help="Neighbors a face, in every place.  [default: the recipe's]"
-)
-@click.option("--link", type=click.Choice(["density-peaks", "pairs"]), help="How NSR-FC makes clusters.")
-@click.option("--hops", type=Hops(), help="Neighbors a face and of each neighbor.  [default: the recipe's]")
+@run_options
 @click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
-)
-@click.option(
-    "--inference",
-    type=click.Choice(["auto", "exact", "layerwise"]),
-    default="auto",
-    show_default=True,
-    help="As published, or each layer once a face; auto is exact up to 20,000 faces.",
-)
-@click.option(
-    "--tables",
-    type=click.Choice(["float32", "float16"]),
-    default="float32",
-    show_default=True,
-    help="What layer-wise inference keeps between its layers; float16 is rounded.",
-)
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
-)
-@click.option(
-    "--memory", type=Bytes(), default=0, help="Memory to get along with, as in 4G.  [default: half]"
-)
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="Where the engine runs.  [default: cpu, or cuda for TensorRT plans]",
 )
 @click.option("--run-dir", type=PathType, help="Plan for keeping every stage's result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def command(
     features: Path,
     engine: Path,
-    knn: str,
-    k: int | None,
-    link: str | None,
-    hops: tuple[int, int] | None,
     dim: int | None,
-    inference: str,
-    tables: str,
-    threads: int,
-    memory: int,
-    device: str | None,
     run_dir: Path | None,
     as_json: bool,
+    **chosen: Any,
 ) -> None:
     """Tell which files, memory and time a run would take.
 
@@ -84,18 +46,7 @@ def command(
 
     bundle = read_bundle(engine)
     opened = open_features(features, dim or bundle.feature_dim)
-    options = Options(
-        knn=knn,
-        k=k,
-        hops=hops,
-        inference=inference,
-        tables=tables,
-        threads=threads,
-        memory=memory,
-        device=device,
-        link=link,
-    )
-    plan = plan_run(opened, bundle, options, run_dir)
+    plan = plan_run(opened, bundle, Options(**chosen), run_dir)
     if as_json:
         click.echo(json.dumps(plan.as_dict(), indent=1))
         return

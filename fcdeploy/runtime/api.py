@@ -1,7 +1,7 @@
 """The Python interface: ``fcdeploy.cluster``, ``fcdeploy.FaceClusterer`` and ``fcdeploy.embed``."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.engine.embedder import settings_from_table
 from fcdeploy.errors import InputError
 from fcdeploy.runtime.embed import embed_to_array, new_job
-from fcdeploy.runtime.pipeline import Options, Result, run_clustering
+from fcdeploy.runtime.pipeline import KNN_METHODS, Options, Result, run_clustering
 
 PathLike = str | Path
 
@@ -56,24 +56,24 @@ def cluster(
     Returns labels (n,) int64, numbered by first appearance. Raises
     fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
-    options = Options(
-        str(knn),
-        Path(reranked) if reranked else None,
-        k,
-        hops,
-        tau,
-        min_probability,
-        inference,
-        batch,
-        threads,
-        memory,
-        uncovered,
-        device,
-        vram,
-        tables,
-        link,
-    )
-    return _run(features, engine, options, run_dir, quiet=not progress).labels
+    chosen = {
+        "knn": knn,
+        "reranked": reranked,
+        "k": k,
+        "hops": hops,
+        "tau": tau,
+        "min_probability": min_probability,
+        "inference": inference,
+        "batch": batch,
+        "threads": threads,
+        "memory": memory,
+        "uncovered": uncovered,
+        "device": device,
+        "vram": vram,
+        "tables": tables,
+        "link": link,
+    }
+    return _run(features, engine, chosen, run_dir, quiet=not progress).labels
 
 
 def embed(
@@ -138,6 +138,7 @@ class FaceClusterer:
         engine: PathLike,
         *,
         knn: PathLike = "auto",
+        reranked: PathLike | None = None,
         k: int | None = None,
         hops: tuple[int, int] | None = None,
         tau: float | None = None,
@@ -145,13 +146,16 @@ class FaceClusterer:
         inference: str = "auto",
         batch: int | None = None,
         threads: int = 0,
+        memory: int = 0,
         uncovered: str | None = None,
         device: str | None = None,
+        vram: int = 0,
         tables: str = "float32",
         link: str | None = None,
     ) -> None:
         self.engine = engine
         self.knn = knn
+        self.reranked = reranked
         self.k = k
         self.hops = hops
         self.tau = tau
@@ -159,29 +163,17 @@ class FaceClusterer:
         self.inference = inference
         self.batch = batch
         self.threads = threads
+        self.memory = memory
         self.uncovered = uncovered
         self.device = device
+        self.vram = vram
         self.tables = tables
         self.link = link
 
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
-        options = Options(
-            str(self.knn),
-            None,
-            self.k,
-            self.hops,
-            self.tau,
-            self.min_probability,
-            self.inference,
-            self.batch,
-            self.threads,
-            uncovered=self.uncovered,
-            device=self.device,
-            tables=self.tables,
-            link=self.link,
-        )
-        result = _run(X, self.engine, options, None, quiet=True)
+        chosen = {name: value for name, value in self.get_params().items() if name != "engine"}
+        result = _run(X, self.engine, chosen, None, quiet=True)
         self.labels_ = result.labels
         self.summary_ = result.summary
         self.n_features_in_ = read_bundle(self.engine).feature_dim
@@ -209,7 +201,7 @@ class FaceClusterer:
 
 
 def _run(
-    features: Any, engine: PathLike, options: Options, run_dir: PathLike | None, *, quiet: bool
+    features: Any, engine: PathLike, chosen: Mapping[str, Any], run_dir: PathLike | None, *, quiet: bool
 ) -> Result:
     bundle = read_bundle(engine)
     opened: Features
@@ -217,8 +209,8 @@ def _run(
         opened = open_features(features, bundle.feature_dim)
     else:
         opened = features_from_array(features, bundle.feature_dim)
-    if options.knn not in ("auto", "exact", "ivf") and not Path(options.knn).is_file():
-        raise InputError(
-            f"knn = {options.knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists."
-        )
+    knn, reranked = str(chosen["knn"]), chosen["reranked"]
+    options = Options(**{**chosen, "knn": knn, "reranked": Path(reranked) if reranked else None})
+    if knn not in KNN_METHODS and not Path(knn).is_file():
+        raise InputError(f"knn = {knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists.")
     return run_clustering(opened, bundle, options, run_dir=run_dir, quiet=quiet)

@@ -35,7 +35,6 @@ from fcdeploy.runtime.embed import (
     report_bad_lines,
 )
 from fcdeploy.runtime.pipeline import (
-    KNN_METHODS,
     Options,
     Result,
     check_not_kept_in,
@@ -170,15 +169,13 @@ def open_for(bundle: Bundle, job: Job) -> Embedder:
 
 def check_clustering(files: Filelist, bundle: Bundle, options: Options, run_dir: Path | None) -> None:
     """Find what a clustering of the list's images would refuse before hours of embedding; raises InputError."""
-    lists = {"reranked": options.reranked, "knn": None if options.knn in KNN_METHODS else Path(options.knn)}
-    for path in lists.values():
-        if path is not None:
-            ListsFile(path)
+    for path in options.lists.values():
+        ListsFile(path)
     if run_dir:
         check_not_kept_in(run_dir, options)
     row = np.zeros(1, np.float32)
     imagined = Features(np.broadcast_to(row, (files.n, bundle.feature_dim)), files.name)
-    knn = "auto" if lists["knn"] else options.knn
+    knn = "auto" if "--knn" in options.lists else options.knn
     prepare(imagined, bundle, dataclasses.replace(options, knn=knn, reranked=None))
 
 

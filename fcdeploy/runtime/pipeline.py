@@ -99,6 +99,12 @@ class Options:
     link: str | None = None
 
     @property
+    def lists(self) -> dict[str, Path]:
+        """Files of lists that were given, by the options that name them."""
+        given = {"--knn": None if self.knn in KNN_METHODS else Path(self.knn), "--reranked": self.reranked}
+        return {name: path for name, path in given.items() if path is not None}
+
+    @property
     def cores(self) -> int:
         """The threads to use: no more than there are cores."""
         most = os.cpu_count() or 1
@@ -209,12 +215,8 @@ def prepare(
 
 def check_not_kept_in(run_dir: Path, options: Options) -> None:
     """Raise InputError when lists are given that lie in the run folder itself, which would write over them."""
-    for name, given in (("--knn", options.knn), ("--reranked", options.reranked)):
-        if (
-            given is not None
-            and given not in KNN_METHODS
-            and Path(given).resolve().parent == run_dir.resolve()
-        ):
+    for name, given in options.lists.items():
+        if given.resolve().parent == run_dir.resolve():
             raise InputError(
                 f"{name} {given}: lies in the run folder, which takes up its own lists again without being told; "
                 f"leave {name} out, or choose another --run-dir."

@@ -1,0 +1,47 @@
+"""Fields of Options, options of commands and arguments in Python are the same, by name and default."""
+
+import dataclasses
+import inspect
+
+import click
+import pytest
+
+import fcdeploy
+from fcdeploy.cli import cluster, plan
+from fcdeploy.cli.run_options import RUN_OPTIONS
+from fcdeploy.runtime import api
+from fcdeploy.runtime.pipeline import Options
+
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Options)}
+
+
+@pytest.mark.parametrize("command", [cluster.command, plan.command])
+def test_commands_take_every_field_with_its_default(command):
+    found = {option.name: option for option in command.params if option.name in DEFAULTS}
+    assert found.keys() == DEFAULTS.keys() == RUN_OPTIONS.keys()
+    context = click.Context(command)
+    assert {name: option.get_default(context) for name, option in found.items()} == DEFAULTS
+
+
+@pytest.mark.parametrize("function", [fcdeploy.cluster, fcdeploy.FaceClusterer])
+def test_python_takes_every_field_with_its_default(function):
+    found = {name: entry.default for name, entry in inspect.signature(function).parameters.items()}
+    assert {name: default for name, default in found.items() if name in DEFAULTS} == DEFAULTS
+    assert found.keys() - DEFAULTS.keys() <= {"features", "engine", "run_dir", "progress"}
+
+
+def test_every_argument_of_cluster_reaches_the_run(monkeypatch):
+    """Each argument is given a value of its own; none is lost or swapped on its way."""
+
+    class Empty:
+        labels = None
+
+    reached = {}
+    monkeypatch.setattr(
+        api, "_run", lambda features, engine, chosen, run_dir, **_: reached.update(chosen) or Empty()
+    )
+    given = {name: f"value of {name}" for name in DEFAULTS}
+    fcdeploy.cluster([[0.0]], engine="x", **given)
+    assert reached == given
+    clusterer = fcdeploy.FaceClusterer("x", **given)
+    assert clusterer.get_params() == {"engine": "x", **given}
