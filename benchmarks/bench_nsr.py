@@ -53,9 +53,9 @@ def main(faces: int, dim: int, inference: str, threads: int, folder: Path | None
             for link in ("pairs", "density-peaks"):
                 options = ["--link", link, "--inference", inference, "--threads", str(threads)]
                 options += ["--run-dir", str(place / f"run-{n}"), "--labels", str(labels)]
+                options += ["-o", str(place / "pred_labels.meta")]
                 summary = run_command(
                     ["cluster", str(features), "--engine", str(bundle.path), "--json", *options]
-                    + ["-o", str(place / "pred_labels.meta")]
                 )
                 if n == faces:
                     rows += [
