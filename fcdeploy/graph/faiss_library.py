@@ -1,8 +1,15 @@
-"""faiss, or the sentence that says how to install it."""
+"""faiss, or the sentence that says how to install it; and its indexes on a GPU."""
 
 from typing import Any
 
+import numpy as np
+
 from fcdeploy.errors import MissingDependencyError
+from fcdeploy.graph.cuda import import_cupy
+
+UPLOAD_ROWS = 65536
+SHARE = 2  # of the device memory, the half is for an index
+TEMPORARY_SHARE = 8
 
 
 def import_faiss() -> Any:
@@ -14,3 +21,26 @@ def import_faiss() -> Any:
             "faiss is not installed; install it with `pip install 'fcdeploy[cpu]'` (or `[gpu]`)."
         ) from error
     return faiss
+
+
+def copied_to_gpu(faiss: Any, vectors: np.ndarray, index: Any, vram: int) -> Any | None:
+    """Return an index on the GPU that finds what ``index`` does; None without a GPU or room for it.
+
+    index: an IVF index of halves, or None for one that compares all of ``vectors`` (n, d) float32. vram: bytes of
+    device memory to get along with, 0 for what is free.
+    """
+    if not getattr(faiss, "get_num_gpus", int)():  # faiss-cpu has no such function, or finds none
+        return None
+    budget = vram or import_cupy().cuda.runtime.memGetInfo()[0]
+    if (vectors.nbytes if index is None else vectors.nbytes // 2) > budget // SHARE:
+        return None
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(budget // TEMPORARY_SHARE)
+    if index is None:
+        flat = faiss.GpuIndexFlatIP(resources, vectors.shape[1])
+        for start in range(0, len(vectors), UPLOAD_ROWS):
+            flat.add(np.ascontiguousarray(vectors[start : start + UPLOAD_ROWS]))
+        return flat
+    options = faiss.GpuClonerOptions()
+    options.use_cuvs = False  # which has no lists of halves
+    return faiss.index_cpu_to_gpu(resources, 0, index, options)

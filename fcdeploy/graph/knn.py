@@ -16,12 +16,13 @@ from numba import njit, prange
 
 from fcdeploy.data.atomic import no_space_left
 from fcdeploy.graph.cells import Cells
-from fcdeploy.graph.faiss_library import import_faiss
+from fcdeploy.graph.faiss_library import copied_to_gpu, import_faiss
 
 EXACT_LIMIT = 50_000  # faces up to which --knn auto compares all pairs
 PROBES = 16  # cells that an IVF search looks into
 SPARE = 8  # candidates beyond k, so that rounding inside faiss rarely decides who is k-th
 ADD_ROWS = 65536
+GPU_MOST = 2048  # candidates that faiss selects on a GPU
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class KnnSearch:
 
     cells: with a partition the search is IVF, which looks only into the PROBES cells nearest to a query; without
     one it compares all pairs. threads: as many as faiss may use (0: all). lists_file: keeps the index's copy of
-    the vectors in this file instead of memory.
+    the vectors in this file instead of memory. gpu: whether candidates are found on the GPU, where faiss has one and
+    the vectors fit; vram: bytes of device memory to get along with (0: what is free).
     """
 
     def __init__(
@@ -58,12 +60,15 @@ class KnnSearch:
         *,
         threads: int = 0,
         lists_file: Path | None = None,
+        gpu: bool = False,
+        vram: int = 0,
     ) -> None:
         self.faiss = import_faiss()
         if threads:
             self.faiss.omp_set_num_threads(threads)
         self.vectors = vectors
         self.index = self._build_ivf(cells, lists_file) if cells is not None else None
+        self.gpu_index = copied_to_gpu(self.faiss, vectors, self.index, vram) if gpu else None
 
     def search(self, faces: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return ids (m, k) int32 and sims (m, k) float32 of ``faces`` (m,); k is at most n.
@@ -73,10 +78,11 @@ class KnnSearch:
         n = len(self.vectors)
         wide = min(n, k + SPARE)
         queries = np.ascontiguousarray(self.vectors[faces])
-        if self.index is None:
+        on_gpu = self.gpu_index is not None and wide <= GPU_MOST
+        if self.index is None and not on_gpu:
             found = self._search_exact(queries, wide)
         else:
-            found = self.index.search(queries, wide)[1]
+            found = (self.gpu_index if on_gpu else self.index).search(queries, wide)[1]
             short = np.flatnonzero((found < 0).any(axis=1))
             if len(short):  # the probed cells held fewer faces than were asked for
                 found[short] = self._search_exact(queries[short], wide)

@@ -441,7 +441,12 @@ class Run:
             on_disk = method == "ivf" and vectors.nbytes // 2 > self.options.budget // INDEX_SHARE
             file = self.store.scratch_file(f"{name}.lists") if on_disk else None
             search = KnnSearch(
-                vectors, cells() if method == "ivf" else None, threads=self.options.cores, lists_file=file
+                vectors,
+                cells() if method == "ivf" else None,
+                threads=self.options.cores,
+                lists_file=file,
+                gpu=self.on_gpu and file is None,
+                vram=self.options.vram,
             )
 
             def work(faces: np.ndarray) -> Arrays:
