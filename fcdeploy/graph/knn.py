@@ -78,11 +78,11 @@ class KnnSearch:
         n = len(self.vectors)
         wide = min(n, k + SPARE)
         queries = np.ascontiguousarray(self.vectors[faces])
-        on_gpu = self.gpu_index is not None and wide <= GPU_MOST
-        if self.index is None and not on_gpu:
+        index = self.gpu_index if self.gpu_index is not None and wide <= GPU_MOST else self.index
+        if index is None:
             found = self._search_exact(queries, wide)
         else:
-            found = (self.gpu_index if on_gpu else self.index).search(queries, wide)[1]
+            found = index.search(queries, wide)[1]
             short = np.flatnonzero((found < 0).any(axis=1))
             if len(short):  # the probed cells held fewer faces than were asked for
                 found[short] = self._search_exact(queries[short], wide)
