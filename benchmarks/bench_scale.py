@@ -12,6 +12,8 @@ import json
 import math
 import os
 import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,14 +39,24 @@ WARM_UP = 2_000
 )
 @click.option("--dim", default=256, show_default=True)
 @click.option("--inference", default="layerwise", show_default=True)
+@click.option("--tables", default="float32", show_default=True)
 @click.option("--knn", default="auto", show_default=True)
 @click.option("--memory", default="4G", show_default=True)
 @click.option("--threads", default=2, show_default=True)
+@click.option("--repeat", default=1, show_default=True, help="Runs of each size; their medians are reported.")
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Where faces and runs go.  [default: temporary]"
 )
 def main(
-    sizes: tuple[int, ...], dim: int, inference: str, knn: str, memory: str, threads: int, folder: Path | None
+    sizes: tuple[int, ...],
+    dim: int,
+    inference: str,
+    tables: str,
+    knn: str,
+    memory: str,
+    threads: int,
+    repeat: int,
+    folder: Path | None,
 ) -> None:
     """Measure whole runs of PSE-GCN with the published settings (k = 80, hops 80,10)."""
     torch.manual_seed(1)
@@ -53,9 +65,13 @@ def main(
         checkpoint = place / "checkpoint.pth"
         torch.save(random_network(dim).state_dict(), checkpoint)
         bundle, _ = export_checkpoint(checkpoint, place / "pse.onnx")
-        options = ["--inference", inference, "--knn", knn, "--memory", memory, "--threads", str(threads)]
+        options = ["--inference", inference, "--tables", tables, "--knn", knn, "--memory", memory]
+        options += ["--threads", str(threads)]
         cluster(place, bundle.path, WARM_UP, dim, options)
-        runs = [cluster(place, bundle.path, faces, dim, options) for faces in sorted(sizes)]
+        runs = [
+            median_of([cluster(place, bundle.path, faces, dim, options) for _ in range(repeat)])
+            for faces in sorted(sizes)
+        ]
     rows = []
     for at, run in enumerate(runs):
         for stage, measured in run["stages"].items():
@@ -75,8 +91,21 @@ def main(
                 "written_gb": run["written_bytes"] / 1e9,
             }
         )
-    arguments = {"dim": dim, "k": 80, "hops": [80, 10], "inference": inference, "knn": knn, "memory": memory}
-    write_report("scale", rows, {**arguments, "threads": threads, "runs": runs})
+    arguments = {"dim": dim, "k": 80, "hops": [80, 10], "inference": inference, "tables": tables, "knn": knn}
+    write_report(
+        "scale", rows, {**arguments, "memory": memory, "threads": threads, "repeat": repeat, "runs": runs}
+    )
+
+
+def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first of some runs of one size with the medians of what was measured."""
+    names = ("wall_seconds", "peak_bytes", "written_bytes")
+    found = {**runs[0], **{name: statistics.median(run[name] for run in runs) for name in names}}
+    found["stages"] = {
+        stage: {name: statistics.median(run["stages"][stage][name] for run in runs) for name in measured}
+        for stage, measured in runs[0]["stages"].items()
+    }
+    return found
 
 
 def cluster(place: Path, engine: Path, faces: int, dim: int, options: list[str]) -> dict[str, Any]:
@@ -103,6 +132,7 @@ def cluster(place: Path, engine: Path, faces: int, dim: int, options: list[str])
     summary["written_bytes"] = 512 * (resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock - blocks)
     for file in (features, labels):
         file.unlink()
+    shutil.rmtree(run_dir)
     return summary
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fcdeploy.data.labels import renumber
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.errors import FcdeployError
+from fcdeploy.graph import aggregation
 from fcdeploy.graph import cells as graph_cells
 from fcdeploy.graph.aggregation import sum_connected, sum_similar
 from fcdeploy.graph.halves import bits_of, floats_from_halves, halves_from_floats
@@ -267,7 +268,7 @@ def test_the_fixed_graph_is_normalised_once_for_the_first_block_and_twice_for_th
         times.append(args[6])
         return sum_connected(*args)
 
-    monkeypatch.setattr(flow, "sum_connected", watched)
+    monkeypatch.setattr(aggregation, "sum_connected", watched)
     cluster(rows[:100], inference="layerwise")
     assert times == [1, 2]
 
