@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command("tune")
 @click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
 @click.option("--features", required=True, type=PathType, help="Features of labelled faces, .bin or .npy.")
-@click.option("--labels", required=True, type=PathType, help="Their true identities.")
+@click.option("--labels", required=True, type=PathType, help="Their true identities, -1 where unknown.")
 @click.option(
     "--objective",
     type=click.Choice(["pairwise", "bcubed"]),
@@ -100,6 +100,7 @@ def command(
             min_precision=min_precision,
             options=Options(inference=inference, threads=threads, link=link),
             run_dir=run_dir,
+            labels_name=str(labels),
             quiet=quiet or as_json,
         )
     plot = write_tuned(tuned, str(features), output)

@@ -23,6 +23,7 @@ from fcdeploy.runtime.run_folder import RunFolder, Store
 from fcdeploy.systems import NAMES, Tunable, get_system
 from fcdeploy.systems.settings import setting_of, settings_from_dict, with_settings
 from fcdeploy.training.curves import draw_precision_recall
+from fcdeploy.training.identities import identities_of
 from fcdeploy.training.sweep import OBJECTIVES, KeyedStore, SweepRun, Trial, best_trial, curve_through, sweep
 
 SHOWN, NEARBY = 12, 3  # rows of the trade-off table over the whole range, and on either side of the best
@@ -76,20 +77,21 @@ def tune(
     min_precision: float = 0.0,
     options: Options = DEFAULTS,
     run_dir: Path | str | None = None,
+    labels_name: str = "labels",
     quiet: bool = True,
 ) -> Tuned:
     """Find the settings of links and clusters that give ``features`` the best clusters.
 
-    truth: (n,) identities. objective: "pairwise" or "bcubed", whose F is the highest among the settings whose
-    precision is at least ``min_precision``. With ``run_dir`` products are kept there and taken up again. Raises
-    InputError when a system has nothing to choose, or no setting is that precise.
+    truth: (n,) identities, -1 where unknown (an identity of its own each). objective: "pairwise" or "bcubed", whose F
+    is the highest among the settings whose precision is at least ``min_precision``. With ``run_dir`` products are kept
+    there and taken up again. Raises InputError when a system has nothing to choose, no setting is that precise, or
+    the labels, which come from ``labels_name``, cannot tell.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"--objective {objective}: is neither {' nor '.join(OBJECTIVES)}.")
     if not 0 <= min_precision <= 1:
         raise InputError(f"--min-precision {min_precision}: is no precision (0 to 1).")
-    if not (np.bincount(np.unique(truth, return_inverse=True)[1]) > 1).any():
-        raise InputError("the labels put no two faces together; there is nothing to tune on.")
+    check_truth(truth, features.n, labels_name)
     recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
     system, features, settings, options, _ = prepare(features, bundle, options)
     tunables = system.tunable(bundle.weights, options)
@@ -122,6 +124,24 @@ def tune(
             f"{best.measure(objective).precision:.4f}, with {describe_values(best.values)}; lower --min-precision."
         )
     return Tuned(objective, tunables, trials, best, before, with_settings(recipe, best.values))
+
+
+def check_truth(truth: np.ndarray, n: int, where: str) -> None:
+    """Raise InputError, saying ``where`` the labels come from, when they tell no good threshold from a bad one."""
+    if len(truth) != n:
+        raise InputError(
+            f"{where}: {len(truth):,} labels for {n:,} faces; give the labels of these very faces."
+        )
+    sizes = np.bincount(identities_of(truth))
+    if (sizes == 1).all():
+        raise InputError(
+            f"{where}: puts no two faces together, so that there is nothing to tune on; give faces of people with "
+            "several each."
+        )
+    if len(sizes) == 1:
+        raise InputError(
+            f"{where}: all {n:,} faces are of one identity, for which no threshold is too low; give faces of several."
+        )
 
 
 def write_tuned(tuned: Tuned, features: str, output: Path) -> Path:

@@ -76,8 +76,20 @@ def test_the_highest_f_among_settings_of_the_precision_asked_for(bundle, faces):
     # Labels at random: nothing but clusters of one is ever right, and these make no wrong pair.
     mixed = np.random.default_rng(0).permutation(truth)
     assert tune(features, bundle, mixed, min_precision=1.0, options=ONE).best.evaluation.clusters == FACES
-    with pytest.raises(InputError, match="no two faces together"):
-        tune(features, bundle, np.arange(FACES))
+
+
+@pytest.mark.parametrize(
+    ("truth", "says"),
+    [
+        (np.arange(FACES), "l.meta: puts no two faces together"),
+        (np.full(FACES, -1), "l.meta: puts no two faces together"),
+        (np.zeros(FACES, np.int64), "l.meta: all 300 faces are of one identity"),
+        (np.zeros(FACES - 1, np.int64), "l.meta: 299 labels for 300 faces"),
+    ],
+)
+def test_labels_that_tell_no_threshold_are_refused(truth, says, bundle, faces):
+    with pytest.raises(InputError, match=says):
+        tune(features_from_array(faces[0]), bundle, truth, labels_name="l.meta")
 
 
 def test_a_run_folder_takes_up_what_was_made(bundle, faces, tmp_path, monkeypatch):
