@@ -1,6 +1,7 @@
 """The ``fcdeploy`` command: one module a verb, imported only when that verb is called."""
 
 import importlib
+import io
 import sys
 import warnings
 from typing import Any, TextIO
@@ -9,6 +10,7 @@ import click
 
 from fcdeploy import __version__
 from fcdeploy.cli.interrupts import interrupted
+from fcdeploy.cli.text import one_line
 from fcdeploy.errors import FcdeployError, FcdeployWarning
 
 VERBS = {
@@ -70,6 +72,9 @@ def cli() -> None:
 def main() -> None:
     """Run the command line: every error of ours is one sentence on stderr and its exit code."""
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may hold bytes that are no text
     try:
         cli(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt, SystemError) as error:
@@ -79,20 +84,20 @@ def main() -> None:
             error.__cause__ if isinstance(error, click.exceptions.Abort) else error
         )  # click's own wrapping
         advice = str(interrupt) if isinstance(interrupt, KeyboardInterrupt) else ""
-        click.echo(f"Interrupted{'; ' if advice else ''}{advice}.", err=True)
+        click.echo(f"Interrupted{'; ' if advice else ''}{one_line(advice)}.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except FcdeployError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"Error: {where}{error.strerror or error}.", err=True)
+        click.echo(f"Error: {one_line(f'{where}{error.strerror or error}')}.", err=True)
         sys.exit(1)
     except MemoryError:
         click.echo("Error: out of memory; lower --batch, or use a machine with more.", err=True)
@@ -108,4 +113,4 @@ def _show_warning(
     line: str | None = None,
 ) -> Any:
     if issubclass(category, FcdeployWarning):
-        click.echo(f"Note: {message}", err=True)
+        click.echo(f"Note: {one_line(str(message))}", err=True)

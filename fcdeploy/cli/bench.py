@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
 WIDTH = 160  # of what goes to a file
@@ -86,13 +87,12 @@ def command(
 
 
 def _print(reports: "Sequence[Report]") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from fcdeploy.runtime.bench import PERCENTILES, compare
 
     several = len(reports) > 1
-    console = Console(highlight=False)
+    console = new_console()
     if not console.is_terminal:
         console.width = WIDTH
     for at, report in enumerate(reports, 1):

@@ -8,6 +8,7 @@ import click
 
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.run_options import run_options
+from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
 
@@ -154,10 +155,9 @@ def check_embedder(
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:
     """Print what was found and how long each stage took."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = new_console()
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")
     table.add_column("seconds", justify="right")
@@ -169,8 +169,7 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     dropped = f", {summary['uncovered']:,} faces in none" if "uncovered" in summary else ""
     console.print(
         f"{summary['faces']:,} faces in {summary['clusters']:,} clusters, {summary['singletons']:,} of them of one "
-        f"face{dropped}; peak memory {summary['peak_bytes'] / 1e9:.2f} GB",
-        highlight=False,
+        f"face{dropped}; peak memory {summary['peak_bytes'] / 1e9:.2f} GB"
     )
     if summary.get("bad"):
         console.print(
@@ -189,4 +188,4 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
             f"BCubed F {bcubed['f']:.4f}, NMI {summary['quality']['nmi']:.4f}",
             highlight=False,
         )
-    console.print(f"labels in {output}", highlight=False)
+    console.print(f"labels in {output}")

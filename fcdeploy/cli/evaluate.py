@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fcdeploy.cli.text import new_console
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -33,7 +35,6 @@ def command(pred: Path, truth: Path, as_json: bool) -> None:
         click.echo(json.dumps(evaluation.as_dict(), indent=2))
         return
 
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("", "precision", "recall", "F", box=None, pad_edge=False)
@@ -45,7 +46,7 @@ def command(pred: Path, truth: Path, as_json: bool) -> None:
     table.add_row("ARI", "", "", f"{evaluation.ari:.4f}")
     table.add_row("faces", "", "", f"{evaluation.faces:,}")
     table.add_row("clusters", "", "", f"{evaluation.clusters:,}")
-    Console(highlight=False).print(table)
+    new_console().print(table)
 
 
 def _read_both(pred: Path, truth: Path) -> "tuple[np.ndarray, np.ndarray]":

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from fcdeploy.cli.text import new_console, printable
+
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -30,13 +32,12 @@ def command(bundle: Path, as_json: bool) -> None:
 
 
 def _print(path: Path, manifest: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from fcdeploy.engine.tensors import pass_from_dict
     from fcdeploy.systems import describe, get_system
 
-    console = Console(highlight=False)
+    console = new_console()
     console.print(
         f"{path}: {manifest['system']}, {manifest['feature_dim']}-d features, {manifest['precision']}"
     )
@@ -50,7 +51,12 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
             table.add_column(heading)
         for side, tensors in (("in", spec.inputs), ("out", spec.outputs)):
             for tensor in tensors:
-                table.add_row(f"  {side}", tensor.name, ", ".join(map(str, tensor.axes)), tensor.dtype)
+                table.add_row(
+                    f"  {side}",
+                    printable(tensor.name),
+                    printable(", ".join(map(str, tensor.axes))),
+                    tensor.dtype,
+                )
         console.print(table)
         for ranges in fields.get("profiles", ()):
             lengths = ", ".join(
@@ -73,12 +79,13 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
             console.print(f"  {line}")
     checked_on = get_system(manifest["system"]).module("inputs").PARITY
     for name, fields in manifest["networks"].items():
+        meaning = checked_on[name].meaning if name in checked_on else "unknown"
         checkpoint, parity = fields["checkpoint"], fields["parity"]
-        sizes = ", ".join(f"{b} x {n}" for b, n in parity["sizes"])
+        sizes = ", ".join(" x ".join(map(str, size)) for size in parity["sizes"])
         console.print(
             f"\nnetwork {name}: {describe({name: fields['widths']})}; "
             f"checkpoint {checkpoint['file']}, SHA-256 {checkpoint['sha256']}\n"
-            f"  parity with PyTorch ({parity['backend']}; {checked_on[name].meaning}: {sizes})\n"
+            f"  parity with PyTorch ({parity['backend']}; {meaning}: {sizes})\n"
             f"  largest error {parity['max_error']:.2e} (allowed {parity['tolerance']:.0e}), "
             f"mean {parity['mean_error']:.2e}, {parity['nan']} NaN\n"
             f"  {parity['flipped']} of {parity['edges']:,} edges flipped; "
@@ -104,22 +111,20 @@ def _print_fp16(console: Any, fields: dict[str, Any]) -> None:
     )
     for run in agreement["runs"]:
         options = "".join(f", {name} = {value:g}" for name, value in run["options"].items())
-        full, half = run["clusters"]
-        console.print(
-            f"  {run['inference']}{options}: {run['share']:.2%} ({full:,} and {half or 0:,} clusters)"
-        )
+        counts = " and ".join(f"{count or 0:,}" for count in run["clusters"])
+        console.print(f"  {run['inference']}{options}: {run['share']:.2%} ({counts} clusters)")
 
 
 def _settings(section: str, values: Any) -> list[str]:
     """Give the lines of a recipe's table, or of a list of them, those inside it behind it."""
     if isinstance(values, list):
-        return [line for table in values for line in _settings(f"\\[{section}]", table)]
+        return [line for table in values for line in _settings(f"[{section}]", table)]
     if not isinstance(values, dict):
         return []
     values = {key: value for key, value in values.items() if value != []}
     plain = {key: value for key, value in values.items() if not _holds_tables(value)}
-    lines = [f"\\[{section}] " + ", ".join(f"{key} = {value}" for key, value in plain.items())]
-    name = section.removeprefix("\\[").removesuffix("]")
+    lines = [f"[{section}] " + ", ".join(f"{key} = {value}" for key, value in plain.items())]
+    name = section.removeprefix("[").removesuffix("]")
     for key in values.keys() - plain.keys():
         lines += _settings(f"{name}.{key}", values[key])
     return lines

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fcdeploy.cli.run_options import run_options
+from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
 
@@ -36,7 +37,6 @@ def command(
     Example:
       fcdeploy plan features.bin --engine pse.onnx --memory 4G
     """
-    from rich.console import Console
     from rich.table import Table
 
     from fcdeploy.data.features import open_features
@@ -50,7 +50,7 @@ def command(
     if as_json:
         click.echo(json.dumps(plan.as_dict(), indent=1))
         return
-    console = Console(highlight=False)
+    console = new_console()
     table = Table(box=None, pad_edge=False)
     for heading in ("in memory" if plan.in_memory else "file", "MB", ""):
         table.add_column(heading, justify="right" if heading == "MB" else "left")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fcdeploy.cli.interrupts import resumable
+from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
@@ -111,12 +112,11 @@ def command(
 
 
 def _print(tuned: "Tuned", output: Path, plot: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from fcdeploy.training.tune import describe_values, figures
 
-    console = Console(highlight=False)
+    console = new_console()
     table = Table(box=None, pad_edge=False)
     first, *others = tuned.tunables
     table.add_column(first.key, justify="right")

@@ -107,6 +107,27 @@ def no_space_left(path: Path | str) -> Iterator[None]:
         ) from error
 
 
+def open_own(path: Path, flags: int) -> int:
+    """Open a file that is ours to write; returns its descriptor.
+
+    Raises InputError when a symlink stands there, which would have us write over whatever it points to.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path}: is a symbolic link, and is not written through; remove it.") from None
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder with all that is in it, or the symlink that stands in its place, if there is either."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` survive a power cut."""
     sync_file(folder)

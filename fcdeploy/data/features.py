@@ -14,6 +14,18 @@ from fcdeploy.errors import InputError
 
 BLOCK_ROWS = 16384
 SHOWN_ROWS = 5
+LONGEST_REASON = 200  # characters
+UNREADABLE = (  # what damaged or hostile headers lead to
+    ValueError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,7 @@ class _RowList:
 def _open_npy(path: Path) -> np.ndarray:
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # a header that promises too much fails here
-    except (ValueError, OSError, SyntaxError, TypeError, OverflowError, tokenize.TokenError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a readable .npy array ({_first_line(error)}).") from error
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise InputError(
@@ -183,4 +195,4 @@ def _open_bin(path: Path, dim: int | None) -> np.ndarray:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no more is known"])[0].rstrip(".")
+    return (str(error).splitlines() or ["no more is known"])[0][:LONGEST_REASON].rstrip(".")

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable, Sequence
@@ -101,6 +102,20 @@ def filelist_from_paths(paths: Sequence[Path | str | bytes]) -> Filelist:
     lengths = np.array([len(path) for path in encoded], dtype=np.int64)
     ends = np.cumsum(lengths + 1) - 1
     return Filelist(b"", b"\n".join(encoded), ends - lengths, ends, "images")
+
+
+def lines_outside(files: Filelist) -> np.ndarray:
+    """Return the lines (m,) int64 whose paths lead out of the folder of the list, as they are written.
+
+    Symlinks inside the folder are not looked at.
+    """
+    text = np.frombuffer(files.text, np.uint8)
+    absolute = np.flatnonzero((files.ends > files.starts) & (text[files.starts % len(text)] == ord("/")))
+    climbing = [at.start() for at in re.finditer(rb"\.\.", files.text)]
+    lines = np.union1d(absolute, np.searchsorted(files.starts, climbing, side="right") - 1)
+    inside = os.path.join(os.path.abspath(files.folder), b"")
+    outside = [at for at in lines.tolist() if not os.path.abspath(files.path(at)).startswith(inside)]
+    return np.array(outside, dtype=np.int64)
 
 
 def look_up(files: Filelist, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

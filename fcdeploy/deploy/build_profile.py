@@ -1,13 +1,13 @@
 """Build profiles: TOML files that say what a bundle is compiled for, and how long its axes may get."""
 
 import re
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fcdeploy.data.toml import table_from_toml
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import InputError
 from fcdeploy.systems import NAMES
@@ -94,25 +94,15 @@ def load_profile(source: Path | str) -> BuildProfile:
     """
     path = Path(source)
     if path.is_file():
-        where = str(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where}: is not a text file (byte {error.start}); a build profile is TOML."
-            ) from error
+        where, text = str(path), path.read_bytes()
     elif str(source) in built_in_names():
-        where, text = f"profile {source}", built_in_text(str(source))
+        where, text = f"profile {source}", built_in_text(str(source)).encode()
     else:
         raise InputError(
             f"{source}: no such build profile, and no built-in one of that name ({', '.join(built_in_names())})."
         )
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{where}: is not valid TOML ({error}).") from error
-    profile = profile_from_dict(table, path.stem, where)
-    if path.is_file() and (path.stem not in built_in_names() or built_in_text(path.stem) != text):
+    profile = profile_from_dict(table_from_toml(text, where, "a build profile"), path.stem, where)
+    if path.is_file() and (path.stem not in built_in_names() or built_in_text(path.stem).encode() != text):
         return replace(profile, name=path.name)
     return profile
 

@@ -6,13 +6,14 @@ float32 means float32 (TF32 is off).
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from fcdeploy import __version__
-from fcdeploy.data.atomic import atomic_file, check_parent
+from fcdeploy.data.atomic import atomic_file, check_parent, open_own
 from fcdeploy.deploy.build_profile import DEFAULT, BuildProfile, Ranges, check_capability, load_profile
 from fcdeploy.engine.bundle import ONNX, PLAN, Bundle, new_bundle, read_bundle, write_manifest
 from fcdeploy.engine.cuda import find_gpu
@@ -87,12 +88,15 @@ def build_bundle(
             )
     ranges = {name: profile.ranges(bundle.system, spec) for name, spec in bundle.passes.items()}
     timing_cache = output.with_name(f"{output.name}.timing") if profile.flavour == "tensorrt" else None
-    with new_bundle(output) as folder, open(log_file, "w", encoding="utf-8") as log:
+    handle = open_own(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    with os.fdopen(handle, "w", encoding="utf-8") as log, new_bundle(output) as folder:
         for name, spec in bundle.passes.items():
             started = time.perf_counter()
             file = bundle.file(name)
             with _builder(trt, log, f"{file} for {profile.compute_capability}") as builder:
-                plan = build_plan(trt, builder, file, spec, profile, ranges[name], log.name, timing_cache)
+                plan = build_plan(
+                    trt, builder, file, spec, profile, ranges[name], str(log_file), timing_cache
+                )
             (folder / f"{name}.{PLAN}").write_bytes(plan)
             tell(f"{name}: {plan.nbytes:,} bytes in {time.perf_counter() - started:.1f} s")
         write_manifest(

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 OPSET = 20  # the first with Gelu
 WRAPPERS = ("state_dict", "net")  # keys under which the authors' scripts keep the state_dict
+MOST_SHARED = 4  # times that tensors may be larger than the file, where some are one another's
 PREFIX = "module."  # left by DataParallel
 
 
@@ -211,6 +213,12 @@ def load_state_dict(path: Path) -> "dict[str, torch.Tensor]":
 
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file.")
+    size = path.stat().st_size
+    if (unpacked := _unpacked_bytes(path)) > size:
+        raise InputError(
+            f"{path}: unpacks to {unpacked:,} bytes from {size:,}, and PyTorch never packs weights; save it again "
+            "where you trust it."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -235,14 +243,45 @@ def load_state_dict(path: Path) -> "dict[str, torch.Tensor]":
         raise InputError(
             f"{path}: holds no state_dict ({kind}); expected one, plain or under {' or '.join(map(repr, WRAPPERS))}."
         )
-    state = {}
+    state, total = {}, 0
     for name, tensor in loaded.items():
+        if problem := _problem_of_tensor(tensor):
+            raise InputError(f"{path}: {name} {problem}; save the network's own state_dict().")
+        total += tensor.numel() * tensor.element_size()
+        if total > MOST_SHARED * size:
+            raise InputError(
+                f"{path}: its tensors are of {total:,} bytes and more, the file is of {size:,}; it is no network's."
+            )
         if tensor.is_floating_point():
             tensor = tensor.float()
             if not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"{path}: {name} holds NaN or infinite weights; the training run diverged.")
         state[str(name).removeprefix(PREFIX)] = tensor
     return state
+
+
+def _unpacked_bytes(path: Path) -> int:
+    """Return how many bytes the members of a checkpoint, which may be an archive, unpack to."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return 0
+        with zipfile.ZipFile(path) as archive:
+            return sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return 0  # PyTorch says what is wrong with it
+
+
+def _problem_of_tensor(tensor: "torch.Tensor") -> str | None:
+    """Say why a tensor is none that a network keeps its weights in, or None."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_complex():
+        return "is sparse, nested, quantized or complex"
+    if tensor.device.type != "cpu":
+        return "holds no numbers"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"claims {tensor.numel():,} numbers and holds fewer"
+    return None
 
 
 def _unpickling_sentence(path: Path, reason: str) -> str:

@@ -1,12 +1,12 @@
 """Recipes: TOML files that hold what a checkpoint does not say, read into a system's frozen dataclass."""
 
 import json
-import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fcdeploy.data.toml import table_from_toml
 from fcdeploy.errors import InputError
 from fcdeploy.systems.settings import settings_as_dict, settings_from_dict
 
@@ -35,18 +35,14 @@ def load_recipe(source: Path | str) -> Any:
     """
     path = Path(source)
     if path.is_file():
-        text, where = _read_text(path), str(path)
+        text, where = path.read_bytes(), str(path)
     elif str(source) in built_in_names():
-        text, where = built_in_text(str(source)), f"recipe {source}"
+        text, where = built_in_text(str(source)).encode(), f"recipe {source}"
     else:
         raise InputError(
             f"{source}: no such recipe file, and no built-in recipe of that name ({', '.join(built_in_names())})."
         )
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{where}: is not valid TOML ({error}).") from error
-    return settings_from_dict(table, where)
+    return settings_from_dict(table_from_toml(text, where, "a recipe"), where)
 
 
 def recipe_text(recipe: Any, heading: Sequence[str] = ()) -> str:
@@ -68,10 +64,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)  # what TOML reads, exponents, inf and nan, too
     return json.dumps(value)  # texts and whole numbers are the same in both, and so are true and false
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not a text file (byte {error.start}); a recipe is TOML.") from error

@@ -6,9 +6,11 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from fcdeploy.data.atomic import atomic_folder
+from fcdeploy.engine.onnx_file import takes_other_files
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.engine.tensorrt import PlanTarget, TensorRtEngine, check_target, target_from_dict
 from fcdeploy.engine.tensors import Engine, PassSpec, pass_from_dict
@@ -26,6 +28,31 @@ FIELDS = {
     "passes": dict,
     "networks": dict,
     "versions": dict,
+}
+ANY = "*"  # whatever the fields are called
+NUMBER = (int, float)
+PASS_FIELDS = {"file": str, "sha256": str, "bytes": int}
+NETWORK_FIELDS = {
+    "widths": dict,
+    "checkpoint": {"file": str, "sha256": str},
+    "parity": {
+        "backend": str,
+        "sizes": [[int]],
+        **dict.fromkeys(("max_error", "mean_error", "tolerance"), NUMBER),
+        **dict.fromkeys(("nan", "edges", "flipped", "undecided"), int),
+    },
+}
+HALF_FIELDS = {
+    "keep": str,
+    "products": {ANY: {"fp16": int, "fp32": int}},
+    "agreement": {
+        "faces": int,
+        "source": str,
+        "least": NUMBER,
+        "runs": [
+            {"inference": str, "options": {ANY: NUMBER}, "share": NUMBER, "clusters": [(int, NoneType)]}
+        ],
+    },
 }
 
 
@@ -97,16 +124,22 @@ class Bundle:
         for name in self.manifest["passes"]:
             self._checked(name)
 
-    def _checked(self, name: str) -> Path:
+    def _checked(self, name: str) -> bytes:
+        """Read a graph file, once, so that what was checked is what is loaded."""
         file = self.file(name)
         fields = self.manifest["passes"][name]
-        if sha256_of(file) != fields["sha256"]:
-            size, wanted = file.stat().st_size, fields.get("bytes")
-            short = f" (it holds {size:,} of {wanted:,} bytes)" if wanted and size < wanted else ""
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != fields["sha256"]:
+            size, wanted = len(content), fields["bytes"]
+            short = f" (it holds {size:,} of {wanted:,} bytes)" if size < wanted else ""
             raise InputError(
                 f"{file}: is not the file that the manifest was written for{short}; {self.remake}."
             )
-        return file
+        if self.kind == ONNX and takes_other_files(content):
+            raise InputError(
+                f"{file}: takes weights from another file, which the manifest says nothing of; {self.remake}."
+            )
+        return content
 
     def device(self, asked: str | None = None) -> str:
         """Return where the bundle runs, "cpu" or "cuda", when ``asked`` to run there (None: where it can).
@@ -139,13 +172,16 @@ class Bundle:
         along with, 0 for what is there.
         """
         device = self.device(device)
-        path, spec = self._checked(name), self.passes[name]
+        content, path, spec = self._checked(name), self.file(name), self.passes[name]
         if self.kind == PLAN:
             profiles = self.manifest["passes"][name]["profiles"]
             with TensorRtEngine(path, spec, self.target, profiles, remake=self.remake, vram=vram) as on_gpu:
                 yield on_gpu
             return
-        with OnnxRuntimeEngine(path, spec, threads=threads, device=device, vram=vram) as engine:
+        with OnnxRuntimeEngine(
+            path, spec, graph=content, threads=threads, device=device, vram=vram
+        ) as engine:
+            del content
             yield engine
 
 
@@ -182,16 +218,15 @@ def read_bundle(path: Path | str) -> Bundle:
             if type(manifest[key]) is not kind:
                 raise TypeError(f"'{key}' should be of type {kind.__name__}")
         for name, fields in manifest["networks"].items():
-            for key in ("widths", "checkpoint", "parity"):
-                if type(fields[key]) is not dict:
-                    raise TypeError(f"'{key}' of network {name} should be of type dict")
+            _check_fields(fields, NETWORK_FIELDS, f"networks.{name}")
             _as_widths(fields["widths"])
+        if "fp16" in manifest:
+            _check_fields(manifest["fp16"], HALF_FIELDS, "fp16")
         _check_kind(manifest)
         if not manifest["networks"] or not manifest["passes"]:
             raise TypeError("there should be networks and passes")
         for name, fields in manifest["passes"].items():
-            if not isinstance(fields["sha256"], str):
-                raise TypeError(f"'sha256' of pass {name} should be of type str")
+            _check_fields(fields, PASS_FIELDS, f"passes.{name}")
             try:
                 pass_from_dict(name, fields)
             except InputError as error:
@@ -204,7 +239,7 @@ def read_bundle(path: Path | str) -> Bundle:
                 raise InputError(
                     f"{folder}: the file {fields['file']} of pass {name} is missing; {_remake(manifest, folder)}."
                 )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -265,13 +300,28 @@ def _check_kind(manifest: Mapping[str, Any]) -> None:
         raise TypeError(f"'kind' should be {ONNX} or {PLAN}")
     if manifest.get("kind") == PLAN:
         target_from_dict(manifest["target"])
-        if type(manifest["source"]["bundle"]) is not str:
-            raise TypeError("'bundle' of source should be of type str")
+        _check_fields(manifest["source"], {"bundle": str, "digest": str}, "source")
         for name, fields in manifest["passes"].items():
             for ranges in fields["profiles"]:
                 for lengths in ranges.values():
                     if [type(length) for length in lengths] != [int, int, int]:
                         raise TypeError(f"'profiles' of pass {name} should hold three whole numbers an axis")
+
+
+def _check_fields(value: Any, wanted: Any, where: str) -> None:
+    """Raise TypeError or KeyError unless ``value`` has fields of the types ``wanted``; ``where`` names it."""
+    if isinstance(wanted, dict):
+        if not isinstance(value, dict):
+            raise TypeError(f"'{where}' should be a table")
+        for name, inner in dict.fromkeys(value, wanted[ANY]).items() if ANY in wanted else wanted.items():
+            _check_fields(value[name], inner, f"{where}.{name}")
+    elif isinstance(wanted, list):
+        if not isinstance(value, list):
+            raise TypeError(f"'{where}' should be a list")
+        for entry in value:
+            _check_fields(entry, wanted[0], where)
+    elif not isinstance(value, wanted) or isinstance(value, bool):
+        raise TypeError(f"'{where}' should not be {value!r:.40}")
 
 
 def _as_widths(fields: Mapping[str, Any]) -> dict[str, Any]:

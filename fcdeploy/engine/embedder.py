@@ -6,7 +6,6 @@ An embedder takes one input of four axes, pictures, and gives a row a picture. W
 
 import dataclasses
 import hashlib
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from fcdeploy.engine.onnxruntime import open_session
+from fcdeploy.data.toml import table_from_toml
+from fcdeploy.engine.onnxruntime import open_session, run_error
 from fcdeploy.errors import FcdeployError, InputError
 
 LAYOUTS = ("NCHW", "NHWC")
 CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 SIZE = (112, 112)  # of aligned crops, by convention
 MEAN = SCALE = (127.5,)
+LARGEST = float(np.finfo(np.float32).max)  # of mean and scale
 BATCH = 32  # pictures an engine call, where the graph leaves it open
 DTYPES = {
     "tensor(float)": np.float32,
@@ -55,11 +56,7 @@ def settings_beside(model: Path) -> EmbedderSettings:
     path = model.with_suffix(".toml")
     if not path.is_file():
         return EmbedderSettings()
-    try:
-        table = tomllib.loads(path.read_bytes().decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: is not valid TOML ({error}).") from error
-    return settings_from_table(table, str(path))
+    return settings_from_table(table_from_toml(path.read_bytes(), str(path)), str(path))
 
 
 def settings_from_table(table: dict[str, Any], where: str) -> EmbedderSettings:
@@ -188,8 +185,7 @@ class Embedder:
         try:
             output = self._session.run([self._output], {self._input: feed})[0]
         except Exception as error:  # ONNX Runtime's errors share no public base class
-            reason = (str(error).splitlines() or [""])[0]
-            raise FcdeployError(f"{self.path}: ONNX Runtime cannot run this graph ({reason}).") from error
+            raise run_error(error, str(self.path)) from error
         if output.dtype.kind != "f" or output.size % self.batch or not output.size:
             raise self._no_embedding(output)
         rows = output.reshape(self.batch, -1)
@@ -336,7 +332,7 @@ def _size(value: Any) -> tuple[int, int]:
 def _numbers(value: Any) -> tuple[float, ...]:
     numbers = value if isinstance(value, list | tuple) else (value,)
     if len(numbers) not in (1, 3) or any(
-        type(number) not in (int, float) or not np.isfinite(number) for number in numbers
+        type(number) not in (int, float) or not -LARGEST <= number <= LARGEST for number in numbers
     ):
         raise ValueError("a number, or a list of one a channel")
     return tuple(float(number) for number in numbers)

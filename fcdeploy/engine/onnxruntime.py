@@ -14,21 +14,30 @@ from fcdeploy.errors import FcdeployError, InputError, MissingDependencyError
 
 K = TypeVar("K")
 
+NO_ROOM = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntimeEngine:
     """A loaded graph; a ``with`` frees it.
 
-    path: an ONNX file; spec: what it must take and give, checked against the file when it is opened. The arrays
+    path: an ONNX file; graph: its content, if it was read before; spec: what it must take and give, checked against
+    the file when it is opened. The arrays
     that ``run`` returns are new each time and yours to keep. Not safe to share between threads while it runs.
     vram: bytes of device memory to get along with on a GPU, 0 for what is there.
     """
 
     def __init__(
-        self, path: Path, spec: PassSpec, *, threads: int = 0, device: str = "cpu", vram: int = 0
+        self,
+        path: Path,
+        spec: PassSpec,
+        *,
+        graph: bytes | None = None,
+        threads: int = 0,
+        device: str = "cpu",
+        vram: int = 0,
     ) -> None:
-        self._session = open_session(path, threads=threads, device=device, vram=vram)
+        self._session = open_session(path, graph=graph, threads=threads, device=device, vram=vram)
         self.device = device
         self.provider = PROVIDERS[device]  # that really opened
         self.spec = spec
@@ -37,9 +46,17 @@ class OnnxRuntimeEngine:
         self._check_graph()
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Evaluate the graph; raises FcdeployError when ``feeds`` is not what ``spec`` says."""
+        """Evaluate the graph.
+
+        Raises FcdeployError when ``feeds`` is not what ``spec`` says or the graph cannot be computed, MemoryError when
+        there is no room for it.
+        """
         check_feeds(feeds, self.spec.inputs, self._where)
-        return dict(zip(self._outputs, self._session.run(self._outputs, gathered(feeds)), strict=True))
+        try:
+            outputs = self._session.run(self._outputs, gathered(feeds))
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            raise run_error(error, self._where) from error
+        return dict(zip(self._outputs, outputs, strict=True))
 
     def run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
         """Evaluate batches one after the other, in order, while the next are made in a thread of their own."""
@@ -104,14 +121,33 @@ class OnnxRuntimeEngine:
                 )
 
 
-def open_session(path: Path, *, threads: int = 0, device: str = "cpu", vram: int = 0) -> Any:
-    """Load a graph; raises InputError when it cannot be, FcdeployError when the device is not the one asked for."""
+def run_error(error: Exception, where: str) -> Exception:
+    """Return what to raise when ONNX Runtime cannot compute a graph: MemoryError when it found no room."""
+    text = str(error)
+    if isinstance(error, MemoryError) or any(words in text for words in NO_ROOM):
+        return MemoryError(f"{where}: no room for a batch")
+    reason = (text.splitlines() or [type(error).__name__])[0].rstrip(".")
+    return FcdeployError(f"{where}: ONNX Runtime cannot compute this graph ({reason}).")
+
+
+def open_session(
+    path: Path,
+    *,
+    graph: bytes | None = None,
+    threads: int = 0,
+    device: str = "cpu",
+    vram: int = 0,
+) -> Any:
+    """Load a graph, from ``graph`` if it was read before.
+
+    Raises InputError when it cannot be, FcdeployError when the device is not the one asked for.
+    """
     if device not in PROVIDERS:
         raise InputError(f"device '{device}': is neither 'cpu' nor 'cuda'.")
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, and need not be printed, too
     # Threads that spin while they wait take the cores that the next neighborhoods are built on.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings: dict[str, Any] = {}
@@ -120,7 +156,7 @@ def open_session(path: Path, *, threads: int = 0, device: str = "cpu", vram: int
         if vram:
             settings |= {"gpu_mem_limit": vram, "arena_extend_strategy": "kSameAsRequested"}
     try:
-        session = ort.InferenceSession(str(path), options, providers=[(PROVIDERS[device], settings)])
+        session = ort.InferenceSession(graph or str(path), options, providers=[(PROVIDERS[device], settings)])
     except Exception as error:  # ONNX Runtime's errors share no public base class
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(f"{path}: ONNX Runtime cannot load this graph ({reason}).") from error

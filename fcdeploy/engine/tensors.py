@@ -98,22 +98,37 @@ def pass_from_dict(name: str, fields: Mapping[str, Any]) -> PassSpec:
     """Read what ``PassSpec.as_dict`` wrote; raises InputError when it is something else."""
     try:
         inputs, outputs = (
-            tuple(
-                TensorSpec(
-                    str(t["name"]), tuple(a if isinstance(a, int) else str(a) for a in t["axes"]), t["dtype"]
-                )
-                for t in fields[side]
-            )
-            for side in ("inputs", "outputs")
+            tuple(_tensor_from_dict(tensor) for tensor in fields[side]) for side in ("inputs", "outputs")
         )
-        for tensor in inputs + outputs:
-            np.dtype(tensor.dtype)
+        if not inputs or not outputs:
+            raise TypeError("there should be inputs and outputs")
     except (KeyError, TypeError) as error:
         raise InputError(f"pass {name}: its tensors are not described as expected ({error!r}).") from error
     return PassSpec(name, inputs, outputs)
 
 
 INDEPENDENT = ("m", "b")
+DTYPES = (
+    "bool",
+    *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64"),
+)
+LONGEST_AXIS = 2**31 - 1
+
+
+def _tensor_from_dict(fields: Mapping[str, Any]) -> TensorSpec:
+    name, axes, dtype = fields["name"], fields["axes"], fields["dtype"]
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"a tensor is called {name!r}")
+    if dtype not in DTYPES:
+        raise TypeError(f"{name} is of type {dtype!r}")
+    if not isinstance(axes, list) or not axes:
+        raise TypeError(f"{name} has the axes {axes!r:.40}")
+    for axis in axes:
+        whole = type(axis) is int and 1 <= axis <= LONGEST_AXIS
+        if not whole and not (isinstance(axis, str) and axis):
+            raise TypeError(f"{name} has an axis {axis!r}")
+    return TensorSpec(name, tuple(axes), dtype)
 
 
 def divisible_axis(spec: PassSpec) -> str | None:

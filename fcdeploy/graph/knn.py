@@ -7,6 +7,7 @@ is a face with more than k + 8 equally similar neighbors, thousands of copies of
 become candidates is faiss's choice.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from fcdeploy.data.atomic import no_space_left
+from fcdeploy.data.atomic import no_space_left, open_own
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.faiss_library import copied_to_gpu, import_faiss
 
@@ -130,7 +131,8 @@ class KnnSearch:
         sizes = np.bincount(cells.cell, minlength=cells.count)
         ends = np.cumsum(sizes)
         order = cells.order()
-        with no_space_left(file), open(file, "wb") as opened:
+        handle = open_own(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with no_space_left(file), os.fdopen(handle, "wb") as opened:
             for start, stop in zip(ends - sizes, ends, strict=True):
                 faces = order[start:stop]
                 opened.write(self.vectors[faces].astype(np.float16).tobytes())

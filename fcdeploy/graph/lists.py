@@ -1,5 +1,7 @@
 """Neighbor lists that were made elsewhere: read block by block and checked, never unpickled."""
 
+import io
+import math
 import tokenize
 import zipfile
 import zlib
@@ -13,6 +15,9 @@ from numba import njit
 from fcdeploy.errors import InputError
 
 READ_ROWS = 65536
+LONGEST_HEADER = 65536  # bytes, of an array in an archive
+LARGEST_TRANSPOSED = 1 << 30  # bytes, of an array in column order, which is read as a whole
+LONGEST_REASON = 200  # characters
 UNREADABLE = (
     ValueError,
     OSError,
@@ -21,7 +26,8 @@ UNREADABLE = (
     SyntaxError,
     TypeError,
     OverflowError,
-    RuntimeError,  # an archive with a password, or compressed in a way that zipfile does not know
+    RuntimeError,  # an archive with a password, compressed in a way that zipfile does not know; a header too deep
+    MemoryError,
     tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
@@ -120,7 +126,7 @@ class ListsFile:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> InputError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:LONGEST_REASON].rstrip(".")
         return InputError(f"{self.path}: is not a readable .npz or .npy file ({reason}).")
 
     def _blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
@@ -146,7 +152,17 @@ class ListsFile:
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
             shape, dtype, fortran = _read_header(file)
             if fortran:  # rare; columns cannot be cut into rows without reading all
-                whole = np.frombuffer(file.read(), dtype).reshape(shape[::-1]).T
+                # A compressed file of a few bytes may hold, or claim, any number of them.
+                wanted = math.prod(shape) * dtype.itemsize
+                if wanted > LARGEST_TRANSPOSED:
+                    raise InputError(
+                        f"{self.path}: '{name}' lies in column order and is too large to be turned; write it again "
+                        "from np.ascontiguousarray."
+                    )
+                data = file.read(wanted)
+                if len(data) != wanted:
+                    raise InputError(f"{self.path}: ends within '{name}'; it was cut short.")
+                whole = np.frombuffer(data, dtype).reshape(shape[::-1]).T
                 for start in range(0, len(whole), rows):
                     yield start, whole[start : start + rows]
                 return
@@ -159,10 +175,56 @@ class ListsFile:
                 yield start, np.frombuffer(data, dtype).reshape(-1, *shape[1:])
 
 
+class RowsInOrder:
+    """Rows of a file of lists by their numbers, each call's behind those of the call before it.
+
+    rows: how many are read at a time. A call that failed may be made again, and for fewer rows.
+    """
+
+    def __init__(self, lists: ListsFile, rows: int) -> None:
+        self._lists, self._rows = lists, rows
+        self._restart()
+
+    def __call__(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return ids (m, k) and sims (m, k), or None where the file has none, of rows start..stop-1."""
+        try:
+            return self._read(start, stop)
+        except BaseException:
+            self._restart()  # a generator that has raised is at its end
+            raise
+
+    def _restart(self) -> None:
+        self._blocks = self._lists.blocks(self._rows)
+        self._held: tuple[int, np.ndarray, np.ndarray | None] = (0, np.empty((0, 0)), None)
+
+    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        ids, sims = [], []
+        while start < stop:
+            first, held_ids, held_sims = self._held
+            if start >= first + len(held_ids):  # a resumed run passes over the blocks behind it
+                self._held = next(self._blocks)
+                continue
+            end = min(stop, first + len(held_ids))
+            ids.append(held_ids[start - first : end - first])
+            if held_sims is not None:
+                sims.append(held_sims[start - first : end - first])
+            start = end
+        return np.concatenate(ids), np.concatenate(sims) if sims else None
+
+
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
     version = np.lib.format.read_magic(file)
+    lengths = file.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(lengths, "little")
+    if (
+        length > LONGEST_HEADER
+    ):  # NumPy would read it first, which in a compressed file may be any number of bytes
+        raise ValueError(f"a header of {length:,} bytes")
+    file = io.BytesIO(lengths + file.read(length))
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = reader(file)
+    if any(length < 0 for length in shape):
+        raise ValueError(f"an array of shape {shape}")
     return shape, dtype, fortran
 
 

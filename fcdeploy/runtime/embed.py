@@ -23,7 +23,7 @@ import numpy as np
 
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import BLOCK_ROWS, write_features
-from fcdeploy.data.filelist import NO_STAMP, Filelist, look_up_all
+from fcdeploy.data.filelist import NO_STAMP, Filelist, lines_outside, look_up_all
 from fcdeploy.data.images import FIRST_BAD, MAX_PIXELS, REASONS, State, import_pillow, read_image
 from fcdeploy.engine.embedder import (
     BATCH,
@@ -89,6 +89,13 @@ def new_job(files: Filelist, model: Path, given: EmbedderSettings | None = None,
     """Put together what a run needs, with the settings beside the model; raises InputError for what is missing."""
     import_pillow()
     check_model_path(model)
+    if files.folder and len(outside := lines_outside(files)):
+        warnings.warn(
+            f"{files.name}: {len(outside):,} of {files.n:,} lines lead out of its folder (the first is line "
+            f"{outside[0]}, counted from 0, {files.shown(outside[0])!r}); they are read all the same.",
+            FcdeployWarning,
+            stacklevel=2,
+        )
     settings = overridden(settings_beside(model), given or EmbedderSettings())
     if settings.scale and min(map(abs, settings.scale)) < 1:
         warnings.warn(

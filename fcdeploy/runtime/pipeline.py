@@ -40,7 +40,7 @@ from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
 from fcdeploy.graph.cells import Cells, assign_cells, cell_count, train_cells
 from fcdeploy.graph.knn import KnnGraph, KnnSearch, choose_method, similarities_of_lists
-from fcdeploy.graph.lists import ListsFile, check_lists
+from fcdeploy.graph.lists import ListsFile, RowsInOrder, check_lists
 from fcdeploy.graph.recall import Recall, measure_recall
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import (
@@ -63,6 +63,8 @@ UNCOVERED = ("singleton", "drop")
 TABLES = ("float32", "float16")
 LINKS = ("density-peaks", "pairs")
 INFERENCES = ("auto", "exact", "layerwise")
+LISTS_BYTES = 256 << 20  # of a file of lists that are read at a time
+ENTRY_BYTES = 16  # of an id and a similarity in it, at most
 EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
 INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its lists on disk
 SCRATCH_FOLDER = ".fcdeploy-run-"
@@ -341,6 +343,7 @@ class Run:
         rows: int | None = None,
         spans: np.ndarray | None = None,
         each: int = 1,
+        whole: int = 1,
     ) -> Arrays:
         """Make the product ``name``, or take it from an earlier run that made it of the same things.
 
@@ -348,7 +351,8 @@ class Run:
         when there is work left; gives the function over blocks of faces. order: (n,) int32, in which faces are
         visited (as they come). rows: how many there are when they are not those of the faces. each: entries of the
         arrays that a row fills, which stand together; or spans: (rows + 1,), row r fills spans[r]:spans[r + 1] of them
-        (no order then).
+        (no order then). A block for which there is no memory is made in halves, and so are those after it; whole: rows
+        that have to stay together, counted from the first.
         """
         rows = self.n if rows is None else rows
         key = digest({"name": name, **made_of})
@@ -357,19 +361,38 @@ class Run:
             return finished
         visit = "" if order is None else hashlib.sha256(np.ascontiguousarray(order).data).hexdigest()
         partial = self.store.begin(name, key, self.products[name], visit)
+        start = partial.done
         unit = "faces" if rows == self.n else "rows"
-        with worker() as work, self.progress.bar(text, rows, partial.done, unit) as bar:
-            for start in range(partial.done, rows, block):
+        with worker() as work, self.progress.bar(text, rows, start, unit) as bar:
+            while start < rows:
                 stop = min(start + block, rows)
                 faces = np.arange(start, stop, dtype=np.int32) if order is None else order[start:stop]
+                try:
+                    arrays = work(faces)
+                except MemoryError as error:
+                    block = self._smaller(stop - start, whole, text, error)
+                    continue
                 where = _entries(faces, each, order is None, spans)
-                for part, made in work(faces).items():
+                for part, made in arrays.items():
                     partial.arrays[part][where] = made
                 partial.commit(stop)
                 bar.advance(stop - start)
+                start = stop
                 if resident_bytes() > self.options.budget:
                     self.store.relieve()
         return partial.finish()
+
+    def _smaller(self, block: int, whole: int, text: str, error: MemoryError) -> int:
+        """Return half a block's rows, a multiple of ``whole``; raises FcdeployError where it cannot be less."""
+        self.store.relieve()
+        half = -(-block // 2 // whole) * whole
+        if half >= block:
+            some = "one face" if whole == 1 else f"{whole:,} faces, which belong together,"
+            raise FcdeployError(
+                f"{text}: there is no memory for {some} at a time ({str(error) or 'out of memory'}); close other "
+                "programs, or use a machine with more."
+            ) from error
+        return half
 
     def keep(self, name: str, made_of: dict[str, Any], maker: Callable[[], Arrays]) -> Arrays:
         """Keep arrays of any length, made in one go, as the product ``name``."""
@@ -482,14 +505,15 @@ class Run:
         shape = (self.n, k)
         self.products[name] = {part: (shape, dtype) for part, (_, dtype) in self.products[name].items()}
 
+        block = max(1, min(BLOCK, LISTS_BYTES // (ENTRY_BYTES * lists.k)))
+
         @contextlib.contextmanager
         def worker() -> Iterator[Work]:
-            blocks = lists.blocks(BLOCK)
+            rows_of = RowsInOrder(lists, block)
 
             def work(faces: np.ndarray) -> Arrays:
-                start = -1
-                while start != faces[0]:  # a resumed run passes over the blocks behind it
-                    start, ids, sims = next(blocks)
+                start = int(faces[0])
+                ids, sims = rows_of(start, start + len(faces))
                 checked = check_lists(ids if sort else ids[:, :k], start, self.n, str(path))
                 if sims is None:
                     sims = np.clip(similarities_of_lists(self.vectors, checked, faces), 0, 1)
@@ -500,7 +524,7 @@ class Run:
 
             yield work
 
-        arrays = self.make(name, made_of, worker, text=text)
+        arrays = self.make(name, made_of, worker, text=text, block=block)
         return KnnGraph(arrays["ids"], arrays["sims"]), made_of
 
     @property
@@ -515,6 +539,9 @@ class Run:
 
     def check_finite(self, rows: np.ndarray, faces: np.ndarray, what: str) -> None:
         """Raise FcdeployError when one of ``rows`` (m, w), of ``faces`` (m,), holds NaN or infinity."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(rows.sum()):  # of one number that is not finite it is not, either
+                return
         bad = np.sort(faces[~np.isfinite(rows).all(axis=1)])
         if len(bad):
             shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
@@ -522,6 +549,20 @@ class Run:
                 f"{self.bundle.path}: the engine gave a {what} that is not finite for {len(bad):,} of {len(rows):,} "
                 f"faces (rows {shown} of {self.features.name}); stopped before linking."
             )
+
+    def check_row(self, outputs: Arrays) -> None:
+        """Raise FcdeployError when what an engine gave for a row that is no face's holds NaN or infinity."""
+        if not all(np.isfinite(output).all() for output in outputs.values()):
+            raise FcdeployError(
+                f"{self.bundle.path}: the engine gave values that are not finite for a made-up row; stopped before "
+                "linking."
+            )
+
+    def finite(self, outputs: Arrays, faces: np.ndarray, what: str) -> Arrays:
+        """Return an engine's outputs, arrays (m, ...) of ``faces`` (m,), after ``check_finite``."""
+        for output in outputs.values():
+            self.check_finite(output.reshape(len(faces), -1), faces, what)
+        return outputs
 
 
 def _entries(rows: np.ndarray, each: int, in_a_row: bool, spans: np.ndarray | None) -> slice | np.ndarray:

@@ -25,7 +25,14 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from fcdeploy.data.atomic import atomic_file, no_space_left, sync_file, sync_folder
+from fcdeploy.data.atomic import (
+    atomic_file,
+    no_space_left,
+    open_own,
+    remove_folder,
+    sync_file,
+    sync_folder,
+)
 from fcdeploy.errors import InputError
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # array name -> (shape, dtype)
@@ -139,7 +146,8 @@ class RunFolder:
         self.path = Path(path)
         try:
             self.path.mkdir(exist_ok=True)
-            self._lock = open(self.path / LOCK, "a+")  # noqa: SIM115 - held as long as the folder is
+            handle = open_own(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            self._lock = os.fdopen(handle, "a+")  # held as long as the folder is
         except FileNotFoundError:
             raise InputError(
                 f"{path}: the folder {self.path.parent} does not exist; create it or choose another {choice}."
@@ -215,10 +223,7 @@ class RunFolder:
         """Delete a product, finished or not."""
         self._forget(name)
         for path in (self.place(name), self.path / f"{name}.part"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            remove_folder(path)
 
     def drop_scratch(self) -> None:
         """Delete all scratch products and everything unfinished, those of earlier runs, too."""
@@ -227,12 +232,9 @@ class RunFolder:
             if is_scratch(name):
                 self._forget(name)
         for journal in self.path.glob(f"*.part/{JOURNAL}"):
-            shutil.rmtree(journal.parent)
+            remove_folder(journal.parent)
         for path in self.path.glob(f"*{SCRATCH}"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            remove_folder(path)
 
     def remove(self) -> None:
         """Delete the folder with all products; anything that is not ours stays, and the folder with it."""
@@ -290,7 +292,7 @@ class RunFolder:
                 }
                 for name, entry in products.items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}  # absent or damaged: everything is made again
 
     def _write_manifest(self) -> None:
@@ -310,7 +312,7 @@ class FolderPartial:
         self.done = self._committed(shapes)
         with no_space_left(self._place):
             if not self.done:
-                shutil.rmtree(self._place, ignore_errors=True)
+                remove_folder(self._place)
                 self._place.mkdir()
             self.arrays = folder.watch(
                 {part: self._map(part, shape, dtype) for part, (shape, dtype) in shapes.items()}
@@ -354,7 +356,7 @@ class FolderPartial:
             sync_file(archived)
             os.replace(archived, final)
         else:
-            shutil.rmtree(final, ignore_errors=True)
+            remove_folder(final)
             (self._place / JOURNAL).unlink()
             os.replace(self._place, final)
         sync_folder(self._folder.path)
@@ -364,8 +366,20 @@ class FolderPartial:
 
     def _committed(self, shapes: Shapes) -> int:
         first, done = _read_journal(self._place / JOURNAL)
-        whole = all((self._place / f"{part}.npy").is_file() for part in shapes)
-        return done if whole and first == self._first_line else 0
+        if self._place.is_symlink() or first != self._first_line:
+            return 0
+        whole = all(self._is_whole(self._place / f"{part}.npy", *shapes[part]) for part in shapes)
+        return done if whole else 0
+
+    def _is_whole(self, file: Path, shape: tuple[int, ...], dtype: Any) -> bool:
+        """Tell whether a file is an array in the making, as large as it has to be and no link to another."""
+        if file.is_symlink() or not file.is_file():
+            return False
+        try:
+            found = np.load(file, mmap_mode="r")  # a header that promises too much fails here
+        except (*UNREADABLE, OSError):
+            return False
+        return bool(found.shape == tuple(shape) and found.dtype == dtype)
 
     def _map(self, part: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         file = self._place / f"{part}.npy"

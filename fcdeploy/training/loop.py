@@ -437,7 +437,7 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
     file = folder / CONFIG
     try:
         before = dict(json.loads(file.read_bytes())["config"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         before = {}  # absent or damaged
     names = [key for key in config if before.get(key) != config[key]]
     if names and (folder / STATE).exists():

@@ -1,15 +1,8 @@
 """Bundles of the golden checkpoints, each exported once."""
 
-import dataclasses
-import json
-import lzma
-import shutil
-from pathlib import Path
-
 import nsr_case
 import pytest
 from build_ranges import GROUPS, RANGES
-from click.testing import CliRunner
 
 
 @pytest.fixture(scope="session")
@@ -36,80 +29,6 @@ def build_profile(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def checkpoint(golden, tmp_path_factory):
-    """Give the path of a golden checkpoint, unpacked where it is packed."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-
-    def path_of(name: str) -> Path:
-        path = golden / "dev" / name
-        if path.suffix != ".xz":
-            return path
-        unpacked = folder / path.stem
-        if not unpacked.exists():
-            unpacked.write_bytes(lzma.decompress(path.read_bytes()))
-        return unpacked
-
-    return path_of
-
-
-@pytest.fixture(scope="session")
-def exported(checkpoint, tmp_path_factory):
-    """Give a case as a bundle, exported by the command with its recipe and the options of an export.
-
-    case: name, checkpoints and recipe of a system, and dim where features are not 32-d. Beside the bundle lie
-    golden.toml and export.txt, what the command printed.
-    """
-    pytest.importorskip("torch")
-    pytest.importorskip("onnxscript")
-    from fcdeploy.cli import cli
-    from fcdeploy.engine.bundle import read_bundle
-
-    bundles = {}
-
-    def export(case, **options):
-        key = (case.name, case.checkpoints, case.recipe, *sorted(options.items()))
-        if key not in bundles:
-            folder = tmp_path_factory.mktemp(case.name)
-            recipe = folder / "golden.toml"
-            recipe.write_text(
-                f'system = "{case.name}"\nfeature_dim = {getattr(case, "dim", 32)}\n\n{case.recipe}'
-            )
-            args = [word for name in case.checkpoints for word in ("--ckpt", str(checkpoint(name)))]
-            args += [word for name, value in options.items() for word in (f"--{name}", value)]
-            args += ["-o", str(folder / "bundle.onnx"), "--recipe", str(recipe)]
-            done = CliRunner().invoke(cli, ["export", *args], catch_exceptions=False)
-            assert done.exit_code == 0, done.output
-            (folder / "export.txt").write_text(done.output)
-            bundles[key] = read_bundle(folder / "bundle.onnx")
-        return bundles[key]
-
-    return export
-
-
-@pytest.fixture(scope="session")
 def nsr_bundle(exported):
     """The bundle of NSR-FC's whole chain; its batches are of 50 faces."""
     return exported(nsr_case.CHAIN)
-
-
-@pytest.fixture(scope="session")
-def cut_bundle():
-    """Write the part of a bundle that some of its networks would have been exported to alone."""
-    from fcdeploy.engine.bundle import Bundle
-    from fcdeploy.systems import get_system
-
-    def cut(bundle: Bundle, networks: tuple[str, ...], folder: Path, **recipe) -> Bundle:
-        weights = {name: widths for name, widths in bundle.weights.items() if name in networks}
-        passes = get_system(bundle.system).passes(weights)
-        manifest = json.loads(json.dumps(bundle.manifest))
-        for kind, kept in (("networks", weights), ("passes", passes)):
-            manifest[kind] = {name: fields for name, fields in manifest[kind].items() if name in kept}
-        for table, values in recipe.items():
-            manifest["recipe"][table] |= values
-        folder.mkdir()
-        for fields in manifest["passes"].values():
-            shutil.copyfile(bundle.path / fields["file"], folder / fields["file"])
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        return dataclasses.replace(bundle, path=folder, manifest=manifest)
-
-    return cut

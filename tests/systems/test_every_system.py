@@ -4,13 +4,12 @@ import importlib
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import nsr_case
 import numpy as np
 import pytest
 from build_ranges import GROUPS, RANGES
+from system_cases import CASES
 
 import fcdeploy
 from fcdeploy.cli import main
@@ -38,110 +37,6 @@ from fcdeploy.cli import main
 sys.argv[0] = "fcdeploy"
 main()
 """
-
-
-@dataclass(frozen=True)
-class Case:
-    """A system's golden checkpoints, the recipe they were made with, and what a run of them keeps and tells.
-
-    main_pass: the pass that takes the time; block: what its flow calls the number of rows between commits of it.
-    networks: of a bundle cut out of the whole one. each: entries of the main pass that such a row has.
-    """
-
-    name: str
-    checkpoints: tuple[str, ...]
-    recipe: str
-    stages: tuple[str, ...]
-    kept: tuple[str, ...]
-    main_pass: str
-    block: str
-    networks: tuple[str, ...] = ()
-    each: int = 1
-
-    def __str__(self) -> str:
-        return "+".join((self.name, *self.networks))
-
-
-CASES = (
-    Case(
-        "pse-gcn",
-        ("pse/checkpoint.pth",),
-        "[neighborhood]\nk = 20\nhops = [20, 5]\nactive = 10\n\n[links]\nk = 20\ntau = 0.8\n",
-        ("features", "knn", "rerank", "refine", "refined_knn", "links", "clusters"),
-        ("knn.npz", "reranked.npz", "refined.npy", "refined_knn.npz", "links.npz"),
-        "neighborhood",
-        "REFINE_BLOCK",
-    ),
-    Case(
-        "nsr-fc",
-        nsr_case.CHAIN.checkpoints,
-        nsr_case.CHAIN.recipe,
-        ("features", "knn", "rerank", "refine", "rescore", "connect", "links", "clusters"),
-        (
-            "knn.npz",
-            "reranked.npz",
-            "refined.npy",
-            "rescored.npy",
-            "connectivity.npy",
-            "candidates.npz",
-            "confirmed.npy",
-            "links.npz",
-        ),
-        "connect",
-        "CONNECT_BLOCK",
-    ),
-    Case(
-        "nsr-fc",
-        nsr_case.CHAIN.checkpoints,
-        nsr_case.CHAIN.recipe,
-        ("features", "knn", "connect", "links", "clusters"),
-        ("knn.npz", "connectivity.npy", "candidates.npz", "confirmed.npy", "links.npz"),
-        "connect",
-        "CONNECT_BLOCK",
-        ("lce", "pce"),
-    ),
-    Case(
-        "nsr-fc",
-        nsr_case.CHAIN.checkpoints,
-        nsr_case.CHAIN.recipe,
-        ("features", "knn", "rerank", "refine", "rescore", "links", "clusters"),
-        ("knn.npz", "reranked.npz", "refined.npy", "rescored.npy", "transitions.npz", "links.npz"),
-        "rescore_first",
-        "RESCORE_BLOCK",
-        ("refine", "rescore"),
-    ),
-    Case(
-        "sepfl",
-        ("sepfl/checkpoint.pth",),
-        "[links]\nk = 20\nrho = 0.6\n",
-        ("features", "knn", "encode", "links", "clusters"),
-        ("knn.npz", "encoded.npy", "candidates.npz", "links.npz"),
-        "encode",
-        "ENCODE_BLOCK",
-    ),
-    Case(
-        "l-gcn",
-        ("lgcn/checkpoint.pth",),
-        "[neighborhood]\nhops = [19, 5]\nactive = 5\n\n[propagation]\nmax_size = 40\n",
-        ("features", "knn", "links", "clusters"),
-        ("knn.npz", "links.npz"),
-        "score",
-        "SCORE_BLOCK",
-        each=19,
-    ),
-    Case(
-        "gcn-d",
-        ("gcnd/checkpoint.pth",),
-        '[graph]\nedge_weights = "similarity"\n\n'
-        "[[proposals]]\nk = 20\nthreshold = 0.6\nmax_size = 60\n\n"
-        "[[proposals.merge]]\nk = 3\nmax_parts = 5\nmax_size = 100\n\n"
-        "[[proposals]]\nk = 20\nthreshold = 0.7\nmax_size = 60\n",
-        ("features", "knn", "proposals", "detect", "clusters"),
-        ("knn.npz", "proposals.npz", "scores.npz"),
-        "detect",
-        "PROPOSAL_BLOCK",
-    ),
-)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)

@@ -234,7 +234,7 @@ def proposal_scores(
                         table, nodes_name = tables[part]
                         made[part][at] = engine.run(feeds_of(graphs, table, nodes_name))["score"]
                 for values in made.values():
-                    check_finite(run, values, "score")
+                    check_finite(run, values, proposals, chosen, "score")
                 return made
 
             yield work
@@ -286,7 +286,9 @@ def member_probabilities(
                     for row, p in enumerate(graphs.at):
                         begin, end = proposals.offsets[p] - first, proposals.offsets[p + 1] - first
                         probability[begin:end] = found[row, : end - begin]
-                check_finite(run, probability, "probability")
+                ends = proposals.offsets[block + 1] - first
+                worst = np.maximum.reduceat(np.abs(probability), ends - proposals.sizes[block])
+                check_finite(run, worst, proposals, block, "probability of a member")
                 return {"probability": probability}
 
             yield work
@@ -366,7 +368,9 @@ def face_table(run: "Run", network: str) -> tuple[np.ndarray, str]:
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
         with run.engine(name) as engine:
-            yield lambda faces: engine.run({"features": node_features(run, network, faces)})
+            yield lambda faces: run.finite(
+                engine.run({"features": node_features(run, network, faces)}), faces, "product of a face"
+            )
 
     made_of = {
         **run.made_of_features,
@@ -386,13 +390,18 @@ def mark_of_seed(run: "Run") -> np.ndarray | None:
     column = np.zeros((1, run.bundle.weights[SEGMENT]["dim"]), dtype=np.float32)
     column[0, -1] = 1
     with run.engine(f"{SEGMENT}_faces") as engine:
-        return engine.run({"features": column})["weighted"][0]
+        product = engine.run({"features": column})
+        run.check_row(product)
+        return product["weighted"][0]
 
 
-def check_finite(run: "Run", values: np.ndarray, what: str) -> None:
-    """Raise FcdeployError when one of the engine's outputs is NaN or infinite."""
-    if bad := np.count_nonzero(~np.isfinite(values)):
+def check_finite(run: "Run", values: np.ndarray, proposals: Proposals, chosen: np.ndarray, what: str) -> None:
+    """Raise FcdeployError when one of ``values`` (m,), of the proposals ``chosen`` (m,), is NaN or infinite."""
+    if len(bad := np.flatnonzero(~np.isfinite(values))):
+        first = int(chosen[bad].min())
+        nodes = proposals.nodes[proposals.offsets[first] : proposals.offsets[first + 1]]
+        shown = ", ".join(map(str, nodes[:5])) + (", ..." if len(nodes) > 5 else "")
         raise FcdeployError(
-            f"{run.bundle.path}: the engine gave a {what} that is not finite for {bad:,} of {len(values):,} proposals "
-            "or members of them; stopped before clustering."
+            f"{run.bundle.path}: the engine gave a {what} that is not finite for {len(bad):,} of {len(values):,} "
+            f"proposals (the first is of rows {shown} of {run.features.name}); stopped before clustering."
         )

@@ -30,7 +30,8 @@ def score_links(
     """Score the links from each centre to its one-hop neighbors: logits (m, k1, 2) of each batch, with its key.
 
     engines: ``convolve`` and ``score``; tables: own and near (n, 512), what ``encode`` gives for all faces, and
-    origin: the same (1, 512) of a row of zeros. Logits are of the tables' dtype.
+    origin: the same (1, 512) of a row of zeros. Logits are of the tables' dtype, NaN where a pass before them gave what
+    is not finite.
     """
 
     def behind_conv1() -> Iterator[tuple[tuple[K, Subgraphs, np.ndarray], dict[str, np.ndarray]]]:
@@ -48,15 +49,26 @@ def score_links(
             )
             yield (key, graphs, rows), {"first": first}
 
-    def behind_conv3() -> Iterator[tuple[tuple[K, int], dict[str, np.ndarray]]]:
+    def behind_conv3() -> Iterator[tuple[tuple[K, int, np.ndarray], dict[str, np.ndarray]]]:
         for (key, graphs, rows), convolved in engines["convolve"].run_each(behind_conv1()):
             own, near = convolved["own"], convolved["near"]
             third = np.empty((len(graphs.centres) * graphs.k1, 2 * own.shape[1]), dtype=own.dtype)
             _third_layer(*graphs.arrays, own, near, rows, third)
-            yield (key, graphs.k1), {"third": third}
+            yield (key, graphs.k1, _broken(rows, own, near)), {"third": third}
 
-    for (key, k1), outputs in engines["score"].run_each(behind_conv3()):
-        yield key, outputs["logits"].reshape(-1, k1, 2)
+    for (key, k1, broken), outputs in engines["score"].run_each(behind_conv3()):
+        logits = outputs["logits"].reshape(-1, k1, 2)
+        logits[broken] = np.nan  # a maximum with zero may have hidden it
+        yield key, logits
+
+
+def _broken(rows: np.ndarray, *tables: np.ndarray) -> np.ndarray:
+    """Return the sub-graphs (m,), of table rows rows[g]:rows[g + 1], that hold NaN or infinity; most often none."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(sum(table.sum() for table in tables)):
+            return np.empty(0, dtype=np.int64)
+    bad = np.flatnonzero(~np.logical_and.reduce([np.isfinite(table).all(axis=1) for table in tables]))
+    return np.unique(np.searchsorted(rows, bad, side="right") - 1)
 
 
 @njit(cache=True, nogil=True)

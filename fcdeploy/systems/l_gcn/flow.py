@@ -105,6 +105,7 @@ def scored_links(run: "Run", knn: KnnGraph, knn_made_of: Made) -> dict[str, np.n
                 name: stack.enter_context(run.engine(name)) for name in ("encode", "convolve", "score")
             }
             origin = engines["encode"].run({"features": np.zeros((1, run.features.dim), dtype=np.float32)})
+            run.check_row(origin)
 
             def work(faces: np.ndarray) -> dict[str, np.ndarray]:
                 faces = np.ascontiguousarray(faces)
@@ -137,7 +138,9 @@ def encoded_tables(run: "Run") -> dict[str, np.ndarray]:
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
         with run.engine("encode") as engine:
-            yield lambda faces: engine.run({"features": run.vectors[faces]})
+            yield lambda faces: run.finite(
+                engine.run({"features": run.vectors[faces]}), faces, "encoded face"
+            )
 
     made_of = {**run.made_of_features, "engine": run.bundle.digest()}
     return run.make("encoded", made_of, worker, text="encoding", block=ENCODE_BLOCK)

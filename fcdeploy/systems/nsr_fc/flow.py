@@ -145,7 +145,8 @@ def rescored_distances(
             yield work
 
     block = max(1, RESCORE_BLOCK // rescore.batch) * rescore.batch
-    return run.make("rescored.npy", made_of, worker, text="re-scoring", block=block)["array"], made_of
+    arrays = run.make("rescored.npy", made_of, worker, text="re-scoring", block=block, whole=rescore.batch)
+    return arrays["array"], made_of
 
 
 @contextlib.contextmanager
@@ -158,7 +159,9 @@ def across_batch(
 
         def batches(ids: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
             numba.set_num_threads(threads)  # a setting of each thread, and this runs in one of its own
-            first = first_engine.run({"features": features[ids[:, 0]]})["first"]
+            first = run.finite(first_engine.run({"features": features[ids[:, 0]]}), ids[:, 0], "first row")[
+                "first"
+            ]
             for part, feeds in position_batches(features, ids, code, positions_a_call(len(ids))):
                 yield part, {**feeds, "first": first}
 

@@ -185,7 +185,9 @@ def encoded_tables(run: "Run") -> dict[str, np.ndarray]:
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
         with run.engine("encode") as engine:
-            yield lambda faces: engine.run({"features": run.vectors[faces]})
+            yield lambda faces: run.finite(
+                engine.run({"features": run.vectors[faces]}), faces, "encoded face"
+            )
 
     made_of = {**run.made_of_features, "engine": run.bundle.digest(REFINE_PASSES)}
     return run.make("tables", made_of, worker, text="encoding", block=ENGINE_ROWS)

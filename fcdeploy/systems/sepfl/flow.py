@@ -96,7 +96,9 @@ def near_products(run: "Run") -> np.ndarray:
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
         with run.engine("near") as engine:
-            yield lambda faces: engine.run({"features": run.vectors[faces]})
+            yield lambda faces: run.finite(
+                engine.run({"features": run.vectors[faces]}), faces, "product of a neighbor"
+            )
 
     made_of = {**run.made_of_features, "engine": run.bundle.digest()}
     return run.make("near", made_of, worker, text="products of neighbors", block=NEAR_BLOCK)["near"]
