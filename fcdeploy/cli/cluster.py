@@ -66,6 +66,7 @@ def command(
     from fcdeploy.data.labels import check_labels_path, read_labels, write_labels
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.errors import InputError
+    from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.runtime.pipeline import Options, run_clustering
 
     options = Options(**chosen)
@@ -99,7 +100,7 @@ def command(
             vram=options.vram,
         )
         true_labels = read_labels(truth, job.files.n) if truth else None
-        with resumable(advice):
+        with resumable(advice), told_of_lost_pages():
             result = cluster_images(
                 job,
                 bundle,
@@ -113,7 +114,7 @@ def command(
     else:
         opened = open_features(features, dim or bundle.feature_dim)
         true_labels = read_labels(truth, opened.n) if truth else None
-        with resumable(advice):
+        with resumable(advice), told_of_lost_pages():
             result = run_clustering(
                 opened,
                 bundle,

@@ -101,6 +101,7 @@ def command(
     from fcdeploy.data.filelist import read_filelist
     from fcdeploy.engine.embedder import settings_from_table
     from fcdeploy.runtime.embed import embed_to_file, new_job, part_of
+    from fcdeploy.runtime.lost_pages import told_of_lost_pages
 
     given: dict[str, Any] = {
         "layout": layout,
@@ -122,7 +123,7 @@ def command(
         threads=threads,
         device=device,
     )
-    with resumable(f"the same command continues from {part_of(output)}"):
+    with resumable(f"the same command continues from {part_of(output)}"), told_of_lost_pages():
         summary = embed_to_file(job, output, on_bad=on_bad, quiet=quiet or as_json)
     if as_json:
         click.echo(json.dumps(summary, indent=1))

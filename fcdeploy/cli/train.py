@@ -130,6 +130,7 @@ def command(
         raise MissingDependencyError(
             "training needs PyTorch; install it with `pip install 'fcdeploy[cpu,export,train]'`."
         )
+    from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.training.loop import Choices, train, training_of
 
     record = get_system(system)
@@ -156,7 +157,7 @@ def command(
         epochs, steps, batch, lr, validation, patience, seed, device, mixed, threads, albums, settings=pairs
     )
     kept = run_dir or output.with_suffix(".run")
-    with resumable(f"the same command goes on from what {kept} holds"):
+    with resumable(f"the same command goes on from what {kept} holds"), told_of_lost_pages():
         trained = train(
             record,
             opened,

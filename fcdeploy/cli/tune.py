@@ -84,6 +84,7 @@ def command(
     from fcdeploy.data.features import open_features
     from fcdeploy.data.labels import read_labels
     from fcdeploy.engine.bundle import read_bundle
+    from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.runtime.pipeline import Options
     from fcdeploy.training.tune import as_dict, check_outputs, tune, write_tuned
 
@@ -92,7 +93,7 @@ def command(
     opened = open_features(features, bundle.feature_dim)
     truth = read_labels(labels, opened.n)
     advice = f"the same command goes on from what {run_dir} holds" if run_dir else ""
-    with resumable(advice):
+    with resumable(advice), told_of_lost_pages():
         tuned = tune(
             opened,
             bundle,

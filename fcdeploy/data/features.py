@@ -33,12 +33,14 @@ class Features:
     """The embeddings of n faces, read as float32 rows of unit length (or as they are).
 
     array: (n, d), any float dtype; a memory map when it came from a file, so nothing is read until a block is
-    asked for. ``name`` is what error messages call it. ``normalize`` divides every row by its 2-norm.
+    asked for. ``name`` is what error messages call it. ``normalize`` divides every row by its 2-norm. path: the file,
+    if they came from one.
     """
 
     array: np.ndarray
     name: str
     normalize: bool = True
+    path: Path | None = None
 
     @property
     def n(self) -> int:
@@ -87,7 +89,7 @@ def open_features(path: Path | str, dim: int | None = None, *, normalize: bool =
             raise InputError(f"{path}: expected (n, {dim}) features, found {array.shape} {array.dtype}.")
     else:
         array = _open_bin(path, dim)
-    return Features(array, str(path), normalize)
+    return Features(array, str(path), normalize, path)
 
 
 def features_from_array(array: Any, dim: int | None = None, *, normalize: bool = True) -> Features:
@@ -131,6 +133,17 @@ def check_features(features: Features) -> None:
             f"{features.name}: {zero.count:,} of {features.n:,} rows are all zero ({zero}) and have no direction; "
             "remove or recompute these faces."
         )
+
+
+def stamp_of(features: Features) -> tuple[int, ...]:
+    """Return what is another when the file of the features was changed or exchanged; nothing for arrays."""
+    if features.path is None:
+        return ()
+    try:
+        found = os.stat(features.path)
+    except OSError:
+        return (0,)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def write_features(path: Path | str, shape: tuple[int, int], blocks: Iterable[np.ndarray]) -> None:

@@ -34,7 +34,7 @@ import numpy as np
 from fcdeploy import __version__
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
-from fcdeploy.data.features import BLOCK_ROWS, Features, check_features
+from fcdeploy.data.features import BLOCK_ROWS, Features, check_features, stamp_of
 from fcdeploy.engine.bundle import MANIFEST, Bundle, sha256_of
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
@@ -416,6 +416,7 @@ class Run:
     def read_features(self) -> None:
         """Check all features and keep them normalised as ``vectors``; ``features_hash`` is of their bytes."""
         with self.stage("features"):
+            stamp = stamp_of(self.features)
             check_features(self.features)
             self.features_hash = _hash_of(self.features)
 
@@ -426,6 +427,11 @@ class Run:
             self.vectors = self.make(
                 "vectors", self.made_of_features, worker, text="features", block=BLOCK_ROWS
             )["vectors"]
+            if stamp_of(self.features) != stamp:
+                self.store.drop("vectors")
+                raise FcdeployError(
+                    f"{self.features.name}: was changed while it was being read; run the same command again."
+                )
 
     def partition(self, name: str, vectors: np.ndarray, made_of: dict[str, Any]) -> Cells:
         """Partition the rows of ``vectors`` (n, d) into cells."""

@@ -1,0 +1,46 @@
+"""Files that become shorter while they are mapped: the system stops whoever reads there, and says nothing by itself.
+
+Pages of a mapped file that is cut short are gone, and touching one raises SIGBUS in whatever thread does; so does a
+disk that fails. No Python code can run then, so that a small compiled handler writes the sentence and ends the process
+as any other error does. What was finished before is kept, as after a kill.
+"""
+
+import contextlib
+import ctypes
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+from numba import cfunc, types
+
+EXIT_CODE = 1
+SENTENCE = np.frombuffer(
+    b"Error: a file became shorter while it was being read (the features, lists, or one in the run folder), or its "
+    b"disk failed; put it back and run the same command again.\n",
+    np.uint8,
+)
+STDERR = 2
+_write = types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp))
+_exit = types.ExternalFunction("_exit", types.void(types.intc))
+
+
+@contextlib.contextmanager
+def told_of_lost_pages() -> Iterator[None]:
+    """Let a file that becomes shorter while it is mapped end the process with one sentence and exit code 1.
+
+    For commands, whose process it is; a library has no business ending somebody's process.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.restype = ctypes.c_void_p
+    library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    before = library.signal(signal.SIGBUS, _handler.address)
+    try:
+        yield
+    finally:
+        library.signal(signal.SIGBUS, before)
+
+
+@cfunc("void(int32)", cache=True)
+def _handler(number: int) -> None:
+    _write(STDERR, SENTENCE.ctypes, len(SENTENCE))
+    _exit(EXIT_CODE)
