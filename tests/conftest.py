@@ -1,8 +1,11 @@
 """Where the goldens and the larger data are found, and the bundles of the golden checkpoints, each exported once."""
 
 import dataclasses
+import fcntl
+import hashlib
 import json
 import lzma
+import os
 import shutil
 from pathlib import Path
 
@@ -56,22 +59,33 @@ def exported(checkpoint, tmp_path_factory):
     from fcdeploy.cli import cli
     from fcdeploy.engine.bundle import read_bundle
 
+    # Tests may run in several processes, which share what one of them has exported.
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
     bundles = {}
 
+    def write(case, options, folder):
+        recipe = folder / "golden.toml"
+        recipe.write_text(
+            f'system = "{case.name}"\nfeature_dim = {getattr(case, "dim", 32)}\n\n{case.recipe}'
+        )
+        args = [word for name in case.checkpoints for word in ("--ckpt", str(checkpoint(name)))]
+        args += [word for name, value in options.items() for word in (f"--{name}", value)]
+        args += ["-o", str(folder / "bundle.onnx"), "--recipe", str(recipe)]
+        done = CliRunner().invoke(cli, ["export", *args], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        (folder / "export.txt").write_text(done.output)
+
     def export(case, **options):
-        key = (case.name, case.checkpoints, case.recipe, *sorted(options.items()))
+        key = (case.name, case.checkpoints, case.recipe, getattr(case, "dim", 32), *sorted(options.items()))
         if key not in bundles:
-            folder = tmp_path_factory.mktemp(case.name)
-            recipe = folder / "golden.toml"
-            recipe.write_text(
-                f'system = "{case.name}"\nfeature_dim = {getattr(case, "dim", 32)}\n\n{case.recipe}'
-            )
-            args = [word for name in case.checkpoints for word in ("--ckpt", str(checkpoint(name)))]
-            args += [word for name, value in options.items() for word in (f"--{name}", value)]
-            args += ["-o", str(folder / "bundle.onnx"), "--recipe", str(recipe)]
-            done = CliRunner().invoke(cli, ["export", *args], catch_exceptions=False)
-            assert done.exit_code == 0, done.output
-            (folder / "export.txt").write_text(done.output)
+            folder = root / f"{case.name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+            with open(f"{folder}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not (folder / "export.txt").exists():
+                    folder.mkdir(exist_ok=True)
+                    write(case, options, folder)
             bundles[key] = read_bundle(folder / "bundle.onnx")
         return bundles[key]
 

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numba import cfunc, types
@@ -20,8 +21,8 @@ SENTENCE = np.frombuffer(
     np.uint8,
 )
 STDERR = 2
-_write = types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp))
-_exit = types.ExternalFunction("_exit", types.void(types.intc))
+_write: Any = types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp))
+_exit: Any = types.ExternalFunction("_exit", types.void(types.intc))
 
 
 @contextlib.contextmanager
