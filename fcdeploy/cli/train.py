@@ -153,6 +153,9 @@ def command(
     for given in (features, labels, init, *checkpoints):
         if given is not None and output.exists() and given.exists() and output.samefile(given):
             raise InputError(f"{output}: is also an input; choose another output.")
+    beside = output.with_suffix(".toml")
+    if recipe and beside.is_file() and Path(recipe).is_file() and beside.samefile(recipe):
+        raise InputError(f"{beside}: is also an input, and where the recipe goes; choose another output.")
     choices = Choices(
         epochs, steps, batch, lr, validation, patience, seed, device, mixed, threads, albums, settings=pairs
     )

@@ -63,6 +63,11 @@ def build_bundle(
     bundle.check_files()
     if not isinstance(profile, BuildProfile):
         profile = load_profile(profile)
+    for name, given in (("--compute-capability", compute_capability), ("--log-file", log_file)):
+        if given is not None and profile.flavour == "onnxruntime":
+            raise InputError(
+                f"{name}: is for TensorRT, and profile {profile.name} is for ONNX Runtime; leave it out."
+            )
     if compute_capability is not None:
         check_capability(compute_capability, "--compute-capability")
         profile = dataclasses.replace(profile, compute_capability=compute_capability)

@@ -138,6 +138,7 @@ def train(
     """
     name, training = training_of(system, network)
     output, run_dir = Path(output), Path(run_dir) if run_dir else Path(output).with_suffix(".run")
+    check_places(output, run_dir)
     recipe = system.recipe() if recipe is None else recipe
     if recipe.system != system.name:
         raise InputError(
@@ -357,6 +358,16 @@ def fitted_recipe(system: System, recipe: Any, weights: Weights, chosen: np.ndar
         raise InputError(
             f"{int(chosen.sum()):,} of the faces are trained with, or kept for validation: {error}"
         ) from None
+
+
+def check_places(output: Path, run_dir: Path) -> None:
+    """Raise InputError when checkpoint, recipe and run folder are not to lie in three places."""
+    beside = output.with_suffix(".toml")
+    for path in (output, run_dir):
+        if path.resolve() == beside.resolve():
+            raise InputError(f"{path}: is where the recipe goes, beside the checkpoint; choose another name.")
+    if output.resolve() == run_dir.resolve():
+        raise InputError(f"{output}: is the run folder, too; choose another name for the checkpoint.")
 
 
 def made_folders(output: Path, run_dir: Path) -> Path:

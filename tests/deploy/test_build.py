@@ -313,6 +313,14 @@ def test_onnx_runtimes_own_optimised_graphs_give_the_same_numbers(source, tmp_pa
     assert np.array_equal(*outputs)
 
 
+@pytest.mark.parametrize("option", ["compute_capability", "log_file"])
+def test_what_is_for_tensorrt_only_is_refused_for_onnx_runtime(source, tmp_path, option):
+    given = {"compute_capability": "8.9", "log_file": tmp_path / "x.log"}[option]
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')}: .*profile cpu.*leave it out"):
+        build_bundle(source, tmp_path / "cpu.onnx", "cpu", **{option: given})
+    assert not (tmp_path / "cpu.onnx").exists()
+
+
 # Opening plans
 
 

@@ -627,6 +627,18 @@ def test_merges_of_merges_take_the_parts_of_the_level_below(two_networks, faces,
     known = {frozenset(faces) for faces in level[0] + level[1]}
     assert {frozenset(faces) for faces in level[2]} == {group for group in merged if len(group) >= 3} - known
     assert len(level[2]) > 3
+    kept = {"knn.npz", "proposals.npz", "scores.npz", "members.npz", "run.json", "run.lock", "summary.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == kept  # scratch of every level is gone
+
+
+def test_products_of_merges_of_merges_are_planned_for():
+    deep = {"k": 2, "merge": [{"k": 5}]}
+    base = {"k": 20, "merge": [{"k": 3, "merge": [deep, {"k": 7}]}, {"k": 4}]}
+    recipe = settings_from_dict({"system": "gcn-d", "feature_dim": 32, "proposals": [base]}, "test")
+    made = get_system("gcn-d").products(100, {"detect": {"dim": 32, "hidden": (6, 4)}}, recipe, None)
+    wide = {name: arrays["ids"][0][1] for name, arrays in made.items() if name.startswith("parts")}
+    assert wide == {"parts0": 5, "parts0-0": 8, "parts0-0-0": 6}
+    assert {name for name in made if name.startswith("means")} == {"means0", "means0-0", "means0-0-0"}
 
 
 def test_a_base_may_be_there_for_its_merges_only(two_networks, faces, tmp_path):

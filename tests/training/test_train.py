@@ -344,6 +344,11 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         ("nsr-fc", {"--recipe": "nsr-fc-ms1m", "--network": "lce"}, "there are only"),
         ("nsr-fc", {"--recipe": "uneven.toml", "--network": "lce"}, "multiple of 8"),
         ("pse-gcn", {"-o": "f.bin"}, "also an input"),
+        ("pse-gcn", {"-o": "c.toml"}, "where the recipe goes"),
+        ("pse-gcn", {"-o": "c.run"}, "is the run folder, too"),
+        ("pse-gcn", {"-o": "c.pth", "--run-dir": "c.pth"}, "is the run folder, too"),
+        ("pse-gcn", {"-o": "c.pth", "--run-dir": "c.toml"}, "where the recipe goes"),
+        ("pse-gcn", {"-o": "pse-gcn.pth"}, "pse-gcn.toml: is also an input"),
     ):
         options = [str(part) for pair in {**good, **changed}.items() for part in pair]
         done = fcdeploy("train", system, *options)

@@ -151,7 +151,7 @@ def merged_levels(
         above = renumber(merged[parts])
         yield merge, groups_from_labels(above, merge.min_size, merge.max_size)
         deeper = {**made_of, "merge": dataclasses.asdict(merge)}
-        yield from merged_levels(run, above, merge.merge, f"{name}.{at}", deeper)
+        yield from merged_levels(run, above, merge.merge, f"{name}-{at}", deeper)
 
 
 def nearest_parts(

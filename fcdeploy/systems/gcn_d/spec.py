@@ -316,11 +316,18 @@ def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> 
     Names without a suffix are scratch. Components that are merged are at most as many as faces.
     """
     parts: Products = {}
+
+    def merged(name: str, merges: tuple[MergeSettings, ...]) -> None:
+        if not merges:
+            return
+        wide = 1 + max(merge.k for merge in merges)
+        parts[f"means{name}"] = {"means": ((n, settings.feature_dim), np.float32)}
+        parts[f"parts{name}"] = {"ids": ((n, wide), np.int32), "sims": ((n, wide), np.float32)}
+        for at, merge in enumerate(merges):
+            merged(f"{name}-{at}", merge.merge)
+
     for at, base in enumerate(settings.proposals):
-        if base.merge:
-            wide = 1 + max(merge.k for merge in base.merge)
-            parts[f"means{at}"] = {"means": ((n, settings.feature_dim), np.float32)}
-            parts[f"parts{at}"] = {"ids": ((n, wide), np.int32), "sims": ((n, wide), np.float32)}
+        merged(f"{at}", base.merge)
     tables: Products = {
         f"{name}_faces": {"weighted": ((n, weights[name]["hidden"][0]), np.float32)}
         for name in settings.stages(weights)
