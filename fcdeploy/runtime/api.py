@@ -209,8 +209,13 @@ def _run(
         opened = open_features(features, bundle.feature_dim)
     else:
         opened = features_from_array(features, bundle.feature_dim)
-    knn, reranked = str(chosen["knn"]), chosen["reranked"]
-    options = Options(**{**chosen, "knn": knn, "reranked": Path(reranked) if reranked else None})
+    knn, reranked, hops = str(chosen["knn"]), chosen["reranked"], chosen["hops"]
+    usual = {
+        "knn": knn,
+        "reranked": Path(reranked) if reranked else None,
+        "hops": None if hops is None else tuple(np.atleast_1d(hops).tolist()),
+    }
+    options = Options(**{**chosen, **usual})
     if knn not in KNN_METHODS and not Path(knn).is_file():
         raise InputError(f"knn = {knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists.")
     return run_clustering(opened, bundle, options, run_dir=run_dir, quiet=quiet)

@@ -65,6 +65,7 @@ LINKS = ("density-peaks", "pairs")
 INFERENCES = ("auto", "exact", "layerwise")
 LISTS_BYTES = 256 << 20  # of a file of lists that are read at a time
 ENTRY_BYTES = 16  # of an id and a similarity in it, at most
+LEAST = {"k": 1, "batch": 1, "threads": 0, "memory": 0, "vram": 0}
 EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
 INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its lists on disk
 SCRATCH_FOLDER = ".fcdeploy-run-"
@@ -145,7 +146,8 @@ def run_clustering(
     """
     system, features, settings, options, notes = prepare(features, bundle, options)
     if run_dir:
-        check_not_kept_in(Path(run_dir), options)
+        products = system.products(features.n, bundle.weights, settings, options)
+        check_not_kept_in(Path(run_dir), options, features, products)
     for note in notes:
         warnings.warn(note, FcdeployWarning, stacklevel=2)
     progress = Progress(quiet)
@@ -198,12 +200,22 @@ def prepare(
     bundle.check_device(options.device)
     if options.tables != "float32" and options.inference != "layerwise":
         notes = [*notes, f"--tables {options.tables} changes nothing: inference is {options.inference}."]
+    if options.vram and bundle.device(options.device) == "cpu":
+        notes = [*notes, "--vram changes nothing: the engine runs on the CPU."]
     bundle.check_files()
     if options.knn not in KNN_METHODS:
         settings, more = system.fit_lists(settings, open_lists(Path(options.knn), features).k, options.knn)
         notes = [*notes, *more]
         k = system.products(features.n, bundle.weights, settings, options)["knn.npz"]["ids"][0][1]
-        open_lists(Path(options.knn), features, k, shorter="k" in system.options)
+
+        def possible(k: int) -> bool:
+            try:
+                recipe.for_run(features.n, k=k, **replaced)
+            except InputError:
+                return False
+            return True
+
+        open_lists(Path(options.knn), features, k, possible)
     if options.reranked is not None:
         settings.check_reranked(open_lists(options.reranked, features).k, str(options.reranked))
     return (
@@ -215,8 +227,18 @@ def prepare(
     )
 
 
-def check_not_kept_in(run_dir: Path, options: Options) -> None:
-    """Raise InputError when lists are given that lie in the run folder itself, which would write over them."""
+def check_not_kept_in(
+    run_dir: Path, options: Options, features: Features | None = None, products: Collection[str] = ()
+) -> None:
+    """Raise InputError when lists are given that lie in the run folder itself, which would write over them.
+
+    features are refused where a run that keeps ``products`` would.
+    """
+    file = Path(features.name) if features is not None else None
+    if file is not None and file.name in products and file.resolve().parent == run_dir.resolve():
+        raise InputError(
+            f"{file}: lies in the run folder, which would write over it; choose another --run-dir."
+        )
     for name, given in options.lists.items():
         if given.resolve().parent == run_dir.resolve():
             raise InputError(
@@ -226,13 +248,20 @@ def check_not_kept_in(run_dir: Path, options: Options) -> None:
 
 
 def check_options(system: System, options: Options) -> None:
-    """Raise InputError when an option is given that the system does not have."""
+    """Raise InputError when an option is given that the system does not have, or of an impossible value."""
     for name in SYSTEM_OPTIONS:
         if getattr(options, name) is not None and name not in system.options:
-            having = [other.title for other in map(get_system, NAMES) if name in other.options]
+            *several, last = [other.title for other in map(get_system, NAMES) if name in other.options]
+            having = f"{', '.join(several)} and {last}" if several else last
             raise InputError(
-                f"--{name.replace('_', '-')} does not apply to {system.title}, only to {' and '.join(having)}."
+                f"--{name.replace('_', '-')} does not apply to {system.title}, only to {having}."
             )
+    for name, least in LEAST.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: should be {least} or more.")
+    if options.hops is not None and [type(hop) for hop in options.hops] != [int, int]:
+        raise InputError(f"--hops {options.hops}: should be two whole numbers, as in 80,10.")
     if options.min_probability is not None and not 0 <= options.min_probability <= 1:
         raise InputError(f"--min-probability {options.min_probability}: is no probability (0 to 1).")
     if options.tables not in TABLES:
@@ -263,16 +292,18 @@ def ways_of(system: System, passes: Collection[str]) -> list[str]:
     return [first, *(way for way in others if set(system.inferences[way]) <= set(passes))]
 
 
-def open_lists(path: Path, features: Features, k: int = 1, shorter: bool = True) -> ListsFile:
+def open_lists(
+    path: Path, features: Features, k: int = 1, possible: Callable[[int], bool] = lambda k: True
+) -> ListsFile:
     """Open lists that were made elsewhere; raises InputError when they are of other faces or shorter than k.
 
-    shorter: whether a run with a smaller k is possible, which the error then says.
+    possible: whether a run with a smaller k is, which the error then says.
     """
     lists = ListsFile(path)
     if lists.n != features.n:
         raise InputError(f"{path}: holds lists of {lists.n:,} faces; {features.name} has {features.n:,}.")
     if lists.k < k:
-        advice = f"give --k {lists.k} or less" if shorter else "the engine's weights are for no other k"
+        advice = f"give --k {lists.k} or less" if possible(lists.k) else "make longer lists"
         raise InputError(f"{path}: holds {lists.k} neighbors a face, {k} are needed; {advice}.")
     return lists
 

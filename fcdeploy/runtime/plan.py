@@ -6,6 +6,7 @@ them; expect them to be right within a factor of two.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ import numpy as np
 from fcdeploy.data.features import Features
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.tensors import PassSpec
+from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.knn import PROBES, choose_method
-from fcdeploy.runtime.pipeline import INDEX_SHARE, KNN_METHODS, Options, prepare
+from fcdeploy.runtime.pipeline import INDEX_SHARE, KNN_METHODS, Options, check_not_kept_in, prepare
 from fcdeploy.runtime.run_folder import expected_bytes
 from fcdeploy.systems import System, Workload
 
@@ -59,8 +61,13 @@ def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path
 
     Raises InputError for what ``run_clustering`` would refuse before it starts.
     """
-    system, features, settings, options, _ = prepare(features, bundle, options)
+    system, features, settings, options, notes = prepare(features, bundle, options)
     products = system.products(features.n, bundle.weights, settings, options)
+    if run_dir is not None:
+        check_not_kept_in(run_dir, options, features, products)
+        _check_place(run_dir)
+    for note in notes:
+        warnings.warn(note, FcdeployWarning, stacklevel=2)
     files = {name: (expected_bytes(shapes), bool(Path(name).suffix)) for name, shapes in products.items()}
     total = sum(size for size, _ in files.values())
     in_memory = run_dir is None and total <= options.budget // 2
@@ -73,6 +80,16 @@ def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path
     working = RUNTIME_BYTES + BLOCK_BYTES + index + scalars + LINK_BYTES * scored
     memory = working + total if in_memory else min(max(options.budget, working), working + total)
     return Plan(features.n, files, in_memory, memory, _seconds(system, features, bundle, settings, options))
+
+
+def _check_place(run_dir: Path) -> None:
+    """Raise InputError where no run folder can be, without making one."""
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"{run_dir}: is a file, where a folder is needed; choose another --run-dir.")
+    if not run_dir.parent.is_dir():
+        raise InputError(
+            f"{run_dir}: the folder {run_dir.parent} does not exist; create it or choose another --run-dir."
+        )
 
 
 def _method(options: Options) -> str:

@@ -4,6 +4,7 @@ Needs no PyTorch: the engine does the work.
 """
 
 import contextlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import Features
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.engine.bundle import MANIFEST, Bundle
-from fcdeploy.errors import InputError
+from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.runtime.pipeline import Options, numba_threads, prepare
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import RunFolder, Store
@@ -93,7 +94,9 @@ def tune(
         raise InputError(f"--min-precision {min_precision}: is no precision (0 to 1).")
     check_truth(truth, features.n, labels_name)
     recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
-    system, features, settings, options, _ = prepare(features, bundle, options)
+    system, features, settings, options, notes = prepare(features, bundle, options)
+    for note in notes:
+        warnings.warn(note, FcdeployWarning, stacklevel=2)
     tunables = system.tunable(bundle.weights, options)
     if not tunables:
         having = [name for name in NAMES if get_system(name).tunable is not type(system).tunable]

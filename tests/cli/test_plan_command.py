@@ -48,3 +48,35 @@ def test_plan_refuses_what_a_run_would_refuse(fcdeploy, bundle, golden, tmp_path
     outcome = fcdeploy("plan", golden / FACES, "--engine", bundle, "--knn", tmp_path / "missing.npz")
     assert outcome.code == 2
     assert "missing.npz: no such file" in outcome.err
+
+
+def test_plan_refuses_the_run_folders_that_a_run_would_refuse(fcdeploy, bundle, few, tmp_path: Path):
+    np.save(tmp_path / "f.npy", few)
+    (tmp_path / "run").mkdir()
+    np.save(tmp_path / "run/refined.npy", few)
+    np.savez(tmp_path / "run/knn.npz", ids=np.stack([np.roll(np.arange(200), -i)[:20] for i in range(200)]))
+    before = sorted(tmp_path.rglob("*"))
+    for features, *options in (
+        ("f.npy", "--run-dir", tmp_path / "no/run"),
+        ("f.npy", "--run-dir", tmp_path / "f.npy"),
+        ("f.npy", "--run-dir", tmp_path / "run", "--knn", tmp_path / "run/knn.npz"),
+        ("run/refined.npy", "--run-dir", tmp_path / "run"),
+    ):
+        told = [
+            fcdeploy(verb, tmp_path / features, "--engine", bundle, *options, *more)
+            for verb, *more in (("plan",), ("cluster", "-o", tmp_path / "x.meta"))
+        ]
+        assert [outcome.code for outcome in told] == [2, 2], told
+        assert "choose another --run-dir" in told[0].err
+        assert told[0].err == told[1].err
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_and_run_give_the_same_notes(fcdeploy, bundle, few, tmp_path: Path):
+    np.save(tmp_path / "f.npy", few[:15])
+    options = (tmp_path / "f.npy", "--engine", bundle, "--vram", "1G", "--tables", "float16")
+    notes = fcdeploy("plan", *options).err
+    assert fcdeploy("cluster", *options, "--quiet", "-o", tmp_path / "x.meta").err == notes
+    said = ("k = 20 is more than", "--tables float16 changes nothing", "--vram changes nothing")
+    assert all(text in notes for text in said)
+    assert notes.count("Note: ") == len(said)

@@ -3,11 +3,13 @@
 import dataclasses
 import inspect
 
+import numpy as np
 import pytest
 
 import fcdeploy
 from fcdeploy.cli import cluster, plan
 from fcdeploy.cli.run_options import RUN_OPTIONS
+from fcdeploy.errors import InputError
 from fcdeploy.runtime import api
 from fcdeploy.runtime.pipeline import Options
 
@@ -27,6 +29,24 @@ def test_python_takes_every_field_with_its_default(function):
     found = {name: entry.default for name, entry in inspect.signature(function).parameters.items()}
     assert {name: default for name, default in found.items() if name in DEFAULTS} == DEFAULTS
     assert found.keys() - DEFAULTS.keys() <= {"features", "engine", "run_dir", "progress"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("k", 0), ("k", -1), ("batch", 0), ("batch", -1), ("threads", -1), ("memory", -1), ("vram", -1)),
+        *(("hops", (5,)), ("hops", 5), ("hops", (5.5, 2)), ("hops", "5,2")),
+    ],
+)
+def test_python_refuses_the_values_that_commands_refuse(bundle, few, name, value):
+    with pytest.raises(InputError, match=f"--{name} .*should be"):
+        fcdeploy.cluster(few, engine=bundle, **{name: value})
+
+
+def test_hops_may_be_any_two_whole_numbers(bundle, few):
+    expected = fcdeploy.cluster(few, engine=bundle, hops=(5, 2))
+    for hops in ([5, 2], np.array([5, 2])):
+        assert np.array_equal(fcdeploy.cluster(few, engine=bundle, hops=hops), expected)
 
 
 def test_every_argument_of_cluster_reaches_the_run(monkeypatch):

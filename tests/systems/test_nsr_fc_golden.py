@@ -338,6 +338,20 @@ def test_blocks_batches_and_threads_change_no_product(chain, run_chain, by_pairs
         assert np.array_equal(mine["ids"], first["ids"])
 
 
+def test_lists_too_short_for_the_pair_networks_get_no_advice_that_would_be_refused(
+    nsr_bundle, golden, tmp_path
+):
+    """Their weights are for k = 16: no smaller --k helps. Density peaks can do with less."""
+    lists = np.load(golden / "dev/data/faiss_k_20.npz")["data"][:, 0].astype(np.int64)
+    np.save(tmp_path / "knn.npy", lists[:, :5])
+    given = {"engine": nsr_bundle.path, "knn": tmp_path / "knn.npy"}
+    features = golden / "dev/data/features.bin"
+    with pytest.raises(InputError, match="holds 5 neighbors a face, 20 are needed; make longer lists"):
+        fcdeploy.cluster(features, **given)
+    with pytest.raises(InputError, match="give --k 5 or less"):
+        fcdeploy.cluster(features, link="density-peaks", **given)
+
+
 def test_pair_networks_alone_use_cosine_similarities_and_their_plain_mean(
     golden, nsr_bundle, cut_bundle, checkpoint, lists, pairs, tmp_path
 ):
