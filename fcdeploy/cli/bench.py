@@ -10,8 +10,6 @@ import click
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
-WIDTH = 160  # of what goes to a file
-
 if TYPE_CHECKING:
     from fcdeploy.runtime.bench import Report
 
@@ -93,8 +91,6 @@ def _print(reports: "Sequence[Report]") -> None:
 
     several = len(reports) > 1
     console = new_console()
-    if not console.is_terminal:
-        console.width = WIDTH
     for at, report in enumerate(reports, 1):
         console.print(
             f"{f'{at}  ' if several else ''}{report.bundle}: {report.system}, {report.precision}, {report.opened}, "

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+WIDTH = 160  # of tables that go to a file
+
 
 def printable(text: str) -> str:
     """Return a text with what is not printable (control characters, broken names) as escapes; line breaks stay."""
@@ -19,11 +21,19 @@ def one_line(text: str) -> str:
 
 
 def new_console(**options: Any) -> Any:
-    """Return rich's console on stdout, which prints texts as they are, printable."""
+    """Return rich's console on stdout, which prints texts as they are, printable.
+
+    What goes to a file is cut to no terminal's width.
+    """
     from rich.console import Console
 
     class PlainConsole(Console):
         def print(self, *objects: Any, **named: Any) -> None:
+            if all(isinstance(each, str) for each in objects) and not self.is_terminal:
+                named.setdefault("soft_wrap", True)
             super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **named)
 
-    return PlainConsole(highlight=False, markup=False, emoji=False, **options)
+    console = PlainConsole(highlight=False, markup=False, emoji=False, **options)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    return console

@@ -121,7 +121,7 @@ def command(
       fcdeploy export --ckpt saves/checkpoint.pth --recipe saves/checkpoint.toml -o pse.onnx
     """
     from fcdeploy.data.features import open_features
-    from fcdeploy.data.labels import read_labels
+    from fcdeploy.data.labels import labels_form, read_labels
     from fcdeploy.deploy.recipe import load_recipe
     from fcdeploy.errors import InputError, MissingDependencyError
     from fcdeploy.systems import get_system
@@ -136,14 +136,15 @@ def command(
     record = get_system(system)
     training_of(record, network)
     chosen = load_recipe(recipe) if recipe else None
-    identities = read_labels(labels)
     if dim is None and features.suffix != ".npy" and features.is_file():
-        dim = _width(features, len(identities), labels)
+        if labels_form(labels) == "clusters":
+            raise InputError(
+                f"{labels}: a file of clusters does not say how many faces there are, from which the width of "
+                f"{features} would follow; give --dim."
+            )
+        dim = _width(features, len(read_labels(labels)), labels)
     opened = open_features(features, dim)
-    if opened.n != len(identities):
-        raise InputError(
-            f"{labels}: {len(identities):,} labels for {opened.n:,} faces; give the labels of these very faces."
-        )
+    identities = read_labels(labels, opened.n)  # faces behind the last of a clusters.txt are in no cluster
     pairs = {}
     for text in settings:
         name, equals, value = text.partition("=")

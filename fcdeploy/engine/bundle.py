@@ -172,12 +172,15 @@ class Bundle:
         along with, 0 for what is there.
         """
         device = self.device(device)
-        content, path, spec = self._checked(name), self.file(name), self.passes[name]
+        path, spec = self.file(name), self.passes[name]
         if self.kind == PLAN:
+            check_target(self.target, str(path), self.remake)  # before the file is read
+            self._checked(name)
             profiles = self.manifest["passes"][name]["profiles"]
             with TensorRtEngine(path, spec, self.target, profiles, remake=self.remake, vram=vram) as on_gpu:
                 yield on_gpu
             return
+        content = self._checked(name)
         with OnnxRuntimeEngine(
             path, spec, graph=content, threads=threads, device=device, vram=vram
         ) as engine:

@@ -24,14 +24,17 @@ def import_faiss() -> Any:
 
 
 def copied_to_gpu(faiss: Any, vectors: np.ndarray, index: Any, vram: int) -> Any | None:
-    """Return an index on the GPU that finds what ``index`` does; None without a GPU or room for it.
+    """Return an index on the GPU that finds what ``index`` does; None without a GPU, or (as far as is known) room.
 
     index: an IVF index of halves, or None for one that compares all of ``vectors`` (n, d) float32. vram: bytes of
     device memory to get along with, 0 for what is free.
     """
     if not getattr(faiss, "get_num_gpus", int)():  # faiss-cpu has no such function, or finds none
         return None
-    budget = vram or import_cupy().cuda.runtime.memGetInfo()[0]
+    try:
+        budget = vram or import_cupy().cuda.runtime.memGetInfo()[0]
+    except MissingDependencyError:  # nobody knows how much is free; ONNX Runtime and faiss work without CuPy
+        return None
     if (vectors.nbytes if index is None else vectors.nbytes // 2) > budget // SHARE:
         return None
     resources = faiss.StandardGpuResources()

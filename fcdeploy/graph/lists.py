@@ -15,6 +15,7 @@ from numba import njit
 from fcdeploy.errors import InputError
 
 READ_ROWS = 65536
+SAMPLE = 1000  # lists
 LONGEST_HEADER = 65536  # bytes, of an array in an archive
 LARGEST_TRANSPOSED = 1 << 30  # bytes, of an array in column order, which is read as a whole
 LONGEST_REASON = 200  # characters
@@ -238,6 +239,11 @@ def check_lists(ids: np.ndarray, start: int, n: int, where: str) -> np.ndarray:
     bad = ~whole | (ids < 0) | (ids >= n)
     if bad.any():
         row, column = (int(at[0]) for at in np.nonzero(bad))
+        if ids[row, column] == -1:
+            raise InputError(
+                f"{where}: face {start + row} has the neighbor {ids[row, column]}, nobody, as searches write where "
+                "they found too few; make full lists, or search with --knn ivf or exact."
+            )
         raise InputError(
             f"{where}: face {start + row} has the neighbor {ids[row, column]}, which is no face of 0..{n - 1}; "
             "the lists belong to other features."
@@ -249,6 +255,15 @@ def check_lists(ids: np.ndarray, start: int, n: int, where: str) -> np.ndarray:
             f"{where}: face {start + repeats} has the same neighbor twice; make the lists again."
         )
     return checked
+
+
+def mostly_without_self(ids: np.ndarray) -> bool:
+    """Tell whether most of the lists ``ids`` (n, k) lack the face that they are of; a sample of them is looked at.
+
+    Copies of one face may push some faces out of their own lists; lists made for another convention lack all.
+    """
+    faces = np.linspace(0, len(ids) - 1, min(len(ids), SAMPLE)).astype(np.int64)
+    return bool((ids[faces] == faces[:, None]).any(axis=1).mean() < 0.5)
 
 
 @njit(cache=True, nogil=True)

@@ -40,7 +40,7 @@ from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
 from fcdeploy.graph.cells import Cells, assign_cells, cell_count, train_cells
 from fcdeploy.graph.knn import KnnGraph, KnnSearch, choose_method, similarities_of_lists
-from fcdeploy.graph.lists import ListsFile, RowsInOrder, check_lists
+from fcdeploy.graph.lists import ListsFile, RowsInOrder, check_lists, mostly_without_self
 from fcdeploy.graph.recall import Recall, measure_recall
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import (
@@ -66,6 +66,7 @@ INFERENCES = ("auto", "exact", "layerwise")
 LISTS_BYTES = 256 << 20  # of a file of lists that are read at a time
 ENTRY_BYTES = 16  # of an id and a similarity in it, at most
 LEAST = {"k": 1, "batch": 1, "threads": 0, "memory": 0, "vram": 0}
+KNN = "knn.npz"
 EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
 INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its lists on disk
 SCRATCH_FOLDER = ".fcdeploy-run-"
@@ -562,6 +563,13 @@ class Run:
             yield work
 
         arrays = self.make(name, made_of, worker, text=text, block=block)
+        if name == KNN and mostly_without_self(arrays["ids"]):
+            warnings.warn(
+                f"{path}: most lists do not hold the face itself, which counts as the first of its neighbors here; "
+                "put every face in front of its list.",
+                FcdeployWarning,
+                stacklevel=2,
+            )
         return KnnGraph(arrays["ids"], arrays["sims"]), made_of
 
     @property

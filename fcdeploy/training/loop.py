@@ -168,6 +168,11 @@ def train(
     options = Options(threads=choices.threads, inference=list(system.inferences)[-1])
     for side in (~validating, validating):
         fitted = fitted_recipe(system, recipe, weights, side)
+        if choices.albums > 1 and any(system.searches(fitted).values()):
+            raise InputError(
+                f"--albums {choices.albums}: does not go with proposals of several levels; leave it out, or give a "
+                "recipe without [[proposals.merge]]."
+            )
         if choices.albums > 1 and side.any():
             made = system.products(int(side.sum()), weights, fitted, options)
             check_albums(albums[side], made["knn.npz"]["ids"][0][1])

@@ -119,3 +119,11 @@ def test_the_help_imports_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_what_goes_to_a_file_is_cut_to_no_width(fcdeploy, bundle):
+    """The hash of a graph stands on the line of its pass, however long that is."""
+    lines = fcdeploy("inspect", bundle).out.splitlines()
+    passes = [line for line in lines if line.startswith("pass ")]
+    assert passes
+    assert all(len(line.rpartition("SHA-256 ")[2]) == 64 for line in passes)

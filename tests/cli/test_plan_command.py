@@ -80,3 +80,16 @@ def test_plan_and_run_give_the_same_notes(fcdeploy, bundle, few, tmp_path: Path)
     said = ("k = 20 is more than", "--tables float16 changes nothing", "--vram changes nothing")
     assert all(text in notes for text in said)
     assert notes.count("Note: ") == len(said)
+
+
+def test_lists_without_the_faces_themselves_are_noted(fcdeploy, bundle, few, tmp_path: Path):
+    """Most similar first: with the face in front, nothing is said; without it, the run goes on with a note."""
+    np.save(tmp_path / "f.npy", few)
+    sims = few @ few.T / np.linalg.norm(few, axis=1) / np.linalg.norm(few, axis=1)[:, None]
+    ids = np.argsort(-sims, axis=1, kind="stable")[:, :21]
+    for first, notes in ((0, 0), (1, 1)):
+        np.save(tmp_path / "knn.npy", ids[:, first : first + 20])
+        options = ("--engine", bundle, "--knn", tmp_path / "knn.npy", "-o", tmp_path / "x.meta", "--quiet")
+        told = fcdeploy("cluster", tmp_path / "f.npy", *options)
+        assert told.code == 0
+        assert told.err.count("knn.npy: most lists do not hold the face itself") == notes

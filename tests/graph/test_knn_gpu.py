@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 import pytest
 
+from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph import faiss_library, knn
 from fcdeploy.graph.cells import assign_cells, train_cells
 from fcdeploy.graph.knn import GPU_MOST, KnnSearch
@@ -110,6 +111,20 @@ def test_the_memory_that_is_free_decides_without_vram(with_gpu):
     assert fake.searched == FREE // 128
     lists_of(unit_rows(FREE // 128 + 1, 16), gpu=True)
     assert fake.searched == FREE // 128
+
+
+def test_without_cupy_nobody_knows_what_is_free_and_lists_are_found_on_the_cpu(with_gpu, monkeypatch):
+    def missing():
+        raise MissingDependencyError("CuPy")
+
+    vectors = unit_rows(50, 8)
+    expected = lists_of(vectors)
+    fake = with_gpu()
+    monkeypatch.setattr(faiss_library, "import_cupy", missing)
+    assert all(map(np.array_equal, lists_of(vectors, gpu=True), expected))
+    assert fake.searched == 0
+    assert all(map(np.array_equal, lists_of(vectors, gpu=True, vram=80_000), expected))
+    assert fake.searched == 50
 
 
 def test_without_a_gpu_or_with_faiss_cpu_nothing_is_tried(with_gpu):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcdeploy.data.features import features_from_array
+from fcdeploy.data.labels import renumber, write_labels
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.runtime.pipeline import Options
 from fcdeploy.systems import NAMES, get_system
@@ -316,6 +317,8 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
     (tmp_path / "one.meta").write_text("7\n" * 400)
     (tmp_path / "file.run").write_text("")
     (tmp_path / "uneven.toml").write_text((people / "nsr-fc.toml").read_text().replace("k = 8", "k = 7"))
+    levels = "\n[[proposals.merge]]\nk = 2\n"
+    (tmp_path / "levels.toml").write_text((people / "gcn-d.toml").read_text() + levels)
     torch.save({"x": torch.zeros(3)}, "other.pth")
     before = sorted(path.name for path in tmp_path.iterdir())
     good = {"--features": "f.bin", "--labels": "f.meta", "--recipe": "pse-gcn.toml", "-o": "new/c.pth"}
@@ -345,6 +348,11 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         ("nsr-fc", {"--recipe": "uneven.toml", "--network": "lce"}, "multiple of 8"),
         ("pse-gcn", {"-o": "f.bin"}, "also an input"),
         ("pse-gcn", {"-o": "c.toml"}, "where the recipe goes"),
+        (
+            "gcn-d",
+            {"--recipe": "levels.toml", "--network": "detect", "--albums": 2},
+            "of several levels; leave",
+        ),
         ("pse-gcn", {"-o": "c.run"}, "is the run folder, too"),
         ("pse-gcn", {"-o": "c.pth", "--run-dir": "c.pth"}, "is the run folder, too"),
         ("pse-gcn", {"-o": "c.pth", "--run-dir": "c.toml"}, "where the recipe goes"),
@@ -356,6 +364,33 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         assert says in done.err, (changed, done.err)
         assert done.err.count("\n") == 1
         assert sorted(path.name for path in tmp_path.iterdir()) == before, changed
+
+
+def test_faces_behind_the_last_of_a_clusters_file_are_identities_of_their_own(
+    people, fcdeploy, tmp_path, monkeypatch, vectors, identities
+):
+    """The last three faces are in no line; features as .npy, and as .bin with --dim."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(people, tmp_path, dirs_exist_ok=True)
+    labels = identities.copy()
+    labels[-3:] = -1
+    write_labels("clusters.txt", labels)
+    write_labels("f.meta", renumber(labels))
+    np.save("f.npy", vectors)
+    steps = ("--steps", 1, "--batch", 2, "--set", "nodes=16", "--threads", 1, "--quiet")
+    weights = []
+    for features in (("f.npy",), ("f.bin", "--dim", vectors.shape[1])):
+        for name in ("clusters.txt", "f.meta"):
+            output = f"{len(weights)}.pth"
+            data = ("--features", *features, "--labels", name, "--recipe", "pse-gcn.toml", "-o", output)
+            done = fcdeploy("train", "pse-gcn", *data, *steps)
+            assert (done.code, done.err) == (0, ""), done.err
+            weights.append(output)
+    assert all(same_weights(weights[0], other) for other in weights[1:])
+    data = ("--features", "f.bin", "--labels", "clusters.txt", "--recipe", "pse-gcn.toml", "-o", "new.pth")
+    refused = fcdeploy("train", "pse-gcn", *data, *steps)
+    assert refused.code == 2
+    assert "give --dim" in refused.err
 
 
 RAISED = {"pse-gcn": 300, "sepfl": 300, "gcn-d": 300, "l-gcn": 300, "nsr-fc": 300}  # steps
