@@ -106,6 +106,9 @@ def embed(
         raise InputError(
             f"on_bad = {on_bad!r}: should be 'stop', or 'zero' for rows of zeros, which `any` finds."
         )
+    for name, number, least in (("batch", batch, 1), ("threads", threads, 0), ("max_pixels", max_pixels, 1)):
+        if number is not None and number < least:
+            raise InputError(f"{name} = {number}: should be {least} or more.")
     if isinstance(images, (str, Path)):
         files = read_filelist(images)
     else:

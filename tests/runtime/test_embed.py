@@ -395,6 +395,12 @@ def test_python_stops_at_bad_images_or_gives_zeros(faces: Path) -> None:
         fcdeploy.embed(faces, model=model, channels="rbg")
 
 
+@pytest.mark.parametrize(("name", "value"), [("batch", 0), ("batch", -1), ("threads", -1), ("max_pixels", 0)])
+def test_python_refuses_numbers_that_the_command_refuses(faces: Path, name: str, value: int) -> None:
+    with pytest.raises(InputError, match=f"^{name} = {value}: should be"):
+        fcdeploy.embed(faces, model=faces.parent / "embedder.onnx", **{name: value})
+
+
 # Runs that stop in the middle
 
 
