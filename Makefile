@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := benchmarks/demo
 OUT := build/demo
 
-.PHONY: install demo test check clean
+.PHONY: install demo test test-faults check clean
 
 install: .venv/installed
 
@@ -23,6 +23,9 @@ demo: .venv/installed
 
 test: check
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+test-faults: .venv/installed
+	$(BIN)/python -m pytest -m faults --numprocesses auto --maxprocesses 2 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff check .

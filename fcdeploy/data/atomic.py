@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: written beside their place, synced, then renamed into it."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from fcdeploy.errors import FcdeployError, InputError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
 
 
 def check_parent(path: Path | str) -> Path:
@@ -80,17 +83,33 @@ def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
                     sync_file(file)
             sync_folder(part)
         if path.exists():
-            # Two renames: for an instant there is no bundle, never half of one.
-            retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            os.rename(path, retired / path.name)
-            os.rename(part, path)
-            shutil.rmtree(retired)
+            exchange(part, path)
+            sync_folder(path.parent)
+            shutil.rmtree(part)
         else:
             os.rename(part, path)
         sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Let two files or folders take each other's names at once; in two steps where the file system cannot."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2  # os.rename has no such flag
+    except AttributeError:
+        swap = None
+    names = os.fsencode(first), os.fsencode(second)
+    if swap is not None and not swap(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE):
+        return
+    if swap is not None and ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
+    aside = Path(tempfile.mkdtemp(prefix=f".{second.name}.", suffix=".old", dir=second.parent))
+    os.rename(second, aside / second.name)  # for an instant there is nothing of that name, never half of one
+    os.rename(first, second)
+    os.rename(aside / second.name, first)
+    aside.rmdir()
 
 
 @contextlib.contextmanager

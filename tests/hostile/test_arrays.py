@@ -123,7 +123,7 @@ def test_no_header_whatever_is_more_than_a_refusal(header: str, tmp_path: Path) 
     assert not refused_or_read(lambda: read_lists(tmp_path / "lists.npz"))
 
 
-@tries(250, 20_000)
+@tries(250, 8_000)
 def test_damaged_lists_are_lists_or_refused(count: int, files: dict[str, bytes], tmp_path: Path) -> None:
     forms = [name for name in files if name not in ("features.npy", "labels.npy")]
     assert len(forms) == 5
@@ -140,7 +140,7 @@ def test_damaged_lists_are_lists_or_refused(count: int, files: dict[str, bytes],
     assert {(name, False) for name in forms} <= outcomes
 
 
-@tries(100, 10_000)
+@tries(100, 5_000)
 @pytest.mark.parametrize("name", ["features.npy", "features.bin", "labels.npy"])
 def test_damaged_arrays_are_arrays_or_refused(
     count: int, name: str, files: dict[str, bytes], tmp_path: Path

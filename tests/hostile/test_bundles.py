@@ -67,7 +67,7 @@ def changed(manifest: Any, place: Place, value: Any, gone: bool) -> Any:
     return manifest
 
 
-@tries(10, 100)
+@tries(10, 40)
 @pytest.mark.parametrize("name", dict.fromkeys(case.name for case in CASES))
 def test_any_manifest_is_used_or_refused_in_one_sentence(
     count: int, name: str, copy_of: Any, fcdeploy: Any, features: Path, monkeypatch: pytest.MonkeyPatch
@@ -76,7 +76,7 @@ def test_any_manifest_is_used_or_refused_in_one_sentence(
 
     The verbs that compute are tried with the quickest system alone where there are few tries.
     """
-    verbs = VERBS if count > 100 or name == "sepfl" else QUICK
+    verbs = VERBS if count > 30 or name == "sepfl" else QUICK
     folder = copy_of(name)
     monkeypatch.chdir(folder.parent)
     whole = json.loads((folder / MANIFEST).read_text())
@@ -128,7 +128,7 @@ def replace_graph(folder: Path, content: bytes) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-@tries(30, 1500)
+@tries(30, 600)
 def test_a_damaged_graph_runs_or_is_refused_in_one_sentence(
     count: int, copy_of: Any, fcdeploy: Any, features: Path, tmp_path: Path
 ) -> None:
@@ -221,7 +221,7 @@ def test_weights_in_other_files_are_found_wherever_a_tensor_may_be() -> None:
         assert not takes_other_files(model.SerializeToString()), name
 
 
-@tries(100, 10_000)
+@tries(100, 5_000)
 def test_looking_for_other_files_never_fails(count: int, bundle_of: Any) -> None:
     good = bundle_of("sepfl").file(GRAPH).read_bytes()
     assert not takes_other_files(good)
@@ -253,7 +253,7 @@ def test_what_was_checked_is_what_is_loaded(
 # Plans
 
 
-@tries(20, 1000)
+@tries(20, 300)
 def test_a_damaged_plan_is_refused_before_tensorrt_sees_it(
     count: int, copy_of: Any, fcdeploy: Any, features: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def read(content: bytes, folder: Path) -> State:
     return state
 
 
-@tries(300, 30_000)
+@tries(300, 15_000)
 def test_a_damaged_image_is_pixels_or_a_reason(count: int, pictures: list[bytes], tmp_path: Path) -> None:
     states = set()
     cases = st.sampled_from(pictures).flatmap(damaged)

@@ -81,14 +81,14 @@ def test_toml_that_stops_the_parser_is_one_sentence(kind: str, text: str, tmp_pa
     assert not read(kind, text.encode(errors="surrogateescape"), tmp_path)
 
 
-@tries(120, 15_000)
+@tries(120, 5_000)
 @pytest.mark.parametrize("kind", READERS)
 def test_damaged_toml_is_settings_or_one_sentence(count: int, kind: str, tmp_path: Path) -> None:
     texts = st.sampled_from(good_text(kind)).flatmap(lambda text: damaged(text, head=len(text)))
     check_each(count, texts, lambda content: read(kind, content, tmp_path))
 
 
-@tries(120, 15_000)
+@tries(120, 5_000)
 @pytest.mark.parametrize("kind", READERS)
 def test_any_value_under_a_known_key_is_settings_or_one_sentence(
     count: int, kind: str, tmp_path: Path
@@ -111,7 +111,7 @@ def test_any_value_under_a_known_key_is_settings_or_one_sentence(
     check_each(count, texts, lambda content: read(kind, content, tmp_path))
 
 
-@tries(150, 20_000)
+@tries(150, 8_000)
 def test_any_bytes_are_a_list_of_images_or_one_sentence(count: int, tmp_path: Path) -> None:
     """Every line is told apart from the others, and looked up without harm."""
     (tmp_path / "1.png").write_bytes(b"x")
@@ -172,7 +172,7 @@ def test_lines_that_lead_out_of_the_folder_are_noticed(tmp_path: Path) -> None:
         new_job(files, model)
 
 
-@tries(100, 10_000)
+@tries(100, 5_000)
 @pytest.mark.parametrize("name", ["a.meta", "clusters.txt"])
 def test_any_text_is_labels_or_one_sentence(count: int, name: str, tmp_path: Path) -> None:
     words = st.sampled_from(
