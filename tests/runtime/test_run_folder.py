@@ -1,6 +1,7 @@
 """Where products are kept: what is taken from an earlier run, and what is not."""
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,19 @@ def test_an_interrupted_product_goes_on_where_it_was_committed(
 
 @pytest.mark.parametrize(
     "spoil",
-    ["key", "visit", "boot", "array gone", "no journal", "empty journal", "no number", "half a line"],
+    [
+        "key",
+        "visit",
+        "boot",
+        "array gone",
+        "array cut short",
+        "array of another shape",
+        "array elsewhere",
+        "no journal",
+        "empty journal",
+        "no number",
+        "half a line",
+    ],
 )
 def test_what_cannot_be_trusted_is_begun_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
@@ -188,6 +201,14 @@ def test_what_cannot_be_trusted_is_begun_anew(
         monkeypatch.setattr(run_folder, "boot_id", lambda: "another")
     elif spoil == "array gone":
         (part / "sims.npy").unlink()
+    elif spoil == "array cut short":
+        os.truncate(part / "sims.npy", 130)
+    elif spoil == "array of another shape":
+        np.save(part / "sims.npy", np.zeros((2, 2), np.float32))
+    elif spoil == "array elsewhere":
+        (part / "sims.npy").rename(tmp_path / "elsewhere.npy")
+        (part / "sims.npy").symlink_to(tmp_path / "elsewhere.npy")
+        elsewhere = (tmp_path / "elsewhere.npy").read_bytes()
     elif spoil == "no journal":
         journal.unlink()
     elif spoil == "empty journal":
@@ -201,6 +222,8 @@ def test_what_cannot_be_trusted_is_begun_anew(
         assert partial.done == 0
         wanted = fill(partial)
         assert_equal(partial.finish(), wanted)
+    if spoil == "array elsewhere":
+        assert (tmp_path / "elsewhere.npy").read_bytes() == elsewhere
 
 
 def test_beginning_again_forgets_the_finished_one_but_leaves_its_file(tmp_path: Path) -> None:
