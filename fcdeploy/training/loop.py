@@ -297,6 +297,8 @@ def chosen_schedule(published: Schedule, choices: Choices) -> Schedule:
         raise InputError(f"--lr {schedule.lr}: should be positive.")
     if not 0 <= choices.validation <= 0.5:
         raise InputError(f"--validation {choices.validation}: should be a share of the identities, 0 to 0.5.")
+    if not 0 <= choices.seed < 2**63:
+        raise InputError(f"--seed {choices.seed}: should be a whole number from 0 to 2 ** 63 - 1.")
     if choices.albums < 1:
         raise InputError(f"--albums {choices.albums}: should be 1 or more.")
     return schedule

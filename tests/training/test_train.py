@@ -250,6 +250,20 @@ def test_a_network_that_says_the_same_of_all_has_collapsed(people, vectors, iden
     assert not (tmp_path / "b.pth").exists()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+def test_a_seed_that_generators_do_not_take_is_one_sentence(people, vectors, identities, tmp_path, seed):
+    with pytest.raises(InputError, match=rf"--seed {seed}: should be"):
+        train(
+            get_system("sepfl"),
+            features_from_array(vectors),
+            identities,
+            tmp_path / "a.pth",
+            recipe=load_recipe(people / "sepfl.toml"),
+            choices=Choices(steps=1, batch=4, seed=seed),
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(case, people, vectors, identities, tmp_path):
     with pytest.raises(FcdeployError, match=r"no longer finite at step .* lower --lr"):
         trained(case, people, vectors, identities, tmp_path / "a.pth", lr=1e30, steps=30)
