@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import inspect
+import io
 import json
 import math
 import os
@@ -670,8 +671,7 @@ class Loop:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }
-        with atomic_file(self.folder / STATE) as file:
-            torch.save(state, file)
+        write_tensors(self.folder / STATE, state)
         self.saved = time.monotonic()
 
     def load(self) -> None:
@@ -720,5 +720,15 @@ def half_precision(device: torch.device) -> torch.dtype:
 def save_weights(path: Path, net: torch.nn.Module) -> None:
     """Write a state_dict as the authors do: plain tensors on the CPU."""
     state = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
+    write_tensors(path, state)
+
+
+def write_tensors(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what ``torch.save`` makes of ``state``, whole or not at all.
+
+    By way of memory: PyTorch makes a RuntimeError of what the system says of a full disk.
+    """
+    saved = io.BytesIO()
+    torch.save(state, saved)
     with atomic_file(path) as file:
-        torch.save(state, file)
+        file.write(saved.getbuffer())
