@@ -123,7 +123,7 @@ CLUSTERINGS = {
 }
 TRAININGS = {
     "pse-gcn": "[neighborhood]\nk = 10\nhops = [10, 3]\nactive = 5\n\n[links]\nk = 10\ntau = 0.7\n",
-    "sepfl": "[links]\nk = 8\nrho = 0.5\n",
+    "l-gcn": "[neighborhood]\nhops = [9, 3]\nactive = 5\n\n[propagation]\nmax_size = 20\n",
 }
 EXPORTS = ("sepfl", "l-gcn")
 JOBS = (
