@@ -89,12 +89,26 @@ def sweep(
             attempt(dict(zip(names, combination, strict=True)))
         if not trials:
             attempt({tunable.key: setting_of(recipe, tunable.key) for tunable in tunables})
+
+        def tried_with_best(tunable: Tunable) -> tuple[list[Any], Trial]:
+            best = best_trial(trials, tunables, score)
+            return [trial.values[tunable.key] for trial in curve_through(trials, best, tunable.key)], best
+
+        def complete(tunable: Tunable) -> None:
+            """Try the values of one with the best of the others, which may lie between theirs by now."""
+            tried, best = tried_with_best(tunable)
+            for value in tunable.values:
+                if value not in tried:
+                    attempt({**best.values, tunable.key: value})
+
         for _ in range(rounds):
             for tunable in tunables:
-                best = best_trial(trials, tunables, score)
-                tried = [trial.values[tunable.key] for trial in curve_through(trials, best, tunable.key)]
+                complete(tunable)
+                tried, best = tried_with_best(tunable)
                 for value in near(tried, best.values[tunable.key]) if tunable.between else ():
                     attempt({**best.values, tunable.key: value})
+        if rounds and tunables:
+            complete(tunables[0])  # what a table and a plot show
     finally:
         run.settings = recipe
         run.__dict__.pop("products", None)

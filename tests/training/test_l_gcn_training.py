@@ -13,7 +13,7 @@ from fcdeploy.runtime.pipeline import Options  # noqa: E402
 from fcdeploy.systems.l_gcn.network import LGcn, padded_subgraphs  # noqa: E402
 from fcdeploy.systems.l_gcn.training import Settings, dense_subgraphs, loss, task  # noqa: E402
 from fcdeploy.training.live import live_run  # noqa: E402
-from fcdeploy.training.sweep import KeyedStore  # noqa: E402
+from fcdeploy.training.sweep import KeyedStore, best_trial, curve_through, sweep  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +95,24 @@ def test_the_loss_is_that_of_the_published_network(settings, run, lists, identit
     assert net.bn0.running_var.numpy() == pytest.approx(0.9 + 0.1 * seen.var(0, ddof=1), abs=1e-5)
     found.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+
+
+def test_of_two_settings_the_first_is_tried_over_its_whole_range_with_the_best_second(run, identities):
+    """Also where the best second one lies between those tried at first."""
+    system = get_system("l-gcn")
+    torch.manual_seed(3)
+    run.renew("x", {"links": LGcn(16)})
+    tunables = system.tunable({"links": {"dim": 16}}, run.options)
+
+    def score(trial):  # best between the values of either
+        return -abs(trial.values["propagation.step"] - 0.3625) - abs(
+            trial.values["propagation.max_size"] - 60
+        )
+
+    trials = sweep(run, identities, tunables, score)
+    best = best_trial(trials, tunables, score)
+    assert best.values["propagation.step"] not in tunables[1].values
+    curve = curve_through(trials, best, "propagation.max_size")
+    assert set(tunables[0].values) <= {trial.values["propagation.max_size"] for trial in curve}
+    assert len({tuple(trial.values.values()) for trial in trials}) == len(trials)
+    assert best.values["propagation.max_size"] not in tunables[0].values
