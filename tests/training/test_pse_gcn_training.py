@@ -10,6 +10,7 @@ from fcdeploy.systems.pse_gcn.training import (  # noqa: E402
     LOOK_ALIKES,
     fill_neighborhoods,
     loss,
+    multi_similarity_loss,
     nearest_identities,
 )
 
@@ -83,3 +84,32 @@ def test_the_loss_is_the_published_one(margin):
     found, said = loss(lambda features, adj, mask: features, batch, margin)
     assert float(found) == pytest.approx(wanted, abs=1e-6)
     assert said.shape == (15,)
+
+
+def test_the_multi_similarity_loss_weighs_every_pair():
+    """Node by node in float64, as the paper's equation 11 reads; nobody is compared with himself."""
+    rng = np.random.default_rng(5)
+    outputs = rng.standard_normal((3, 6, 8))
+    outputs /= np.linalg.norm(outputs, axis=2, keepdims=True)
+    identity = rng.integers(0, 3, (3, 6))
+    identity[1] = np.arange(6)  # everybody alone
+    identity[2] = 5  # a neighborhood that meets nobody else
+    losses = []
+    for b in range(3):
+        for i in range(6):
+            sims = outputs[b] @ outputs[b, i]
+            one = [
+                np.exp(-4 * (sims[j] - 0.5)) for j in range(6) if identity[b, j] == identity[b, i] and j != i
+            ]
+            two = [np.exp(30 * (sims[j] - 0.5)) for j in range(6) if identity[b, j] != identity[b, i]]
+            losses.append(np.log1p(sum(one)) / 4 + np.log1p(sum(two)) / 30)
+    batch = {
+        "features": torch.from_numpy(outputs).requires_grad_(),
+        "adj": torch.zeros(3, 6, 6),
+        "identity": torch.from_numpy(identity),
+    }
+    found, said = multi_similarity_loss(lambda features, adj, mask: features, batch)
+    assert float(found.detach()) == pytest.approx(np.mean(losses), abs=1e-6)
+    assert said.shape == (15,)
+    found.backward()
+    assert torch.isfinite(batch["features"].grad).all()

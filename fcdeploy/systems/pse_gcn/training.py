@@ -20,16 +20,23 @@ from fcdeploy.systems.pse_gcn.spec import Recipe
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run
 
+PUBLISHED, MULTI_SIMILARITY = "published", "multi-similarity"
+# Of multi-similarity: how sharply hard pairs of one person, and of two, stand out, and the similarity between them.
+SHARP_SAME, SHARP_OTHER, BETWEEN = 4.0, 30.0, 0.5
 LOOK_ALIKES = 32  # identities that a neighborhood is filled from, before faces are taken as they come
 MEANS_BLOCK = 1024
 
 
 @dataclass(frozen=True)
 class Settings:
-    """nodes of a training neighborhood (0, as published: hops[0] * hops[1] + 1); margin: the a of the loss."""
+    """nodes of a training neighborhood (0, as published: hops[0] * hops[1] + 1).
+
+    loss: "published", whose a is ``margin``, or "multi-similarity".
+    """
 
     nodes: int = 0
     margin: float = 0.9
+    loss: str = PUBLISHED
 
     def problem(self) -> str | None:
         """Return what is wrong with these values, or None."""
@@ -37,6 +44,8 @@ class Settings:
             return f"nodes = {self.nodes} should be 2 or more (0: as published)"
         if not 0 <= self.margin <= 1:
             return f"margin = {self.margin} should lie in 0 to 1"
+        if self.loss not in (PUBLISHED, MULTI_SIMILARITY):
+            return f"loss = {self.loss} is neither {PUBLISHED} nor {MULTI_SIMILARITY}"
         return None
 
 
@@ -67,7 +76,8 @@ def neighborhood_task(
         connect_neighborhoods(nodes, np.full(len(nodes), cap, np.int32), knn.ids, knn.sims, near.active, adj)
         return {"features": run.vectors[nodes], "adj": adj, "identity": identity[nodes]}
 
-    return Task(run.n, batch, partial(loss, margin=settings.margin))
+    chosen = partial(loss, margin=settings.margin) if settings.loss == PUBLISHED else multi_similarity_loss
+    return Task(run.n, batch, chosen)
 
 
 def nearest_identities(vectors: np.ndarray, identity: np.ndarray) -> np.ndarray:
@@ -142,15 +152,19 @@ def fill_neighborhoods(
     return out
 
 
+def similarities(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the similarities of all nodes of a neighborhood, refined, and which are of one person: (b, n, n) each."""
+    refined = net(batch["features"], batch["adj"], torch.ones((), device=batch["adj"].device)).float()
+    return refined @ refined.transpose(1, 2), batch["identity"][:, :, None] == batch["identity"][:, None, :]
+
+
 def loss(net: Any, batch: dict[str, Tensor], margin: float) -> tuple[Tensor, Tensor]:
     """The published loss: of every node against its least similar same and its most similar other identity.
 
     Means over all nodes; a node that meets no other identity in its neighborhood has no part in what compares with
     one. Returns it with the similarities of each neighborhood's nodes to its centre.
     """
-    refined = net(batch["features"], batch["adj"], torch.ones((), device=batch["adj"].device)).float()
-    sims = refined @ refined.transpose(1, 2)  # (b, n, n)
-    same = batch["identity"][:, :, None] == batch["identity"][:, None, :]
+    sims, same = similarities(net, batch)
     least = sims.masked_fill(~same, torch.inf).amin(-1)  # (b, n)
     most = sims.masked_fill(same, -torch.inf).amax(-1)
     met = ~same.all(-1)
@@ -160,6 +174,23 @@ def loss(net: Any, batch: dict[str, Tensor], margin: float) -> tuple[Tensor, Ten
     apart = ((most - (1 - margin)).relu() * met).sum() / count
     together = (margin - least).relu().mean()
     return between + apart + together, sims[:, 0, 1:].reshape(-1)
+
+
+def multi_similarity_loss(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """A loss that no hopeless pair decides: of every node against all others, hard pairs weighing more.
+
+    The published loss sees one pair of a node and stands still while that pair is out of reach, one person's two
+    faces that nothing connects; here every pair pulls. Wang et al., Multi-Similarity Loss, CVPR 2019, equation 11,
+    without its choice of pairs. Returns it as ``loss`` does.
+    """
+    sims, same = similarities(net, batch)
+    itself = torch.eye(sims.shape[1], dtype=torch.bool, device=sims.device)
+    one = (-SHARP_SAME * (sims - BETWEEN)).masked_fill(~same | itself, -torch.inf)
+    two = (SHARP_OTHER * (sims - BETWEEN)).masked_fill(same, -torch.inf)
+    none = torch.zeros_like(sims[:, :, :1])  # the 1 + of its logarithms
+    pull = torch.cat([none, one], dim=-1).logsumexp(-1) / SHARP_SAME  # (b, n)
+    push = torch.cat([none, two], dim=-1).logsumexp(-1) / SHARP_OTHER
+    return (pull + push).mean(), sims[:, 0, 1:].reshape(-1)
 
 
 def network(recipe: Recipe, weights: Weights) -> PseGcn:
