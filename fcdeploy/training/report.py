@@ -6,6 +6,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+FIRST_WORD = (
+    20.0  # seconds until a training without a bar says how long it will take; again after twice as many
+)
+
 
 class Report:
     """Talks on stderr, unless ``quiet``."""
@@ -27,7 +31,8 @@ class Report:
     @contextlib.contextmanager
     def steps(self, total: int, done: int) -> Iterator[None]:
         """Show how many steps of ``total`` are done while the block works."""
-        self._started, self._first, self._total = time.monotonic(), done, total
+        self._started, self._first, self._step, self._total = time.monotonic(), done, done, total
+        self._next_word = FIRST_WORD
         if self._quiet or not sys.stderr.isatty():
             yield
             return
@@ -48,10 +53,24 @@ class Report:
                 self._bar = None
 
     def advance(self, loss: float) -> None:
-        """Count one step, and show its loss, smoothed."""
+        """Count one step, and show its loss, smoothed; without a bar, a line now and then."""
         self._loss = loss if not self._loss else 0.95 * self._loss + 0.05 * loss
+        self._step += 1
         if self._bar is not None:
             self._bar.update(self._task, advance=1, description=f"training, loss {self._loss:.4f}")
+        elif (passed := time.monotonic() - self._started) > self._next_word:
+            self._next_word = 2 * passed
+            self.say(
+                f"step {self._step:,} of {self._total:,}, loss {self._loss:.4f}, about {self._left()} left"
+            )
+
+    def _left(self) -> str:
+        """Say how long the remaining steps will take if they take as long as those before."""
+        each = (time.monotonic() - self._started) / max(1, self._step - self._first)
+        left = each * (self._total - self._step)
+        if left < 120:
+            return f"{left:.0f} s"
+        return f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.0f} h"
 
     def checked(
         self,
@@ -63,10 +82,9 @@ class Report:
         better: bool,
     ) -> None:
         """Say what was found on the validation faces."""
-        left = (time.monotonic() - self._started) / max(1, step - self._first) * (total - step)
         parts = [f"step {step:,} of {total:,}", f"loss {loss:.4f}"]
         parts += [f"{name} {value:.4f}" for name, value in measures.items()]
         parts += [f"{name} {value:g}" for name, value in values.items() if isinstance(value, (int, float))]
         parts += ["best so far"] if better and measures else []
-        parts += [f"about {left:.0f} s left"] if step < total else []
+        parts += [f"about {self._left()} left"] if step < total else []
         self.say(", ".join(parts))
