@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.data.features import Features
 from fcdeploy.errors import InputError
 
+SHOTS_BLOCK = 1024  # faces compared with all of their identity at a time
 UNEVEN = 0.5  # of the Dirichlet distribution: below 1, few albums have most of a person's faces
 
 
@@ -43,16 +45,43 @@ def split_identities(identity: np.ndarray, share: float, seed: int, where: str) 
     return kept[identity]
 
 
-def deal_faces(identity: np.ndarray, albums: int, seed: int) -> np.ndarray:
+def deal_faces(identity: np.ndarray, albums: int, seed: int, shots: np.ndarray | None = None) -> np.ndarray:
     """Deal faces into albums as different as real ones: of some people an album has many faces, of others few.
 
     identity: (n,) from ``identities_of``. Each identity's shares of the albums are drawn from a Dirichlet distribution,
-    and its faces fall by these shares. Returns the album of each face, (n,) int32 of 0 to albums - 1.
+    and its faces fall by these shares; those of one of ``shots`` (n,), numbered from 0, fall together. Returns the
+    album of each face, (n,) int32 of 0 to albums - 1.
     """
     rng = np.random.default_rng([seed, 3])
     shares = rng.dirichlet(np.full(albums, UNEVEN), int(identity.max(initial=0)) + 1)
     upto = np.cumsum(shares, axis=1)[:, :-1]
-    return (rng.random((len(identity), 1)) > upto[identity]).sum(axis=1, dtype=np.int32)
+    shots = np.arange(len(identity)) if shots is None else shots
+    drawn = rng.random((int(shots.max(initial=0)) + 1, 1))[shots]
+    return (drawn > upto[identity]).sum(axis=1, dtype=np.int32)
+
+
+def alike_shots(features: Features, identity: np.ndarray) -> np.ndarray:
+    """Number the groups of faces that look like shots of one moment, as frames of a video do: (n,) int32 from 0.
+
+    Each face stands with the face of its identity that is most like it. What was photographed together is found
+    together: dealt apart, an identity would be easier to find from few faces than it is. identity: (n,).
+    """
+    n = features.n
+    nearest = np.arange(n, dtype=np.int32)
+    order = np.argsort(identity, kind="stable").astype(np.int32)
+    for members in np.split(order, np.flatnonzero(np.diff(identity[order])) + 1):
+        if len(members) < 2:
+            continue
+        own = Features(features.array[members], features.name, features.normalize).rows(0, len(members))
+        for start, stop in (
+            (at, min(at + SHOTS_BLOCK, len(members))) for at in range(0, len(members), SHOTS_BLOCK)
+        ):
+            sims = own[start:stop] @ own.T
+            sims[np.arange(stop - start), np.arange(start, stop)] = -np.inf
+            nearest[members[start:stop]] = members[sims.argmax(axis=1)]
+    forest = new_forest(n)
+    join(forest, np.arange(n, dtype=np.int32), nearest)
+    return labels_from_forest(forest).astype(np.int32)
 
 
 def check_albums(albums: np.ndarray, k: int) -> np.ndarray:

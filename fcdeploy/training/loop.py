@@ -37,6 +37,7 @@ from fcdeploy.systems import NAMES, Schedule, System, Task, Training, Weights, d
 from fcdeploy.systems.settings import settings_as_dict, with_settings
 from fcdeploy.training.curves import draw_training, write_table
 from fcdeploy.training.identities import (
+    alike_shots,
     check_albums,
     deal_faces,
     faces_where,
@@ -153,7 +154,8 @@ def train(
     check_features(features)
     identity = identities_of(labels)
     validating = split_identities(identity, choices.validation, choices.seed, labels_name)
-    albums = deal_faces(identity, choices.albums, choices.seed)
+    shots = alike_shots(features, identity) if choices.albums > 1 else None
+    albums = deal_faces(identity, choices.albums, choices.seed, shots)
     networks = networks_before(system, name, training, checkpoints)
     before = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}
     torch.manual_seed(choices.seed)

@@ -14,7 +14,7 @@ from fcdeploy.data.labels import renumber, write_labels
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.runtime.pipeline import Options
 from fcdeploy.systems import NAMES, get_system
-from fcdeploy.training.identities import deal_faces, identities_of, people_of, split_identities
+from fcdeploy.training.identities import alike_shots, deal_faces, identities_of, people_of, split_identities
 from fcdeploy.training.sweep import KeyedStore
 
 torch = pytest.importorskip("torch")
@@ -196,6 +196,27 @@ def test_albums_are_clustered_alone_and_people_are_dealt_unevenly(people, vector
         assert knn.sims[i] == pytest.approx(np.clip(unit[knn.ids[i]] @ unit[i], 0, 1), abs=1e-6)
     run.albums = np.zeros(400, np.int32)
     assert system.module("flow").nearest_neighbors(run)[1] != made_of
+
+
+def test_shots_of_one_moment_are_dealt_together():
+    """Ten people, each photographed at six moments, three shots of each: nearest are the shots of one moment."""
+    rng = np.random.default_rng(2)
+    moments = rng.standard_normal((60, 16)).repeat(3, axis=0)
+    identity = (np.arange(60) // 6).repeat(3)
+    turned = rng.permutation(180)
+    features = features_from_array(
+        (moments + 0.01 * rng.standard_normal((180, 16)))[turned].astype(np.float32)
+    )
+    shots = alike_shots(features, identity[turned])
+    moment = np.arange(60).repeat(3)[turned]
+    assert len(np.unique(shots)) == 60
+    assert len(np.unique(np.stack([shots, moment]), axis=1).T) == 60
+    albums = deal_faces(identity[turned], 3, 0, shots)
+    assert all(len(set(albums[moment == at])) == 1 for at in range(60))
+    assert any(len(set(albums[identity[turned] == who])) > 1 for who in range(10))
+    # Two persons' faces never stand together, however alike they are; who has one face stands alone.
+    twins = features_from_array(np.ones((4, 16), np.float32))
+    assert len(np.unique(alike_shots(twins, np.array([0, 1, 0, 2])))) == 3
 
 
 def test_a_finished_training_only_writes_its_results_again(
