@@ -584,7 +584,8 @@ class Loop:
                     losses.clear()
                 self.report.advance(loss)
                 self.watch(spread)
-                if time.monotonic() - self.saved > SAVE_SECONDS:
+                # At the last of these steps the check saves; a state from before it would have it skipped.
+                if self.at.step < last and time.monotonic() - self.saved > SAVE_SECONDS:
                     self.save()
 
     def step(self, arrays: Mapping[str, np.ndarray], lr: float) -> tuple[float, float]:

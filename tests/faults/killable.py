@@ -1,6 +1,7 @@
 """Commands in processes that may be killed: how they are started, and which there are."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from system_cases import CASES
+
+import fcdeploy
 
 HERE = Path(__file__).parent
 FACES, ROWS = 150, 40
@@ -78,11 +81,13 @@ class Server:
 
 
 def new_server(folder: Path) -> Server:
+    here = str(Path(fcdeploy.__file__).parents[1])  # the server runs the very code that is tested
     process = subprocess.Popen(
         [sys.executable, str(HERE / "fork_server.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": here},
     )
     server = Server(process, folder)
     assert server.line() == "ready\n"

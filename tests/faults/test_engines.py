@@ -51,49 +51,47 @@ def passes_of(case: Any, bundle: Bundle) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.parametrize("value", [np.nan, pytest.param(np.inf, marks=pytest.mark.faults)])
 def test_whichever_pass_gives_no_number_the_face_is_named_and_nothing_linked(
-    case: Any, bundle: Bundle, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    case: Any, bundle: Bundle, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: float
 ) -> None:
     """NaN or infinity, in the last number of the first row of each output in turn; whatever follows might hide it."""
     straight = OnnxRuntimeEngine.run
     tried = 0
     for name, way in passes_of(case, bundle):
         for output in [tensor.name for tensor in bundle.passes[name].outputs]:
-            for value in (np.nan, np.inf):
-                broken = []
+            broken = []
 
-                def run(
-                    self: Any, feeds: Any, name: str, output: str, value: float, broken: list[int]
-                ) -> Any:
-                    outputs = straight(self, feeds)
-                    if self.spec.name == name and not broken:
-                        broken.append(1)
-                        outputs[output] = np.array(outputs[output])
-                        outputs[output][(0, *(-1,) * (outputs[output].ndim - 1))] = value
-                    return outputs
+            def run(self: Any, feeds: Any, name: str, output: str, value: float, broken: list[int]) -> Any:
+                outputs = straight(self, feeds)
+                if self.spec.name == name and not broken:
+                    broken.append(1)
+                    outputs[output] = np.array(outputs[output])
+                    outputs[output][(0, *(-1,) * (outputs[output].ndim - 1))] = value
+                return outputs
 
-                changed = functools.partialmethod(run, name=name, output=output, value=value, broken=broken)
-                monkeypatch.setattr(OnnxRuntimeEngine, "run", changed)
-                folder = tmp_path / f"{name}-{output}-{value}"
-                said = ""
-                try:
-                    fcdeploy.cluster(rows, engine=bundle.path, inference=way, run_dir=folder)
-                except InputError:
-                    raise
-                except FcdeployError as error:
-                    said = str(error)
-                if not broken:  # a pass of another way, which is not asked for
-                    assert (case.name, name) == ("nsr-fc", "rescore_neighbors")
-                    continue
-                assert "not finite" in said, f"{name}: {output} was {value}, and nobody noticed"
-                assert "rows " in said or "made-up row" in said, said
-                assert not (folder / "links.npz").exists()
-                tried += 1
-    assert tried >= 2
+            changed = functools.partialmethod(run, name=name, output=output, value=value, broken=broken)
+            monkeypatch.setattr(OnnxRuntimeEngine, "run", changed)
+            folder = tmp_path / f"{name}-{output}-{value}"
+            said = ""
+            try:
+                fcdeploy.cluster(rows, engine=bundle.path, inference=way, run_dir=folder)
+            except InputError:
+                raise
+            except FcdeployError as error:
+                said = str(error)
+            if not broken:  # a pass of another way, which is not asked for
+                assert (case.name, name) == ("nsr-fc", "rescore_neighbors")
+                continue
+            assert "not finite" in said, f"{name}: {output} was {value}, and nobody noticed"
+            assert "rows " in said or "made-up row" in said, said
+            assert not (folder / "links.npz").exists()
+            tried += 1
+    assert tried >= len(bundle.passes) - 1
     monkeypatch.setattr(OnnxRuntimeEngine, "run", straight)
 
 
-@pytest.mark.parametrize("rows_that_fit", [40, 9])
+@pytest.mark.parametrize("rows_that_fit", [40, pytest.param(9, marks=pytest.mark.faults)])
 def test_a_block_for_which_there_is_no_memory_is_made_in_halves(
     case: Any, bundle: Bundle, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch, rows_that_fit: int
 ) -> None:
