@@ -112,6 +112,8 @@ def test_a_file_cut_short_while_it_is_mapped_is_one_sentence(
     job, wanted = jobs(name), undisturbed(name)
     if name == "cluster pictures":
         pytest.skip("its run folder is no result")
+    if stage == "links" and name == "cluster gcn-d":
+        stage = "detect"  # what reads the lists there
     line = [*job.line(tmp_path)]
     features = tmp_path / "features.bin"
     shutil.copy(line[1], features)
