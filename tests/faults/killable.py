@@ -26,7 +26,8 @@ class Ended:
 
     @property
     def sentence(self) -> str:
-        lines = self.err.strip().splitlines()
+        """The one line on stderr, notes to the user not counted."""
+        lines = [line for line in self.err.strip().splitlines() if not line.startswith("Note: ")]
         assert len(lines) == 1, self.err
         return lines[0]
 
