@@ -74,6 +74,7 @@ def sweep(
     trials: list[Trial] = []
 
     def attempt(values: Mapping[str, Any]) -> None:
+        values = {tunable.key: values[tunable.key] for tunable in tunables}  # named in this order
         changed = with_settings(recipe, values)
         if changed.problem():
             return
