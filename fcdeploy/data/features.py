@@ -1,7 +1,6 @@
 """Face embeddings on disk or in memory: opened, checked, normalised and handed out in blocks."""
 
 import os
-import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +9,11 @@ from typing import Any
 import numpy as np
 
 from fcdeploy.data.atomic import atomic_file
+from fcdeploy.data.damaged import DAMAGED, reason_of
 from fcdeploy.errors import InputError
 
 BLOCK_ROWS = 16384
 SHOWN_ROWS = 5
-LONGEST_REASON = 200  # characters
-UNREADABLE = (  # what damaged or hostile headers lead to
-    ValueError,
-    OSError,
-    EOFError,
-    SyntaxError,
-    TypeError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-    tokenize.TokenError,
-)
 
 
 @dataclass(frozen=True)
@@ -181,8 +169,8 @@ class _RowList:
 def _open_npy(path: Path) -> np.ndarray:
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # a header that promises too much fails here
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable .npy array ({_first_line(error)}).") from error
+    except DAMAGED as error:
+        raise InputError(f"{path}: not a readable .npy array ({reason_of(error)}).") from error
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise InputError(
             f"{path}: expected an (n, d) array of floats with n, d >= 1, found {array.shape} {array.dtype}; "
@@ -205,7 +193,3 @@ def _open_bin(path: Path, dim: int | None) -> np.ndarray:
             "each); check --dim, or whether the file was cut short."
         )
     return np.memmap(path, dtype="<f4", mode="r", shape=(size // (4 * dim), dim))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no more is known"])[0][:LONGEST_REASON].rstrip(".")

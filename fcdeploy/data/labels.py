@@ -1,7 +1,6 @@
 """Labels in and out: one integer a face, in the three forms that the face-clustering systems exchange."""
 
 import contextlib
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NoReturn
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fcdeploy.data.atomic import atomic_file, check_parent
+from fcdeploy.data.damaged import DAMAGED
 from fcdeploy.errors import InputError
 
 BLOCK_BYTES = 1 << 20  # of text read at a time
@@ -18,15 +18,6 @@ LONGEST_WORD = 1 << 16  # bytes; no integer is longer, a binary file soon holds 
 
 INT64 = np.iinfo(np.int64)
 DIGITS_THAT_FIT = 18  # in an int64, whatever they are
-UNREADABLE = (  # what damaged or hostile headers lead to
-    ValueError,
-    EOFError,
-    SyntaxError,
-    TypeError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SEPARATORS = (b"\n", b" ", b"\r", b"\t")
 IS_SEPARATOR = np.zeros(256, bool)
@@ -168,7 +159,7 @@ def _read_array(path: Path) -> np.ndarray:
             raise InputError(f"{path}: is empty; expected an integer array of shape (n,).")
         try:
             array = np.lib.format.open_memmap(path, mode="r")  # a header that promises too much fails here
-        except (*UNREADABLE, tokenize.TokenError) as error:
+        except DAMAGED as error:
             raise InputError(
                 f"{path}: is not a whole NumPy array of integers; write it with np.save(path, labels), "
                 "where labels is an int64 array of shape (n,)."

@@ -2,9 +2,7 @@
 
 import io
 import math
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -12,27 +10,13 @@ from typing import IO
 import numpy as np
 from numba import njit
 
+from fcdeploy.data.damaged import DAMAGED, reason_of
 from fcdeploy.errors import InputError
 
 READ_ROWS = 65536
 SAMPLE = 1000  # lists
 LONGEST_HEADER = 65536  # bytes, of an array in an archive
 LARGEST_TRANSPOSED = 1 << 30  # bytes, of an array in column order, which is read as a whole
-LONGEST_REASON = 200  # characters
-UNREADABLE = (
-    ValueError,
-    OSError,
-    EOFError,
-    KeyError,
-    SyntaxError,
-    TypeError,
-    OverflowError,
-    RuntimeError,  # an archive with a password, compressed in a way that zipfile does not know; a header too deep
-    MemoryError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class ListsFile:
@@ -52,7 +36,7 @@ class ListsFile:
             self._open()
         except InputError:
             raise
-        except UNREADABLE as error:
+        except DAMAGED as error:
             raise self._unreadable(error) from error
 
     def _open(self) -> None:
@@ -123,12 +107,11 @@ class ListsFile:
                 yield start, ids, sims
         except InputError:
             raise
-        except UNREADABLE as error:
+        except DAMAGED as error:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> InputError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:LONGEST_REASON].rstrip(".")
-        return InputError(f"{self.path}: is not a readable .npz or .npy file ({reason}).")
+        return InputError(f"{self.path}: is not a readable .npz or .npy file ({reason_of(error)}).")
 
     def _blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
         if self._form == "stacked":

@@ -33,6 +33,7 @@ from fcdeploy.data.atomic import (
     sync_file,
     sync_folder,
 )
+from fcdeploy.data.damaged import DAMAGED
 from fcdeploy.errors import InputError
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # array name -> (shape, dtype)
@@ -44,7 +45,6 @@ JOURNAL = "journal"
 SCRATCH = ".scratch"
 DURABLE = "durable"  # in a journal, instead of what is trusted until the next start only
 COPY_BYTES = 1 << 24
-UNREADABLE = (ValueError, EOFError, SyntaxError, zipfile.BadZipFile)  # what a damaged header leads to
 
 
 class Partial(Protocol):
@@ -191,7 +191,7 @@ class RunFolder:
             return None
         try:
             return self.watch(map_arrays(self.place(name)))
-        except UNREADABLE:
+        except DAMAGED:
             return None
 
     def begin(
@@ -212,7 +212,7 @@ class RunFolder:
             name = journal.parent.name.removesuffix(".part")
             first, done = _read_journal(journal)
             if first.endswith(f" {DURABLE}") and done:
-                with contextlib.suppress(*UNREADABLE):
+                with contextlib.suppress(*DAMAGED):
                     arrays = map_arrays(journal.parent)
                     found.append(
                         (name, first.split()[0], {part: rows[:done] for part, rows in arrays.items()})
@@ -377,7 +377,7 @@ class FolderPartial:
             return False
         try:
             found = np.load(file, mmap_mode="r")  # a header that promises too much fails here
-        except (*UNREADABLE, OSError):
+        except DAMAGED:
             return False
         return bool(found.shape == tuple(shape) and found.dtype == dtype)
 
