@@ -19,7 +19,7 @@ from fcdeploy.clustering.groups import (
 )
 from fcdeploy.clustering.propagation import NO_CLUSTER, propagate
 from fcdeploy.data.labels import renumber
-from fcdeploy.engine.batching import ahead, gather_rows
+from fcdeploy.engine.batching import Rows, ahead
 from fcdeploy.errors import FcdeployError, FcdeployWarning
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.pairs import first_neighbors, similar_pairs
@@ -337,9 +337,7 @@ def graphs_ahead(run: "Run", knn: KnnGraph, proposals: Proposals, chosen: np.nda
 
 def feeds_of(graphs: Graphs, table: np.ndarray, nodes_name: str) -> dict[str, np.ndarray]:
     """Gather the rows of a table for all nodes of graphs."""
-    nodes = np.empty((*graphs.members.shape, table.shape[1]), dtype=np.float32)
-    gather_rows(table, graphs.members, nodes)
-    return {nodes_name: nodes, "adj": graphs.adj}
+    return {nodes_name: Rows(table, graphs.members).gather(), "adj": graphs.adj}
 
 
 def proposals_in_order(run: "Run", proposals: Proposals) -> np.ndarray:

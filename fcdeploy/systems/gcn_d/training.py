@@ -10,7 +10,7 @@ from numba import njit, prange
 from torch import Tensor
 from torch.nn import functional as F
 
-from fcdeploy.engine.batching import gather_rows
+from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import InputError
 from fcdeploy.graph.pairs import connect_members
 from fcdeploy.systems import Schedule, Task, Training, Weights
@@ -69,8 +69,7 @@ def task(name: str, run: "Run", labels: np.ndarray, settings: Settings) -> Task:
         table = run.vectors
         if run.settings.network.featureless:
             table = np.ones((run.n, 1), dtype=np.float32)
-        nodes = np.empty((*members.shape, table.shape[1]), dtype=np.float32)
-        gather_rows(table, members, nodes)
+        nodes = Rows(table, members).gather()
         real = members >= 0
         arrays = {"adj": adj, "real": real}
         if name == DETECT:

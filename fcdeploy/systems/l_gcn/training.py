@@ -9,7 +9,7 @@ from numba import njit, prange
 from torch import Tensor
 from torch.nn import functional as F
 
-from fcdeploy.engine.batching import gather_rows
+from fcdeploy.engine.batching import Rows
 from fcdeploy.graph.subgraphs import LAYERS, Subgraphs, gather_subgraphs, own_positions
 from fcdeploy.systems import Schedule, Task, Training, Weights
 from fcdeploy.systems.l_gcn import flow
@@ -62,8 +62,7 @@ def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
         centres = items.astype(np.int32)
         graphs = gather_subgraphs(knn.ids, own, centres, (one, two), active)
         members, adj = dense_subgraphs(graphs)
-        features = np.empty((*members.shape, run.vectors.shape[1]), dtype=np.float32)
-        gather_rows(run.vectors, members, features)
+        features = Rows(run.vectors, members).gather()
         features -= run.vectors[centres][:, None]
         same = labels[members[:, :one]] == labels[centres][:, None]
         return {

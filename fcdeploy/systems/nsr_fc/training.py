@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.clustering.metrics import Evaluation, evaluate
-from fcdeploy.engine.batching import gather_rows
+from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import InputError
 from fcdeploy.graph.connectivity import symmetric_scores
 from fcdeploy.graph.links import NO_LINK
@@ -85,7 +85,7 @@ def rescore_task(run: "Run", labels: np.ndarray, settings: RescoreSettings) -> T
     def batch(items: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         lists = np.ascontiguousarray(ids[items])
         same = labels[lists] == labels[items][:, None]
-        return {"features": gathered(features, lists), "code": code, "same": same.astype(np.float32)}
+        return {"features": Rows(features, lists).gather(), "code": code, "same": same.astype(np.float32)}
 
     across_neighbors = run.settings.rescore.attention == "neighbors"
     return Task(
@@ -103,7 +103,7 @@ def lce_task(run: "Run", labels: np.ndarray, settings: LceSettings) -> Task:
     def batch(items: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         lists = np.ascontiguousarray(ids[items])
         same = labels[lists] == labels[items][:, None]
-        return {"features": gathered(run.vectors, lists), "same": same.astype(np.int64)}
+        return {"features": Rows(run.vectors, lists).gather(), "same": same.astype(np.int64)}
 
     return Task(run.n, batch, functools.partial(lce_loss, dropout=settings.dropout))
 
@@ -127,7 +127,7 @@ def pce_task(run: "Run", labels: np.ndarray, settings: PceSettings) -> Task:
 
     def batch(items: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         both = np.concatenate([ids[faces[items]], ids[denser[items]]], axis=1)  # (b, 2k)
-        return {"features": gathered(run.vectors, both), "same": same[items]}
+        return {"features": Rows(run.vectors, both).gather(), "same": same[items]}
 
     return Task(len(faces), batch, functools.partial(pce_loss, dropout=settings.dropout))
 
@@ -177,13 +177,6 @@ def strongest_of_others(
     order = np.argsort(np.where(able, -strengths, np.inf), axis=1, kind="stable")[:, :most]
     rows = np.arange(len(ids))[:, None]
     return np.where(able[rows, order], ids[rows, order], NO_LINK).astype(np.int32)
-
-
-def gathered(table: np.ndarray, lists: np.ndarray) -> np.ndarray:
-    """Return table[lists], (b, k, d) float32."""
-    rows = np.empty((*lists.shape, table.shape[1]), dtype=np.float32)
-    gather_rows(table, lists, rows)
-    return rows
 
 
 def rescore_loss(

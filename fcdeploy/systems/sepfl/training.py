@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from fcdeploy.engine.batching import gather_rows
+from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import InputError
 from fcdeploy.systems import Schedule, Task, Training, Weights
 from fcdeploy.systems.sepfl import flow
@@ -45,9 +45,7 @@ def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
         arrays: dict[str, np.ndarray] = {"same": same[items]}
         for side, chosen in (("face", faces[items]), ("other", others[items])):
             lists = np.ascontiguousarray(knn.ids[chosen])
-            neighbors = np.empty((*lists.shape, run.vectors.shape[1]), dtype=np.float32)
-            gather_rows(run.vectors, lists, neighbors)
-            arrays |= {side: run.vectors[chosen], f"{side}_neighbors": neighbors}
+            arrays |= {side: run.vectors[chosen], f"{side}_neighbors": Rows(run.vectors, lists).gather()}
         return arrays
 
     return Task(len(faces), batch, loss)
