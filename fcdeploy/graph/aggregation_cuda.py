@@ -1,5 +1,7 @@
 """The sums of ``aggregation`` on a GPU: the same neighborhoods, weights and members, another order of additions."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,17 +16,24 @@ SHARED_BYTES = 48 << 10  # that a block has on every GPU
 SHARE = 2  # of the free device memory, the half is for tables
 
 
-def sums_on(*, gpu: bool, vram: int = 0) -> Any:
-    """Return what has the functions ``sum_connected`` and ``sum_similar``.
+@contextlib.contextmanager
+def sums_on(*, gpu: bool, vram: int = 0) -> Iterator[Any]:
+    """Give the block what has the functions ``sum_connected`` and ``sum_similar``.
 
-    The module ``aggregation``, or a ``DeviceSums`` when there is a GPU to use and CuPy is installed.
+    The module ``aggregation``, or a ``DeviceSums`` when there is a GPU to use and CuPy is installed; what it holds on
+    the device is freed behind the block.
     """
-    if gpu:
-        try:
-            return DeviceSums(vram)
-        except MissingDependencyError:  # ONNX Runtime's CUDA provider works without CuPy
-            pass
-    return aggregation
+    try:
+        sums = DeviceSums(vram) if gpu else None
+    except MissingDependencyError:  # ONNX Runtime's CUDA provider works without CuPy
+        sums = None
+    if sums is None:
+        yield aggregation
+        return
+    try:
+        yield sums
+    finally:
+        sums.close()
 
 
 class DeviceSums:

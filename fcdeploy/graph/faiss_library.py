@@ -29,7 +29,7 @@ def copied_to_gpu(faiss: Any, vectors: np.ndarray, index: Any, vram: int) -> Any
     index: an IVF index of halves, or None for one that compares all of ``vectors`` (n, d) float32. vram: bytes of
     device memory to get along with, 0 for what is free.
     """
-    if not getattr(faiss, "get_num_gpus", int)():  # faiss-cpu has no such function, or finds none
+    if not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():  # some builds of faiss-cpu have none
         return None
     try:
         budget = vram or import_cupy().cuda.runtime.memGetInfo()[0]

@@ -122,12 +122,20 @@ def test_what_does_not_fit_on_the_device_is_summed_on_the_cpu(cupy, lists):
     assert len(cupy.launches) == 1
 
 
-def test_sums_are_on_the_gpu_only_where_there_is_one_and_cupy_to_use_it(cupy, monkeypatch):
-    assert aggregation_cuda.sums_on(gpu=False) is aggregation
-    assert isinstance(aggregation_cuda.sums_on(gpu=True), DeviceSums)
+def test_sums_are_on_the_gpu_only_where_there_is_one_and_cupy_to_use_it(cupy, lists, monkeypatch):
+    """What they hold there is freed behind them: the next stage may need the room."""
+    with aggregation_cuda.sums_on(gpu=False) as sums:
+        assert sums is aggregation
+    with aggregation_cuda.sums_on(gpu=True) as sums:
+        assert isinstance(sums, DeviceSums)
+        faces = np.arange(9, dtype=np.int32)
+        sums.sum_similar(lists[0], faces, (12, 5), directions(), table(2), new_scratch(N))
+        assert sums._arrays.nbytes > 0
+    assert sums._arrays.nbytes == 0
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(aggregation_cuda, "import_cupy", cuda.import_cupy)
-    assert aggregation_cuda.sums_on(gpu=True) is aggregation
+    with aggregation_cuda.sums_on(gpu=True) as sums:
+        assert sums is aggregation
 
 
 def test_a_layerwise_run_on_the_gpu_gives_the_clusters_of_the_cpu(cupy, golden, tmp_path, monkeypatch):

@@ -207,7 +207,6 @@ def refined_layerwise(
     made_of = made_of_refined(run, lists_made_of)
     near = run.settings.neighborhood
     scratch = new_scratch(run.n)
-    sums = sums_on(gpu=run.on_gpu, vram=run.options.vram)
     layer_made_of = {**made_of, **order_made_of(run)}
     lists = functools.cache(lambda: lists_by_place(run, knn, ranked, layer_made_of))
 
@@ -316,9 +315,10 @@ def refined_layerwise(
 
             yield work
 
-    refined = run.make(
-        "refined.npy", made_of, block2, text="refinement, block2", order=run.order, block=ENGINE_ROWS
-    )["array"]
+    with sums_on(gpu=run.on_gpu, vram=run.options.vram) as sums:
+        refined = run.make(
+            "refined.npy", made_of, block2, text="refinement, block2", order=run.order, block=ENGINE_ROWS
+        )["array"]
     run.drop("block1", "similar2", "lists")
     return refined, made_of
 
