@@ -173,20 +173,16 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         f"face{dropped}; peak memory {summary['peak_bytes'] / 1e9:.2f} GB"
     )
     if summary.get("bad"):
-        console.print(
-            f"{summary['bad']:,} of {summary['lines']:,} lines could not be embedded", highlight=False
-        )
+        console.print(f"{summary['bad']:,} of {summary['lines']:,} lines could not be embedded")
     for name, recall in summary.get("recall", {}).items():
         console.print(
             f"{name}: recall {recall['all']:.4f}, and {recall['above']:.4f} of neighbors at {recall['threshold']:.2f} "
             f"or above (IVF, measured on {recall['sample']} faces)",
-            highlight=False,
         )
     if "quality" in summary:
         pairwise, bcubed = summary["quality"]["pairwise"], summary["quality"]["bcubed"]
         console.print(
             f"pairwise F {pairwise['f']:.4f} (precision {pairwise['precision']:.4f}, recall {pairwise['recall']:.4f}), "
             f"BCubed F {bcubed['f']:.4f}, NMI {summary['quality']['nmi']:.4f}",
-            highlight=False,
         )
     console.print(f"labels in {output}")

@@ -59,18 +59,7 @@ class Timing:
         return self.host + self.copies + self.compute
 
 
-class Tensor(Protocol):
-    """What an engine takes: a NumPy array, or ``Rows`` of a table."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def ndim(self) -> int: ...
-    @property
-    def dtype(self) -> Any: ...
-
-
-Feeds = Mapping[str, Any]  # input name -> Tensor
+Feeds = Mapping[str, Any]  # input name -> a NumPy array, or ``Rows`` of a table
 
 
 class Engine(Protocol):

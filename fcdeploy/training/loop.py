@@ -55,10 +55,8 @@ CHECKS = 10  # of the validation faces, at least, and one after each epoch
 SAVE_SECONDS = 60.0  # between states that are saved while no check is due: what a kill may cost
 DRAW_SECONDS = 30.0  # between pictures
 POINTS = 50  # of the curve between two checks, at most
-SAME, SAME_STEPS = (
-    1e-3,
-    30,
-)  # spread of what a network says, and for how many steps, at which it has collapsed
+# Spread of what a network says, and for how many steps, at which it has collapsed.
+SAME, SAME_STEPS = 1e-3, 30
 PAIRWISE, BCUBED = "pairwise_f", "bcubed_f"
 
 

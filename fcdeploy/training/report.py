@@ -6,9 +6,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-FIRST_WORD = (
-    20.0  # seconds until a training without a bar says how long it will take; again after twice as many
-)
+# Seconds until a training without a bar says how long it will take; again after twice as many.
+FIRST_WORD = 20.0
 
 
 class Report:
