@@ -24,6 +24,7 @@ from report import median_seconds, write_report
 from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+from fcdeploy.graph import aggregation
 from fcdeploy.runtime.pipeline import numba_threads
 from fcdeploy.systems import get_system
 from fcdeploy.systems.pse_gcn import flow
@@ -51,7 +52,7 @@ def main(faces: int, dim: int, threads: int) -> None:
             if not warm:
                 OnnxRuntimeEngine.run = timed("dense", OnnxRuntimeEngine.run, spent)  # type: ignore[method-assign]
                 for kernel in ("sum_connected", "sum_similar"):
-                    setattr(flow, kernel, timed("sparse", getattr(flow, kernel), spent))
+                    setattr(aggregation, kernel, timed("sparse", getattr(aggregation, kernel), spent))
             started = time.perf_counter()
             flow.refined_layerwise(run, knn, ranked, made_of)
             total = time.perf_counter() - started
