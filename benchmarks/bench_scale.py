@@ -41,6 +41,7 @@ WARM_UP = 2_000
 @click.option("--inference", default="layerwise", show_default=True)
 @click.option("--tables", default="float32", show_default=True)
 @click.option("--knn", default="auto", show_default=True)
+@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--memory", default="4G", show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--repeat", default=1, show_default=True, help="Runs of each size; their medians are reported.")
@@ -53,6 +54,7 @@ def main(
     inference: str,
     tables: str,
     knn: str,
+    device: str,
     memory: str,
     threads: int,
     repeat: int,
@@ -66,7 +68,7 @@ def main(
         torch.save(random_network(dim).state_dict(), checkpoint)
         bundle, _ = export_checkpoint(checkpoint, place / "pse.onnx")
         options = ["--inference", inference, "--tables", tables, "--knn", knn, "--memory", memory]
-        options += ["--threads", str(threads)]
+        options += ["--threads", str(threads), "--device", device]
         cluster(place, bundle.path, WARM_UP, dim, options)
         runs = [
             median_of([cluster(place, bundle.path, faces, dim, options) for _ in range(repeat)])
@@ -92,8 +94,11 @@ def main(
             }
         )
     arguments = {"dim": dim, "k": 80, "hops": [80, 10], "inference": inference, "tables": tables, "knn": knn}
+    arguments["device"] = device
     write_report(
-        "scale", rows, {**arguments, "memory": memory, "threads": threads, "repeat": repeat, "runs": runs}
+        "scale" if device == "cpu" else "scale_gpu",
+        rows,
+        {**arguments, "memory": memory, "threads": threads, "repeat": repeat, "runs": runs},
     )
 
 

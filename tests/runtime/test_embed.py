@@ -112,6 +112,13 @@ def test_batches_and_threads_change_no_bit(run: Any, faces: Path, options: dict[
     assert (faces.parent / "other.bin").read_bytes() == (faces.parent / "features.bin").read_bytes()
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_the_embeddings_are_those_of_the_cpu(run: Any, faces: Path, pictures: np.ndarray) -> None:
+    run(device="cuda")
+    rows = rows_of(faces.parent / "features.bin")
+    np.testing.assert_allclose(rows, embed_plainly(pictures), rtol=0, atol=2e-5)
+
+
 def test_by_default_bad_lines_are_listed_and_nothing_is_written(run: Any, faces: Path) -> None:
     bad = spoil(faces)
     (faces.parent / "features.bin").write_bytes(b"old")

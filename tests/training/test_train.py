@@ -106,6 +106,30 @@ def test_a_few_steps_lower_the_loss_and_leave_all_that_a_user_needs(
     assert load_recipe(done.recipe).system == case[0]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "mixed"])
+def test_training_on_a_gpu_goes_as_on_the_cpu(case, mixed, people, vectors, identities, tmp_path):
+    """The first losses are those of the CPU, and it goes down."""
+    losses = {
+        device: [
+            float(row["loss"])
+            for row in curve(
+                trained(
+                    *(case, people, vectors, identities, tmp_path / f"{device}.pth"),
+                    device=device,
+                    mixed=mixed,
+                    steps=60,
+                    patience=0,
+                ).run_dir
+            )
+        ]
+        for device in ("cpu", "cuda")
+    }
+    drops = case[1] not in ("refine", "links")  # dropout draws other numbers on a GPU
+    assert abs(losses["cuda"][0] / losses["cpu"][0] - 1) < (0.2 if drops else 2e-2 if mixed else 1e-4)
+    assert np.mean(losses["cuda"][-15:]) < 0.9 * np.mean(losses["cuda"][:5])
+
+
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     case, stop_at, people, vectors, identities, tmp_path, monkeypatch
