@@ -25,8 +25,8 @@ PACKAGES = {  # name in a report -> the distributions that may provide it
     "fcdeploy": ("fcdeploy",),
     "numpy": ("numpy",),
     "numba": ("numba",),
-    "faiss": ("faiss-cpu", "faiss-gpu"),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "faiss": ("faiss-gpu", "faiss-cpu"),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
     "torch": ("torch",),
 }
 

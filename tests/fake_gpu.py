@@ -2,13 +2,14 @@
 
 What is put on a stream happens only when somebody waits for it, so that a copy or a computation that nothing orders
 after what it needs sees garbage: fresh memory is full of 0xFF, and memory that was let go may not be touched. A plan is
-a line of JSON, its profiles, before an ONNX graph, which ONNX Runtime evaluates.
+a line of JSON, its profiles, before an ONNX graph, which ONNX Runtime evaluates. On a real GPU, real CuPy takes the
+place of the one stand-in, and the other reads and writes device memory through it.
 """
 
 import ctypes
 import json
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 
 VERSION = "10.99.0"
+Places = Mapping[str, tuple[int, tuple[int, ...], Any]]  # tensor -> address, shape, dtype
+Function = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
 
 
 class Memory:
@@ -40,6 +43,49 @@ class Memory:
     def check(self, address: int, size: int) -> None:
         fits = any(start <= address and address + size <= start + held for start, held in self.live.items())
         assert fits, "memory was used that is not, or no longer, there"
+
+    def compute(
+        self, stream: int, inputs: Places, outputs: Places, workspace: tuple[int, int], function: Function
+    ) -> None:
+        """Put ``function``, from the arrays at ``inputs`` to those at ``outputs``, on a stream."""
+
+        def view(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            self.check(address, size)
+            held = (ctypes.c_char * size).from_address(address)
+            return np.frombuffer(held, dtype).reshape(shape)
+
+        def work() -> None:
+            self.check(*workspace)
+            results = function({name: view(*place) for name, place in inputs.items()})
+            for place, values in zip(outputs.values(), results, strict=True):
+                view(*place)[...] = values
+
+        STREAMS[stream].put(work)
+
+
+class DeviceMemory:
+    """The memory of a GPU that is there, by address."""
+
+    def __init__(self, cupy: Any) -> None:
+        self.cupy = cupy
+
+    def _pointer(self, address: int, size: int) -> Any:
+        return self.cupy.cuda.MemoryPointer(self.cupy.cuda.UnownedMemory(address, size, None, 0), 0)
+
+    def compute(
+        self, stream: int, inputs: Places, outputs: Places, workspace: tuple[int, int], function: Function
+    ) -> None:
+        """As ``Memory.compute``, on the CPU; what is on the stream before is waited for."""
+        on = self.cupy.cuda.ExternalStream(stream)
+        arrays = {name: np.empty(shape, dtype) for name, (_, shape, dtype) in inputs.items()}
+        for name, array in arrays.items():
+            pointer = self._pointer(inputs[name][0], array.nbytes)
+            pointer.copy_to_host_async(array.ctypes.data, array.nbytes, on)
+        on.synchronize()
+        for (address, _, _), values in zip(outputs.values(), function(arrays), strict=True):
+            self._pointer(address, values.nbytes).copy_from_host_async(values.ctypes.data, values.nbytes, on)
+            on.synchronize()
 
 
 class OutOfMemoryError(Exception):
@@ -242,7 +288,7 @@ class FakeTensorRt:
     class ILogger:
         VERBOSE, ERROR, INTERNAL_ERROR = range(3)
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory | DeviceMemory) -> None:
         self.memory = memory
         self.fail: set[str] = set()
         self.workspace = 1000  # bytes that profile 0 needs; profile 1 needs twice as much, and so on
@@ -315,7 +361,6 @@ class FakeContext:
         return True
 
     def set_optimization_profile_async(self, at: int, stream: int) -> bool:
-        assert stream in STREAMS
         self.profile, self.shapes = at, {}
         return self._ok("set_optimization_profile_async")
 
@@ -353,28 +398,25 @@ class FakeContext:
         return [lengths[axis] if isinstance(axis, str) else axis for axis in self.engine._tensor(name).shape]
 
     def execute_async_v3(self, stream: int) -> bool:
-        engine, memory = self.engine, self.trt.memory
+        engine = self.engine
         shapes = {**self.shapes, **{name: tuple(self.get_tensor_shape(name)) for name in engine.outputs}}
-        addresses, workspace, lengths = dict(self.addresses), self.workspace, self._lengths()
-        assert addresses.keys() == shapes.keys()
-        self.trt.calls.append((self.profile, lengths))
+        assert self.addresses.keys() == shapes.keys()
+        self.trt.calls.append((self.profile, self._lengths()))
+        inputs, outputs = (
+            {
+                name: (self.addresses[name], shapes[name], ARRAYS[TYPES[tensor.type]])
+                for name, tensor in side.items()
+            }
+            for side in (engine.inputs, engine.outputs)
+        )
 
-        def view(name: str) -> np.ndarray:
-            dtype = np.dtype(ARRAYS[engine.get_tensor_dtype(name).name])
-            size = int(np.prod(shapes[name])) * dtype.itemsize
-            memory.check(addresses[name], size)
-            held = (ctypes.c_char * size).from_address(addresses[name])
-            return np.frombuffer(held, dtype).reshape(shapes[name])
-
-        def work() -> None:
-            memory.check(*workspace)
+        def function(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
             if "the computation" in self.trt.fail:
                 raise CUDARuntimeError("cudaErrorIllegalAddress: told to fail")
-            outputs = engine.session.run(list(engine.outputs), {name: view(name) for name in engine.inputs})
-            for name, values in zip(engine.outputs, outputs, strict=True):
-                view(name)[...] = values
+            results: list[np.ndarray] = engine.session.run(list(outputs), arrays)
+            return results
 
-        STREAMS[stream].put(work)
+        self.trt.memory.compute(stream, inputs, outputs, self.workspace, function)
         return self._ok("execute_async_v3")
 
 
@@ -412,18 +454,25 @@ def write_fake_bundle(source: Path, path: Path, profiles: Callable[[Any], list[A
     return read_bundle(path)
 
 
-def install(monkeypatch: Any) -> FakeTensorRt:
-    """Let fcdeploy find a GPU, CuPy and TensorRT that are none; return the stand-in for TensorRT."""
+def install(monkeypatch: Any, cupy: Any = None) -> FakeTensorRt:
+    """Let fcdeploy find a GPU, CuPy and TensorRT that are none; return the stand-in for TensorRT.
+
+    cupy: the real one, where there is a GPU.
+    """
     import fcdeploy.engine.tensorrt as engine
     from fcdeploy.engine import tensorrt_library
     from fcdeploy.engine.cuda import Gpu
     from fcdeploy.graph import cuda
 
-    trt = FakeTensorRt(Memory())
-    cupy = fake_cupy(trt.memory)
+    if cupy is None:
+        memory = Memory()
+        trt = FakeTensorRt(memory)
+        fake = fake_cupy(memory)
+        monkeypatch.setattr(engine, "import_cupy", lambda: fake)
+        monkeypatch.setattr(cuda, "_modules", {})
+    else:
+        trt = FakeTensorRt(DeviceMemory(cupy))
     monkeypatch.setattr(engine, "import_tensorrt", lambda flavour: trt)
-    monkeypatch.setattr(engine, "import_cupy", lambda: cupy)
-    monkeypatch.setattr(cuda, "_modules", {})
     monkeypatch.setattr(engine, "find_gpu", lambda who, advice: Gpu("Fake GPU", "8.6", 24 << 30))
     monkeypatch.setattr(tensorrt_library, "_loggers", {})
     return trt

@@ -105,11 +105,13 @@ def _providers() -> dict[str, str]:
 
     graph = _identity_graph()
     states = {}
+    ort.set_default_logger_severity(4)  # what a provider lacks is said here, in one line
     for name in ort.get_available_providers():
         options = ort.SessionOptions()
         options.log_severity_level = 4
         try:
-            opened = ort.InferenceSession(graph, options, providers=[name]).get_providers()
+            session = ort.InferenceSession(graph, options, providers=[name], enable_fallback=0)
+            opened = session.get_providers()
             states[name] = "works" if name in opened else "named, but does not open"
         except Exception as error:  # ONNX Runtime's errors share no public base class
             states[name] = f"does not open ({(str(error).splitlines() or [''])[0][:100]})"

@@ -78,6 +78,13 @@ from fcdeploy.cli.types import PathType
     help="Sets that the faces are dealt into, unevenly, each to be clustered alone: large and small clusters.",
 )
 @click.option(
+    "--strays",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of the faces that are dealt to any of the albums, where many are alone: people with one face.",
+)
+@click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: by the labels]"
 )
 @click.option(
@@ -105,6 +112,7 @@ def command(
     mixed: bool | None,
     threads: int,
     albums: int,
+    strays: float,
     dim: int | None,
     run_dir: Path | None,
     quiet: bool,
@@ -158,7 +166,8 @@ def command(
     if recipe and beside.is_file() and Path(recipe).is_file() and beside.samefile(recipe):
         raise InputError(f"{beside}: is also an input, and where the recipe goes; choose another output.")
     choices = Choices(
-        epochs, steps, batch, lr, validation, patience, seed, device, mixed, threads, albums, settings=pairs
+        *(epochs, steps, batch, lr, validation, patience, seed, device, mixed, threads, albums, strays),
+        settings=pairs,
     )
     kept = run_dir or output.with_suffix(".run")
     with resumable(f"the same command goes on from what {kept} holds"), told_of_lost_pages():

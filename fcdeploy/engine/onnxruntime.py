@@ -156,7 +156,12 @@ def open_session(
         if vram:
             settings |= {"gpu_mem_limit": vram, "arena_extend_strategy": "kSameAsRequested"}
     try:
-        session = ort.InferenceSession(graph or str(path), options, providers=[(PROVIDERS[device], settings)])
+        session = ort.InferenceSession(
+            graph or str(path),
+            options,
+            providers=[(PROVIDERS[device], settings)],
+            enable_fallback=0,  # to the CPU, when a GPU fails, with words on stdout
+        )
     except Exception as error:  # ONNX Runtime's errors share no public base class
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(f"{path}: ONNX Runtime cannot load this graph ({reason}).") from error

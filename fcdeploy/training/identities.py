@@ -45,19 +45,25 @@ def split_identities(identity: np.ndarray, share: float, seed: int, where: str) 
     return kept[identity]
 
 
-def deal_faces(identity: np.ndarray, albums: int, seed: int, shots: np.ndarray | None = None) -> np.ndarray:
+def deal_faces(
+    identity: np.ndarray, albums: int, seed: int, shots: np.ndarray | None = None, strays: float = 0.0
+) -> np.ndarray:
     """Deal faces into albums as different as real ones: of some people an album has many faces, of others few.
 
     identity: (n,) from ``identities_of``. Each identity's shares of the albums are drawn from a Dirichlet distribution,
-    and its faces fall by these shares; those of one of ``shots`` (n,), numbered from 0, fall together. Returns the
-    album of each face, (n,) int32 of 0 to albums - 1.
+    and its faces fall by these shares; those of one of ``shots`` (n,), numbered from 0, fall together. But a share of
+    ``strays`` falls anywhere, one by one, where many are alone: real albums have people with a single face. Returns
+    the album of each face, (n,) int32 of 0 to albums - 1.
     """
     rng = np.random.default_rng([seed, 3])
     shares = rng.dirichlet(np.full(albums, UNEVEN), int(identity.max(initial=0)) + 1)
     upto = np.cumsum(shares, axis=1)[:, :-1]
     shots = np.arange(len(identity)) if shots is None else shots
     drawn = rng.random((int(shots.max(initial=0)) + 1, 1))[shots]
-    return (drawn > upto[identity]).sum(axis=1, dtype=np.int32)
+    album = (drawn > upto[identity]).sum(axis=1, dtype=np.int32)
+    stray = rng.random(len(identity)) < strays
+    album[stray] = rng.integers(0, albums, stray.sum(), dtype=np.int32)
+    return album
 
 
 def alike_shots(features: Features, identity: np.ndarray) -> np.ndarray:

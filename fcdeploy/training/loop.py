@@ -66,7 +66,8 @@ class Choices:
 
     validation: share of the identities kept apart; patience: checks without a better validation F after which
     training ends (0: never). device: "auto", "cpu", "cuda" or "cuda:N". mixed: half-precision products (None: on a
-    GPU). albums: sets that the faces are dealt into (see ``deal_faces``). settings: the network's own, by name.
+    GPU). albums: sets that the faces are dealt into (see ``deal_faces``); strays: share of those that fall into any.
+    settings: the network's own, by name.
     """
 
     epochs: int | None = None
@@ -80,6 +81,7 @@ class Choices:
     mixed: bool | None = None
     threads: int = 0
     albums: int = 1
+    strays: float = 0.0
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -153,7 +155,7 @@ def train(
     identity = identities_of(labels)
     validating = split_identities(identity, choices.validation, choices.seed, labels_name)
     shots = alike_shots(features, identity) if choices.albums > 1 else None
-    albums = deal_faces(identity, choices.albums, choices.seed, shots)
+    albums = deal_faces(identity, choices.albums, choices.seed, shots, choices.strays)
     networks = networks_before(system, name, training, checkpoints)
     before = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}
     torch.manual_seed(choices.seed)
@@ -218,6 +220,7 @@ def train(
             "steps": choices.steps,
             "validation": choices.validation,
             "albums": choices.albums,
+            "strays": choices.strays,
             "patience": choices.patience,
             "seed": choices.seed,
             "mixed": device.type == "cuda" if choices.mixed is None else choices.mixed,
@@ -302,6 +305,12 @@ def chosen_schedule(published: Schedule, choices: Choices) -> Schedule:
         raise InputError(f"--seed {choices.seed}: should be a whole number from 0 to 2 ** 63 - 1.")
     if choices.albums < 1:
         raise InputError(f"--albums {choices.albums}: should be 1 or more.")
+    if not 0 <= choices.strays <= 1:
+        raise InputError(f"--strays {choices.strays}: should be a share of the faces, 0 to 1.")
+    if choices.strays and choices.albums == 1:
+        raise InputError(
+            f"--strays {choices.strays}: says how faces are dealt into albums; give --albums, too."
+        )
     return schedule
 
 

@@ -231,3 +231,17 @@ def test_on_a_gpu_the_sums_are_those_of_the_cpu(lists):
             sums.sum_similar(*arguments), aggregation.sum_similar(*arguments), rtol=0, atol=1e-5
         )
     sums.close()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_rows_are_gathered_and_zero_where_there_is_no_node():
+    from fcdeploy.graph.cuda import kernel
+
+    cupy = pytest.importorskip("cupy")
+    rows = table(1)
+    nodes = np.random.default_rng(2).integers(-1, N, 300).astype(np.int32)
+    (source,) = DeviceArrays(cupy, 1 << 20).get(rows)
+    where, out = cupy.asarray(nodes), cupy.empty((300, WIDTH), np.float32)
+    arguments = (source, np.uint64(where.data.ptr), np.uint64(out.data.ptr), np.int64(300), np.int32(WIDTH))
+    kernel(cupy, "gather_rows")((7,), (128,), arguments)
+    assert np.array_equal(out.get(), np.where(nodes[:, None] < 0, 0, rows[nodes]))

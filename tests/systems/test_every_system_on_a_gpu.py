@@ -82,10 +82,26 @@ def test_layer_wise_clusters_are_those_of_the_cpu(exported, features, tables):
     assert share_in_same_cluster(found, expected) >= 0.99
 
 
+def test_plans_give_the_clusters_of_the_graphs(bundle, features, tmp_path, monkeypatch):
+    """A stand-in for TensorRT on real device memory, streams and events; tables stay there, rows are gathered there."""
+    import fake_gpu
+
+    def profiles(spec):
+        axes = {axis for tensor in spec.inputs for axis in tensor.axes if isinstance(axis, str)}
+        return [{axis: (1, 8, 64 if axis in ("m", "b") else 4096) for axis in axes}]
+
+    trt = fake_gpu.install(monkeypatch, pytest.importorskip("cupy"))
+    plans = fake_gpu.write_fake_bundle(bundle.path, tmp_path / "bundle.plan", profiles)
+    for options in ({}, {"vram": 2 << 30}):
+        found = fcdeploy.cluster(features, engine=plans.path, **options)
+        assert np.array_equal(found, fcdeploy.cluster(features, engine=bundle.path, device="cpu"))
+    assert len(trt.calls) > 2 * len(np.load(features)) // 64
+
+
 def test_the_commands_say_which_gpu_there_is(exported):
     bundle = exported(CASES[0])
     args = ["bench", str(bundle.path), "--device", "cuda", "--seconds", "0.2", "--faces", "300", "--json"]
     for command in (args, ["doctor", "--json"]):
         done = CliRunner().invoke(cli, command, catch_exceptions=False)
         assert done.exit_code == 0, done.output
-        assert "NVIDIA" in done.stdout
+        assert "NVIDIA" in json.dumps(json.loads(done.stdout))  # and no words of ONNX Runtime's before it

@@ -222,6 +222,22 @@ def test_albums_are_clustered_alone_and_people_are_dealt_unevenly(people, vector
     assert system.module("flow").nearest_neighbors(run)[1] != made_of
 
 
+def test_strays_fall_anywhere_and_the_other_faces_where_they_did():
+    identity = np.repeat(np.arange(50), 40)
+    shots = np.repeat(np.arange(500), 4)
+    without = deal_faces(identity, 20, 7, shots)
+    albums = deal_faces(identity, 20, 7, shots, 0.1)
+    moved = albums != without
+    assert 0.07 < moved.mean() < 0.12  # a stray may fall where it was
+    assert np.bincount(albums[moved], minlength=20).min() > 0
+
+    def alone(albums):
+        return (np.unique(identity * 20 + albums, return_counts=True)[1] == 1).sum()
+
+    assert alone(without) == 0
+    assert alone(albums) > 40
+
+
 def test_shots_of_one_moment_are_dealt_together():
     """Ten people, each photographed at six moments, three shots of each: nearest are the shots of one moment."""
     rng = np.random.default_rng(2)
