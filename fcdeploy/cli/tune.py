@@ -120,7 +120,7 @@ def _print(tuned: "Tuned", output: Path, plot: Path) -> None:
     console = new_console()
     table = Table(box=None, pad_edge=False)
     first, *others = tuned.tunables
-    table.add_column(first.key, justify="right")
+    table.add_column(first.key, justify="right", overflow="fold")
     for measure in ("pairwise", "BCubed"):
         for heading in (f"{measure} F", "precision", "recall"):
             table.add_column(heading, justify="right")

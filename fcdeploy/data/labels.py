@@ -185,6 +185,8 @@ def _read_clusters(path: Path, n: int | None) -> np.ndarray:
         id_blocks.append(block)
         line_blocks.append(lines)
     if not id_blocks:
+        if n is not None:  # of faces that are all in no cluster
+            return np.full(n, -1, np.int64)
         raise InputError(f"{path}: is empty; expected one cluster a line, face ids separated by spaces.")
     ids, lines = np.concatenate(id_blocks), np.concatenate(line_blocks)  # (t,) each
 

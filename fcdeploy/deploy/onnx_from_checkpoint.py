@@ -226,8 +226,11 @@ def load_state_dict(path: Path) -> "dict[str, torch.Tensor]":
     except pickle.UnpicklingError as error:
         raise InputError(_unpickling_sentence(path, str(error))) from error
     except Exception as error:  # torch.load lets whatever its readers raise pass through
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise InputError(f"{path}: is not a PyTorch checkpoint ({reason}).") from error
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        told = f" ({reason})" if " " in reason else ""  # some readers raise no more than a number
+        raise InputError(
+            f"{path}: is not a PyTorch checkpoint{told}; give a file that torch.save wrote."
+        ) from error
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]

@@ -327,6 +327,12 @@ def test_an_array_file_that_is_damaged_or_another_thing_is_refused(tmp_path):
     assert refusal(path) == "9223372036854775808 does not fit in an int64; number the clusters from 0."
 
 
+def test_faces_that_are_all_in_no_cluster_come_back_from_an_empty_file(tmp_path):
+    write_labels(tmp_path / "clusters.txt", np.full(4, -1))
+    assert (tmp_path / "clusters.txt").read_bytes() == b""
+    assert np.array_equal(read_labels(tmp_path / "clusters.txt", 4), np.full(4, -1))
+
+
 class Bomb:
     def __reduce__(self):
         return (os._exit, (7,))
