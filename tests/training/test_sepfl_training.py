@@ -11,8 +11,13 @@ from fcdeploy.errors import InputError
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint  # noqa: E402
+from fcdeploy.systems.sepfl.network import Sepfl  # noqa: E402
 from fcdeploy.systems.sepfl.spec import LinkSettings, Recipe  # noqa: E402
-from fcdeploy.systems.sepfl.training import drawn_links  # noqa: E402
+from fcdeploy.systems.sepfl.training import (  # noqa: E402
+    drawn_links,
+    links_among,
+    loss_of_groups,
+)
 
 
 def test_as_many_links_within_persons_as_between_them_each_once():
@@ -55,3 +60,41 @@ def test_a_recipe_may_be_content_with_links_that_the_network_refuses(golden, tmp
         assert len(links[least, None]) == (probable >= least).sum()
         assert len(links[least, 0.3]) == (probable >= 0.5).sum()
     assert len(links[0.0, None]) > len(links[0.2, None]) > len(links[0.5, None]) > len(links[0.9, None]) > 0
+
+
+def test_links_among_faces_are_all_that_lists_hold_of_them():
+    rng = np.random.default_rng(5)
+    faces = np.unique(rng.integers(0, 80, 30))
+    near = np.stack([rng.permutation(80)[:20] for _ in faces])
+    near[3, 4] = faces[3]  # itself, behind its first place
+    found = links_among(faces, near)
+    wanted = [
+        (a, b) for a, i in enumerate(faces) for j in near[a] for b in np.flatnonzero(faces == j) if i != j
+    ]
+    assert sorted(map(tuple, found.tolist())) == sorted(wanted)
+    assert len(wanted) > 50
+
+
+def test_faces_encoded_once_have_the_logits_and_the_gradients_of_links_one_by_one():
+    """In evaluation mode, where no link sees the others of its batch; classes weigh the same."""
+    torch.manual_seed(1)
+    net = Sepfl(6, 4).double().eval()
+    for name, buffer in net.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+    x, xk = torch.randn(7, 6).double(), torch.randn(7, 4, 6).double()
+    links = torch.tensor([[0, 1], [1, 0], [2, 5], [6, 3], [4, 0]])
+    for same in ([1, 0, 1, 1, 0], [1, 1, 1, 1, 1]):
+        same = torch.tensor(same)
+        a, b = links[:, 0], links[:, 1]
+        logits = net(x[a], xk[a], x[b], xk[b])
+        each = torch.nn.functional.cross_entropy(logits.float(), same, reduction="none")
+        wanted = torch.stack([each[same == kind].mean() for kind in same.unique()]).mean()
+        loss, accepted = loss_of_groups(net, {"faces": x, "neighbors": xk, "links": links, "same": same})
+        torch.testing.assert_close(loss, wanted)
+        torch.testing.assert_close(accepted, (logits[:, 1] - logits[:, 0]).float())
+        parameters = list(net.parameters())
+        for one, two in zip(
+            torch.autograd.grad(loss, parameters), torch.autograd.grad(wanted, parameters), strict=True
+        ):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)

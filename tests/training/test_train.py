@@ -27,6 +27,7 @@ from fcdeploy.training.loop import Choices, train  # noqa: E402
 CASES = [
     ("pse-gcn", "refine", {"nodes": "24"}, 8, 0.05),
     ("sepfl", "pairwise", {"links": "300"}, 64, 0.1),
+    ("sepfl", "pairwise", {"group": "4"}, 16, 0.1),
     ("gcn-d", "detect", {"dropout": "0.2"}, 16, 0.1),
     ("l-gcn", "links", {}, 32, 0.2),
     ("nsr-fc", "rescore", {"dropout": "0.1"}, 32, 1e-3),
