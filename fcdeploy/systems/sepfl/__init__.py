@@ -21,6 +21,6 @@ SYSTEM = System(
     options=("min_probability",),
     tunable=lambda weights, options: (
         Tunable("links.min_probability", thresholds(0.02, 0.98, 0.04), between=True),
-        Tunable("links.rho", (0.4, 0.5, 0.6, 0.7, 0.8)),
+        Tunable("links.rho", thresholds(0.4, 0.8)),
     ),
 )
