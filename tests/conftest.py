@@ -7,12 +7,17 @@ import json
 import lzma
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 HERE = Path(__file__).parent
+if threading.current_thread() is threading.main_thread():
+    # A shell's background job ignores Ctrl-C, and so would every process that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = HERE.parent.parent / "shared"
 
 

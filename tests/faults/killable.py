@@ -27,7 +27,7 @@ class Ended:
     @property
     def sentence(self) -> str:
         """The one line on stderr, notes to the user not counted."""
-        lines = [line for line in self.err.strip().splitlines() if not line.startswith("Note: ")]
+        lines = [line for line in self.err.splitlines() if line and not line.startswith("Note: ")]
         assert len(lines) == 1, self.err
         return lines[0]
 
