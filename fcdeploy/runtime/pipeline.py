@@ -52,7 +52,7 @@ from fcdeploy.runtime.run_folder import (
     Store,
     expected_bytes,
 )
-from fcdeploy.systems import NAMES, System, get_system
+from fcdeploy.systems import NAMES, System, Weights, describe, get_system
 from fcdeploy.systems.settings import settings_from_dict
 
 Work = Callable[[np.ndarray], Arrays]  # faces (m,) int32 -> their rows of every array
@@ -189,6 +189,7 @@ def prepare(
             f"{bundle.path} was exported for d = {bundle.feature_dim}."
         )
     recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
+    check_networks(system, bundle, recipe)
     check_options(system, options)
     if refused := system.refusal(bundle.weights, options):
         raise InputError(f"{refused}.")
@@ -204,6 +205,8 @@ def prepare(
     if options.vram and bundle.device(options.device) == "cpu":
         notes = [*notes, "--vram changes nothing: the engine runs on the CPU."]
     bundle.check_files()
+    for name in passes_of_run(system, settings, bundle.weights, options):
+        bundle.file(name)  # the manifest of somebody else's bundle may leave one out
     if options.knn not in KNN_METHODS:
         settings, more = system.fit_lists(settings, open_lists(Path(options.knn), features).k, options.knn)
         notes = [*notes, *more]
@@ -226,6 +229,30 @@ def prepare(
         options,
         notes,
     )
+
+
+def check_networks(system: System, bundle: Bundle, recipe: Any) -> None:
+    """Raise InputError unless a bundle's networks belong together in its system, and its recipe is for them.
+
+    Exported ones do; the manifest of somebody else's bundle may say anything.
+    """
+    file = bundle.path / MANIFEST
+    for name, widths in bundle.weights.items():
+        known = system.networks[name].example if name in system.networks else {}
+        found, wanted = ({key: type(width) for key, width in of.items()} for of in (widths, known))
+        if found != wanted:
+            raise InputError(
+                f"{file}: '{name}' with the widths {', '.join(widths)} is no network of {system.title}; "
+                f"{bundle.remake}."
+            )
+    if problem := system.problem(bundle.weights):
+        raise InputError(f"{file}: {problem}; {bundle.remake}.")
+    if recipe.system != system.name or (mismatch := recipe.mismatch(bundle.weights)):
+        other = mismatch if recipe.system == system.name else recipe.system
+        raise InputError(
+            f"{file}: its recipe is for {other}, its networks are {system.title}'s for "
+            f"{describe(bundle.weights)}; {bundle.remake}."
+        )
 
 
 def check_not_kept_in(
@@ -291,6 +318,13 @@ def ways_of(system: System, passes: Collection[str]) -> list[str]:
     """Return how a bundle with these passes can be evaluated, "exact" first."""
     first, *others = system.inferences
     return [first, *(way for way in others if set(system.inferences[way]) <= set(passes))]
+
+
+def passes_of_run(system: System, settings: Any, weights: Weights, options: Options) -> tuple[str, ...]:
+    """Return the names of the passes that a run with these settings evaluates."""
+    if system.workload is not None:
+        return tuple(system.workload(settings, weights, options))
+    return system.inferences[options.inference] or tuple(system.passes(weights))
 
 
 def open_lists(

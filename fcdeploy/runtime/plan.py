@@ -21,7 +21,14 @@ from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.knn import PROBES, choose_method
-from fcdeploy.runtime.pipeline import INDEX_SHARE, KNN_METHODS, Options, check_not_kept_in, prepare
+from fcdeploy.runtime.pipeline import (
+    INDEX_SHARE,
+    KNN_METHODS,
+    Options,
+    check_not_kept_in,
+    passes_of_run,
+    prepare,
+)
 from fcdeploy.runtime.run_folder import expected_bytes
 from fcdeploy.systems import System, Workload
 
@@ -134,7 +141,7 @@ def _workload(
     )  # of as many graphs as are measured at a time
     return {
         name: Workload(stage, calls=None if bundle.passes[name].inputs[0].axes[0] == "m" else calls)
-        for name in system.inferences[options.inference] or tuple(bundle.passes)
+        for name in passes_of_run(system, settings, bundle.weights, options)
     }
 
 

@@ -98,6 +98,43 @@ def test_any_manifest_is_used_or_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize(
+    ("name", "place", "value", "said"),
+    [
+        ("l-gcn", ("passes", "encode"), None, "has no pass 'encode'"),
+        (
+            "sepfl",
+            ("networks", "pairwise", "widths", "k"),
+            None,
+            "'pairwise' with the widths dim is no network",
+        ),
+        ("sepfl", ("networks", "pairwise", "widths", "k"), [8], "is no network of SEPFL"),
+        ("l-gcn", ("networks", "links", "widths", "k"), 8, "'links' with the widths dim, k is no network"),
+        ("pse-gcn", ("recipe", "feature_dim"), None, "its recipe is for 256-d features"),
+        ("pse-gcn", ("recipe",), {"system": "l-gcn", "feature_dim": 32}, "its recipe is for l-gcn"),
+        ("nsr-fc", ("networks", "lce"), None, "PCENet works together with LCENet only"),
+    ],
+)
+def test_parts_of_a_manifest_that_do_not_belong_together_are_named(
+    name: str,
+    place: Place,
+    value: Any,
+    said: str,
+    copy_of: Any,
+    fcdeploy: Any,
+    features: Path,
+    tmp_path: Path,
+) -> None:
+    folder = copy_of(name)
+    whole = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(changed(whole, place, value, gone=value is None)))
+    for verb in (("cluster", "-o", tmp_path / "pred.meta"), ("plan",)):
+        outcome = fcdeploy(verb[0], features, "--engine", folder, *verb[1:])
+        assert outcome.code == 2
+        assert said in outcome.sentence
+    assert not (tmp_path / "pred.meta").exists()
+
+
+@pytest.mark.parametrize(
     "text",
     ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "\0", "", "[]", "null", '{"format": 1}', "\udcff"],
     ids=range(9),
