@@ -25,7 +25,7 @@ test: check
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-faults: .venv/installed
-	$(BIN)/python -m pytest -m faults --numprocesses auto --maxprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m faults --numprocesses auto --maxprocesses 2 --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Disks that are full, may not be written to, or take away what is being read; runs that meet each other."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -216,14 +217,10 @@ def test_two_processes_with_one_output_do_not_disturb_each_other(
     job, wanted = jobs(name), undisturbed(name)
     first = server.start(*job.line(tmp_path), training=job.training)
     time.sleep(0.6 * wanted.seconds)
-    stopped = False
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it may have ended
         os.kill(first.pid, signal.SIGSTOP)
-        stopped = True
-    except ProcessLookupError:
-        pass
     second = second_server.run(*job.line(tmp_path), training=job.training)
-    if stopped:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(first.pid, signal.SIGCONT)
     done = first.ended()
     locked = name.split()[0] in ("cluster", "embed", "train")
