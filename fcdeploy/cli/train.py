@@ -85,6 +85,13 @@ from fcdeploy.cli.types import PathType
     help="Share of the faces that are dealt to any of the albums, where many are alone: people with one face.",
 )
 @click.option(
+    "--average",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Judge and save a running mean of the weights of this decay, such as 0.98; 0 for the weights themselves.",
+)
+@click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: by the labels]"
 )
 @click.option(
@@ -113,6 +120,7 @@ def command(
     threads: int,
     albums: int,
     strays: float,
+    average: float,
     dim: int | None,
     run_dir: Path | None,
     quiet: bool,
@@ -166,7 +174,21 @@ def command(
     if recipe and beside.is_file() and Path(recipe).is_file() and beside.samefile(recipe):
         raise InputError(f"{beside}: is also an input, and where the recipe goes; choose another output.")
     choices = Choices(
-        *(epochs, steps, batch, lr, validation, patience, seed, device, mixed, threads, albums, strays),
+        *(
+            epochs,
+            steps,
+            batch,
+            lr,
+            validation,
+            patience,
+            seed,
+            device,
+            mixed,
+            threads,
+            albums,
+            strays,
+            average,
+        ),
         settings=pairs,
     )
     kept = run_dir or output.with_suffix(".run")

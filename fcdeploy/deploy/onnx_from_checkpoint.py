@@ -23,7 +23,7 @@ from fcdeploy.deploy.precision import (
 from fcdeploy.engine.bundle import Bundle, new_bundle, read_bundle, sha256_of, write_manifest
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import InputError, MissingDependencyError, ParityError
-from fcdeploy.systems import describe, recognise
+from fcdeploy.systems import check_recipe, recognise
 from fcdeploy.systems.settings import settings_as_dict
 
 if TYPE_CHECKING:
@@ -68,12 +68,7 @@ def export_checkpoint(
     )
     if recipe is None:
         recipe = system.recipe.for_weights(weights)
-    if recipe.system != system.name or (mismatch := recipe.mismatch(weights)):
-        other = mismatch if recipe.system == system.name else f"{recipe.feature_dim}-d features"
-        raise InputError(
-            f"{', '.join(states)}: holds {system.title} weights for {describe(weights)}; the recipe is for "
-            f"{recipe.system} with {other}."
-        )
+    check_recipe(system, recipe, weights, ", ".join(states))
     output = Path(output or f"{system.name}.onnx")
     faces = open_features(agreement, recipe.feature_dim) if agreement else None
     parities: dict[str, Parity] = {}

@@ -52,7 +52,7 @@ from fcdeploy.runtime.run_folder import (
     Store,
     expected_bytes,
 )
-from fcdeploy.systems import NAMES, System, Weights, describe, get_system
+from fcdeploy.systems import NAMES, System, Weights, check_recipe, get_system
 from fcdeploy.systems.settings import settings_from_dict
 
 Work = Callable[[np.ndarray], Arrays]  # faces (m,) int32 -> their rows of every array
@@ -247,12 +247,7 @@ def check_networks(system: System, bundle: Bundle, recipe: Any) -> None:
             )
     if problem := system.problem(bundle.weights):
         raise InputError(f"{file}: {problem}; {bundle.remake}.")
-    if recipe.system != system.name or (mismatch := recipe.mismatch(bundle.weights)):
-        other = mismatch if recipe.system == system.name else recipe.system
-        raise InputError(
-            f"{file}: its recipe is for {other}, its networks are {system.title}'s for "
-            f"{describe(bundle.weights)}; {bundle.remake}."
-        )
+    check_recipe(system, recipe, bundle.weights, str(file), bundle.remake)
 
 
 def check_not_kept_in(

@@ -303,6 +303,22 @@ def _likeliest(shapes: TensorShapes, where: str) -> list[tuple[System, str, dict
     return [entry[2:] for entry in ranked]
 
 
+def check_recipe(
+    system: System,
+    recipe: Any,
+    weights: Weights,
+    where: str,
+    remedy: str = "give the recipe that they were trained with",
+) -> None:
+    """Raise InputError, saying ``where`` the networks came from, when a recipe is not for networks of these widths."""
+    other = recipe.mismatch(weights) if recipe.system == system.name else recipe.system
+    if other:
+        raise InputError(
+            f"{where}: the recipe is for {other}, the networks are {system.title}'s for {describe(weights)}; "
+            f"{remedy}."
+        )
+
+
 def describe(weights: Weights) -> str:
     """Say what weights are for, as in "256-d features and k = 80"."""
     texts = {}

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fcdeploy import __version__
 from fcdeploy.data.atomic import atomic_file, check_parent
@@ -33,7 +34,7 @@ from fcdeploy.engine.batching import ahead
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.runtime.pipeline import Options, numba_threads
 from fcdeploy.runtime.run_folder import RunFolder, Store
-from fcdeploy.systems import NAMES, Schedule, System, Task, Training, Weights, describe, get_system
+from fcdeploy.systems import NAMES, Schedule, System, Task, Training, Weights, check_recipe, get_system
 from fcdeploy.systems.settings import settings_as_dict, with_settings
 from fcdeploy.training.curves import draw_training, write_table
 from fcdeploy.training.identities import (
@@ -67,7 +68,8 @@ class Choices:
     validation: share of the identities kept apart; patience: checks without a better validation F after which
     training ends (0: never). device: "auto", "cpu", "cuda" or "cuda:N". mixed: half-precision products (None: on a
     GPU). albums: sets that the faces are dealt into (see ``deal_faces``); strays: share of those that fall into any.
-    settings: the network's own, by name.
+    average: decay of a running mean of the weights, which is then what is judged and saved (0: the weights
+    themselves). settings: the network's own, by name.
     """
 
     epochs: int | None = None
@@ -82,6 +84,7 @@ class Choices:
     threads: int = 0
     albums: int = 1
     strays: float = 0.0
+    average: float = 0.0
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -164,8 +167,7 @@ def train(
     weights = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}
     if before and (problem := system.problem(weights)):
         raise InputError(f"{', '.join(map(str, checkpoints))}: {problem}.")
-    if mismatch := recipe.mismatch(weights):
-        raise InputError(f"the recipe is for {mismatch}; the networks are for {describe(weights)}.")
+    check_recipe(system, recipe, weights, ", ".join(map(str, checkpoints)) or "--recipe")
     if init is not None:
         load_weights(net, init)
     options = Options(threads=choices.threads, inference=list(system.inferences)[-1])
@@ -221,6 +223,7 @@ def train(
             "validation": choices.validation,
             "albums": choices.albums,
             "strays": choices.strays,
+            "average": choices.average,
             "patience": choices.patience,
             "seed": choices.seed,
             "mixed": device.type == "cuda" if choices.mixed is None else choices.mixed,
@@ -307,6 +310,8 @@ def chosen_schedule(published: Schedule, choices: Choices) -> Schedule:
         raise InputError(f"--albums {choices.albums}: should be 1 or more.")
     if not 0 <= choices.strays <= 1:
         raise InputError(f"--strays {choices.strays}: should be a share of the faces, 0 to 1.")
+    if not 0 <= choices.average < 1:
+        raise InputError(f"--average {choices.average}: should be 0 (none) or more, and less than 1.")
     if choices.strays and choices.albums == 1:
         raise InputError(
             f"--strays {choices.strays}: says how faces are dealt into albums; give --albums, too."
@@ -535,6 +540,7 @@ class Loop:
         self.optimizer = new_optimizer(self.net, self.schedule)
         self.half = half_precision(self.device) if self.config["mixed"] else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
+        self.mean = running_mean(self.net, self.choices.average) if self.choices.average else None
         self.load()
         self.saved = self.drawn = self.resumed = time.monotonic()
         before = self.at.seconds
@@ -545,6 +551,11 @@ class Loop:
                 self.check()
         self.draw()
         return self.at
+
+    @property
+    def judged(self) -> torch.nn.Module:
+        """The weights that count: their running mean where there is one."""
+        return self.net if self.mean is None else self.mean.module
 
     def next_check(self) -> int:
         """Return the step after which the validation faces are looked at: the end of an epoch, of a tenth, of all."""
@@ -612,6 +623,8 @@ class Loop:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.mean is not None:
+            self.mean.update_parameters(self.net)
         return value, float(said.detach().float().std()) if said.numel() > 1 else math.inf
 
     def training_loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -641,7 +654,7 @@ class Loop:
         at.stale = 0 if better else at.stale + 1
         if better:
             at.best_score, at.best_step, at.measures, at.values = score, at.step, measures, values
-            save_weights(self.folder / BEST, self.net)
+            save_weights(self.folder / BEST, self.judged)
         if at.step >= self.total:
             at.ended = "all steps"
         elif self.choices.patience and at.stale >= self.choices.patience:
@@ -656,7 +669,7 @@ class Loop:
     def outcome(self, run: LiveRun, truth: np.ndarray) -> tuple[dict[str, float], dict[str, Any]]:
         """How good the clusters of other faces are, with the settings that suit the network best."""
         with torch.random.fork_rng():  # making copies of networks draws weights
-            run.renew(f"step {self.at.step}", {self.name: self.net})
+            run.renew(f"step {self.at.step}", {self.name: self.judged})
             if self.training.outcome is not None:
                 return self.training.outcome(run, truth)
             tunables = self.system.tunable(run.bundle.weights, run.options)
@@ -671,11 +684,12 @@ class Loop:
 
     def save(self) -> None:
         """Save all that it takes to go on."""
-        save_weights(self.folder / LAST, self.net)
+        save_weights(self.folder / LAST, self.judged)
         write_table(self.folder / f"{CURVES}.csv", self.at.rows)
         state = {
             "at": dataclasses.asdict(self.at),
             "net": self.net.state_dict(),
+            "mean": {} if self.mean is None else self.mean.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
@@ -693,6 +707,8 @@ class Loop:
             state = torch.load(file, map_location=self.device, weights_only=True)
             at = Progressed(**state["at"])
             self.net.load_state_dict(state["net"])
+            if self.mean is not None:
+                self.mean.load_state_dict(state["mean"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             torch.set_rng_state(state["rng"].cpu())
@@ -718,6 +734,14 @@ def new_optimizer(net: torch.nn.Module, schedule: Schedule) -> torch.optim.Optim
     return torch.optim.SGD(
         parameters, schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
     )
+
+
+def running_mean(net: torch.nn.Module, decay: float) -> AveragedModel:
+    """Return a copy of ``net`` that follows it: ``decay`` of what it was and the rest of what ``net`` is, each step.
+
+    So do the statistics of its BatchNorms. What single steps add by chance is averaged out.
+    """
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def half_precision(device: torch.device) -> torch.dtype:

@@ -889,7 +889,7 @@ def test_unknown_recipe(refuse_export: Refuse, refuse: Refuse, golden: Path) -> 
 
 def test_recipe_of_another_width_than_the_checkpoint(refuse_export: Refuse, golden: Path) -> None:
     checkpoint = golden / "dev/pse/checkpoint.pth"
-    says = ("checkpoint.pth: holds PSE-GCN weights for 32-d", "pse-gcn with 256-d")
+    says = ("checkpoint.pth: the recipe is for 256-d", "PSE-GCN's for 32-d")
     refuse_export(checkpoint, "--recipe", "pse-gcn-ms1m", says=says)
 
 

@@ -109,8 +109,8 @@ def test_any_manifest_is_used_or_refused_in_one_sentence(
         ),
         ("sepfl", ("networks", "pairwise", "widths", "k"), [8], "is no network of SEPFL"),
         ("l-gcn", ("networks", "links", "widths", "k"), 8, "'links' with the widths dim, k is no network"),
-        ("pse-gcn", ("recipe", "feature_dim"), None, "its recipe is for 256-d features"),
-        ("pse-gcn", ("recipe",), {"system": "l-gcn", "feature_dim": 32}, "its recipe is for l-gcn"),
+        ("pse-gcn", ("recipe", "feature_dim"), None, "the recipe is for 256-d features"),
+        ("pse-gcn", ("recipe",), {"system": "l-gcn", "feature_dim": 32}, "the recipe is for l-gcn"),
         ("nsr-fc", ("networks", "lce"), None, "PCENet works together with LCENet only"),
     ],
 )

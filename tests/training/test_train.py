@@ -131,12 +131,12 @@ def test_training_on_a_gpu_goes_as_on_the_cpu(case, mixed, people, vectors, iden
     assert np.mean(losses["cuda"][-15:]) < 0.9 * np.mean(losses["cuda"][:5])
 
 
-@pytest.mark.parametrize("stop_at", [1, 3])
+@pytest.mark.parametrize("stop_at, average", [(1, 0.0), (3, 0.9)])
 def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
-    case, stop_at, people, vectors, identities, tmp_path, monkeypatch
+    case, stop_at, average, people, vectors, identities, tmp_path, monkeypatch
 ):
     """Bit for bit, the last weights, the best, and the optimizer's; stopped in the middle of a stretch of steps."""
-    straight = trained(case, people, vectors, identities, tmp_path / "a.pth")
+    straight = trained(case, people, vectors, identities, tmp_path / "a.pth", average=average)
     saved, steps = loop.Loop.save, []
     step = loop.Loop.step
 
@@ -152,10 +152,10 @@ def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     monkeypatch.setattr(loop.Loop, "save", save)
     monkeypatch.setattr(loop.Loop, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        trained(case, people, vectors, identities, tmp_path / "b.pth")
+        trained(case, people, vectors, identities, tmp_path / "b.pth", average=average)
     monkeypatch.undo()
     assert not (tmp_path / "b.pth").exists()
-    done = trained(case, people, vectors, identities, tmp_path / "b.pth")
+    done = trained(case, people, vectors, identities, tmp_path / "b.pth", average=average)
     for file in ("best.pth", "last.pth"):
         assert same_weights(tmp_path / "a.run" / file, tmp_path / "b.run" / file)
     assert done.measures == straight.measures
@@ -179,6 +179,38 @@ def test_another_seed_gives_other_weights_and_the_same_the_same(case, people, ve
         )
     assert same_weights(tmp_path / "a.pth", tmp_path / "b.pth")
     assert not same_weights(tmp_path / "a.pth", tmp_path / "c.pth")
+
+
+def test_the_running_mean_of_the_weights_is_what_is_judged_and_saved(
+    case, people, vectors, identities, tmp_path, monkeypatch
+):
+    """Against a mean made here of the weights of every step, which are those of a training without one."""
+    step, outcome = loop.Loop.step, loop.Loop.outcome
+    seen, judged = [], []
+
+    def watched(self, *args):
+        said = step(self, *args)
+        seen.append({key: tensor.clone() for key, tensor in self.net.state_dict().items()})
+        return said
+
+    def noted(self, *args):
+        judged.append({key: tensor.clone() for key, tensor in self.judged.state_dict().items()})
+        return outcome(self, *args)
+
+    monkeypatch.setattr(loop.Loop, "step", watched)
+    monkeypatch.setattr(loop.Loop, "outcome", noted)
+    trained(case, people, vectors, identities, tmp_path / "mean.pth", steps=6, average=0.75)
+    moving = {key: tensor.double() for key, tensor in seen[0].items()}
+    for state in seen[1:]:
+        moving = {key: 0.75 * moving[key] + 0.25 * state[key].double() for key in moving}
+    last = torch.load(tmp_path / "mean.run/last.pth", weights_only=True)
+    floats = [key for key, tensor in last.items() if tensor.is_floating_point()]
+    assert all(torch.allclose(last[key].double(), moving[key], rtol=1e-5, atol=1e-7) for key in floats)
+    assert not all(torch.equal(last[key], seen[-1][key]) for key in floats)
+    assert all(torch.equal(last[key], judged[-1][key]) for key in last)
+    means, seen[:] = seen.copy(), []
+    trained(case, people, vectors, identities, tmp_path / "own.pth", steps=6)
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(means, seen, strict=True) for key in a)
 
 
 def test_half_precision_products_leave_weights_of_full_precision(case, people, vectors, identities, tmp_path):
