@@ -131,7 +131,7 @@ def test_training_on_a_gpu_goes_as_on_the_cpu(case, mixed, people, vectors, iden
     assert np.mean(losses["cuda"][-15:]) < 0.9 * np.mean(losses["cuda"][:5])
 
 
-@pytest.mark.parametrize("stop_at, average", [(1, 0.0), (3, 0.9)])
+@pytest.mark.parametrize(("stop_at", "average"), [(1, 0.0), (3, 0.9)])
 def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     case, stop_at, average, people, vectors, identities, tmp_path, monkeypatch
 ):
