@@ -131,7 +131,7 @@ def test_training_on_a_gpu_goes_as_on_the_cpu(case, mixed, people, vectors, iden
     assert np.mean(losses["cuda"][-15:]) < 0.9 * np.mean(losses["cuda"][:5])
 
 
-@pytest.mark.parametrize(("stop_at", "average"), [(1, 0.0), (3, 0.9)])
+@pytest.mark.parametrize(("stop_at", "average"), [pytest.param(1, 0.0, marks=pytest.mark.slow), (3, 0.9)])
 def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     case, stop_at, average, people, vectors, identities, tmp_path, monkeypatch
 ):
@@ -199,7 +199,7 @@ def test_the_running_mean_of_the_weights_is_what_is_judged_and_saved(
 
     monkeypatch.setattr(loop.Loop, "step", watched)
     monkeypatch.setattr(loop.Loop, "outcome", noted)
-    trained(case, people, vectors, identities, tmp_path / "mean.pth", steps=6, average=0.75)
+    trained(case, people, vectors, identities, tmp_path / "mean.pth", steps=3, average=0.75)
     moving = {key: tensor.double() for key, tensor in seen[0].items()}
     for state in seen[1:]:
         moving = {key: 0.75 * moving[key] + 0.25 * state[key].double() for key in moving}
@@ -209,7 +209,7 @@ def test_the_running_mean_of_the_weights_is_what_is_judged_and_saved(
     assert not all(torch.equal(last[key], seen[-1][key]) for key in floats)
     assert all(torch.equal(last[key], judged[-1][key]) for key in last)
     means, seen[:] = seen.copy(), []
-    trained(case, people, vectors, identities, tmp_path / "own.pth", steps=6)
+    trained(case, people, vectors, identities, tmp_path / "own.pth", steps=3)
     assert all(torch.equal(a[key], b[key]) for a, b in zip(means, seen, strict=True) for key in a)
 
 
