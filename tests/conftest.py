@@ -1,7 +1,9 @@
 """Where the goldens and the larger data are found, and the bundles of the golden checkpoints, each exported once."""
 
+import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import lzma
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from system_cases import CASES
 
 HERE = Path(__file__).parent
 if threading.current_thread() is threading.main_thread():
@@ -50,6 +53,15 @@ def checkpoint(golden, tmp_path_factory):
         return unpacked
 
     return path_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_parsed_once():
+    """onnxscript parses the sources of all its operators at each export, which is a third of an export's time."""
+    with contextlib.suppress(ImportError, AttributeError):  # its own; slower where a release has it elsewhere
+        from onnxscript._internal.values import TracedOnnxFunction
+
+        TracedOnnxFunction.function_ir = property(functools.cache(TracedOnnxFunction.function_ir.fget))
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +107,12 @@ def exported(checkpoint, tmp_path_factory):
         return bundles[key]
 
     return export
+
+
+@pytest.fixture(scope="session")
+def pse_bundle(exported):
+    """The bundle of PSE-GCN's golden checkpoint with the settings of the goldens; not to be written to."""
+    return exported(CASES[0])
 
 
 @pytest.fixture(scope="session")

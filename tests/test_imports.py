@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fcdeploy
+from fcdeploy.engine.bundle import Bundle
 
 PACKAGE = Path(fcdeploy.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
@@ -82,17 +83,16 @@ def test_help_of_a_verb_imports_neither_pytorch_nor_onnx(verb: str) -> None:
     assert f"fcdeploy {verb}" in done.stdout
 
 
-def test_a_whole_run_imports_neither_pytorch_nor_onnx(golden: Path, tmp_path: Path) -> None:
-    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
-
-    export_checkpoint(golden / "dev/pse/checkpoint.pth", tmp_path / "pse.onnx")
+def test_a_whole_run_imports_neither_pytorch_nor_onnx(
+    golden: Path, pse_bundle: Bundle, tmp_path: Path
+) -> None:
     features = golden / "dev/data/features.bin"
     truth = golden / "dev/data/labels.meta"
     args = (
         "cluster",
         features,
         "--engine",
-        tmp_path / "pse.onnx",
+        pse_bundle.path,
         "-o",
         tmp_path / "pred.meta",
         "--labels",
@@ -107,7 +107,7 @@ def test_a_whole_run_imports_neither_pytorch_nor_onnx(golden: Path, tmp_path: Pa
         ("bench", "--seconds", "0", "--batch", "2", "--nodes", "3", "--faces", "100"),
         ("triton", "-o", tmp_path / "models"),
     ):
-        done = run_guarded(COMMAND, verb, tmp_path / "pse.onnx", *options)
+        done = run_guarded(COMMAND, verb, pse_bundle.path, *options)
         assert done.returncode == 0, done.stderr
 
 

@@ -8,21 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from system_cases import CASES
 
 from fcdeploy.cli import main
+from fcdeploy.engine.bundle import Bundle
 
-RECIPE = """system = "pse-gcn"
-feature_dim = 32
-
-[neighborhood]
-k = 20
-hops = [20, 5]
-active = 10
-
-[links]
-k = 20
-tau = 0.8
-"""
+RECIPE = f'system = "pse-gcn"\nfeature_dim = 32\n\n{CASES[0].recipe}'
 
 
 @dataclass(frozen=True)
@@ -73,14 +64,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(golden: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(pse_bundle: Bundle) -> Path:
     """The goldens' checkpoint, exported; shared by all tests and not to be written to."""
-    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
-    from fcdeploy.deploy.recipe import load_recipe
-
-    path = tmp_path_factory.mktemp("bundle") / "pse.onnx"
-    export_checkpoint(golden / "dev/pse/checkpoint.pth", path, load_recipe(recipe))
-    return path
+    return pse_bundle.path
 
 
 @pytest.fixture(scope="session")

@@ -331,39 +331,6 @@ def test_the_clusterer_has_the_habits_of_scikit_learn(
 # Export
 
 
-@pytest.fixture
-def graphs_of(fcdeploy: Any, recipe: Path, tmp_path: Path) -> Callable[[Any], dict[str, bytes]]:
-    """Save an object with ``torch.save``, export it and read the graphs."""
-    import torch
-
-    def run(saved: Any) -> dict[str, bytes]:
-        torch.save(saved, tmp_path / "saved.pth")
-        args = (
-            "--ckpt",
-            tmp_path / "saved.pth",
-            "--recipe",
-            recipe,
-            "-o",
-            tmp_path / "saved.onnx",
-            "--quiet",
-        )
-        outcome = fcdeploy("export", *args)
-        assert outcome == type(outcome)(0, "", "")
-        return {path.name: path.read_bytes() for path in (tmp_path / "saved.onnx").glob("*.onnx")}
-
-    return run
-
-
-def test_a_wrapped_and_prefixed_checkpoint_gives_the_same_graphs(
-    graphs_of: Callable[[Any], dict[str, bytes]], golden: Path, bundle: Path
-) -> None:
-    import torch
-
-    state = torch.load(golden / "dev/pse/checkpoint.pth", weights_only=True)
-    wrapped = {"epoch": 3, "net": {f"module.{name}": tensor for name, tensor in state.items()}}
-    assert graphs_of(wrapped) == {path.name: path.read_bytes() for path in bundle.glob("*.onnx")}
-
-
 def test_every_wrapping_of_a_state_dict_is_the_same_weights(golden: Path, tmp_path: Path) -> None:
     """Weights, not graphs, are compared: an export takes seconds and is a function of them."""
     import torch
@@ -395,11 +362,14 @@ def test_every_wrapping_of_a_state_dict_is_the_same_weights(golden: Path, tmp_pa
 
 
 def test_a_missed_tolerance_is_exit_code_3_and_writes_nothing_unless_it_is_allowed(
-    fcdeploy: Any, golden: Path, tmp_path: Path, recipe_text: str
+    fcdeploy: Any, golden: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "strict.toml").write_text(recipe_text + "\n[tolerance]\nrefined = 1e-12\n")
-    args = ("export", "--ckpt", golden / "dev/pse/checkpoint.pth", "--recipe", tmp_path / "strict.toml")
-    outcome = fcdeploy(*args, "-o", tmp_path / "pse.onnx")
+    links = "[links]\nk = 20\nrho = 0.6\n"
+    (tmp_path / "strict.toml").write_text(
+        f'system = "sepfl"\nfeature_dim = 32\n{links}[tolerance]\nlogits = 1e-12\n'
+    )
+    args = ("export", "--ckpt", golden / "dev/sepfl/checkpoint.pth", "--recipe", tmp_path / "strict.toml")
+    outcome = fcdeploy(*args, "-o", tmp_path / "sepfl.onnx")
     assert outcome.code == 3
     assert outcome.out == ""
     assert outcome.err.startswith("Error: ")
@@ -408,12 +378,12 @@ def test_a_missed_tolerance_is_exit_code_3_and_writes_nothing_unless_it_is_allow
     assert "--allow-mismatch" in outcome.err
     assert {path.name for path in tmp_path.iterdir()} == {"strict.toml"}
 
-    outcome = fcdeploy(*args, "-o", tmp_path / "pse.onnx", "--allow-mismatch")
+    outcome = fcdeploy(*args, "-o", tmp_path / "sepfl.onnx", "--allow-mismatch")
     assert (outcome.code, outcome.err) == (0, "")
-    parity = json.loads((tmp_path / "pse.onnx/manifest.json").read_text())["networks"]["refine"]["parity"]
+    parity = json.loads((tmp_path / "sepfl.onnx/manifest.json").read_text())["networks"]["pairwise"]["parity"]
     assert parity["within_tolerance"] is False
     assert parity["max_error"] > parity["tolerance"] == 1e-12
-    assert {path.name for path in tmp_path.iterdir()} == {"strict.toml", "pse.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} == {"strict.toml", "sepfl.onnx"}
 
 
 # The small commands

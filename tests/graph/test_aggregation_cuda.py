@@ -138,17 +138,13 @@ def test_sums_are_on_the_gpu_only_where_there_is_one_and_cupy_to_use_it(cupy, li
         assert sums is aggregation
 
 
-def test_a_layerwise_run_on_the_gpu_gives_the_clusters_of_the_cpu(cupy, golden, tmp_path, monkeypatch):
+def test_a_layerwise_run_on_the_gpu_gives_the_clusters_of_the_cpu(cupy, golden, pse_bundle, monkeypatch):
     """The whole flow with the kernels' source run on the CPU, and an engine that is said to be on a GPU."""
-    pytest.importorskip("torch")
-    pytest.importorskip("onnxscript")
     import fcdeploy
-    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
     from fcdeploy.runtime.pipeline import Run
 
-    export_checkpoint(golden / "dev/pse/checkpoint.pth", tmp_path / "pse.onnx")
     faces = np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(-1, 32)[:60]
-    options = {"engine": tmp_path / "pse.onnx", "k": 12, "hops": (8, 2), "inference": "layerwise"}
+    options = {"engine": pse_bundle.path, "k": 12, "hops": (8, 2), "inference": "layerwise"}
     expected = fcdeploy.cluster(faces, **options, tau=0.8)
     assert cupy.launches == []
     monkeypatch.setattr(Run, "on_gpu", True)

@@ -11,41 +11,19 @@ from typing import Any
 import pytest
 from dying_run import KEPT
 
-from fcdeploy.engine.bundle import read_bundle
+from fcdeploy.engine.bundle import Bundle, read_bundle
 from fcdeploy.runtime.pipeline import Options, Result, run_clustering
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import faces as synthetic
 
 HERE = Path(__file__).parent
-RECIPE = """system = "pse-gcn"
-feature_dim = 32
-
-[neighborhood]
-k = 20
-hops = [20, 5]
-active = 10
-
-[links]
-k = 20
-tau = 0.8
-"""
 
 
 @pytest.fixture(scope="session")
-def bundle(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(pse_bundle: Bundle) -> Path:
     """The goldens' checkpoint, exported; shared by all tests and not to be written to."""
-    pytest.importorskip("torch")
-    pytest.importorskip("onnxscript")
-    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
-    from fcdeploy.deploy.recipe import load_recipe
-
-    folder = tmp_path_factory.mktemp("bundle")
-    (folder / "recipe.toml").write_text(RECIPE)
-    export_checkpoint(
-        golden / "dev/pse/checkpoint.pth", folder / "pse.onnx", load_recipe(folder / "recipe.toml")
-    )
-    return folder / "pse.onnx"
+    return pse_bundle.path
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,8 @@
-"""Bundles of the golden checkpoints, each exported once."""
+"""The bundle of NSR-FC's golden checkpoints, and what plans are built for."""
 
 import nsr_case
 import pytest
 from build_ranges import GROUPS, RANGES
-
-
-@pytest.fixture(scope="session")
-def pse_bundle(golden, tmp_path_factory):
-    """The golden checkpoint's bundle and how exact its export says it is."""
-    pytest.importorskip("torch")
-    pytest.importorskip("onnxscript")
-    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
-
-    path = tmp_path_factory.mktemp("bundle") / "pse-gcn.onnx"
-    return export_checkpoint(golden / "dev/pse/checkpoint.pth", path)
 
 
 @pytest.fixture(scope="session")

@@ -74,9 +74,8 @@ def test_the_equations_give_the_golden_outputs(golden, subgraphs, vectors):
 
 
 def test_the_exported_passes_give_the_golden_outputs(pse_bundle, subgraphs, vectors):
-    bundle, _ = pse_bundle
     batch = centre_first(their_batch(subgraphs, vectors), subgraphs["center_idx"])
-    with bundle.open("encode") as encode, bundle.open("neighborhood") as neighborhood:
+    with pse_bundle.open("encode") as encode, pse_bundle.open("neighborhood") as neighborhood:
         found = run_passes({"encode": encode, "neighborhood": neighborhood}, batch)["refined"]
     assert found.dtype == np.float32
     assert np.abs(found - subgraphs["anchor"]).max() < TOLERANCE
@@ -86,7 +85,6 @@ def test_the_exported_passes_are_nearer_to_float64_than_the_tolerance_on_our_own
     golden, pse_bundle, vectors
 ):
     """Real neighborhoods in the order in which a run builds them, held against the plain form in float64."""
-    bundle, _ = pse_bundle
     net = network_from_state_dict(load_state_dict(golden / "dev/pse/checkpoint.pth"))
     data = np.load(golden / "dev/data/faiss_k_20.npz")["data"]
     ids, sims = data[:, 0].astype(np.int32), (1 - data[:, 1]).astype(np.float32)
@@ -97,22 +95,20 @@ def test_the_exported_passes_are_nearer_to_float64_than_the_tolerance_on_our_own
     connect_neighborhoods(nodes, sizes, ids, sims, 10, adj)
     mask = (nodes >= 0).astype(np.float32)
     batch = {"features": vectors[nodes] * mask[:, :, None], "adj": adj, "mask": mask}
-    with bundle.open("encode") as encode, bundle.open("neighborhood") as neighborhood:
+    with pse_bundle.open("encode") as encode, pse_bundle.open("neighborhood") as neighborhood:
         found = run_passes({"encode": encode, "neighborhood": neighborhood}, batch)["refined"]
     assert np.abs(found - plain_outputs(net, batch)[0]["refined"]).max() < TOLERANCE
 
 
 def test_the_export_measured_itself_within_tolerance(pse_bundle):
-    bundle, parities = pse_bundle
-    parity = parities["refine"]
-    assert parity.within_tolerance
-    assert parity.tolerance == 1e-5
-    assert 0 < parity.max_error < 1e-5
-    assert (parity.nan, parity.flipped) == (0, 0)
-    assert parity.edges > 1000
-    assert parity.rows == sum(b for b, _ in parity.sizes)
-    assert bundle.feature_dim == 32
-    assert bundle.manifest["networks"]["refine"]["parity"]["max_error"] == parity.max_error
+    parity = pse_bundle.manifest["networks"]["refine"]["parity"]
+    assert parity["within_tolerance"]
+    assert parity["tolerance"] == 1e-5
+    assert 0 < parity["max_error"] < 1e-5
+    assert (parity["nan"], parity["flipped"]) == (0, 0)
+    assert parity["edges"] > 1000
+    assert parity["rows"] == sum(b for b, _ in parity["sizes"])
+    assert pse_bundle.feature_dim == 32
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +118,7 @@ def labels(golden, pse_bundle, reranked, tmp_path_factory):
     found = {
         tau: fcdeploy.cluster(
             golden / "dev/data/features.bin",
-            engine=pse_bundle[0].path,
+            engine=pse_bundle.path,
             knn=golden / "dev/data/faiss_k_20.npz",
             reranked=reranked,
             k=20,
@@ -161,7 +157,7 @@ def test_labels_are_numbered_by_first_appearance(labels):
 def test_batch_and_threads_do_not_change_the_labels(golden, pse_bundle, reranked, labels, options):
     found = fcdeploy.cluster(
         golden / "dev/data/features.bin",
-        engine=pse_bundle[0].path,
+        engine=pse_bundle.path,
         knn=golden / "dev/data/faiss_k_20.npz",
         reranked=reranked,
         k=20,

@@ -1,5 +1,6 @@
 """Generated faces, small enough to train on in a second, and the command line called in this process."""
 
+import dataclasses
 import importlib.util
 import sys
 import warnings
@@ -57,15 +58,34 @@ def fcdeploy(monkeypatch, capsys):
 
 
 @pytest.fixture(autouse=True)
-def narrow():
-    """Layers of NSR-FC narrower than the published ones, which take seconds to save."""
+def small(request):
+    """What takes longer than the steps of these trainings, made smaller.
+
+    Layers of NSR-FC are narrower than published, a check tries every fourth value of each setting, and curves are
+    drawn for who asks for the fixture ``drawn``.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if importlib.util.find_spec("torch"):
             from fcdeploy.systems.nsr_fc import training
+            from fcdeploy.training import loop
 
             for name in ("RESCORE_FF", "PAIR_FF", "PAIR_HIDDEN"):
                 patch.setattr(training, name, 64)
+            sweep = loop.sweep
+
+            def sparse_sweep(run, truth, tunables, score, **how):
+                few = [dataclasses.replace(tunable, values=tunable.values[::4]) for tunable in tunables]
+                return sweep(run, truth, few, score, **how)
+
+            patch.setattr(loop, "sweep", sparse_sweep)
+            if "drawn" not in request.fixturenames:
+                patch.setattr(loop, "draw_training", lambda path, *curves: path.touch())
         yield
+
+
+@pytest.fixture
+def drawn():
+    """Pictures of curves are drawn."""
 
 
 @pytest.fixture(scope="session")

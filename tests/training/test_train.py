@@ -75,9 +75,10 @@ def same_weights(a, b):
 
 
 def test_a_few_steps_lower_the_loss_and_leave_all_that_a_user_needs(
-    case, people, vectors, identities, tmp_path
+    case, people, vectors, identities, tmp_path, drawn
 ):
     done = trained(case, people, vectors, identities, tmp_path / "new/c.pth", steps=60, patience=0)
+    assert (done.run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in done.run_dir.iterdir()} == {
         *("config.json", "curves.csv", "curves.png", "best.pth", "last.pth", "state.pt", "faces")
     }

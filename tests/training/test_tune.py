@@ -15,7 +15,6 @@ from fcdeploy.training.sweep import Trial, best_trial, near
 from fcdeploy.training.tune import tune
 
 pytest.importorskip("onnxscript")
-from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 from fcdeploy.deploy.recipe import built_in_names, load_recipe, recipe_text
 from fcdeploy.systems import Tunable
 
@@ -24,12 +23,10 @@ ONE = Options(threads=1)
 
 
 @pytest.fixture(scope="module")
-def bundle(golden, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tune")
-    recipe = "[neighborhood]\nk = 20\nhops = [20, 5]\nactive = 10\n\n[links]\nk = 20\ntau = 0.3\n"
-    (folder / "r.toml").write_text(f'system = "pse-gcn"\nfeature_dim = 32\n\n{recipe}')
-    checkpoint = golden / "dev/pse/checkpoint.pth"
-    return export_checkpoint(checkpoint, folder / "pse.onnx", load_recipe(folder / "r.toml"))[0]
+def bundle(pse_bundle, cut_bundle, tmp_path_factory):
+    return cut_bundle(
+        pse_bundle, ("refine",), tmp_path_factory.mktemp("tune") / "pse.onnx", links={"tau": 0.3}
+    )
 
 
 @pytest.fixture(scope="module")
