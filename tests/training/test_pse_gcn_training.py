@@ -3,16 +3,26 @@
 import numpy as np
 import pytest
 
+from fcdeploy.data.features import features_from_array
 from fcdeploy.graph.marks import new_scratch
+from fcdeploy.runtime.pipeline import Options
+from fcdeploy.systems import get_system
+from fcdeploy.training.identities import identities_of
+from fcdeploy.training.sweep import KeyedStore
 
 torch = pytest.importorskip("torch")
+from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.systems.pse_gcn.training import (  # noqa: E402
     LOOK_ALIKES,
+    Settings,
     fill_neighborhoods,
     loss,
+    mirrors,
     multi_similarity_loss,
     nearest_identities,
+    task,
 )
+from fcdeploy.training.live import live_run  # noqa: E402
 
 
 def test_an_identity_looks_most_like_those_of_nearest_mean(vectors):
@@ -113,3 +123,40 @@ def test_the_multi_similarity_loss_weighs_every_pair():
     assert said.shape == (15,)
     found.backward()
     assert torch.isfinite(batch["features"].grad).all()
+
+
+def test_mirrors_turn_a_share_of_the_coordinates_alike_for_all_faces_of_a_neighborhood():
+    signs = mirrors(200, 50, 0.2, np.random.default_rng(3))
+    assert (signs.shape, signs.dtype) == ((200, 1, 50), np.float32)
+    assert set(signs.ravel()) == {-1, 1}
+    assert 0.18 < (signs < 0).mean() < 0.22
+    assert len(np.unique(signs, axis=0)) == 200
+    assert (mirrors(3, 5, 0.0, np.random.default_rng(0)) == 1).all()
+    assert (mirrors(3, 5, 1.0, np.random.default_rng(0)) == -1).all()
+
+
+def test_mirrored_neighborhoods_have_the_graphs_people_and_similarities_of_those_that_are_not(
+    people, vectors, identities
+):
+    device = torch.device("cpu")
+    system, recipe = get_system("pse-gcn"), load_recipe(people / "pse-gcn.toml")
+    run = live_run(
+        *(system, features_from_array(vectors), recipe, {"refine": {"dim": 16}}, Options(threads=1)),
+        *(KeyedStore(), device),
+    )
+    run.read_features()
+    before = run.vectors.copy()
+    batches = [
+        task(run, identities_of(identities), Settings(nodes=24, flips=flips)).batch(
+            np.arange(0, 400, 50), np.random.default_rng(9)
+        )
+        for flips in (0.0, 0.5)
+    ]
+    plain, mirrored = batches
+    assert np.array_equal(plain["adj"], mirrored["adj"])
+    assert np.array_equal(plain["identity"], mirrored["identity"])
+    assert np.array_equal(abs(plain["features"]), abs(mirrored["features"]))
+    assert not np.array_equal(plain["features"], mirrored["features"])
+    sims = [batch["features"] @ batch["features"].transpose(0, 2, 1) for batch in batches]
+    assert np.allclose(*sims, atol=1e-6)
+    assert np.array_equal(run.vectors, before)

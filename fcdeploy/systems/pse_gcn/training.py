@@ -31,12 +31,14 @@ MEANS_BLOCK = 1024
 class Settings:
     """nodes of a training neighborhood (0, as published: hops[0] * hops[1] + 1).
 
-    loss: "published", whose a is ``margin``, or "multi-similarity".
+    loss: "published", whose a is ``margin``, or "multi-similarity". flips: share of the coordinates that are mirrored
+    (see ``mirrors``); 0, as published, is none.
     """
 
     nodes: int = 0
     margin: float = 0.9
     loss: str = PUBLISHED
+    flips: float = 0.0
 
     def problem(self) -> str | None:
         """Return what is wrong with these values, or None."""
@@ -46,6 +48,8 @@ class Settings:
             return f"margin = {self.margin} should lie in 0 to 1"
         if self.loss not in (PUBLISHED, MULTI_SIMILARITY):
             return f"loss = {self.loss} is neither {PUBLISHED} nor {MULTI_SIMILARITY}"
+        if not 0 <= self.flips <= 1:
+            return f"flips = {self.flips} should be a share of the coordinates, 0 to 1"
         return None
 
 
@@ -74,10 +78,22 @@ def neighborhood_task(
         nodes = fill_neighborhoods(found, sizes, cap, identity, look_alikes, starts, members, turns, scratch)
         adj = np.empty((len(nodes), cap, cap), dtype=np.float32)
         connect_neighborhoods(nodes, np.full(len(nodes), cap, np.int32), knn.ids, knn.sims, near.active, adj)
-        return {"features": run.vectors[nodes], "adj": adj, "identity": identity[nodes]}
+        features = run.vectors[nodes]
+        if settings.flips:
+            features *= mirrors(len(nodes), features.shape[-1], settings.flips, rng)
+        return {"features": features, "adj": adj, "identity": identity[nodes]}
 
     chosen = partial(loss, margin=settings.margin) if settings.loss == PUBLISHED else multi_similarity_loss
     return Task(run.n, batch, chosen)
+
+
+def mirrors(count: int, dim: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the signs of each neighborhood's coordinates, (count, 1, dim) float32, a ``share`` of them negative.
+
+    All faces of a neighborhood are mirrored alike: similarities stay as they are, and with them its graph, and yet
+    its people are where none of the training set is. A network that meets few people learns these by heart otherwise.
+    """
+    return np.where(rng.random((count, 1, dim)) < share, np.float32(-1), np.float32(1))
 
 
 def nearest_identities(vectors: np.ndarray, identity: np.ndarray) -> np.ndarray:
