@@ -1,23 +1,24 @@
 """SEPFL's training links, and links that a recipe is content with."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from system_cases import CASES
 
 import fcdeploy
 from fcdeploy.errors import InputError
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("onnxscript")
-from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint  # noqa: E402
 from fcdeploy.systems.sepfl.network import Sepfl  # noqa: E402
-from fcdeploy.systems.sepfl.spec import LinkSettings, Recipe  # noqa: E402
 from fcdeploy.systems.sepfl.training import (  # noqa: E402
     drawn_links,
     links_among,
     loss_of_groups,
 )
+
+SEPFL = next(case for case in CASES if case.name == "sepfl")
 
 
 def test_as_many_links_within_persons_as_between_them_each_once():
@@ -39,11 +40,10 @@ def test_as_many_links_within_persons_as_between_them_each_once():
         drawn_links(ids, np.arange(60), 10)
 
 
-def test_a_recipe_may_be_content_with_links_that_the_network_refuses(golden, tmp_path):
+def test_a_recipe_may_be_content_with_links_that_the_network_refuses(golden, exported, tmp_path):
     """Probability by probability: one half is what the network accepts, and the user's option asks for more only."""
     features = np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(-1, 32)[:300]
-    recipe = Recipe(feature_dim=32, links=LinkSettings(20, 0.6))
-    path = export_checkpoint(golden / "dev/sepfl/checkpoint.pth", tmp_path / "sepfl.onnx", recipe)[0].path
+    path = shutil.copytree(exported(SEPFL).path, tmp_path / "sepfl.onnx")
     manifest = json.loads((path / "manifest.json").read_text())
     links = {}
     for least in (0.5, 0.2, 0.0, 0.9):

@@ -448,6 +448,8 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         ("pse-gcn", {"--set": "node=3"}, "it has nodes, margin"),
         ("pse-gcn", {"--set": "nodes=x"}, "type int"),
         ("pse-gcn", {"--set": "nodes=1"}, "2 or more"),
+        ("pse-gcn", {"--set": "flips=1.5"}, "0 to 1"),
+        ("pse-gcn", {"--set": "noise=nan"}, "0 to 10"),
         ("pse-gcn", {"--device": "cuda:99"}, "GPUs here"),
         ("pse-gcn", {"--device": "tpu"}, "none of auto"),
         ("pse-gcn", {"--init": "other.pth"}, "do not fit"),

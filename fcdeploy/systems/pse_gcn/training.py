@@ -32,13 +32,15 @@ class Settings:
     """nodes of a training neighborhood (0, as published: hops[0] * hops[1] + 1).
 
     loss: "published", whose a is ``margin``, or "multi-similarity". flips: share of the coordinates that are mirrored
-    (see ``mirrors``); 0, as published, is none.
+    (see ``mirrors``); noise: the length, about, of what is added to each feature (see ``noisy``). 0, as published, is
+    none of either.
     """
 
     nodes: int = 0
     margin: float = 0.9
     loss: str = PUBLISHED
     flips: float = 0.0
+    noise: float = 0.0
 
     def problem(self) -> str | None:
         """Return what is wrong with these values, or None."""
@@ -50,6 +52,8 @@ class Settings:
             return f"loss = {self.loss} is neither {PUBLISHED} nor {MULTI_SIMILARITY}"
         if not 0 <= self.flips <= 1:
             return f"flips = {self.flips} should be a share of the coordinates, 0 to 1"
+        if not 0 <= self.noise <= 10:
+            return f"noise = {self.noise} should be a length, 0 to 10; features are of length 1"
         return None
 
 
@@ -81,6 +85,8 @@ def neighborhood_task(
         features = run.vectors[nodes]
         if settings.flips:
             features *= mirrors(len(nodes), features.shape[-1], settings.flips, rng)
+        if settings.noise:
+            features = noisy(features, settings.noise, rng)
         return {"features": features, "adj": adj, "identity": identity[nodes]}
 
     chosen = partial(loss, margin=settings.margin) if settings.loss == PUBLISHED else multi_similarity_loss
@@ -94,6 +100,17 @@ def mirrors(count: int, dim: int, share: float, rng: np.random.Generator) -> np.
     its people are where none of the training set is. A network that meets few people learns these by heart otherwise.
     """
     return np.where(rng.random((count, 1, dim)) < share, np.float32(-1), np.float32(1))
+
+
+def noisy(features: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
+    """Return unit features (..., d) float32 moved by Gaussian noise of about this length, and of unit length again.
+
+    Each face of each neighborhood is moved by itself, and its graph is that of the features as they are: what tells
+    one person's faces from another's has then to be where several of them agree.
+    """
+    spread = np.float32(length / np.sqrt(features.shape[-1]))
+    moved = features + spread * rng.standard_normal(features.shape, dtype=np.float32)
+    return moved / np.linalg.norm(moved, axis=-1, keepdims=True)
 
 
 def nearest_identities(vectors: np.ndarray, identity: np.ndarray) -> np.ndarray:
