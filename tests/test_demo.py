@@ -15,15 +15,15 @@ DEMO = Path(__file__).parent.parent / "benchmarks/demo"
 
 
 def test_the_demo_clusters_real_faces_as_well_as_its_card_says(tmp_path: Path) -> None:
-    """The card says 0.849 and 0.860; components on the raw features, thresholded at their best, 0.815 and 0.829."""
+    """The card says 0.857 and 0.866; components on the raw features, thresholded at their best, 0.815 and 0.829."""
     recipe = load_recipe("pse-gcn-demo")
     bundle, parities = export_checkpoint(DEMO / "pse-gcn-128.pth", tmp_path / "pse.onnx", recipe)
     assert parities["refine"].within_tolerance
     truth = read_labels(DEMO / "labels.meta")
     result = run_clustering(open_features(DEMO / "features.bin", bundle.feature_dim), bundle, truth=truth)
     quality = evaluate(result.labels, truth)
-    assert quality.pairwise.f > 0.83
-    assert quality.bcubed.f > 0.85
+    assert quality.pairwise.f > 0.84
+    assert quality.bcubed.f > 0.855
     assert result.summary["quality"] == quality.as_dict()
 
 
