@@ -18,6 +18,8 @@ from click.testing import CliRunner
 from system_cases import CASES
 
 HERE = Path(__file__).parent
+# Tests run in as many processes as there are cores: threads that wait should leave the core to the other process.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if threading.current_thread() is threading.main_thread():
     # A shell's background job ignores Ctrl-C, and so would every process that tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -97,13 +97,9 @@ def test_links_of_two_persons_are_the_strongest_to_denser_neighbors():
         assert row.tolist() == wanted + [NO_LINK] * (most - len(wanted))
 
 
-def test_a_chain_of_networks_is_trained_one_behind_the_other_and_clusters(
-    people, fcdeploy, tmp_path, monkeypatch
-):
-    """From features to clusters: PSE-GCN's checkpoint refines, and every network stands behind those before it."""
-    from fcdeploy.deploy.recipe import load_recipe
-    from fcdeploy.systems.settings import settings_as_dict
-
+@pytest.fixture
+def chain(people, fcdeploy, tmp_path, monkeypatch):
+    """The options of four networks, each trained behind those before it: PSE-GCN's checkpoint refines."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(people, tmp_path, dirs_exist_ok=True)
     data = ("--features", "f.bin", "--labels", "f.meta", "--threads", 1)
@@ -113,7 +109,6 @@ def test_a_chain_of_networks_is_trained_one_behind_the_other_and_clusters(
         *("--steps", 2, "--batch", 4, "--set", "nodes=12"),
     )
     assert done.code == 0, done.err
-    before = []
     for network, needed in (("rescore", ["refine"]), ("lce", []), ("pce", ["refine", "rescore", "lce"])):
         ckpts = [part for name in needed for part in ("--ckpt", f"{name}.pth")]
         done = fcdeploy(
@@ -122,15 +117,30 @@ def test_a_chain_of_networks_is_trained_one_behind_the_other_and_clusters(
         )
         assert done.code == 0, done.err
         assert (f"{network} of NSR-FC, behind {' and '.join(needed)}:" in done.err) == bool(needed)
-        before.append(network)
-    # A re-scoring that was trained behind a refinement is of no use for raw features.
+    return (
+        data,
+        short,
+        [part for name in ("refine", "rescore", "lce", "pce") for part in ("--ckpt", f"{name}.pth")],
+    )
+
+
+def test_a_re_scoring_behind_a_refinement_is_of_no_use_for_raw_features(chain, fcdeploy):
+    data, short, _ = chain
     done = fcdeploy(
         *("train", "nsr-fc", *data, "--network", "pce", "--recipe", "nsr-fc.toml", *short, "-o", "x.pth"),
         *("--ckpt", "lce.pth", "--ckpt", "rescore.pth"),
     )
     assert done.code == 2
     assert "LCENet and PCENet are for 16-d input features" in done.err
-    ckpts = [part for name in ("refine", *before) for part in ("--ckpt", f"{name}.pth")]
+
+
+@pytest.mark.slow
+def test_a_chain_that_was_trained_is_exported_tuned_and_clusters(chain, fcdeploy, tmp_path):
+    """Slow for the export of four networks; those of the goldens are exported by many tests."""
+    from fcdeploy.deploy.recipe import load_recipe
+    from fcdeploy.systems.settings import settings_as_dict
+
+    data, _, ckpts = chain
     done = fcdeploy("export", *ckpts, "--recipe", "pce.toml", "-o", "n.onnx")
     assert done.code == 0, done.err
     manifest = tmp_path / "n.onnx/manifest.json"
