@@ -56,14 +56,6 @@ def recipe_text() -> str:
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The settings that the goldens were made with, as a file."""
-    path = tmp_path_factory.mktemp("recipe") / "golden.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture(scope="session")
 def bundle(pse_bundle: Bundle) -> Path:
     """The goldens' checkpoint, exported; shared by all tests and not to be written to."""
     return pse_bundle.path
