@@ -1,9 +1,7 @@
 """Where the goldens and the larger data are found, and the bundles of the golden checkpoints, each exported once."""
 
-import contextlib
 import dataclasses
 import fcntl
-import functools
 import hashlib
 import json
 import lzma
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from operators import parse_each_once
 from system_cases import CASES
 
 HERE = Path(__file__).parent
@@ -59,11 +58,7 @@ def checkpoint(golden, tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def operators_parsed_once():
-    """onnxscript parses the sources of all its operators at each export, which is a third of an export's time."""
-    with contextlib.suppress(ImportError, AttributeError):  # its own; slower where a release has it elsewhere
-        from onnxscript._internal.values import TracedOnnxFunction
-
-        TracedOnnxFunction.function_ir = property(functools.cache(TracedOnnxFunction.function_ir.fget))
+    parse_each_once()
 
 
 @pytest.fixture(scope="session")

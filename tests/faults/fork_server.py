@@ -23,6 +23,7 @@ from typing import Any
 
 import faiss  # noqa: F401 - imported here, once
 import onnxruntime  # noqa: F401
+from operators import parse_all
 
 from fcdeploy.cli import VERBS, main
 from fcdeploy.data import atomic
@@ -31,6 +32,11 @@ from fcdeploy.runtime.run_folder import FolderPartial, RunFolder
 from fcdeploy.systems import NAMES
 
 BLOCKS = ("BLOCK", "BLOCK_ROWS", "COMMIT_LINES")
+LATE = (  # what PyTorch imports only when it exports; most of the time of a small export
+    "torch.export._trace",
+    "torch.onnx._internal.exporter._core",
+    "onnxscript.function_libs.torch_lib.ops",
+)
 KEPT_AS_THEY_ARE = ("ENGINE_ROWS", "ENGINE_NODES")  # of an engine call, not of a commit
 
 
@@ -42,11 +48,14 @@ def import_all() -> None:
     flows()
     for verb in VERBS:
         importlib.import_module(f"fcdeploy.cli.{verb}")
-    for name in ("deploy.onnx_from_checkpoint", "runtime.lost_pages", "training.loop", "training.tune"):
-        try:
+    try:
+        for name in ("deploy.onnx_from_checkpoint", "runtime.lost_pages", "training.loop", "training.tune"):
             importlib.import_module(f"fcdeploy.{name}")
-        except ImportError:
-            continue  # without PyTorch there is nothing to export and to train
+        for name in LATE:
+            importlib.import_module(name)
+    except ImportError:
+        return  # without PyTorch there is nothing to export and to train
+    parse_all()
 
 
 def set_blocks(rows: int) -> None:

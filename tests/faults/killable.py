@@ -88,7 +88,7 @@ def new_server(folder: Path) -> Server:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": here},
+        env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{HERE.parent}"},
     )
     server = Server(process, folder)
     assert server.line() == "ready\n"

@@ -5,7 +5,9 @@ Kills come in chains: each run goes on from what the killed one before it left, 
 
 import contextlib
 import itertools
+import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -103,6 +105,40 @@ def test_kills_leave_no_trace(name: str, server: Server, jobs: Any, undisturbed:
     hit = killed_in_chains(name, share_of(name), server, jobs(name), undisturbed(name), tmp_path, rng)
     assert "clock" in hit
     assert len(hit) > 2
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["cluster pse-gcn", "cluster pse-gcn layerwise", "cluster pse-gcn ivf"])
+def test_a_kill_at_any_moment_leaves_no_trace_and_what_was_finished_is_kept(
+    name: str, server: Server, jobs: Any, undisturbed: Any, tmp_path: Path
+) -> None:
+    """Of three moments that follow each other, one."""
+    job, wanted = jobs(name), undisturbed(name)
+    assert len(wanted.moments) > 80
+    kept = 0
+    for moment in range(1, len(wanted.moments) + 1, 3):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        try:
+            assert server.run(*job.line(folder), fatal=moment).code == -signal.SIGKILL
+            check_after_kill(folder, job, wanted, {})
+            finished = finished_files(folder / "run")
+            assert server.run(*job.line(folder)).code == 0
+            check_end(folder, job, wanted)
+            assert finished.items() <= finished_files(folder / "run").items(), "finished, and made again"
+        except AssertionError as error:
+            raise AssertionError(f"moment {moment}: {wanted.moments[moment - 1]}") from error
+        kept += len(finished)
+        shutil.rmtree(folder)
+    assert kept > 40
+
+
+def finished_files(run: Path) -> dict[str, tuple[int, int]]:
+    """When, and as which file, each result was made that a run folder records as finished and keeps."""
+    record = run / "run.json"
+    recorded = json.loads(record.read_text())["products"] if record.exists() else {}
+    files = {name: run / name for name in recorded if Path(name).suffix in (".npy", ".npz")}
+    return {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in files.items()}
 
 
 @pytest.mark.faults

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -127,25 +126,6 @@ def test_kills_in_a_row_at_chosen_moments_leave_no_trace(
         kept = found
     assert kills == 5
     end_of(command, wanted, tmp_path, kept)
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("case", [EXACT, CELLS_LAYERWISE], ids=["exact", "layerwise"])
-def test_a_kill_at_any_moment_leaves_no_trace(
-    command: Any, undisturbed: Any, tmp_path: Path, case: tuple[Any, ...]
-) -> None:
-    wanted = undisturbed(*case)
-    assert len(wanted.moments) > 80
-    for moment in range(1, len(wanted.moments) + 1, 3):  # of three that follow each other, one
-        folder = tmp_path / str(moment)
-        folder.mkdir()
-        line = (wanted.features, folder / "run", folder / "pred.meta", "--quiet", *wanted.options)
-        assert command.finished(*line, moment=moment).returncode == -signal.SIGKILL
-        try:
-            end_of(command, wanted, folder, check_after_kill(folder, wanted.results))
-        except AssertionError as error:
-            raise AssertionError(f"moment {moment}: {wanted.moments[moment - 1]}") from error
-        shutil.rmtree(folder)
 
 
 def killed_after(
