@@ -8,17 +8,37 @@ import pytest
 from system_cases import CASES
 
 import fcdeploy
+from fcdeploy.data.features import features_from_array
 from fcdeploy.errors import InputError
+from fcdeploy.runtime.pipeline import Options
+from fcdeploy.systems import get_system
+from fcdeploy.systems.sepfl.flow import nearest_neighbors
+from fcdeploy.training.identities import identities_of
+from fcdeploy.training.sweep import KeyedStore
 
 torch = pytest.importorskip("torch")
+from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.systems.sepfl.network import Sepfl  # noqa: E402
 from fcdeploy.systems.sepfl.training import (  # noqa: E402
+    Settings,
     drawn_links,
     links_among,
     loss_of_groups,
+    task,
 )
+from fcdeploy.training.live import live_run  # noqa: E402
 
 SEPFL = next(case for case in CASES if case.name == "sepfl")
+
+
+def new_run(people, vectors):
+    """A run over the generated people, with their recipe: lists of 8."""
+    system, recipe = get_system("sepfl"), load_recipe(people / "sepfl.toml")
+    weights = {"pairwise": {"dim": 16, "k": 8}}
+    features, options = features_from_array(vectors), Options(threads=1)
+    run = live_run(system, features, recipe, weights, options, KeyedStore(), torch.device("cpu"))
+    run.read_features()
+    return run
 
 
 def test_as_many_links_within_persons_as_between_them_each_once():
@@ -82,7 +102,9 @@ def test_faces_encoded_once_have_the_logits_and_the_gradients_of_links_one_by_on
     for name, buffer in net.named_buffers():
         if name.endswith("running_var"):
             buffer.uniform_(0.5, 2)
-    x, xk = torch.randn(7, 6).double(), torch.randn(7, 4, 6).double()
+    features = torch.randn(20, 6).double()
+    faces, neighbors = torch.randperm(20)[:7], torch.randint(0, 20, (7, 4))
+    x, xk = features[faces], features[neighbors]
     links = torch.tensor([[0, 1], [1, 0], [2, 5], [6, 3], [4, 0]])
     for same in ([1, 0, 1, 1, 0], [1, 1, 1, 1, 1]):
         same = torch.tensor(same)
@@ -90,7 +112,8 @@ def test_faces_encoded_once_have_the_logits_and_the_gradients_of_links_one_by_on
         logits = net(x[a], xk[a], x[b], xk[b])
         each = torch.nn.functional.cross_entropy(logits.float(), same, reduction="none")
         wanted = torch.stack([each[same == kind].mean() for kind in same.unique()]).mean()
-        loss, accepted = loss_of_groups(net, {"faces": x, "neighbors": xk, "links": links, "same": same})
+        batch = {"features": features, "faces": faces, "neighbors": neighbors, "links": links, "same": same}
+        loss, accepted = loss_of_groups(net, batch)
         torch.testing.assert_close(loss, wanted)
         torch.testing.assert_close(accepted, (logits[:, 1] - logits[:, 0]).float())
         parameters = list(net.parameters())
@@ -98,3 +121,59 @@ def test_faces_encoded_once_have_the_logits_and_the_gradients_of_links_one_by_on
             torch.autograd.grad(loss, parameters), torch.autograd.grad(wanted, parameters), strict=True
         ):
             torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+def test_groups_are_a_face_and_its_nearest_with_all_links_between_them(people, vectors, identities):
+    """Group by group; a face that is in two of them is two."""
+    run, labels = new_run(people, vectors), identities_of(identities)
+    knn, _ = nearest_neighbors(run)
+    items = np.array([3, 80, 11, int(knn.ids[3, 1]), 390])
+    batch = task(run, labels, Settings(group=5, reach=6)).batch(items, np.random.default_rng(0))
+    wanted = [
+        (*run.vectors[[i, j]].ravel(), labels[i] == labels[j])
+        for members in knn.ids[items, :5]
+        for i in members
+        for j in members
+        if i != j and j in knn.ids[i, 1:7]
+    ]
+    ends = batch["features"][batch["faces"]][batch["links"]].reshape(len(batch["links"]), -1)
+    found = [(*link, same) for link, same in zip(ends, batch["same"].astype(bool), strict=True)]
+    assert sorted(found) == sorted(wanted)
+    assert 20 < len(found) < 5 * 4 * 5
+    assert 0 < batch["same"].sum() < len(found)
+    number = {row.tobytes(): at for at, row in enumerate(run.vectors)}
+    of = np.array([number[row.tobytes()] for row in batch["features"]])
+    assert np.array_equal(of[batch["neighbors"]], knn.ids[of[batch["faces"]]])
+    assert len(batch["faces"]) == 25 > len(np.unique(of[batch["faces"]]))
+
+
+def test_mirrored_groups_have_the_links_and_the_similarities_of_those_that_are_not(
+    people, vectors, identities
+):
+    run = new_run(people, vectors)
+    run.read_features()
+    before = run.vectors.copy()
+    plain, mirrored, moved = (
+        task(run, identities_of(identities), Settings(group=5, flips=flips, noise=noise)).batch(
+            np.arange(0, 400, 50), np.random.default_rng(9)
+        )
+        for flips, noise in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.3))
+    )
+    for other in (mirrored, moved):
+        assert all(np.array_equal(plain[name], other[name]) for name in plain if name != "features")
+    assert np.array_equal(abs(plain["features"]), abs(mirrored["features"]))
+    turned = np.sign(plain["features"]) * np.sign(mirrored["features"])
+    assert len(np.unique(turned, axis=0)) == 8  # one mirror a group
+    for name in ("links", "neighbors"):
+        sims = []
+        for features in (plain["features"], mirrored["features"]):
+            x = features[plain["faces"]]
+            ends = (
+                (x[plain["links"][:, 0]], x[plain["links"][:, 1]])
+                if name == "links"
+                else (x[:, None], features[plain["neighbors"]])
+            )
+            sims.append((ends[0] * ends[1]).sum(-1))
+        assert np.allclose(*sims, atol=1e-6)
+    assert 0.9 < (plain["features"] * moved["features"]).sum(-1).mean() < 0.99
+    assert np.array_equal(run.vectors, before)

@@ -16,6 +16,8 @@ from fcdeploy.systems import Schedule, Task, Training, Weights
 from fcdeploy.systems.pse_gcn import flow
 from fcdeploy.systems.pse_gcn.network import PseGcn
 from fcdeploy.systems.pse_gcn.spec import Recipe
+from fcdeploy.training import augmentation
+from fcdeploy.training.augmentation import mirrors, noisy
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run
@@ -50,11 +52,7 @@ class Settings:
             return f"margin = {self.margin} should lie in 0 to 1"
         if self.loss not in (PUBLISHED, MULTI_SIMILARITY):
             return f"loss = {self.loss} is neither {PUBLISHED} nor {MULTI_SIMILARITY}"
-        if not 0 <= self.flips <= 1:
-            return f"flips = {self.flips} should be a share of the coordinates, 0 to 1"
-        if not 0 <= self.noise <= 10:
-            return f"noise = {self.noise} should be a length, 0 to 10; features are of length 1"
-        return None
+        return augmentation.problem(self.flips, self.noise)
 
 
 def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
@@ -84,33 +82,13 @@ def neighborhood_task(
         connect_neighborhoods(nodes, np.full(len(nodes), cap, np.int32), knn.ids, knn.sims, near.active, adj)
         features = run.vectors[nodes]
         if settings.flips:
-            features *= mirrors(len(nodes), features.shape[-1], settings.flips, rng)
+            features *= mirrors(len(nodes), features.shape[-1], settings.flips, rng)[:, None]
         if settings.noise:
             features = noisy(features, settings.noise, rng)
         return {"features": features, "adj": adj, "identity": identity[nodes]}
 
     chosen = partial(loss, margin=settings.margin) if settings.loss == PUBLISHED else multi_similarity_loss
     return Task(run.n, batch, chosen)
-
-
-def mirrors(count: int, dim: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Return the signs of each neighborhood's coordinates, (count, 1, dim) float32, a ``share`` of them negative.
-
-    All faces of a neighborhood are mirrored alike: similarities stay as they are, and with them its graph, and yet
-    its people are where none of the training set is. A network that meets few people learns these by heart otherwise.
-    """
-    return np.where(rng.random((count, 1, dim)) < share, np.float32(-1), np.float32(1))
-
-
-def noisy(features: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
-    """Return unit features (..., d) float32 moved by Gaussian noise of about this length, and of unit length again.
-
-    Each face of each neighborhood is moved by itself, and its graph is that of the features as they are: what tells
-    one person's faces from another's has then to be where several of them agree.
-    """
-    spread = np.float32(length / np.sqrt(features.shape[-1]))
-    moved = features + spread * rng.standard_normal(features.shape, dtype=np.float32)
-    return moved / np.linalg.norm(moved, axis=-1, keepdims=True)
 
 
 def nearest_identities(vectors: np.ndarray, identity: np.ndarray) -> np.ndarray:

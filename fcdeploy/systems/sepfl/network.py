@@ -53,10 +53,12 @@ class Sepfl(nn.Module):
             torch.cat([self.branch(face, neighbors), self.branch(denser, denser_neighbors)], dim=-1)
         )
 
-    def branch(self, x: Tensor, xk: Tensor) -> Tensor:
-        """x (b, d), xk (b, k, d) -> (b, 2d)."""
+    def branch(self, x: Tensor, xk: Tensor, first: Tensor | None = None) -> Tensor:
+        """x (b, d), xk (b, k, d) -> (b, 2d); first: (b, k, 4d), what the first layer gives, where it is known."""
         z = torch.cat([x.unsqueeze(1).expand_as(xk), xk], dim=-1)  # (b, k, 2d)
-        z = z + self.channel_bn(self.channel_mix(z).transpose(1, 2)).transpose(1, 2)
+        first = self.channel_mix[0](z) if first is None else first
+        mixed = self.channel_mix[1:](first)
+        z = z + self.channel_bn(mixed.flatten(0, 1)).view_as(mixed)
         zt = z.transpose(1, 2)  # (b, k, 2d) -> (b, 2d, k)
         zt = zt + self.token_bn(self.token_mix(zt))
         w = self.attention_layer(self.attention_bn(zt).transpose(1, 2))  # (b, k, 1)

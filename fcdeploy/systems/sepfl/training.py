@@ -14,6 +14,8 @@ from fcdeploy.systems import Schedule, Task, Training, Weights
 from fcdeploy.systems.sepfl import flow
 from fcdeploy.systems.sepfl.network import Sepfl
 from fcdeploy.systems.sepfl.spec import Recipe
+from fcdeploy.training import augmentation
+from fcdeploy.training.augmentation import mirrors, noisy
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run
@@ -25,13 +27,17 @@ DRAW = 0  # seed of which links are trained on
 class Settings:
     """links of each kind that are drawn at most; reach: neighbors that a face has links to (half of its list).
 
-    group: faces that are drawn together, one and its nearest: each is encoded once for all links between the faces of
-    a batch, many times more than when links are drawn one by one (0, as published).
+    group: faces that are drawn together, one and its nearest: each is encoded once for all links between them, many
+    times more than when links are drawn one by one (0, as published). flips: share of the coordinates of a group that
+    are mirrored; noise: the length, about, of what is added to each feature of a group, see
+    ``fcdeploy.training.augmentation``. 0, as published, is none of either.
     """
 
     links: int = 1_000_000
     reach: int = 0
     group: int = 0
+    flips: float = 0.0
+    noise: float = 0.0
 
     def problem(self) -> str | None:
         """Return what is wrong with these values, or None."""
@@ -39,7 +45,9 @@ class Settings:
             return f"links = {self.links} and reach = {self.reach} should be positive (reach 0: half of the list)"
         if self.group < 0 or self.group == 1:
             return f"group = {self.group} should be 2 or more (0: links are drawn one by one)"
-        return None
+        if not self.group and (self.flips or self.noise):
+            return "flips and noise are of groups; set group, too"
+        return augmentation.problem(self.flips, self.noise)
 
 
 def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
@@ -47,7 +55,7 @@ def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
     knn, _ = flow.nearest_neighbors(run)
     reach = min(settings.reach or max(1, knn.k // 2 - 1), knn.k - 1)
     if settings.group:
-        return task_of_groups(run, labels, knn.ids, reach, settings.group)
+        return task_of_groups(run, labels, knn.ids, settings, reach)
     faces, others = drawn_links(knn.ids[:, 1 : 1 + reach], labels, settings.links)
     same = (labels[faces] == labels[others]).astype(np.int64)
 
@@ -61,22 +69,34 @@ def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
     return Task(len(faces), batch, loss)
 
 
-def task_of_groups(run: "Run", labels: np.ndarray, ids: np.ndarray, reach: int, group: int) -> Task:
-    """An item is a face, with its nearest: the ``group`` first of its list in ``ids`` (n, k)."""
+def task_of_groups(run: "Run", labels: np.ndarray, ids: np.ndarray, settings: Settings, reach: int) -> Task:
+    """An item is a face, with its nearest: the first ``settings.group`` of its list in ``ids`` (n, k)."""
+    n = len(ids)
     drawn_links(ids[:, 1 : 1 + reach], labels, 1)  # there are links of both kinds
 
     def batch(items: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        members = np.unique(ids[items, :group])
-        links = links_among(members, ids[members, 1 : 1 + reach])
-        of = labels[members]
+        # A face is another one in each group: its number and n times that of the group.
+        groups = n * np.arange(len(items))[:, None]
+        members = np.unique(groups + ids[items, : settings.group])
+        lists = members[:, None] // n * n + ids[members % n]
+        links = links_among(members, lists[:, 1 : 1 + reach])
+        faces, place = np.unique(np.column_stack([members, lists]), return_inverse=True)
+        place = place.reshape(len(members), -1)
+        features = run.vectors[faces % n]
+        if settings.flips:
+            features *= mirrors(len(items), features.shape[1], settings.flips, rng)[faces // n]
+        if settings.noise:
+            features = noisy(features, settings.noise, rng)
+        of = labels[members % n]
         return {
-            "faces": run.vectors[members],
-            "neighbors": Rows(run.vectors, np.ascontiguousarray(ids[members])).gather(),
+            "features": features,
+            "faces": place[:, 0],
+            "neighbors": place[:, 1:],
             "links": links,
             "same": (of[links[:, 0]] == of[links[:, 1]]).astype(np.int64),
         }
 
-    return Task(len(ids), batch, loss_of_groups)
+    return Task(n, batch, loss_of_groups)
 
 
 def links_among(faces: np.ndarray, near: np.ndarray) -> np.ndarray:
@@ -118,13 +138,26 @@ def loss(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def loss_of_groups(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The same of all links between some faces, those within persons weighing as much together as the others."""
-    encoded = net.branch(batch["faces"], batch["neighbors"])
+    """The same of all links of some faces, those within persons weighing as much together as the others.
+
+    features (f, d) of all faces and their neighbors; faces (m,) and neighbors (m, k), their places; links (p, 2),
+    places in ``faces``; same (p,).
+    """
+    encoded = encode(net, batch["features"], batch["faces"], batch["neighbors"])
     logits = net.classifier(encoded[batch["links"]].flatten(1)).float()
     same = batch["same"]
     many = torch.bincount(same, minlength=2)
     weights = (1.0 / (many.clamp(min=1) * (many > 0).sum()))[same]
     return (weights * F.cross_entropy(logits, same, reduction="none")).sum(), logits[:, 1] - logits[:, 0]
+
+
+def encode(net: Any, features: Tensor, faces: Tensor, neighbors: Tensor) -> Tensor:
+    """Return the network's branch (m, 2d) of ``faces``, what its first layer makes of a neighbor computed once."""
+    first = net.channel_mix[0]
+    own, near = first.weight.split(features.shape[1], dim=1)
+    shared = F.linear(features, near).index_select(0, neighbors.flatten()).view(*neighbors.shape, -1)
+    x = features[faces]
+    return net.branch(x, features[neighbors], F.linear(x, own, first.bias).unsqueeze(1) + shared)
 
 
 def network(recipe: Recipe, weights: Weights) -> Sepfl:
