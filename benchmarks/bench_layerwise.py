@@ -1,10 +1,12 @@
-"""Where the time of layer-wise refinement goes: matrix products, sparse sums, the rest; and the machine's rates.
+"""Where the time of layer-wise refinement goes: matrix products, sparse sums, copies, waiting; and the machine's rates.
 
     python benchmarks/bench_layerwise.py --faces 100000
 
-dense: inside ONNX Runtime. sparse: inside the kernels that sum over neighborhoods. rest: gathering input rows, writing
-output rows, and waiting. The machine's rates are measured in the same run: float32 matrix products of 4096 x 512 x 512
-in PyTorch, and copying of 512 MB.
+dense: inside ONNX Runtime. sparse: inside the kernels that sum over neighborhoods. lists: cutting and renumbering the
+neighbor lists. checks: that no value is NaN or infinite. copies: the rest, gathering input rows and writing output rows
+above all. Tables are in memory: nothing waits for a disk. cores_waiting: the share of the cores' time in which they
+computed nothing (threads that spin while they wait count as computing). The machine's rates are measured in the same
+run: float32 matrix products of 4096 x 512 x 512 in PyTorch, and copying of 512 MB.
 """
 
 import tempfile
@@ -25,7 +27,7 @@ from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.graph import aggregation
-from fcdeploy.runtime.pipeline import numba_threads
+from fcdeploy.runtime.pipeline import Run, numba_threads
 from fcdeploy.systems import get_system
 from fcdeploy.systems.pse_gcn import flow
 
@@ -38,7 +40,7 @@ def main(faces: int, dim: int, threads: int) -> None:
     """Split the time of one layer-wise refinement."""
     torch.set_num_threads(threads)
     torch.manual_seed(1)
-    spent = {"dense": 0.0, "sparse": 0.0}
+    spent = dict.fromkeys(("dense", "sparse", "lists", "checks"), 0.0)
     features, _ = make_faces(faces, dim, 1)
     with tempfile.TemporaryDirectory() as scratch, numba_threads(threads):
         torch.save(random_network(dim).state_dict(), Path(scratch) / "checkpoint.pth")
@@ -53,25 +55,28 @@ def main(faces: int, dim: int, threads: int) -> None:
                 OnnxRuntimeEngine.run = timed("dense", OnnxRuntimeEngine.run, spent)  # type: ignore[method-assign]
                 for kernel in ("sum_connected", "sum_similar"):
                     setattr(aggregation, kernel, timed("sparse", getattr(aggregation, kernel), spent))
-            started = time.perf_counter()
+                flow.lists_by_place = timed("lists", flow.lists_by_place, spent)
+                Run.check_finite = timed("checks", Run.check_finite, spent)  # type: ignore[method-assign]
+            started, busy = time.perf_counter(), time.process_time()
             flow.refined_layerwise(run, knn, ranked, made_of)
-            total = time.perf_counter() - started
+            total, busy = time.perf_counter() - started, time.process_time() - busy
     matrix, copy = machine_rates()
     rows = [
         {"part": part, "seconds": seconds, "share": seconds / total, "us_per_face": 1e6 * seconds / faces}
-        for part, seconds in {**spent, "rest": total - sum(spent.values()), "together": total}.items()
+        for part, seconds in {**spent, "copies": total - sum(spent.values()), "together": total}.items()
     ]
     rates = {
         "multiply_adds_per_face": products,
         "dense_gflops": 2e-9 * products * faces / spent["dense"],
         "machine_matrix_gflops": matrix,
         "machine_copy_gb_per_s": copy,
+        "cores_waiting": 1 - busy / (threads * total),
         "faces_per_s": faces / total,
         "faces_per_s_if_all_were_matrix_products": 1e9 * matrix / (2 * products),
     }
     write_report("layerwise", rows, {"faces": faces, "dim": dim, "threads": threads, **rates})
     for name, value in rates.items():
-        click.echo(f"{name}: {value:,.1f}")
+        click.echo(f"{name}: {value:,.2f}")
 
 
 def timed(part: str, function: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:
