@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import click
 
 from fcdeploy import __version__
-from fcdeploy.cli.interrupts import interrupted
+from fcdeploy.cli.interrupts import unmasked
 from fcdeploy.cli.text import one_line
 from fcdeploy.errors import FcdeployError, FcdeployWarning
 
@@ -76,10 +76,9 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name may hold bytes that are no text
     try:
-        cli(standalone_mode=False)
-    except (click.exceptions.Abort, KeyboardInterrupt, SystemError) as error:
-        if isinstance(error, SystemError) and not interrupted(error):
-            raise
+        with unmasked():
+            cli(standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
         interrupt = (
             error.__cause__ if isinstance(error, click.exceptions.Abort) else error
         )  # click's own wrapping
