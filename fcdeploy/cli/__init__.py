@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import click
 
 from fcdeploy import __version__
-from fcdeploy.cli.interrupts import unmasked
+from fcdeploy.cli.interrupts import interruptible
 from fcdeploy.cli.text import one_line
 from fcdeploy.errors import FcdeployError, FcdeployWarning
 
@@ -76,7 +76,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name may hold bytes that are no text
     try:
-        with unmasked():
+        with interruptible():
             cli(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         interrupt = (

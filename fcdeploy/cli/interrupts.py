@@ -1,10 +1,18 @@
 """Ctrl-C: found in whatever form it arrives, and answered with how to go on."""
 
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator
+from types import FrameType
 
 # What comes of a Ctrl-C while numba calls back into Python, and while a library of C++ is imported.
 MASKS = (SystemError, ImportError)
+# Where an exception out of nowhere leaves a lock taken, for which the next thread waits for ever, or ends the process:
+# numba and llvmlite while they compile. In a finalizer, as in any ``__del__``, Python prints it and goes on. NumPy,
+# which asks abc what a file is, takes it for a yes.
+FRAGILE = ("abc", "llvmlite", "numba", "weakref")
+HELD_BACK_SECONDS = 0.05
 
 
 @contextlib.contextmanager
@@ -19,14 +27,40 @@ def resumable(advice: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unmasked() -> Iterator[None]:
-    """Let an interrupt of the block leave it as KeyboardInterrupt, whatever it arrived as."""
+def interruptible() -> Iterator[None]:
+    """Let a Ctrl-C leave the block as KeyboardInterrupt, whatever others make of it, and from where it does no harm.
+
+    While it passes through ``FRAGILE`` code it is held back. Signals stay as they are outside of the main thread,
+    where Ctrl-C is handled otherwise already (a shell's background jobs ignore it), and without timers (Windows).
+    """
+    handled = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        and hasattr(signal, "setitimer")
+    )
+    numbers = (signal.SIGINT, signal.SIGALRM) if handled else ()
+    before = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
         yield
     except MASKS as error:
         if not interrupted(error):
             raise
         raise KeyboardInterrupt from error
+    finally:
+        if handled:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        name = frame.f_globals.get("__name__") or ""
+        if frame.f_code.co_name == "__del__" or name.partition(".")[0] in FRAGILE:
+            signal.setitimer(signal.ITIMER_REAL, HELD_BACK_SECONDS)
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def interrupted(error: BaseException | None) -> bool:

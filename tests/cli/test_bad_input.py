@@ -1,6 +1,5 @@
 """Whatever cannot be used is refused in one sentence, with exit code 2, and nothing on the disk changes."""
 
-import contextlib
 import json
 import os
 import pickle
@@ -17,9 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcdeploy.cli.interrupts import resumable
 from fcdeploy.engine.bundle import FORMAT_VERSION
-from fcdeploy.errors import MissingDependencyError
 
 Refuse = Callable[..., str]
 OLD = "7\n7\n8\n"  # the output of an earlier run
@@ -991,52 +988,3 @@ def test_of_two_processes_with_one_run_folder_one_is_refused(
         assert done.returncode == 2
         assert f"(process {first.pid})" in sentence_of(done.stderr)
         assert not (here / "pred_labels.meta").exists()
-
-
-def as_numba_does(error: BaseException) -> None:
-    """A Ctrl-C while compiled code calls back into Python comes out as a SystemError, caused by the interrupt."""
-    raise SystemError("returned a result with an exception set") from error
-
-
-def as_an_import_does(error: BaseException) -> None:
-    """pybind11 makes an ImportError of whatever is raised while a library is imported, and we a sentence of that."""
-    try:
-        raise ImportError("initialization failed") from error
-    except ImportError as missing:
-        raise MissingDependencyError("ONNX Runtime is not installed.") from missing
-
-
-@pytest.mark.parametrize("disguise", [as_numba_does, as_an_import_does])
-@pytest.mark.parametrize("advice", [None, "go on"])
-def test_an_interrupt_is_one_whatever_it_arrives_as(
-    disguise: Callable[[BaseException], None],
-    advice: str | None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from fcdeploy import cli
-
-    def interrupted(**named: object) -> None:
-        with contextlib.nullcontext() if advice is None else resumable(advice):
-            try:
-                raise KeyboardInterrupt
-            except KeyboardInterrupt as error:
-                disguise(error)
-
-    monkeypatch.setattr(cli, "cli", interrupted)
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 130
-    assert capsys.readouterr().err == ("Interrupted; go on.\n" if advice else "Interrupted.\n")
-
-
-def test_what_is_not_installed_is_no_interrupt(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from fcdeploy import cli
-
-    monkeypatch.setattr(cli, "cli", lambda **named: as_an_import_does(ImportError("no module")))
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "Error: ONNX Runtime is not installed.\n"
