@@ -10,12 +10,11 @@ from torch.nn import functional as F
 
 from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Schedule, Task, Training, Weights
+from fcdeploy.systems import Schedule, Task, Training, Weights, augmentation
+from fcdeploy.systems.augmentation import mirrors, noisy
 from fcdeploy.systems.sepfl import flow
 from fcdeploy.systems.sepfl.network import Sepfl
 from fcdeploy.systems.sepfl.spec import Recipe
-from fcdeploy.training import augmentation
-from fcdeploy.training.augmentation import mirrors, noisy
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run
@@ -30,7 +29,7 @@ class Settings:
     group: faces that are drawn together, one and its nearest: each is encoded once for all links between them, many
     times more than when links are drawn one by one (0, as published). flips: share of the coordinates of a group that
     are mirrored; noise: the length, about, of what is added to each feature of a group, see
-    ``fcdeploy.training.augmentation``. 0, as published, is none of either.
+    ``fcdeploy.systems.augmentation``. 0, as published, is none of either.
     """
 
     links: int = 1_000_000

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fcdeploy.training.augmentation import mirrors, noisy
+from fcdeploy.systems.augmentation import mirrors, noisy
 
 
 def test_mirrors_turn_a_share_of_the_coordinates_of_each_group():
