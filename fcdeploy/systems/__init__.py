@@ -108,19 +108,21 @@ class Task:
 
     batch(items, rng): the arrays of ``items`` (b,), by name; whatever is drawn comes from ``rng``. loss(net, batch):
     the loss of these arrays as tensors, and what the network said of them, one number each, flat: where all of these
-    are equal, it has collapsed.
+    are equal, it has collapsed. start(net) sets the weights of a new network to something better than random.
     """
 
     size: int
     batch: Callable[[Any, Any], dict[str, Any]]
     loss: Callable[[Any, dict[str, Any]], tuple[Any, Any]]
+    start: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True)
 class Training:
     """How a network of a system is trained; the file ``training`` holds one of each in its mapping ``TRAINING``.
 
-    settings: a dataclass of what else may be chosen.
+    settings: a dataclass of what else may be chosen; where that is what new weights begin as, it is named ``start``,
+    and "random" is what PyTorch draws.
     network(recipe, weights) is a new one behind networks of these widths, its weights drawn from PyTorch's generator.
     task(run, labels, settings): what it is trained on, where ``run`` has the training faces and labels (n,) int64
     their identities. needs: networks that have to be trained before; takes: those that may stand before it, too.

@@ -169,6 +169,10 @@ def train(
         raise InputError(f"{', '.join(map(str, checkpoints))}: {problem}.")
     check_recipe(system, recipe, weights, ", ".join(map(str, checkpoints)) or "--recipe")
     if init is not None:
+        if (start := getattr(settings, "start", "random")) != "random":
+            raise InputError(
+                f"--init and --set start={start} both say what the weights begin as; give one of them."
+            )
         load_weights(net, init)
     options = Options(threads=choices.threads, inference=list(system.inferences)[-1])
     for side in (~validating, validating):
@@ -209,6 +213,12 @@ def train(
             f"{int(validating.sum()):,} validation faces of {len(np.unique(identity[validating])):,}"
         )
         task = training.task(run, own if training.mixes else people_of(own, run.albums), settings)
+        if task.start is not None:
+            if init is not None:
+                raise InputError(
+                    f"{init}: --set start says what the weights begin as, too; give one of them."
+                )
+            task.start(net)
         held = None
         if validating.any():
             held_run, truth = run_of(validating, KeyedStore())

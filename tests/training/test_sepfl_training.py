@@ -24,6 +24,7 @@ from fcdeploy.systems.sepfl.training import (  # noqa: E402
     drawn_links,
     links_among,
     loss_of_groups,
+    start_from_similarity,
     task,
 )
 from fcdeploy.training.live import live_run  # noqa: E402
@@ -177,3 +178,48 @@ def test_mirrored_groups_have_the_links_and_the_similarities_of_those_that_are_n
         assert np.allclose(*sims, atol=1e-6)
     assert 0.9 < (plain["features"] * moved["features"]).sum(-1).mean() < 0.99
     assert np.array_equal(run.vectors, before)
+
+
+def test_a_start_from_similarity_finds_links_as_probable_as_their_faces_are_similar():
+    """Behind BatchNorm with the statistics of these links, at unlike widths of the coordinates."""
+    rng = np.random.default_rng(4)
+    d, k, n = 32, 6, 400
+    wide = np.geomspace(1, 0.05, d)
+    face = rng.normal(0.2, 1, (n, d)) * wide
+    other = face + rng.uniform(0.1, 2, (n, 1)) * rng.normal(0, 1, (n, d)) * wide
+    face, other, near = (
+        (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+        for x in (face, other, rng.normal(0, 1, (n, k, d)) * wide)
+    )
+    truth = (face * other).sum(-1).argsort().argsort()
+
+    def agreement(net):
+        with torch.no_grad():
+            logits = net(*map(torch.from_numpy, (face, near, other, near))).numpy()
+        said = logits[:, 1] - logits[:, 0]
+        return np.corrcoef(truth, said.argsort().argsort())[0, 1], (said > 0).mean()
+
+    torch.manual_seed(0)
+    net = Sepfl(d, k)
+    for module in net.modules():
+        module.train(isinstance(module, torch.nn.BatchNorm1d))
+    assert abs(agreement(net)[0]) < 0.5
+    start_from_similarity(net, np.concatenate([face, other]).var(axis=0, dtype=np.float64))
+    alike, accepted = agreement(net)
+    assert alike > 0.9
+    assert 0.25 < accepted < 0.75
+
+
+@pytest.mark.parametrize("group", [0, 5])
+def test_only_who_asks_for_it_starts_from_similarity(people, vectors, identities, group):
+    run, labels = new_run(people, vectors), identities_of(identities)
+    assert task(run, labels, Settings(group=group)).start is None
+    begun = task(run, labels, Settings(group=group, start="similarity"))
+    torch.manual_seed(0)
+    net, wanted = Sepfl(16, 8), Sepfl(16, 8)
+    wanted.load_state_dict(net.state_dict())
+    begun.start(net)
+    start_from_similarity(wanted, run.vectors.var(axis=0, dtype=np.float64))
+    for one, two in zip(net.state_dict().values(), wanted.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+    assert Settings(start="cosine").problem()

@@ -27,7 +27,7 @@ from fcdeploy.training.loop import Choices, train  # noqa: E402
 CASES = [
     ("pse-gcn", "refine", {"nodes": "24"}, 8, 0.05),
     ("sepfl", "pairwise", {"links": "300"}, 64, 0.1),
-    ("sepfl", "pairwise", {"group": "4"}, 16, 0.1),
+    ("sepfl", "pairwise", {"group": "4", "start": "similarity"}, 16, 0.1),
     ("gcn-d", "detect", {"dropout": "0.2"}, 16, 0.1),
     ("l-gcn", "links", {}, 32, 0.2),
     ("nsr-fc", "rescore", {"dropout": "0.1"}, 32, 1e-3),
@@ -453,6 +453,12 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         ("pse-gcn", {"--device": "cuda:99"}, "GPUs here"),
         ("pse-gcn", {"--device": "tpu"}, "none of auto"),
         ("pse-gcn", {"--init": "other.pth"}, "do not fit"),
+        (
+            "sepfl",
+            {"--recipe": "sepfl.toml", "--init": "other.pth", "--set": "start=similarity"},
+            "both say what the weights begin as",
+        ),
+        ("sepfl", {"--recipe": "sepfl.toml", "--set": "start=cosine"}, "neither random nor similarity"),
         ("pse-gcn", {"--ckpt": "other.pth"}, "needs none"),
         ("pse-gcn", {"--albums": 30}, "albums); give fewer"),
         ("nsr-fc", {"--recipe": "nsr-fc.toml"}, "--network rescore|lce|pce"),

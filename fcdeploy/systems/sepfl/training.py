@@ -1,6 +1,7 @@
 """How SEPFL is trained: as many links between one person's faces as between two persons', told apart."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run
 
 DRAW = 0  # seed of which links are trained on
+RANDOM, SIMILARITY = "random", "similarity"
+# Of a start from similarity: the share that is kept of random weights, the spread of what is squared, how far what is
+# added up lies above zero, where GELU is a line, and the logit of a link that is one standard deviation more similar.
+KEPT, SPREAD, ABOVE, GAIN = 0.1, 0.5, 1.5, 2.0
+VARIANCE_FACES = 65_536  # whose coordinates are looked at, at most
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Settings:
     group: faces that are drawn together, one and its nearest: each is encoded once for all links between them, many
     times more than when links are drawn one by one (0, as published). flips: share of the coordinates of a group that
     are mirrored; noise: the length, about, of what is added to each feature of a group, see
-    ``fcdeploy.systems.augmentation``. 0, as published, is none of either.
+    ``fcdeploy.systems.augmentation``. 0, as published, is none of either. start: "random" weights, as published, or
+    "similarity", see ``start_from_similarity``.
     """
 
     links: int = 1_000_000
@@ -37,6 +44,7 @@ class Settings:
     group: int = 0
     flips: float = 0.0
     noise: float = 0.0
+    start: str = RANDOM
 
     def problem(self) -> str | None:
         """Return what is wrong with these values, or None."""
@@ -46,6 +54,8 @@ class Settings:
             return f"group = {self.group} should be 2 or more (0: links are drawn one by one)"
         if not self.group and (self.flips or self.noise):
             return "flips and noise are of groups; set group, too"
+        if self.start not in (RANDOM, SIMILARITY):
+            return f"start = {self.start} is neither {RANDOM} nor {SIMILARITY}"
         return augmentation.problem(self.flips, self.noise)
 
 
@@ -53,15 +63,23 @@ def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
     """An item is a link from a face to one of its neighbors, and both faces' lists; with ``group``, a face."""
     knn, _ = flow.nearest_neighbors(run)
     reach = min(settings.reach or max(1, knn.k // 2 - 1), knn.k - 1)
-    if settings.group:
-        return task_of_groups(run, labels, knn.ids, settings, reach)
-    faces, others = drawn_links(knn.ids[:, 1 : 1 + reach], labels, settings.links)
+    make = task_of_groups if settings.group else task_of_links
+    made = make(run, labels, knn.ids, settings, reach)
+    if settings.start == RANDOM:
+        return made
+    some = run.vectors[:: -(-run.n // VARIANCE_FACES)]
+    return replace(made, start=partial(start_from_similarity, variance=some.var(axis=0, dtype=np.float64)))
+
+
+def task_of_links(run: "Run", labels: np.ndarray, ids: np.ndarray, settings: Settings, reach: int) -> Task:
+    """An item is a link, from a face to one of the first ``reach`` others of its list in ``ids`` (n, k)."""
+    faces, others = drawn_links(ids[:, 1 : 1 + reach], labels, settings.links)
     same = (labels[faces] == labels[others]).astype(np.int64)
 
     def batch(items: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {"same": same[items]}
         for side, chosen in (("face", faces[items]), ("other", others[items])):
-            lists = np.ascontiguousarray(knn.ids[chosen])
+            lists = np.ascontiguousarray(ids[chosen])
             arrays |= {side: run.vectors[chosen], f"{side}_neighbors": Rows(run.vectors, lists).gather()}
         return arrays
 
@@ -157,6 +175,37 @@ def encode(net: Any, features: Tensor, faces: Tensor, neighbors: Tensor) -> Tens
     shared = F.linear(features, near).index_select(0, neighbors.flatten()).view(*neighbors.shape, -1)
     x = features[faces]
     return net.branch(x, features[neighbors], F.linear(x, own, first.bias).unsqueeze(1) + shared)
+
+
+def start_from_similarity(net: Any, variance: np.ndarray) -> None:
+    """Set the classifier's weights so that links are as probable as their two faces are similar; others stay small.
+
+    A classifier with random weights has to find out that two faces are compared coordinate by coordinate, from few
+    people. Here the first layer subtracts them, and GELU(a) + GELU(-a) = a erf(a / sqrt 2), about a square, makes a
+    squared distance of what the second layer adds up: faces of norm 1 are more similar the smaller it is. Its BatchNorm
+    made all coordinates equally wide, which ``variance`` (d,), of the features, takes back. What a face attends to,
+    and half of the second layer, begin with next to no weight.
+    """
+    _, first, spread, _, _, second, above, _, _, third = net.classifier
+    d = net.feature_dim
+    half = max(1, d // 2)
+    with torch.no_grad():
+        for layer in (first, second, third):
+            layer.weight *= KEPT
+            layer.bias.zero_()
+        coordinate = torch.arange(d)
+        for sign, unit in ((1, coordinate), (-1, d + coordinate)):
+            first.weight[unit, coordinate] += sign  # of the face
+            first.weight[unit, 2 * d + coordinate] -= (
+                sign  # of the denser one, behind what the face attends to
+            )
+        spread.weight.fill_(SPREAD)
+        wide = torch.from_numpy(variance / max(variance.mean(), np.finfo(np.float64).tiny) / np.sqrt(d))
+        second.weight[:half] -= torch.cat([wide, wide]).to(second.weight)
+        above.bias[:half] = ABOVE
+        no_yes = torch.tensor([-1.0, 1.0]).to(third.weight)
+        third.weight[:, :half] += no_yes[:, None] * (GAIN / 2 / half)
+        third.bias -= no_yes * (ABOVE * GAIN / 2)
 
 
 def network(recipe: Recipe, weights: Weights) -> Sepfl:
