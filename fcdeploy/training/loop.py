@@ -7,6 +7,7 @@ so that a training that was stopped ends with the weights of one that was not.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import inspect
@@ -190,6 +191,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(numba_threads(options.cores))
         stack.enter_context(torch_threads(options.cores))
+        stack.enter_context(freed_memory_kept())
         store = stack.enter_context(RunFolder(folder / FACES))  # its lock is that of the whole training
         for module in networks.values():
             module.to(device)
@@ -376,6 +378,34 @@ def torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+# Of glibc's mallopt (malloc.h): what is set, its value here, and the one it begins with.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEEPS, ONE_BY_ONE, AS_EVER = 2**31 - 1, 2**30, 128 * 1024
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let the C library keep what is freed inside the block, where it can, instead of giving it back at once.
+
+    A step on the CPU takes and frees tensors of tens of megabytes by the dozen, and new memory from the system is
+    zeroed page by page: a quarter of a training's time.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError):  # not glibc
+        yield
+        return
+    mallopt(M_MMAP_THRESHOLD, ONE_BY_ONE)
+    mallopt(M_TRIM_THRESHOLD, KEEPS)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, AS_EVER)
+        mallopt(M_TRIM_THRESHOLD, AS_EVER)
+        trim(0)
 
 
 def fitted_recipe(system: System, recipe: Any, weights: Weights, chosen: np.ndarray) -> Any:
