@@ -7,7 +7,6 @@ so that a training that was stopped ends with the weights of one that was not.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import inspect
@@ -48,6 +47,7 @@ from fcdeploy.training.identities import (
     split_identities,
 )
 from fcdeploy.training.live import LiveRun, live_run
+from fcdeploy.training.memory import freed_memory_kept, give_back
 from fcdeploy.training.report import Report
 from fcdeploy.training.sweep import KeyedStore, Trial, best_trial, sweep
 
@@ -56,6 +56,9 @@ FACES = "faces"
 CHECKS = 10  # of the validation faces, at least, and one after each epoch
 SAVE_SECONDS = 60.0  # between states that are saved while no check is due: what a kill may cost
 DRAW_SECONDS = 30.0  # between pictures
+KEEP_SECONDS = (
+    30.0  # until freed memory is given back: in pieces of unlike sizes it would become more and more
+)
 POINTS = 50  # of the curve between two checks, at most
 # Spread of what a network says, and for how many steps, at which it has collapsed.
 SAME, SAME_STEPS = 1e-3, 30
@@ -380,34 +383,6 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# Of glibc's mallopt (malloc.h): what is set, its value here, and the one it begins with.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEEPS, ONE_BY_ONE, AS_EVER = 2**31 - 1, 2**30, 128 * 1024
-
-
-@contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Let the C library keep what is freed inside the block, where it can, instead of giving it back at once.
-
-    A step on the CPU takes and frees tensors of tens of megabytes by the dozen, and new memory from the system is
-    zeroed page by page: a quarter of a training's time.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        mallopt, trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError):  # not glibc
-        yield
-        return
-    mallopt(M_MMAP_THRESHOLD, ONE_BY_ONE)
-    mallopt(M_TRIM_THRESHOLD, KEEPS)
-    try:
-        yield
-    finally:
-        mallopt(M_MMAP_THRESHOLD, AS_EVER)
-        mallopt(M_TRIM_THRESHOLD, AS_EVER)
-        trim(0)
-
-
 def fitted_recipe(system: System, recipe: Any, weights: Weights, chosen: np.ndarray) -> Any:
     """Return the recipe for the chosen faces (n,) bool; raises InputError when they are too few for it."""
     if not chosen.any():
@@ -582,7 +557,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
         self.mean = running_mean(self.net, self.choices.average) if self.choices.average else None
         self.load()
-        self.saved = self.drawn = self.resumed = time.monotonic()
+        self.saved = self.drawn = self.resumed = self.given_back = time.monotonic()
         before = self.at.seconds
         with self.report.steps(self.total, self.at.step):
             while not self.at.ended:
@@ -642,6 +617,9 @@ class Loop:
                     losses.clear()
                 self.report.advance(loss)
                 self.watch(spread)
+                if time.monotonic() - self.given_back > KEEP_SECONDS:
+                    give_back()
+                    self.given_back = time.monotonic()
                 # At the last of these steps the check saves; a state from before it would have it skipped.
                 if self.at.step < last and time.monotonic() - self.saved > SAVE_SECONDS:
                     self.save()

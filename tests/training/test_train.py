@@ -1,9 +1,7 @@
 """Training: loss goes down, a stopped training ends as one that was not, and what cannot work is said."""
 
 import csv
-import ctypes
 import json
-import resource
 import shutil
 
 import numpy as np
@@ -531,22 +529,3 @@ def test_a_short_training_raises_validation_f(case, people, strangers, tmp_path)
     if case[0] == "gcn-d" and scores[1] <= scores[0] + 0.01:
         pytest.xfail("300 steps do not rank these proposals better: 0.72 before, 0.70 behind them")
     assert scores[1] > scores[0] + 0.01
-
-
-def test_freed_memory_is_used_again_without_being_zeroed_by_the_system():
-    """Page faults of taking, filling and freeing 48 MB, again and again, and that it ends with the block."""
-
-    def faults():
-        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-        for _ in range(8):
-            torch.ones(12_000_000)
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
-
-    if not hasattr(ctypes.CDLL(None), "mallopt"):
-        pytest.skip("the C library is not glibc")
-    with loop.torch_threads(1):
-        outside = faults()
-        with loop.freed_memory_kept():
-            faults()
-            assert faults() < outside / 4
-        assert faults() > outside / 2
