@@ -19,7 +19,9 @@ demo: .venv/installed
 	$(BIN)/fcdeploy export --ckpt $(DEMO)/pse-gcn-128.pth --recipe export/pse-gcn-demo.toml -o $(OUT)/pse.onnx
 	$(BIN)/fcdeploy cluster $(DEMO)/features.bin --engine $(OUT)/pse.onnx -o $(OUT)/pred_labels.meta
 	$(BIN)/fcdeploy evaluate $(OUT)/pred_labels.meta $(DEMO)/labels.meta
-	$(BIN)/python benchmarks/compare_cosine.py $(DEMO)/features.bin $(DEMO)/labels.meta --dim 128 --pred $(OUT)/pred_labels.meta
+	$(BIN)/fcdeploy export --ckpt $(DEMO)/lce-128.pth --ckpt $(DEMO)/pce-128.pth --recipe export/lce-pcenet-demo.toml -o $(OUT)/lce-pcenet.onnx
+	$(BIN)/fcdeploy cluster $(DEMO)/features.bin --engine $(OUT)/lce-pcenet.onnx -o $(OUT)/lce-pcenet.meta
+	$(BIN)/python benchmarks/compare_cosine.py $(DEMO)/features.bin $(DEMO)/labels.meta --dim 128 --pred PSE-GCN=$(OUT)/pred_labels.meta --pred LCE-PCENet=$(OUT)/lce-pcenet.meta
 
 test: check
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

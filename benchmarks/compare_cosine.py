@@ -5,7 +5,7 @@ Two baselines without a network, each at the threshold that gives it the highest
     components    faces are joined when one is in the kNN list of the other and they are similar enough
     denser links  each face is joined to its nearest denser face when similar enough (PSE-GCN's rule, raw features)
 
-    python benchmarks/compare_cosine.py features.bin truth.meta --dim 128 --pred pred_labels.meta
+    python benchmarks/compare_cosine.py features.bin truth.meta --dim 128 --pred pse-gcn=pred_labels.meta
 """
 
 from pathlib import Path
@@ -31,17 +31,24 @@ THRESHOLDS = np.arange(0.2, 0.96, 0.01)
 @click.argument("truth", type=click.Path(path_type=Path))
 @click.option("--dim", type=int, help="Width of a .bin file's rows.")
 @click.option("--k", default=40, show_default=True, help="Neighbors a face.")
-@click.option("--pred", type=click.Path(path_type=Path), help="Predicted labels to show above the baselines.")
-def main(features: Path, truth: Path, dim: int | None, k: int, pred: Path | None) -> None:
-    """Print pairwise and BCubed F of a prediction and of cosine linking at its best threshold."""
+@click.option(
+    "--pred",
+    "preds",
+    multiple=True,
+    metavar="NAME=LABELS",
+    help="Predicted labels to show above the baselines.",
+)
+def main(features: Path, truth: Path, dim: int | None, k: int, preds: tuple[str, ...]) -> None:
+    """Print pairwise and BCubed F of predictions and of cosine linking at its best threshold."""
     opened = open_features(features, dim)
     true_labels = read_labels(truth, opened.n)
     vectors = opened.rows(0, opened.n)
     ids, sims = KnnSearch(vectors).search(np.arange(opened.n), min(k, opened.n))
     rows: list[tuple[str, str, float, float]] = []
-    if pred is not None:
-        found = evaluate(read_labels(pred, opened.n), true_labels)
-        rows.append(("fcdeploy", "the recipe's", found.pairwise.f, found.bcubed.f))
+    for pred in preds:
+        name, _, path = pred.partition("=")
+        found = evaluate(read_labels(path, opened.n), true_labels)
+        rows.append((name, "the recipe's", found.pairwise.f, found.bcubed.f))
     for name, faces, others, strength in (
         ("cosine components", np.repeat(np.arange(opened.n), ids.shape[1]), ids.ravel(), sims.ravel()),
         ("cosine, denser links", *denser_links(ids, sims)),

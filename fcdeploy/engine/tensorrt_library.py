@@ -75,8 +75,9 @@ def error_from_log(errors: list[str]) -> str:
         line = " ".join(message.split())
         line = re.sub(r"\[?\w+\.cpp:+\w*:?\d+:?[^\]]*\]:? ?", "", line)
         line = re.sub(r"(\. )?\(?In \w+ at [^)]*\)?$", "", line)
-        line = re.sub(r"^I\w+::\w+: |Error Code \d+: |\bMyelin \(", "", line)
-        if line := line.strip(" .()["):
+        line = re.sub(r"^I\w+::\w+: |Error Code \d+: |\b(Myelin|API Usage Error) \(", "", line)
+        parts = dict.fromkeys(part.strip(" .()[") for part in line.split("; "))  # each thread says the same
+        if line := "; ".join(part for part in parts if part):
             return line[:300]
     return "no reason given"
 

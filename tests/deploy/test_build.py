@@ -438,6 +438,18 @@ def test_the_sentences_of_tensorrts_log_are_told_without_its_noise():
     assert "no tactics to implement the operation within workspace limit" in told
     assert ".cpp" not in told
     assert error_from_log([noise]) == "no reason given"
+    module = "[cudamod.cpp:31: CUDAMod] CUDA error 209 loading a module"
+    told = error_from_log(
+        [
+            f"ICudaEngine::createExecutionContext: Error Code 1: Myelin ({module}.; {module}. In A at /a/b.cpp:79)"
+        ]
+    )
+    assert told == "CUDA error 209 loading a module"
+    refused = (
+        "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine cannot run on this GPU, which has "
+        "compute capability 9.0. In throwUnlessComputeCapSupported at /_src/runtime/dispatch/runtime.cpp:84)"
+    )
+    assert error_from_log([refused]) == "The engine cannot run on this GPU, which has compute capability 9.0"
 
 
 def test_asking_for_cuda_fails_when_onnx_runtime_did_not_open_it(source):
