@@ -47,6 +47,8 @@ def main(features: Path, truth: Path, dim: int | None, k: int, preds: tuple[str,
     rows: list[tuple[str, str, float, float]] = []
     for pred in preds:
         name, _, path = pred.partition("=")
+        if not path:
+            raise click.BadParameter(f"{pred}: write it as NAME=LABELS.", param_hint="--pred")
         found = evaluate(read_labels(path, opened.n), true_labels)
         rows.append((name, "the recipe's", found.pairwise.f, found.bcubed.f))
     for name, faces, others, strength in (

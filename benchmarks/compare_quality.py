@@ -67,6 +67,8 @@ def main(
     rows: list[dict[str, Any]] = []
     for pred in preds:
         name, _, path = pred.partition("=")
+        if not path:
+            raise click.BadParameter(f"{pred}: write it as NAME=LABELS.", param_hint="--pred")
         rows.append({"method": name, "parameters": "", **figures(read_labels(path, opened.n), identities)})
     ids, sims = KnnSearch(vectors).search(np.arange(opened.n), min(k, opened.n))
     for name, trials in (

@@ -219,10 +219,6 @@ def train(
         )
         task = training.task(run, own if training.mixes else people_of(own, run.albums), settings)
         if task.start is not None:
-            if init is not None:
-                raise InputError(
-                    f"{init}: --set start says what the weights begin as, too; give one of them."
-                )
             task.start(net)
         held = None
         if validating.any():
