@@ -85,6 +85,12 @@ def thresholds(first: float, last: float, step: float = 0.02) -> tuple[float, ..
     return tuple(round(first + at * step, 6) for at in range(round((last - first) / step) + 1))
 
 
+def probabilities(first: float, last: float, step: float) -> tuple[float, ...]:
+    """Return thresholds for a probability: evenly spaced ones, and some close to 1, where a sure network has most."""
+    sure = (0.99, 0.999, 0.9999, 0.99999)
+    return tuple(sorted({*thresholds(first, last, step), *sure}))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How a network was trained by those who published it.

@@ -16,7 +16,7 @@ from fcdeploy.training.tune import tune
 
 pytest.importorskip("onnxscript")
 from fcdeploy.deploy.recipe import built_in_names, load_recipe, recipe_text
-from fcdeploy.systems import Tunable
+from fcdeploy.systems import Tunable, get_system, probabilities
 
 FACES = 300
 ONE = Options(threads=1)
@@ -134,6 +134,21 @@ def test_values_near_the_best_lie_between_it_and_its_neighbors():
     assert list(near([0.0, 0.4], 0.0)) == pytest.approx([0.1, 0.2, 0.3])
     assert list(near([10, 12, 20], 12)) == [11, 14, 16, 18]
     assert list(near([1], 1)) == []
+
+
+def test_a_sure_network_can_be_asked_for_more_than_it_says_of_most_links():
+    """Whatever the probabilities' scale: the links said to be wrong with 1 in 100 to 1 in 100,000 are told apart."""
+    values = probabilities(0.0, 1.0, 0.02)
+    assert values == tuple(sorted(set(values)))
+    assert {0.0, 0.5, 0.98, 1.0} < set(values)
+    doubts = 1 - np.array([value for value in values if 0.98 <= value < 1])
+    assert doubts.min() < 2e-5
+    assert (doubts[1:] > doubts[:-1] / 12).all()
+    pairs = {"lce": {"dim": 8, "k": 8}, "pce": {"dim": 8, "k": 8}}
+    for name, weights in (("sepfl", {}), ("nsr-fc", pairs)):
+        tunable = get_system(name).tunable(weights, ONE)[0]
+        assert tunable.key.endswith(".min_probability")
+        assert set(values[-5:-1]) < set(tunable.values)
 
 
 def test_of_thresholds_that_make_no_difference_the_middle_one_is_taken():

@@ -15,6 +15,7 @@ from fcdeploy.systems import (
     Tunable,
     Weights,
     Workload,
+    probabilities,
     thresholds,
 )
 from fcdeploy.systems.pse_gcn.spec import NETWORK as REFINE
@@ -372,7 +373,7 @@ def tunable(weights: Weights, options: "Options") -> tuple[Tunable, ...]:
     usual = (0.1, 0.2, 0.7) if "rescore" in weights else EQUAL_WEIGHTS
     certain = ((), usual[: max(0, k - 1)])
     return (
-        Tunable("pairs.min_probability", thresholds(0.0, 1.0), between=True),
+        Tunable("pairs.min_probability", probabilities(0.0, 1.0, 0.02), between=True),
         Tunable("pairs.certain_weights", certain),
     )
 

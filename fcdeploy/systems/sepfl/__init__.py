@@ -6,7 +6,7 @@ is the length of the token mixer's weights, so that a checkpoint fits one k only
 undefined: lists of a file are sorted by similarity with equal ones in the file's order.
 """
 
-from fcdeploy.systems import System, Tunable, thresholds
+from fcdeploy.systems import System, Tunable, probabilities, thresholds
 from fcdeploy.systems.sepfl.flow import cluster
 from fcdeploy.systems.sepfl.spec import NETWORK, Recipe, products
 
@@ -20,7 +20,7 @@ SYSTEM = System(
     cluster=cluster,
     options=("min_probability",),
     tunable=lambda weights, options: (
-        Tunable("links.min_probability", thresholds(0.02, 0.98, 0.04), between=True),
+        Tunable("links.min_probability", probabilities(0.02, 0.98, 0.04), between=True),
         Tunable("links.rho", thresholds(0.4, 0.8)),
     ),
 )
