@@ -291,7 +291,10 @@ def _unpickling_sentence(path: Path, reason: str) -> str:
             f"{path}: is a pickle that wants to import {wanted[0]}, and fcdeploy loads weights only; "
             "save the network's state_dict() instead of the object."
         )
-    return f"{path}: is not a checkpoint of weights ({reason.splitlines()[0].rstrip('.')})."
+    first = reason.splitlines()[0].rstrip(".")
+    # For a file that is no pickle at all PyTorch advises to load it unsafely: not from here.
+    cause = "" if "weights_only" in first else f" ({first})"
+    return f"{path}: is not a checkpoint of weights{cause}; give a file that torch.save wrote."
 
 
 def _export_pass(module: "torch.nn.Module", spec: PassSpec, path: Path) -> None:

@@ -217,13 +217,6 @@ def train(
             f"{name} of {system.title}{behind}: {run.n:,} training faces of {own.max() + 1:,} identities, "
             f"{int(validating.sum()):,} validation faces of {len(np.unique(identity[validating])):,}"
         )
-        task = training.task(run, own if training.mixes else people_of(own, run.albums), settings)
-        if task.start is not None:
-            task.start(net)
-        held = None
-        if validating.any():
-            held_run, truth = run_of(validating, KeyedStore())
-            held = held_run, people_of(truth, held_run.albums)
         config = {
             "system": system.name,
             "network": name,
@@ -246,7 +239,18 @@ def train(
             ],
         }
         config = json.loads(json.dumps(config))
-        check_config(folder, config)
+        try:
+            check_config(folder, config)  # before anything of another training is replaced
+        except InputError:
+            store.drop_scratch()
+            raise
+        task = training.task(run, own if training.mixes else people_of(own, run.albums), settings)
+        if task.start is not None:
+            task.start(net)
+        held = None
+        if validating.any():
+            held_run, truth = run_of(validating, KeyedStore())
+            held = held_run, people_of(truth, held_run.albums)
         loop = Loop(
             net,
             networks,
@@ -405,7 +409,12 @@ def check_places(output: Path, run_dir: Path) -> None:
 
 def made_folders(output: Path, run_dir: Path) -> Path:
     """Make the folders of the checkpoint and of the run, which is returned; raises InputError where none can be."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"{output}: {error.filename} is a file, not a folder; choose another output."
+        ) from error
     check_parent(output)
     if not run_dir.parent.is_dir():
         raise InputError(
@@ -630,9 +639,12 @@ class Loop:
             loss, said = self.training_loss(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
+            kept = ""
+            if (self.folder / BEST).exists():
+                kept = f" and another --run-dir (the best weights so far are in {self.folder})"
             raise FcdeployError(
                 f"the loss is no longer finite at step {self.at.step + 1:,}; start again with a lower --lr than "
-                f"{self.schedule.lr} and another --run-dir (the best weights so far are in {self.folder})."
+                f"{self.schedule.lr:g}{kept}."
             )
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)

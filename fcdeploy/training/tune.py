@@ -5,7 +5,7 @@ Needs no PyTorch: the engine does the work.
 
 import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,21 @@ class Tuned:
         """Return, for some precisions of the objective, the trial of highest F that reaches them."""
         found = {}
         for precision in PRECISIONS:
-            reaching = [
-                trial for trial in self.trials if trial.measure(self.objective).precision >= precision
-            ]
-            if reaching:
-                found[precision] = max(reaching, key=lambda trial: trial.measure(self.objective).f)
+            best = best_trial(self.trials, self.tunables, scored_by(self.objective, precision))
+            if best.measure(self.objective).precision >= precision:
+                found[precision] = best
         return found
+
+
+def scored_by(objective: str, min_precision: float) -> Callable[[Trial], tuple[bool, float]]:
+    """Return what makes a trial the best: that it reaches the precision, then F; where none does, precision."""
+
+    def score(trial: Trial) -> tuple[bool, float]:
+        measure = trial.measure(objective)
+        precise = measure.precision >= min_precision
+        return precise, measure.f if precise else measure.precision
+
+    return score
 
 
 def tune(
@@ -106,12 +115,7 @@ def tune(
         store: Store = stack.enter_context(RunFolder(run_dir)) if run_dir else KeyedStore()
         progress = Progress(quiet)
         run = SweepRun(features, bundle, settings, options, store, progress)
-
-        def score(trial: Trial) -> tuple[bool, float]:
-            measure = trial.measure(objective)
-            precise = measure.precision >= min_precision
-            return precise, measure.f if precise else measure.precision
-
+        score = scored_by(objective, min_precision)
         as_it_is = Tunable(tunables[0].key, (setting_of(settings, tunables[0].key),))
         (before,) = sweep(run, truth, [as_it_is], score, rounds=0)
         total = int(np.prod([len(tunable.values) for tunable in tunables]))

@@ -306,6 +306,27 @@ def test_a_finished_training_only_writes_its_results_again(
     assert (tmp_path / "a.pth").read_bytes() == before
 
 
+def test_a_training_of_another_system_is_refused_before_anything_of_the_first_is_replaced(
+    people, vectors, identities, tmp_path
+):
+    pse, sepfl = CASES[0], CASES[1]
+    trained(pse, people, vectors, identities, tmp_path / "a.pth", steps=2, patience=0)
+
+    def files():
+        return {
+            path: path.read_bytes()
+            for path in tmp_path.rglob("*")
+            if path.is_file() and path.name not in ("lock", "run.json")
+        }
+
+    before = files()
+    assert any(path.name == "knn.npz" for path in before)
+    with pytest.raises(InputError, match="other settings"):
+        trained(sepfl, people, vectors, identities, tmp_path / "a.pth", steps=2)
+    assert files() == before
+    assert not list(tmp_path.rglob("*.scratch"))
+
+
 def test_a_run_folder_of_other_settings_is_refused_and_kept(case, people, vectors, identities, tmp_path):
     trained(case, people, vectors, identities, tmp_path / "a.pth", steps=4)
     before = (tmp_path / "a.run/config.json").read_bytes()
@@ -362,7 +383,7 @@ def test_a_seed_that_generators_do_not_take_is_one_sentence(people, vectors, ide
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(case, people, vectors, identities, tmp_path):
-    with pytest.raises(FcdeployError, match=r"no longer finite at step .* lower --lr"):
+    with pytest.raises(FcdeployError, match=r"no longer finite at step .* lower --lr than [0-9.e+]+\.$"):
         trained(case, people, vectors, identities, tmp_path / "a.pth", lr=1e30, steps=30)
 
 
@@ -467,6 +488,8 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         ("nsr-fc", {"--recipe": "uneven.toml", "--network": "lce"}, "multiple of 8"),
         ("pse-gcn", {"-o": "f.bin"}, "also an input"),
         ("pse-gcn", {"-o": "c.toml"}, "where the recipe goes"),
+        ("pse-gcn", {"-o": "file.run/c.pth"}, "file.run is a file, not a folder"),
+        ("pse-gcn", {"-o": "file.run/new/c.pth"}, "is a file, not a folder"),
         (
             "gcn-d",
             {"--recipe": "levels.toml", "--network": "detect", "--albums": 2},

@@ -57,6 +57,13 @@ def test_trials_are_those_of_whole_runs_and_the_best_of_them_is_chosen(objective
     f = {trial.values["links.tau"]: trial.measure(objective).f for trial in tuned.trials}
     assert tuned.best.measure(objective).f == max(f.values())
     assert tuned.recipe.links.tau == tuned.best.values["links.tau"]
+    for precision, trial in tuned.at_precision().items():
+        reached = [
+            one.measure(objective) for one in tuned.trials if one.measure(objective).precision >= precision
+        ]
+        assert trial.measure(objective).f == max(measure.f for measure in reached)
+        if tuned.best.measure(objective).precision >= precision:
+            assert trial == tuned.best  # of equally good ones the middle one here, too
     for trial in [tuned.before, *tuned.trials[::9]]:
         labels = fcdeploy.cluster(features, engine=bundle.path, tau=trial.values["links.tau"], threads=1)
         assert evaluate(labels, truth) == trial.evaluation
