@@ -8,6 +8,7 @@ Two baselines without a network, each at the threshold that gives it the highest
     python benchmarks/compare_cosine.py features.bin truth.meta --dim 128 --pred pse-gcn=pred_labels.meta
 """
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -45,11 +46,8 @@ def main(features: Path, truth: Path, dim: int | None, k: int, preds: tuple[str,
     vectors = opened.rows(0, opened.n)
     ids, sims = KnnSearch(vectors).search(np.arange(opened.n), min(k, opened.n))
     rows: list[tuple[str, str, float, float]] = []
-    for pred in preds:
-        name, _, path = pred.partition("=")
-        if not path:
-            raise click.BadParameter(f"{pred}: write it as NAME=LABELS.", param_hint="--pred")
-        found = evaluate(read_labels(path, opened.n), true_labels)
+    for name, labels in named_labels(preds, opened.n):
+        found = evaluate(labels, true_labels)
         rows.append((name, "the recipe's", found.pairwise.f, found.bcubed.f))
     for name, faces, others, strength in (
         ("cosine components", np.repeat(np.arange(opened.n), ids.shape[1]), ids.ravel(), sims.ravel()),
@@ -73,6 +71,15 @@ def main(features: Path, truth: Path, dim: int | None, k: int, preds: tuple[str,
     for row in rows:
         table.add_row(row[0], row[1], f"{row[2]:.3f}", f"{row[3]:.3f}")
     Console().print(table)
+
+
+def named_labels(preds: Iterable[str], n: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Read each NAME=LABELS of ``--pred``: the name, and labels (n,); raises click.BadParameter without a name."""
+    for pred in preds:
+        name, _, path = pred.partition("=")
+        if not path:
+            raise click.BadParameter(f"{pred}: write it as NAME=LABELS.", param_hint="--pred")
+        yield name, read_labels(path, n)
 
 
 def denser_links(ids: np.ndarray, sims: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 import numpy as np
+from compare_cosine import named_labels
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.clustering.metrics import evaluate
@@ -65,11 +66,8 @@ def main(
     identities = read_labels(truth, opened.n)
     vectors = opened.rows(0, opened.n)
     rows: list[dict[str, Any]] = []
-    for pred in preds:
-        name, _, path = pred.partition("=")
-        if not path:
-            raise click.BadParameter(f"{pred}: write it as NAME=LABELS.", param_hint="--pred")
-        rows.append({"method": name, "parameters": "", **figures(read_labels(path, opened.n), identities)})
+    for name, labels in named_labels(preds, opened.n):
+        rows.append({"method": name, "parameters": "", **figures(labels, identities)})
     ids, sims = KnnSearch(vectors).search(np.arange(opened.n), min(k, opened.n))
     for name, trials in (
         ("components", components(ids, sims)),
