@@ -20,16 +20,14 @@ from typing import Any
 
 import click
 import numpy as np
-from compare_cosine import named_labels
+from compare_cosine import denser_links, named_labels
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import open_features
 from fcdeploy.data.labels import read_labels
-from fcdeploy.graph.density import density_from_sums, sum_similarities
 from fcdeploy.graph.knn import KnnSearch
-from fcdeploy.graph.links import NO_LINK, link_to_denser
 
 THRESHOLDS = np.round(np.arange(0.2, 0.96, 0.01), 2)
 LEAST_COSINE = 0.5  # of pairs that DBSCAN is told of: its eps go up to the distance of these
@@ -71,7 +69,7 @@ def main(
     ids, sims = KnnSearch(vectors).search(np.arange(opened.n), min(k, opened.n))
     for name, trials in (
         ("components", components(ids, sims)),
-        ("denser links", denser_links(ids, sims)),
+        ("denser links", joined(*denser_links(ids, sims))),
         ("DBSCAN", dbscan(vectors)),
         ("HDBSCAN", hdbscan(vectors)),
     ):
@@ -113,20 +111,11 @@ def components(ids: np.ndarray, sims: np.ndarray) -> Iterator[Tried]:
     yield from joined(faces, ids.ravel(), sims.ravel())
 
 
-def denser_links(ids: np.ndarray, sims: np.ndarray) -> Iterator[Tried]:
-    """Join each face to its nearest denser face."""
-    sums = np.empty(len(ids), dtype=np.float32)
-    sum_similarities(sims, sums)
-    denser, best = link_to_denser(ids, sims, density_from_sums(sums), 0)
-    faces = np.flatnonzero(denser != NO_LINK)
-    yield from joined(faces, denser[faces], best[faces])
-
-
 def joined(faces: np.ndarray, others: np.ndarray, strength: np.ndarray) -> Iterator[Tried]:
     """Join the links of each threshold's strength."""
     for threshold in THRESHOLDS:
         kept = strength >= threshold
-        forest = new_forest(int(faces.max()) + 1)
+        forest = new_forest(int(max(faces.max(), others.max())) + 1)
         join(forest, faces[kept], others[kept])
         yield f"cosine {threshold:.2f}", labels_from_forest(forest)
 
