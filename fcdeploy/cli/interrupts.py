@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 # What comes of a Ctrl-C while numba calls back into Python, and while a library of C++ is imported.
@@ -16,14 +17,14 @@ HELD_BACK_SECONDS = 0.05
 
 
 @contextlib.contextmanager
-def resumable(advice: str) -> Iterator[None]:
-    """Let an interrupt of the block say how to go on: KeyboardInterrupt(advice)."""
+def resumable(advice: str, kept: Path | None = None) -> Iterator[None]:
+    """Let an interrupt of the block say how to go on: KeyboardInterrupt(advice), once there is ``kept``, if given."""
     try:
         yield
     except BaseException as error:
         if not interrupted(error):
             raise
-        raise KeyboardInterrupt(advice) from None
+        raise KeyboardInterrupt(advice if kept is None or kept.exists() else "") from None
 
 
 @contextlib.contextmanager

@@ -147,7 +147,8 @@ def command(
             "training needs PyTorch; install it with `pip install 'fcdeploy[cpu,export,train]'`."
         )
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
-    from fcdeploy.training.loop import Choices, train, training_of
+    from fcdeploy.training.choices import Choices
+    from fcdeploy.training.train import train, training_of
 
     record = get_system(system)
     training_of(record, network)
@@ -192,7 +193,7 @@ def command(
         settings=pairs,
     )
     kept = run_dir or output.with_suffix(".run")
-    with resumable(f"the same command goes on from what {kept} holds"), told_of_lost_pages():
+    with resumable(f"the same command goes on from what {kept} holds", kept), told_of_lost_pages():
         trained = train(
             record,
             opened,

@@ -82,7 +82,7 @@ def command(
       fcdeploy export --ckpt saves/checkpoint.pth --recipe tuned.toml -o pse.onnx
     """
     from fcdeploy.data.features import open_features
-    from fcdeploy.data.labels import read_labels
+    from fcdeploy.data.labels import labels_form, read_labels
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.runtime.pipeline import Options
@@ -91,7 +91,7 @@ def command(
     check_outputs(output)
     bundle = read_bundle(engine)
     opened = open_features(features, bundle.feature_dim)
-    truth = read_labels(labels, opened.n)
+    truth = read_labels(labels, opened.n if labels_form(labels) == "clusters" else None)
     advice = f"the same command goes on from what {run_dir} holds" if run_dir else ""
     with resumable(advice), told_of_lost_pages():
         tuned = tune(

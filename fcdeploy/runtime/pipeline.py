@@ -479,7 +479,7 @@ class Run:
         with self.stage("features"):
             stamp = stamp_of(self.features)
             check_features(self.features)
-            self.features_hash = _hash_of(self.features)
+            self.features_hash = hash_of(self.features)
 
             @contextlib.contextmanager
             def worker() -> Iterator[Work]:
@@ -683,7 +683,8 @@ def peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _hash_of(features: Features) -> str:
+def hash_of(features: Features) -> str:
+    """Return the SHA-256 of shape, dtype and bytes of all features, as they are on disk."""
     state = hashlib.sha256(str((features.array.shape, features.array.dtype)).encode())
     for start in range(0, features.n, BLOCK_ROWS):
         state.update(np.ascontiguousarray(features.array[start : start + BLOCK_ROWS]).data)

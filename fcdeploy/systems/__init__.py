@@ -236,7 +236,8 @@ def get_system(name: str, where: str = "") -> System:
     """Return the record of a system; raises InputError, which says ``where`` the name stood, for one that is none."""
     if name not in NAMES:
         prefix = f"{where}: " if where else ""
-        raise InputError(f"{prefix}'{name}' is no known system; known: {', '.join(NAMES)}.")
+        part = "; its networks are those of nsr-fc" if name == "lce-pcenet" else ""
+        raise InputError(f"{prefix}'{name}' is no known system{part}; known: {', '.join(NAMES)}.")
     return importlib.import_module(_package(name)).SYSTEM
 
 

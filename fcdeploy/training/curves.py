@@ -25,17 +25,20 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw_training(path: Path, rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> None:
-    """Draw the loss of every row over its step, and beside it the measures of those that have some."""
+    """Draw the loss of every row over its step, and beside it the measures, if any, of those that have them."""
 
     def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2)
+        left, *others = figure.subplots(1, 2 if measures else 1, squeeze=False)[0]
         left.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1)
         left.set(xlabel="step", ylabel="loss")
+        if not others:
+            return
+        (right,) = others
         checked = [row for row in rows if all(name in row for name in measures)]
         for name in measures:
             right.plot([row["step"] for row in checked], [row[name] for row in checked], ".-", label=name)
         right.set(xlabel="step", ylabel="validation", ylim=(0, 1))
-        if checked and measures:
+        if checked:
             right.legend(loc="lower right")
 
     _draw(path, draw)

@@ -90,13 +90,17 @@ def alike_shots(features: Features, identity: np.ndarray) -> np.ndarray:
     return labels_from_forest(forest).astype(np.int32)
 
 
-def check_albums(albums: np.ndarray, k: int) -> np.ndarray:
-    """Return how many faces each album has; raises InputError when one has fewer than k, the length of its lists."""
-    sizes = np.bincount(albums)
+def check_albums(albums: np.ndarray, dealt: int, k: int, side: str) -> np.ndarray:
+    """Return how many faces each of the ``dealt`` albums has: (n,) -> (dealt,).
+
+    Raises InputError when one has fewer than k, the length of its lists, saying of which ``side`` the faces are.
+    """
+    sizes = np.bincount(albums, minlength=dealt)
     if sizes.min() < k:
+        without = " or --validation 0" if side == "validation" else ""
         raise InputError(
-            f"--albums {len(sizes)}: one of them has {sizes.min():,} faces, fewer than the k = {k} neighbors of each "
-            "(training and validation faces have their own albums); give fewer."
+            f"--albums {dealt}: one of them has {sizes.min():,} of the {len(albums):,} {side} faces, fewer than the "
+            f"k = {k} neighbors of each; give fewer albums{without}."
         )
     return sizes
 

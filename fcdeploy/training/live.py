@@ -94,7 +94,7 @@ class LiveRun(SweepRun):
             return super().knn(name, vectors, k, made_of, text, clip=clip, above=above, cells=cells)
         if len(vectors) != self.n:
             raise InputError("--albums: does not go with proposals of several levels; leave it out.")
-        sizes = check_albums(self.albums, k)
+        sizes = check_albums(self.albums, int(self.albums.max()) + 1, k, "training")  # validation: before
         order = np.argsort(self.albums, kind="stable").astype(np.int32)
         starts = np.cumsum(sizes) - sizes
         place = np.empty(self.n, dtype=np.int32)

@@ -101,7 +101,7 @@ def tune(
         raise InputError(f"--objective {objective}: is neither {' nor '.join(OBJECTIVES)}.")
     if not 0 <= min_precision <= 1:
         raise InputError(f"--min-precision {min_precision}: is no precision (0 to 1).")
-    check_truth(truth, features.n, labels_name)
+    check_truth(truth, features, labels_name)
     recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
     system, features, settings, options, notes = prepare(features, bundle, options)
     for note in notes:
@@ -116,8 +116,8 @@ def tune(
         progress = Progress(quiet)
         run = SweepRun(features, bundle, settings, options, store, progress)
         score = scored_by(objective, min_precision)
-        as_it_is = Tunable(tunables[0].key, (setting_of(settings, tunables[0].key),))
-        (before,) = sweep(run, truth, [as_it_is], score, rounds=0)
+        as_they_are = [Tunable(key, (setting_of(settings, key),)) for key in (one.key for one in tunables)]
+        (before,) = sweep(run, truth, as_they_are, score, rounds=0)
         total = int(np.prod([len(tunable.values) for tunable in tunables]))
         # Products are there already: what is left shows one bar.
         run.progress = Progress()
@@ -133,11 +133,13 @@ def tune(
     return Tuned(objective, tunables, trials, best, before, with_settings(recipe, best.values))
 
 
-def check_truth(truth: np.ndarray, n: int, where: str) -> None:
+def check_truth(truth: np.ndarray, features: Features, where: str) -> None:
     """Raise InputError, saying ``where`` the labels come from, when they tell no good threshold from a bad one."""
+    n = features.n
     if len(truth) != n:
         raise InputError(
-            f"{where}: {len(truth):,} labels for {n:,} faces; give the labels of these very faces."
+            f"{where}: {len(truth):,} labels for {n:,} faces of {features.dim} values, the engine's width; give the "
+            "labels of these very faces, or features of this width."
         )
     sizes = np.bincount(identities_of(truth))
     if (sizes == 1).all():
@@ -175,13 +177,15 @@ def check_outputs(output: Path) -> Path:
     """Return ``output`` when recipe and plot can be written there; raises InputError otherwise."""
     if output.suffix != ".toml":
         raise InputError(f"{output}: a recipe is TOML; give a name that ends in .toml.")
+    check_parent(output)
     check_parent(output.with_suffix(".png"))
-    return check_parent(output)
+    return output
 
 
 def describe_values(values: Mapping[str, Any]) -> str:
-    """Say settings as in "links.tau = 0.74"."""
-    return ", ".join(f"{key} = {value}" for key, value in values.items())
+    """Say settings as a recipe has them: "links.tau = 0.74"."""
+    said = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return ", ".join(f"{key} = {value}" for key, value in said.items())
 
 
 def figures(measure: PrecisionRecall) -> str:

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -137,6 +138,13 @@ def test_an_interrupt_is_one_whatever_it_arrives_as(
         cli.main()
     assert stop.value.code == 130
     assert capsys.readouterr().err == ("Interrupted; go on.\n" if advice else "Interrupted.\n")
+
+
+def test_what_is_kept_is_spoken_of_once_it_is_there(tmp_path: Path) -> None:
+    for kept, said in ((tmp_path / "none", ""), (tmp_path, "go on")):
+        with pytest.raises(KeyboardInterrupt) as interrupt, resumable("go on", kept):
+            raise KeyboardInterrupt
+        assert str(interrupt.value) == said
 
 
 def test_what_is_not_installed_is_no_interrupt(

@@ -49,7 +49,7 @@ def import_all() -> None:
     for verb in VERBS:
         importlib.import_module(f"fcdeploy.cli.{verb}")
     try:
-        for name in ("deploy.onnx_from_checkpoint", "runtime.lost_pages", "training.loop", "training.tune"):
+        for name in ("deploy.onnx_from_checkpoint", "runtime.lost_pages", "training.train", "training.tune"):
             importlib.import_module(f"fcdeploy.{name}")
         for name in LATE:
             importlib.import_module(name)

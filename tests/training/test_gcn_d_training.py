@@ -16,7 +16,8 @@ from fcdeploy.systems.gcn_d.training import (  # noqa: E402
     network,
     segmentation_loss,
 )
-from fcdeploy.training.loop import Choices, train  # noqa: E402
+from fcdeploy.training.choices import Choices  # noqa: E402
+from fcdeploy.training.train import train  # noqa: E402
 
 
 def test_a_proposal_is_told_its_overlap_with_the_faces_of_its_majority():

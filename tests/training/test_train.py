@@ -21,8 +21,9 @@ torch = pytest.importorskip("torch")
 from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.training import loop  # noqa: E402
+from fcdeploy.training.choices import Choices  # noqa: E402
 from fcdeploy.training.live import live_run  # noqa: E402
-from fcdeploy.training.loop import Choices, train  # noqa: E402
+from fcdeploy.training.train import train  # noqa: E402
 
 CASES = [
     ("pse-gcn", "refine", {"nodes": "24"}, 8, 0.05),
@@ -330,9 +331,48 @@ def test_a_training_of_another_system_is_refused_before_anything_of_the_first_is
 def test_a_run_folder_of_other_settings_is_refused_and_kept(case, people, vectors, identities, tmp_path):
     trained(case, people, vectors, identities, tmp_path / "a.pth", steps=4)
     before = (tmp_path / "a.run/config.json").read_bytes()
-    with pytest.raises(InputError, match=r"other settings \(schedule\)"):
+    with pytest.raises(InputError, match=r"other settings \(--lr\)"):
         trained(case, people, vectors, identities, tmp_path / "a.pth", steps=4, lr=0.02)
     assert (tmp_path / "a.run/config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"validation": 0.2}, r"\(--validation\)"),
+        ({"seed": 1, "patience": 2}, r"\(--patience, --seed\)"),
+        ({"settings": {"nodes": "16", "flips": "0.1"}}, r"\(--set nodes, --set flips\)"),
+    ],
+)
+def test_what_differs_is_named_as_it_is_given(changed, says, people, vectors, identities, tmp_path):
+    pse = CASES[0]
+    trained(pse, people, vectors, identities, tmp_path / "a.pth", steps=2)
+    with pytest.raises(InputError, match=says):
+        trained(pse, people, vectors, identities, tmp_path / "a.pth", steps=2, **changed)
+
+
+def test_one_other_face_makes_it_other_features_on_either_side(people, vectors, identities, tmp_path):
+    pse = CASES[0]
+    trained(pse, people, vectors, identities, tmp_path / "a.pth", steps=2)
+    validating = split_identities(identities_of(identities), 0.1, 0, "labels")
+    for side in (validating, ~validating):
+        changed = vectors.copy()
+        changed[np.flatnonzero(side)[0]] *= -1
+        with pytest.raises(InputError, match=r"\(--features\)"):
+            trained(pse, people, changed, identities, tmp_path / "a.pth", steps=2)
+
+
+@pytest.mark.parametrize(
+    ("at", "settings", "says"),
+    [
+        (1, {"reach": "8"}, "reach=8: the lists hold 7 neighbors of each face; give 7 or less"),
+        (4, {"one": "400"}, "one=400: each of 375 training faces has 374 others; give 374 or less"),
+    ],
+)
+def test_more_neighbors_than_there_are_is_refused(at, settings, says, people, vectors, identities, tmp_path):
+    case = (*CASES[at][:2], settings, *CASES[at][3:])
+    with pytest.raises(InputError, match=says):
+        trained(case, people, vectors, identities, tmp_path / "a.pth")
 
 
 def test_training_ends_when_validation_gets_no_better(
@@ -457,6 +497,7 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
     without = [name for name in NAMES if not get_system(name).trainings()]
     for system, changed, says in (
         ("pse", {}, "known: pse-gcn"),
+        ("lce-pcenet", {}, "its networks are those of nsr-fc"),
         *((name, {}, "cannot be trained here; pse-gcn") for name in without),
         ("pse-gcn", {"--network": "detect"}, "--network refine"),
         ("pse-gcn", {"--labels": "one.meta"}, "1 identities"),
@@ -481,7 +522,8 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         ),
         ("sepfl", {"--recipe": "sepfl.toml", "--set": "start=cosine"}, "neither random nor similarity"),
         ("pse-gcn", {"--ckpt": "other.pth"}, "needs none"),
-        ("pse-gcn", {"--albums": 30}, "albums); give fewer"),
+        ("pse-gcn", {"--albums": 30}, "training faces, fewer than the k = "),
+        ("pse-gcn", {"--albums": 8}, "give fewer albums or --validation 0"),
         ("nsr-fc", {"--recipe": "nsr-fc.toml"}, "--network rescore|lce|pce"),
         ("nsr-fc", {"--recipe": "nsr-fc.toml", "--network": "pce"}, "trained networks of lce"),
         ("nsr-fc", {"--recipe": "nsr-fc-ms1m", "--network": "lce"}, "there are only"),
@@ -506,6 +548,55 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         assert says in done.err, (changed, done.err)
         assert done.err.count("\n") == 1
         assert sorted(path.name for path in tmp_path.iterdir()) == before, changed
+
+
+@pytest.mark.parametrize(
+    ("validation", "says", "says_not"),
+    [
+        (0.1, "validation faces: k = 40 is more than the number of faces, 25; k = 25 is used", "none kept"),
+        (0, "training faces of 45 identities, none kept for validation", "is used"),
+    ],
+)
+def test_what_few_validation_faces_change_is_said(
+    validation, says, says_not, people, fcdeploy, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(people)
+    data = ("--features", "f.bin", "--labels", "f.meta", "--recipe", "pse-gcn-demo", "-o", tmp_path / "c.pth")
+    steps = ("--steps", 1, "--batch", 2, "--set", "nodes=16", "--threads", 1)
+    done = fcdeploy("train", "pse-gcn", *data, *steps, "--validation", validation)
+    assert done.code == 0
+    assert says in done.err
+    assert says_not not in done.err
+
+
+def test_checkpoints_that_do_not_fit_the_network_in_training_are_refused(
+    people, fcdeploy, vectors, identities, tmp_path, monkeypatch
+):
+    """An LCENet of another length or width, and a re-scoring without the refinement that it was trained behind."""
+    lce = trained_lce(people, vectors, identities)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(people, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "longer.toml").write_text((people / "nsr-fc.toml").read_text().replace("k = 8", "k = 16"))
+    np.save("wider.npy", np.concatenate([vectors, vectors], axis=1))
+    steps = ("--labels", "f.meta", "--steps", 1, "--threads", 1, "--quiet")
+    own = ("--features", "f.bin", "--recipe", "nsr-fc.toml")
+    first = ("--features", "f.bin", "--recipe", "pse-gcn.toml", "-o", "refine.pth", "--batch", 2)
+    assert fcdeploy("train", "pse-gcn", *first, *steps).code == 0
+    behind = ("--network", "rescore", "--ckpt", "refine.pth", "-o", "rescore.pth")
+    assert fcdeploy("train", "nsr-fc", *own, *behind, *steps).code == 0
+    for options, says in (
+        (("--features", "f.bin", "--recipe", "longer.toml"), "k = 8, PCENet for 16-d features and k = 16"),
+        (("--features", "wider.npy", "--recipe", "nsr-fc.toml"), "16-d features and k = 8, PCENet for 32-d"),
+        ((*own, "--ckpt", "rescore.pth"), "32-d ones; give the refinement's checkpoint, too"),
+    ):
+        done = fcdeploy("train", "nsr-fc", "--network", "pce", "--ckpt", lce, *options, "-o", "p.pth", *steps)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "does not fit pce of the width of the features and the lengths of the recipe" in done.err
+        assert says in done.err
+    wider = ("--features", "wider.npy", "--recipe", "nsr-fc.toml", "-o", "r.pth")
+    done = fcdeploy("train", "nsr-fc", "--network", "rescore", "--ckpt", "refine.pth", *wider, *steps)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "give features and a recipe that fit the checkpoints" in done.err
 
 
 def test_faces_behind_the_last_of_a_clusters_file_are_identities_of_their_own(

@@ -88,7 +88,7 @@ def test_the_highest_f_among_settings_of_the_precision_asked_for(bundle, faces):
         (np.arange(FACES), "l.meta: puts no two faces together"),
         (np.full(FACES, -1), "l.meta: puts no two faces together"),
         (np.zeros(FACES, np.int64), "l.meta: all 300 faces are of one identity"),
-        (np.zeros(FACES - 1, np.int64), "l.meta: 299 labels for 300 faces"),
+        (np.zeros(FACES - 1, np.int64), "l.meta: 299 labels for 300 faces of 32 values"),
     ],
 )
 def test_labels_that_tell_no_threshold_are_refused(truth, says, bundle, faces):
@@ -114,6 +114,7 @@ def test_the_command_prints_the_trade_off_and_writes_recipe_and_plot(
     monkeypatch.chdir(tmp_path)
     np.save("f.npy", faces[0])
     np.save("l.npy", faces[1])
+    np.save("short.npy", faces[1][1:])
     data = ("tune", "--engine", bundle.path, "--features", "f.npy", "--labels", "l.npy", "--threads", 1)
     done = fcdeploy(*data, "--json")
     assert done.code == 0, done.err
@@ -126,7 +127,8 @@ def test_the_command_prints_the_trade_off_and_writes_recipe_and_plot(
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for options, says in (
         (("-o", "x.txt"), "ends in .toml"),
-        (("-o", "none/x.toml"), "does not exist"),
+        (("-o", "none/x.toml"), "none/x.toml: the folder none does not exist"),
+        (("--labels", "short.npy"), "short.npy: 299 labels for 300 faces of 32 values"),
         (("--labels", "f.npy"), "expected integers"),
         (("--inference", "layerwis"), "layerwis"),
     ):

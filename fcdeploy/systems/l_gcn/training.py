@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fcdeploy.engine.batching import Rows
+from fcdeploy.errors import InputError
 from fcdeploy.graph.subgraphs import LAYERS, Subgraphs, gather_subgraphs, own_positions
 from fcdeploy.systems import Schedule, Task, Training, Weights
 from fcdeploy.systems.l_gcn import flow
@@ -49,7 +50,11 @@ def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
     connections, which no output depends on, are left out.
     """
     near = run.settings.neighborhood
-    one = min(settings.one or near.hops[0], run.n - 1)
+    one = settings.one or near.hops[0]
+    if one >= run.n:
+        raise InputError(
+            f"--set one={one}: each of {run.n:,} training faces has {run.n - 1:,} others; give {run.n - 1} or less."
+        )
     two, active = settings.two or near.hops[1], settings.active or near.active
     if one != near.hops[0]:  # lists of another length are another product
         near = replace(near, hops=(one, two))

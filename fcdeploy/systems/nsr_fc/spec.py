@@ -252,9 +252,10 @@ def problem(weights: Weights) -> str | None:
             )
         wanted = weights["refine"]["dim"] if "refine" in weights else takes
         if "lce" in weights and weights["lce"]["dim"] != wanted:
+            behind = "refine" not in weights and wanted == 2 * weights["lce"]["dim"]
             return (
                 f"LCENet and PCENet are for {weights['lce']['dim']}-d input features, the networks before them for "
-                f"{wanted}-d ones"
+                f"{wanted}-d ones" + ("; give the refinement's checkpoint, too" if behind else "")
             )
     return None
 

@@ -62,7 +62,11 @@ class Settings:
 def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
     """An item is a link from a face to one of its neighbors, and both faces' lists; with ``group``, a face."""
     knn, _ = flow.nearest_neighbors(run)
-    reach = min(settings.reach or max(1, knn.k // 2 - 1), knn.k - 1)
+    reach = settings.reach or max(1, knn.k // 2 - 1)
+    if reach >= knn.k:
+        raise InputError(
+            f"--set reach={reach}: the lists hold {knn.k - 1} neighbors of each face; give {knn.k - 1} or less."
+        )
     make = task_of_groups if settings.group else task_of_links
     made = make(run, labels, knn.ids, settings, reach)
     if settings.start == RANDOM:

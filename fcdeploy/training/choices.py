@@ -1,0 +1,90 @@
+"""What a user chooses for a training, and what was published for the rest."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fcdeploy.errors import InputError
+from fcdeploy.systems import Schedule, Training
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user may choose for a training; None means what was published, or what suits the machine.
+
+    validation: share of the identities kept apart; patience: checks without a better validation F after which
+    training ends (0: never). device: "auto", "cpu", "cuda" or "cuda:N". mixed: half-precision products (None: on a
+    GPU). albums: sets that the faces are dealt into (see ``deal_faces``); strays: share of those that fall into any.
+    average: decay of a running mean of the weights, which is then what is judged and saved (0: the weights
+    themselves). settings: the network's own, by name.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    validation: float = 0.1
+    patience: int = 5
+    seed: int = 0
+    device: str = "auto"
+    mixed: bool | None = None
+    threads: int = 0
+    albums: int = 1
+    strays: float = 0.0
+    average: float = 0.0
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+PUBLISHED = Choices()
+
+
+def chosen_schedule(published: Schedule, choices: Choices) -> Schedule:
+    """Return the published schedule with what was chosen instead; raises InputError for what cannot be."""
+    if choices.epochs is not None and choices.steps is not None:
+        raise InputError("--epochs and --steps both say how long to train; give one of them.")
+    chosen = {name: getattr(choices, name) for name in ("epochs", "batch", "lr")}
+    schedule = dataclasses.replace(
+        published, **{key: value for key, value in chosen.items() if value is not None}
+    )
+    steps = 1 if choices.steps is None else choices.steps
+    if min(schedule.epochs, steps) < 1 or schedule.batch < 2:
+        raise InputError("--epochs and --steps should be 1 or more, --batch 2 or more.")
+    if not 0 < schedule.lr < math.inf:
+        raise InputError(f"--lr {schedule.lr}: should be positive.")
+    if not 0 <= choices.validation <= 0.5:
+        raise InputError(f"--validation {choices.validation}: should be a share of the identities, 0 to 0.5.")
+    if not 0 <= choices.seed < 2**63:
+        raise InputError(f"--seed {choices.seed}: should be a whole number from 0 to 2 ** 63 - 1.")
+    if choices.albums < 1:
+        raise InputError(f"--albums {choices.albums}: should be 1 or more.")
+    if not 0 <= choices.strays <= 1:
+        raise InputError(f"--strays {choices.strays}: should be a share of the faces, 0 to 1.")
+    if not 0 <= choices.average < 1:
+        raise InputError(f"--average {choices.average}: should be 0 (none) or more, and less than 1.")
+    if choices.strays and choices.albums == 1:
+        raise InputError(
+            f"--strays {choices.strays}: says how faces are dealt into albums; give --albums, too."
+        )
+    return schedule
+
+
+def chosen_settings(training: Training, given: Mapping[str, str], where: str) -> Any:
+    """Build a network's own training settings from texts by name; raises InputError for unknown or impossible ones."""
+    fields: dict[str, type] = {
+        entry.name: type(entry.default) for entry in dataclasses.fields(training.settings)
+    }
+    values = {}
+    for key, text in given.items():
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise InputError(f"--set {key}={text}: {where} has no such training setting; it has {known}.")
+        try:
+            values[key] = fields[key](text)
+        except ValueError:
+            raise InputError(f"--set {key}={text}: is not of type {fields[key].__name__}.") from None
+    settings = training.settings(**values)
+    if problem := settings.problem():
+        raise InputError(f"--set: {problem}.")
+    return settings

@@ -1,0 +1,105 @@
+"""What a training depends on, kept in its folder: what is to go on there has to be the same."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fcdeploy import __version__
+from fcdeploy.data.atomic import atomic_file
+from fcdeploy.errors import InputError
+from fcdeploy.systems import Schedule
+from fcdeploy.systems.settings import settings_as_dict
+from fcdeploy.training.choices import Choices
+from fcdeploy.training.loop import STATE
+
+CONFIG = "config.json"
+OPTIONS = {"system": "SYSTEM", "before": "--ckpt or --init"}  # where the option has another name
+
+
+def configuration(
+    system: str,
+    network: str,
+    recipe: Any,
+    schedule: Schedule,
+    settings: Any,
+    choices: Choices,
+    *,
+    mixed: bool,
+    features: str,
+    identity: np.ndarray,
+    before: Sequence[Path],
+) -> dict[str, Any]:
+    """Describe all that the weights of a training depend on, but the machine, as JSON has it.
+
+    settings: the network's own; mixed: whether products are of half precision; features: their hash; identity: (n,)
+    int64; before: checkpoints of other networks, and those to start from.
+    """
+    described = {
+        "system": system,
+        "network": network,
+        "recipe": settings_as_dict(recipe),
+        "schedule": dataclasses.asdict(schedule),
+        "settings": dataclasses.asdict(settings),
+        "steps": choices.steps,
+        "validation": choices.validation,
+        "albums": choices.albums,
+        "strays": choices.strays,
+        "average": choices.average,
+        "patience": choices.patience,
+        "seed": choices.seed,
+        "mixed": mixed,
+        "features": features,
+        "labels": hashlib.sha256(np.ascontiguousarray(identity).data).hexdigest(),
+        "before": [hashlib.sha256(path.read_bytes()).hexdigest() for path in before],
+    }
+    return dict(json.loads(json.dumps(described)))
+
+
+def check_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write the configuration; raises InputError when the folder holds a training of another one."""
+    file = folder / CONFIG
+    try:
+        before = dict(json.loads(file.read_bytes())["config"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        before = {}  # absent or damaged
+    names = list(differing(before, config))
+    if names and (folder / STATE).exists():
+        raise InputError(
+            f"{folder}: holds a training with other settings ({', '.join(names)}); give the same ones to go on with "
+            "it, or choose another --run-dir."
+        )
+    import faiss
+    import numba
+
+    versions = {
+        "fcdeploy": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+        "faiss": faiss.__version__,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+    with atomic_file(file) as opened:
+        opened.write(json.dumps({"config": config, "versions": versions}, indent=1).encode())
+
+
+def differing(before: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """Name what differs between two configurations, as a user gives it; of another network, that it is one."""
+    unlike = [key for key, value in config.items() if before.get(key) != value]
+    for key in [key for key in ("system", "network") if key in unlike] or unlike:
+        value, other = config[key], before.get(key)
+        if key in ("schedule", "settings") and isinstance(other, dict):
+            option = "--set " if key == "settings" else "--"
+            yield from (f"{option}{name}" for name in value if other.get(name) != value[name])
+        else:
+            yield OPTIONS.get(key, f"--{key}")

@@ -1,0 +1,409 @@
+"""Train one network of a system on labelled faces: from features and identities to a checkpoint and a recipe.
+
+The run folder holds all of it: ``config.json`` (settings and versions), ``curves.csv`` and ``curves.png``,
+``best.pth`` and ``last.pth`` (weights in the authors' layout), ``state.pt`` (what it takes to go on) and
+``faces/`` (neighbor lists of the training faces).
+"""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fcdeploy import __version__
+from fcdeploy.data.atomic import atomic_file, check_parent
+from fcdeploy.data.features import Features, check_features
+from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict
+from fcdeploy.deploy.recipe import recipe_text
+from fcdeploy.errors import InputError
+from fcdeploy.runtime.pipeline import Options, hash_of, numba_threads
+from fcdeploy.runtime.run_folder import RunFolder, Store
+from fcdeploy.systems import NAMES, Schedule, System, Training, Weights, check_recipe, get_system
+from fcdeploy.systems.settings import with_settings
+from fcdeploy.training.choices import PUBLISHED, Choices, chosen_schedule, chosen_settings
+from fcdeploy.training.configuration import check_config, configuration
+from fcdeploy.training.identities import (
+    alike_shots,
+    check_albums,
+    deal_faces,
+    faces_where,
+    identities_of,
+    people_of,
+    split_identities,
+)
+from fcdeploy.training.live import LiveRun, live_run
+from fcdeploy.training.loop import BEST, Loop, Progressed
+from fcdeploy.training.memory import freed_memory_kept
+from fcdeploy.training.report import Report
+from fcdeploy.training.sweep import KeyedStore
+
+FACES = "faces"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a training left its checkpoint and recipe, and how good it was: measures of the best step by name."""
+
+    checkpoint: Path
+    recipe: Path
+    run_dir: Path
+    network: str
+    step: int
+    steps: int
+    measures: Mapping[str, float]
+    values: Mapping[str, Any]
+    ended: str
+
+
+def train(
+    system: System,
+    features: Features,
+    labels: np.ndarray,
+    output: Path | str,
+    *,
+    network: str | None = None,
+    recipe: Any = None,
+    checkpoints: Sequence[Path] = (),
+    init: Path | None = None,
+    run_dir: Path | str | None = None,
+    choices: Choices = PUBLISHED,
+    labels_name: str = "labels",
+    quiet: bool = True,
+) -> Trained:
+    """Train a network and write its checkpoint to ``output``, and the recipe beside it (``.toml``).
+
+    labels: (n,) identities, -1 where unknown. network: which of the system's; recipe: the settings to train for (the
+    published ones), of any width. checkpoints: of the networks that run before it. init: weights to start from.
+    run_dir: keeps the training, and goes on with one that is there (``output`` with ``.run``). Raises InputError for
+    what does not fit together, FcdeployError when the training diverges or collapses.
+    """
+    name, training = training_of(system, network)
+    output, run_dir = Path(output), Path(run_dir) if run_dir else Path(output).with_suffix(".run")
+    check_places(output, run_dir)
+    recipe = system.recipe() if recipe is None else recipe
+    if recipe.system != system.name:
+        raise InputError(
+            f"the recipe is for {recipe.system}, not for {system.name}; give one for {system.name}."
+        )
+    recipe = dataclasses.replace(recipe, feature_dim=features.dim)
+    device = torch_device(choices.device)
+    schedule = chosen_schedule(training.schedule, choices)
+    settings = chosen_settings(training, choices.settings, f"{system.name} {name}")
+    features = dataclasses.replace(features, normalize=recipe.features.normalize)
+    check_features(features)
+    identity = identities_of(labels)
+    validating = split_identities(identity, choices.validation, choices.seed, labels_name)
+    shots = alike_shots(features, identity) if choices.albums > 1 else None
+    albums = deal_faces(identity, choices.albums, choices.seed, shots, choices.strays)
+    networks = networks_before(system, name, training, checkpoints)
+    before = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}
+    torch.manual_seed(choices.seed)
+    net = training.network(recipe, before)
+    networks[name] = net
+    weights = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}
+    given = ", ".join(map(str, checkpoints))
+    if before and (problem := system.problem(weights)):
+        raise InputError(
+            f"{given}: does not fit {name} of the width of the features and the lengths of the recipe: {problem}."
+        )
+    remedy = "give features and a recipe that fit the checkpoints" if before else "give another recipe"
+    check_recipe(system, recipe, weights, given or "--recipe", remedy)
+    if init is not None:
+        if (start := getattr(settings, "start", "random")) != "random":
+            raise InputError(
+                f"--init and --set start={start} both say what the weights begin as; give one of them."
+            )
+        load_weights(net, init)
+    options = Options(threads=choices.threads, inference=list(system.inferences)[-1])
+    sides = {"training": ~validating, "validation": validating}
+    report = Report(quiet)
+    for side, chosen in sides.items():
+        if chosen.any():
+            for note in check_side(system, recipe, weights, options, choices, side, albums[chosen]):
+                report.say(f"{side} faces: {note}")
+    folder = made_folders(output, run_dir)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(numba_threads(options.cores))
+        stack.enter_context(torch_threads(options.cores))
+        stack.enter_context(freed_memory_kept())
+        store = stack.enter_context(RunFolder(folder / FACES))  # its lock is that of the whole training
+        for module in networks.values():
+            module.to(device)
+
+        def run_of(side: str, kept: Store) -> tuple[LiveRun, np.ndarray]:
+            chosen = sides[side]
+            part, own = faces_where(features, identity, chosen)
+            fitted, _ = fitted_recipe(system, recipe, weights, part.n, side)
+            # Progress of what is made once; of what every check makes again, none.
+            once = kept is store
+            run = live_run(system, part, fitted, weights, options, kept, device, quiet=quiet or not once)
+            run.albums = None if choices.albums == 1 else albums[chosen]
+            run.read_features()
+            with torch.random.fork_rng():  # making copies of networks draws weights
+                run.renew("before", networks)
+            return run, own
+
+        run, own = run_of("training", store)
+        behind = f", behind {' and '.join(before)}" if before else ""
+        kept = "none kept for validation"
+        if validating.any():
+            people = len(np.unique(identity[validating]))
+            kept = f"{int(validating.sum()):,} validation faces of {people:,}"
+        report.say(
+            f"{name} of {system.title}{behind}: {run.n:,} training faces of {own.max() + 1:,} identities, {kept}"
+        )
+        config = configuration(
+            system.name,
+            name,
+            recipe,
+            schedule,
+            settings,
+            choices,
+            mixed=device.type == "cuda" if choices.mixed is None else choices.mixed,
+            features=hash_of(features),  # of all: what is trained on differs by the split, too
+            identity=identity,
+            before=(*checkpoints, *filter(None, [init])),
+        )
+        try:
+            check_config(folder, config)  # before anything of another training is replaced
+        except InputError:
+            store.drop_scratch()
+            raise
+        task = training.task(run, own if training.mixes else people_of(own, run.albums), settings)
+        if task.start is not None:
+            task.start(net)
+        held = None
+        if validating.any():
+            held_run, truth = run_of("validation", KeyedStore())
+            held = held_run, people_of(truth, held_run.albums)
+        loop = Loop(
+            net,
+            networks,
+            name,
+            training,
+            task,
+            schedule,
+            choices,
+            config,
+            folder,
+            device,
+            run,
+            held,
+            report,
+            system,
+        )
+        done = loop.run()
+        store.drop_scratch()
+    text = recipe_text(with_settings(recipe, done.values), heading(system, name, run, own, done, schedule))
+    best = (folder / BEST).read_bytes()
+    with atomic_file(output) as file:
+        file.write(best)
+    with atomic_file(output.with_suffix(".toml")) as file:
+        file.write(text.encode())
+    return Trained(
+        output,
+        output.with_suffix(".toml"),
+        folder,
+        name,
+        done.best_step,
+        done.step,
+        done.measures,
+        done.values,
+        done.ended,
+    )
+
+
+def training_of(system: System, network: str | None) -> tuple[str, Training]:
+    """Return which network of a system is trained, and how; raises InputError that names what there is."""
+    trainings = system.trainings()
+    if not trainings:
+        having = [other for other in NAMES if get_system(other).trainings()]
+        raise InputError(f"{system.title} cannot be trained here; {', '.join(having)} can.")
+    if network is None and len(trainings) == 1:
+        network = next(iter(trainings))
+    if network is None or network not in trainings:
+        given = (
+            f"--network {network}: is none of" if network else f"{system.title} has several networks; give"
+        )
+        raise InputError(f"{given} --network {'|'.join(trainings)}.")
+    return network, trainings[network]
+
+
+def torch_device(asked: str) -> torch.device:
+    """Return where to train; "auto" is the GPU when there is one. Raises InputError for one that is not there."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise InputError(f"--device {asked}: is none of auto, cpu, cuda and cuda:N.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise InputError(
+            f"--device {asked}: PyTorch {torch.__version__} finds {found} GPUs here; give --device cpu."
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {asked}: is none of auto, cpu, cuda and cuda:N.")
+    return device
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let PyTorch use ``threads`` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_side(
+    system: System,
+    recipe: Any,
+    weights: Weights,
+    options: Options,
+    choices: Choices,
+    side: str,
+    albums: np.ndarray,
+) -> list[str]:
+    """Return what of the recipe has to be changed for the "training" or the "validation" faces, a sentence each.
+
+    albums: (n,) those of these faces. Raises InputError when they cannot be run over with the recipe at all.
+    """
+    fitted, notes = fitted_recipe(system, recipe, weights, len(albums), side)
+    if choices.albums == 1:
+        return notes
+    if any(system.searches(fitted).values()):
+        raise InputError(
+            f"--albums {choices.albums}: does not go with proposals of several levels; leave it out, or give a "
+            "recipe without [[proposals.merge]]."
+        )
+    made = system.products(len(albums), weights, fitted, options)
+    check_albums(albums, choices.albums, made["knn.npz"]["ids"][0][1], side)
+    return notes
+
+
+def fitted_recipe(system: System, recipe: Any, weights: Weights, n: int, side: str) -> tuple[Any, list[str]]:
+    """Return the recipe for n faces, and a sentence for each setting that had to be changed.
+
+    Raises InputError, saying which ``side`` they are on, when they are too few.
+    """
+    told = "weights" in inspect.signature(recipe.for_run).parameters  # systems of several networks
+    more = {"weights": weights} if told else {}
+    try:
+        fitted, notes = recipe.for_run(n, **more)
+    except InputError as error:
+        raise InputError(f"{n:,} {side} faces: {error}") from None
+    return fitted, list(notes)
+
+
+def check_places(output: Path, run_dir: Path) -> None:
+    """Raise InputError when checkpoint, recipe and run folder are not to lie in three places."""
+    beside = output.with_suffix(".toml")
+    for path in (output, run_dir):
+        if path.resolve() == beside.resolve():
+            raise InputError(f"{path}: is where the recipe goes, beside the checkpoint; choose another name.")
+    if output.resolve() == run_dir.resolve():
+        raise InputError(f"{output}: is the run folder, too; choose another name for the checkpoint.")
+
+
+def made_folders(output: Path, run_dir: Path) -> Path:
+    """Make the folders of the checkpoint and of the run, which is returned; raises InputError where none can be."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"{output}: {error.filename} is a file, not a folder; choose another output."
+        ) from error
+    check_parent(output)
+    if not run_dir.parent.is_dir():
+        raise InputError(
+            f"{run_dir}: the folder {run_dir.parent} does not exist; create it or choose another --run-dir."
+        )
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"{run_dir}: is a file; give a folder as --run-dir.")
+    run_dir.mkdir(exist_ok=True)
+    return run_dir
+
+
+def networks_before(
+    system: System, name: str, training: Training, checkpoints: Sequence[Path]
+) -> dict[str, torch.nn.Module]:
+    """Load the networks that run before the one in training; raises InputError when they are not those it needs."""
+    found: dict[str, torch.nn.Module] = {}
+    known = (*training.takes, *training.needs)
+    for path in checkpoints:
+        state = load_state_dict(path)
+        shapes = shapes_of(state)
+        for network, record in system.networks.items():
+            widths = record.widths_from_shapes(shapes)
+            if (
+                network in known
+                and network not in found
+                and widths
+                and shapes.items() <= record.checkpoint_shapes(**widths).items()
+            ):
+                found[network] = system.module("network").NETWORKS[network].from_state_dict(state)
+                break
+        else:
+            takes = f"takes {' and '.join(known)}, one of each" if known else "needs none"
+            raise InputError(
+                f"{path}: is no network that comes before {name} of {system.title}, which {takes}."
+            )
+    missing = [network for network in training.needs if network not in found]
+    if missing:
+        raise InputError(
+            f"training {name} of {system.title} needs trained networks of {' and '.join(missing)}; give their "
+            f"checkpoints with --ckpt."
+        )
+    return found
+
+
+def widths_of(system: System, network: str, module: torch.nn.Module) -> dict[str, Any]:
+    """Read the widths of a network off its weights."""
+    widths = system.networks[network].widths_from_shapes(shapes_of(module.state_dict()))
+    assert widths is not None
+    return widths
+
+
+def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a state_dict's tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def load_weights(net: torch.nn.Module, path: Path) -> None:
+    """Start from a checkpoint's weights; raises InputError when they are not this network's."""
+    state = load_state_dict(path)
+    wanted = shapes_of(net.state_dict())
+    for key, shape in wanted.items():
+        if (
+            not key.endswith(".num_batches_tracked")
+            and tuple(state[key].shape if key in state else ()) != shape
+        ):
+            found = tuple(state[key].shape) if key in state else "no such tensor"
+            raise InputError(f"{path}: its weights do not fit: {key} should be {shape}, found {found}.")
+    net.load_state_dict({key: tensor for key, tensor in state.items() if key in wanted}, strict=False)
+
+
+def heading(
+    system: System, name: str, run: LiveRun, identity: np.ndarray, done: Progressed, schedule: Schedule
+) -> list[str]:
+    """Say in a recipe what its weights were trained on."""
+    lines = [
+        f"{system.title}, network {name}, trained with fcdeploy {__version__} on {run.n:,} faces of "
+        f"{int(identity.max()) + 1:,} identities,",
+        f"{done.best_step:,} of {done.step:,} steps, batch {schedule.batch}, lr {schedule.lr}.",
+    ]
+    if done.measures:
+        figures = ", ".join(f"{key} {value:.4f}" for key, value in done.measures.items())
+        lines.append(
+            f"On validation identities: {figures}. Choose thresholds on your own faces with `fcdeploy tune`."
+        )
+    return lines
