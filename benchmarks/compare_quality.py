@@ -12,7 +12,6 @@ clusters of one. "Without the largest" leaves the faces of the largest identity 
     python benchmarks/compare_quality.py features.bin truth.meta --dim 128 --pred pse-gcn=pred_labels.meta
 """
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +20,10 @@ from typing import Any
 import click
 import numpy as np
 from compare_cosine import denser_links, named_labels
+from report import write_rows
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.clustering.metrics import evaluate
-from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import open_features
 from fcdeploy.data.labels import read_labels
 from fcdeploy.graph.knn import KnnSearch
@@ -49,7 +48,9 @@ Tried = tuple[str, np.ndarray]  # parameters, and the labels (n,) that they give
     "--pred", "preds", multiple=True, metavar="NAME=LABELS", help="Predicted labels; several if need be."
 )
 @click.option("--skip", multiple=True, help="Names of methods to leave out.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file of the figures.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="JSON file of figures, machine and versions."
+)
 def main(
     features: Path,
     truth: Path,
@@ -79,8 +80,7 @@ def main(
             click.echo(f"{name}: {time.perf_counter() - started:.0f} s", err=True)
     click.echo(as_table(rows))
     if output:
-        with atomic_file(output) as file:
-            file.write((json.dumps(rows, indent=1) + "\n").encode())
+        write_rows(output, "quality", rows, {"faces": opened.n, "dim": opened.dim, "k": k})
 
 
 def figures(labels: np.ndarray, identities: np.ndarray) -> dict[str, float]:

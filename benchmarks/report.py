@@ -28,6 +28,7 @@ PACKAGES = {  # name in a report -> the distributions that may provide it
     "faiss": ("faiss-gpu", "faiss-cpu"),
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
     "torch": ("torch",),
+    "scikit-learn": ("scikit-learn",),
 }
 
 
@@ -80,7 +81,17 @@ def peak_bytes() -> int:
 def write_report(
     name: str, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any], folder: Path | str = RESULTS
 ) -> Path:
-    """Write ``folder``/``name``.json, print the rows as a table and return the path.
+    """Write ``folder``/``name``.json, print the rows as a table and return the path; see ``write_rows``."""
+    path = Path(folder) / f"{name}.json"
+    on = write_rows(path, name, rows, extra)
+    Console().print(_table(name, rows, on))
+    return path
+
+
+def write_rows(
+    path: Path, name: str, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the rows of a benchmark to a JSON file, and return the machine that the file names.
 
     rows: one mapping a measurement; a column that a row lacks is left blank.  extra: the arguments that the
     benchmark ran with.  The file holds {benchmark, date, machine, arguments, rows}.
@@ -94,12 +105,10 @@ def write_report(
         "rows": [dict(row) for row in rows],
     }
     text = json.dumps(report, indent=2, default=_plain) + "\n"
-    path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(text.encode())
-    Console().print(_table(name, rows, on))
-    return path
+    return on
 
 
 def _table(name: str, rows: Sequence[Mapping[str, Any]], on: Mapping[str, Any]) -> Table:

@@ -190,6 +190,6 @@ def _open_bin(path: Path, dim: int | None) -> np.ndarray:
     if size % (4 * dim):
         raise InputError(
             f"{path}: {size:,} bytes are not a whole number of rows of {dim} float32 values ({4 * dim:,} bytes "
-            "each); check --dim, or whether the file was cut short."
+            "each); check the width, or whether the file was cut short."
         )
     return np.memmap(path, dtype="<f4", mode="r", shape=(size // (4 * dim), dim))

@@ -1,13 +1,14 @@
 """What a user chooses for a training, and what was published for the rest."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fcdeploy.errors import InputError
 from fcdeploy.systems import Schedule, Training
+
+HIGHEST_LR = 1e30  # a float32, which PyTorch makes of it, holds what is computed with it
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def chosen_schedule(published: Schedule, choices: Choices) -> Schedule:
     steps = 1 if choices.steps is None else choices.steps
     if min(schedule.epochs, steps) < 1 or schedule.batch < 2:
         raise InputError("--epochs and --steps should be 1 or more, --batch 2 or more.")
-    if not 0 < schedule.lr < math.inf:
-        raise InputError(f"--lr {schedule.lr}: should be positive.")
+    if not 0 < schedule.lr <= HIGHEST_LR:
+        raise InputError(f"--lr {schedule.lr:g}: should be positive, and {HIGHEST_LR:g} at most.")
     if not 0 <= choices.validation <= 0.5:
         raise InputError(f"--validation {choices.validation}: should be a share of the identities, 0 to 0.5.")
     if not 0 <= choices.seed < 2**63:
@@ -71,7 +72,7 @@ def chosen_schedule(published: Schedule, choices: Choices) -> Schedule:
 
 
 def chosen_settings(training: Training, given: Mapping[str, str], where: str) -> Any:
-    """Build a network's own training settings from texts by name; raises InputError for unknown or impossible ones."""
+    """Build a network's own training settings from texts by name; raises InputError for unknown ones."""
     fields: dict[str, type] = {
         entry.name: type(entry.default) for entry in dataclasses.fields(training.settings)
     }
@@ -84,7 +85,4 @@ def chosen_settings(training: Training, given: Mapping[str, str], where: str) ->
             values[key] = fields[key](text)
         except ValueError:
             raise InputError(f"--set {key}={text}: is not of type {fields[key].__name__}.") from None
-    settings = training.settings(**values)
-    if problem := settings.problem():
-        raise InputError(f"--set: {problem}.")
-    return settings
+    return training.settings(**values)

@@ -42,10 +42,12 @@ def configuration(
     settings: the network's own; mixed: whether products are of half precision; features: their hash; identity: (n,)
     int64; before: checkpoints of other networks, and those to start from.
     """
+    table = settings_as_dict(recipe)
+    del table["feature_dim"]  # that of the features
     described = {
         "system": system,
         "network": network,
-        "recipe": settings_as_dict(recipe),
+        "recipe": table,
         "schedule": dataclasses.asdict(schedule),
         "settings": dataclasses.asdict(settings),
         "steps": choices.steps,
@@ -68,13 +70,16 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
     file = folder / CONFIG
     try:
         before = dict(json.loads(file.read_bytes())["config"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        before = {}  # absent or damaged
-    names = list(differing(before, config))
-    if names and (folder / STATE).exists():
+        names = list(differing(before, config))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        before, names = {}, []
+    if (folder / STATE).exists() and (names or not before):
         raise InputError(
             f"{folder}: holds a training with other settings ({', '.join(names)}); give the same ones to go on with "
             "it, or choose another --run-dir."
+            if before
+            else f"{file}: is missing or damaged, so that nothing says which training is kept there; choose another "
+            "--run-dir."
         )
     import faiss
     import numba
@@ -95,11 +100,11 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
 
 def differing(before: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     """Name what differs between two configurations, as a user gives it; of another network, that it is one."""
-    unlike = [key for key, value in config.items() if before.get(key) != value]
+    unlike = [key for key, value in config.items() if before[key] != value]
     for key in [key for key in ("system", "network") if key in unlike] or unlike:
-        value, other = config[key], before.get(key)
-        if key in ("schedule", "settings") and isinstance(other, dict):
-            option = "--set " if key == "settings" else "--"
-            yield from (f"{option}{name}" for name in value if other.get(name) != value[name])
+        if key in ("schedule", "settings"):
+            option, other = ("--set " if key == "settings" else "--"), before[key]
+            names = dict.fromkeys([*config[key], *other])
+            yield from (f"{option}{name}" for name in names if other.get(name) != config[key].get(name))
         else:
             yield OPTIONS.get(key, f"--{key}")

@@ -15,7 +15,7 @@ import torch
 from fcdeploy.data.features import Features
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.tensors import Engine, PassSpec, check_feeds
-from fcdeploy.errors import InputError
+from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.knn import KnnGraph, KnnSearch
 from fcdeploy.runtime.pipeline import Options, Work
@@ -35,7 +35,10 @@ class TorchEngine:
         self.spec, self._module, self._device = spec, module, device
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Evaluate the pass in float32; raises FcdeployError when ``feeds`` is not what ``spec`` says."""
+        """Evaluate the pass in float32.
+
+        Raises FcdeployError when ``feeds`` is not what ``spec`` says, and when training has diverged.
+        """
         check_feeds(feeds, self.spec.inputs, f"pass {self.spec.name}")
         with torch.inference_mode():
             tensors = (
@@ -44,7 +47,13 @@ class TorchEngine:
             outputs = self._module(*tensors)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         names = (tensor.name for tensor in self.spec.outputs)
-        return {name: output.cpu().numpy() for name, output in zip(names, outputs, strict=True)}
+        found = {name: output.cpu().numpy() for name, output in zip(names, outputs, strict=True)}
+        if not all(np.isfinite(values).all() for values in found.values()):
+            raise FcdeployError(
+                "training diverged: what the network says of validation faces is no longer finite; start again with "
+                "a lower --lr, in another --run-dir."
+            )
+        return found
 
     def run_each(
         self, batches: Iterable[tuple[K, Mapping[str, np.ndarray]]]
@@ -89,7 +98,10 @@ class LiveRun(SweepRun):
         above: float,
         cells: Callable[[], Cells],
     ) -> tuple[KnnGraph, dict[str, Any]]:
-        """Find the k nearest neighbors of every face, those in its album; see ``Run.knn``."""
+        """Find the k nearest neighbors of every face, those in its album; see ``Run.knn``.
+
+        Raises InputError when an album has fewer than k.
+        """
         if self.albums is None:
             return super().knn(name, vectors, k, made_of, text, clip=clip, above=above, cells=cells)
         if len(vectors) != self.n:

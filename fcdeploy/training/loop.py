@@ -19,6 +19,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fcdeploy.data.atomic import atomic_file
+from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict
 from fcdeploy.engine.batching import ahead
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.runtime.pipeline import numba_threads
@@ -269,8 +270,14 @@ class Loop:
         except Exception as error:  # torch.load lets whatever its readers raise pass through
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(f"{file}: cannot be taken up ({reason}); choose another --run-dir.") from error
+        if at.best_step >= 0:  # what may become the checkpoint as it is
+            try:
+                load_state_dict(self.folder / BEST)
+            except InputError as error:
+                raise InputError(f"{str(error).rstrip('.')}; choose another --run-dir.") from error
         self.at = at
-        self.report.say(f"going on from step {at.step:,} of {self.total:,}, kept in {self.folder}")
+        going = f"ended at step {at.step:,}" if at.ended else f"going on from step {at.step:,}"
+        self.report.say(f"{going} of {self.total:,}, kept in {self.folder}")
 
 
 def mean_f(trial: Trial) -> float:

@@ -100,6 +100,8 @@ def train(
     identity = identities_of(labels)
     validating = split_identities(identity, choices.validation, choices.seed, labels_name)
     shots = alike_shots(features, identity) if choices.albums > 1 else None
+    if choices.albums > features.n:
+        raise InputError(f"--albums {choices.albums:,}: there are {features.n:,} faces; give far fewer.")
     albums = deal_faces(identity, choices.albums, choices.seed, shots, choices.strays)
     networks = networks_before(system, name, training, checkpoints)
     before = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}
@@ -110,7 +112,8 @@ def train(
     given = ", ".join(map(str, checkpoints))
     if before and (problem := system.problem(weights)):
         raise InputError(
-            f"{given}: does not fit {name} of the width of the features and the lengths of the recipe: {problem}."
+            f"{given}: {problem} ({name}, to be trained, has its width from the features and its lengths from the "
+            "recipe)."
         )
     remedy = "give features and a recipe that fit the checkpoints" if before else "give another recipe"
     check_recipe(system, recipe, weights, given or "--recipe", remedy)
@@ -127,6 +130,10 @@ def train(
         if chosen.any():
             for note in check_side(system, recipe, weights, options, choices, side, albums[chosen]):
                 report.say(f"{side} faces: {note}")
+    training_faces = int(np.bincount(albums[~validating]).min())  # of the smallest album
+    fitted, _ = fitted_recipe(system, recipe, weights, int((~validating).sum()), "training")
+    if problem := settings.problem(fitted, training_faces):
+        raise InputError(f"--set: {problem}.")
     folder = made_folders(output, run_dir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(numba_threads(options.cores))
@@ -172,10 +179,10 @@ def train(
         )
         try:
             check_config(folder, config)  # before anything of another training is replaced
+            task = training.task(run, own if training.mixes else people_of(own, run.albums), settings)
         except InputError:
             store.drop_scratch()
             raise
-        task = training.task(run, own if training.mixes else people_of(own, run.albums), settings)
         if task.start is not None:
             task.start(net)
         held = None
@@ -316,20 +323,24 @@ def check_places(output: Path, run_dir: Path) -> None:
 
 def made_folders(output: Path, run_dir: Path) -> Path:
     """Make the folders of the checkpoint and of the run, which is returned; raises InputError where none can be."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(
-            f"{output}: {error.filename} is a file, not a folder; choose another output."
-        ) from error
-    check_parent(output)
-    if not run_dir.parent.is_dir():
+    if not run_dir.parent.is_dir() and run_dir.parent.resolve() != output.parent.resolve():
         raise InputError(
             f"{run_dir}: the folder {run_dir.parent} does not exist; create it or choose another --run-dir."
         )
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"{run_dir}: is a file; give a folder as --run-dir.")
-    run_dir.mkdir(exist_ok=True)
+    for folder, remedy in ((output.parent, "output"), (run_dir, "--run-dir")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"{folder}: {error.filename} is a file, not a folder; choose another {remedy}."
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be made ({error.strerror}); choose another {remedy}."
+            ) from error
+        check_parent(output)
     return run_dir
 
 

@@ -137,9 +137,12 @@ def check_truth(truth: np.ndarray, features: Features, where: str) -> None:
     """Raise InputError, saying ``where`` the labels come from, when they tell no good threshold from a bad one."""
     n = features.n
     if len(truth) != n:
+        # How many faces a file without a header has follows from the width.
+        headless = Path(features.name).suffix != ".npy"
+        width = f" of {features.dim} values, the engine's width" if headless else ""
+        other = ", or features of this width" if headless else ""
         raise InputError(
-            f"{where}: {len(truth):,} labels for {n:,} faces of {features.dim} values, the engine's width; give the "
-            "labels of these very faces, or features of this width."
+            f"{where}: {len(truth):,} labels for {n:,} faces{width}; give the labels of these very faces{other}."
         )
     sizes = np.bincount(identities_of(truth))
     if (sizes == 1).all():

@@ -160,7 +160,7 @@ def test_empty_features_file(refuse_cluster: Refuse, here: Path, name: str) -> N
 
 def test_raw_file_that_holds_no_whole_number_of_rows(refuse_cluster: Refuse, features: Path) -> None:
     os.truncate(features, 1001)
-    refuse_cluster(features, says=("features.bin: 1,001 bytes", "rows of 32 float32", "check --dim"))
+    refuse_cluster(features, says=("features.bin: 1,001 bytes", "rows of 32 float32", "check the width"))
 
 
 def test_broken_rows_are_counted_and_named(refuse_cluster: Refuse, here: Path, few: np.ndarray) -> None:

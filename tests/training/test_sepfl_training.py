@@ -222,4 +222,4 @@ def test_only_who_asks_for_it_starts_from_similarity(people, vectors, identities
     start_from_similarity(wanted, run.vectors.var(axis=0, dtype=np.float64))
     for one, two in zip(net.state_dict().values(), wanted.state_dict().values(), strict=True):
         assert torch.equal(one, two)
-    assert Settings(start="cosine").problem()
+    assert Settings(start="cosine").problem(get_system("sepfl").recipe(), 100)

@@ -14,7 +14,14 @@ from fcdeploy.data.labels import renumber, write_labels
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.runtime.pipeline import Options
 from fcdeploy.systems import NAMES, get_system
-from fcdeploy.training.identities import alike_shots, deal_faces, identities_of, people_of, split_identities
+from fcdeploy.training.identities import (
+    alike_shots,
+    check_albums,
+    deal_faces,
+    identities_of,
+    people_of,
+    split_identities,
+)
 from fcdeploy.training.sweep import KeyedStore
 
 torch = pytest.importorskip("torch")
@@ -322,7 +329,7 @@ def test_a_training_of_another_system_is_refused_before_anything_of_the_first_is
 
     before = files()
     assert any(path.name == "knn.npz" for path in before)
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match=r"other settings \(SYSTEM, --network\)"):
         trained(sepfl, people, vectors, identities, tmp_path / "a.pth", steps=2)
     assert files() == before
     assert not list(tmp_path.rglob("*.scratch"))
@@ -351,6 +358,81 @@ def test_what_differs_is_named_as_it_is_given(changed, says, people, vectors, id
         trained(pse, people, vectors, identities, tmp_path / "a.pth", steps=2, **changed)
 
 
+@pytest.mark.parametrize("damage", ["", "[]", '{"config": {}}', '{"config": {"system": 3}}', None])
+def test_a_configuration_that_is_damaged_or_missing_is_told_as_that(
+    damage, people, vectors, identities, tmp_path
+):
+    pse = CASES[0]
+    trained(pse, people, vectors, identities, tmp_path / "a.pth", steps=2)
+    file = tmp_path / "a.run/config.json"
+    file.unlink()
+    if damage is not None:
+        file.write_text(damage)
+    with pytest.raises(InputError, match=r"config.json: is missing or damaged.* another --run-dir"):
+        trained(pse, people, vectors, identities, tmp_path / "a.pth", steps=2)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", None])
+def test_damaged_best_weights_become_no_checkpoint(damage, people, vectors, identities, tmp_path):
+    pse = CASES[0]
+    trained(pse, people, vectors, identities, tmp_path / "a.pth", steps=2)
+    (tmp_path / "a.run/best.pth").unlink()
+    (tmp_path / "a.pth").unlink()
+    if damage is not None:
+        (tmp_path / "a.run/best.pth").write_bytes(damage)
+    with pytest.raises(InputError, match=r"best.pth: .*; choose another --run-dir"):
+        trained(pse, people, vectors, identities, tmp_path / "a.pth", steps=2)
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_a_recipe_of_another_width_is_the_same_recipe(people, vectors, identities, tmp_path):
+    """The width is that of the features."""
+    pse = CASES[0]
+    trained(pse, people, vectors, identities, tmp_path / "a.pth", steps=2)
+    wider = np.concatenate([vectors, vectors], axis=1)
+    with pytest.raises(InputError, match=r"other settings \(--features\)"):
+        trained(pse, people, wider, identities, tmp_path / "a.pth", steps=2)
+
+
+def test_a_network_that_diverged_by_a_check_is_told_as_one(people, vectors, identities, tmp_path):
+    """The loss of the first step is still finite."""
+    with pytest.raises(FcdeployError, match=r"training diverged: .* lower --lr"):
+        trained(CASES[0], people, vectors, identities, tmp_path / "a.pth", steps=3, lr=1e30)
+
+
+def test_an_interrupt_before_anything_is_kept_promises_nothing(people, fcdeploy, tmp_path, monkeypatch):
+    from fcdeploy.training import train as module
+
+    def interrupted(*args, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", interrupted)
+    monkeypatch.chdir(people)
+    data = ("--features", "f.bin", "--labels", "f.meta", "-o", tmp_path / "c.pth")
+    assert fcdeploy("train", "pse-gcn", *data).err.strip() == "Interrupted."
+    (tmp_path / "c.run").mkdir()
+    assert "goes on from what" in fcdeploy("train", "pse-gcn", *data).err
+
+
+@pytest.mark.parametrize(("measures", "panels"), [([], 1), (["pairwise_f"], 2)])
+def test_curves_have_a_panel_for_measures_only_where_there_are_some(measures, panels, monkeypatch):
+    from fcdeploy.training import curves
+
+    figures = []
+    monkeypatch.setattr(curves, "_draw", lambda path, draw: figures.append(draw))
+    rows = [{"step": step, "loss": 1.0, **dict.fromkeys(measures, 0.5)} for step in (1, 2)]
+    curves.draw_training("x.png", rows, measures)
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    figures[0](figure)
+    assert len(figure.axes) == panels
+
+
+def test_an_empty_album_is_one_of_too_few_faces():
+    with pytest.raises(InputError, match="has 0 of the 5 training faces"):
+        check_albums(np.zeros(5, dtype=np.int32), 2, 3, "training")
+    assert list(check_albums(np.array([0, 1, 1, 0, 1]), 2, 2, "training")) == [2, 3]
+
+
 def test_one_other_face_makes_it_other_features_on_either_side(people, vectors, identities, tmp_path):
     pse = CASES[0]
     trained(pse, people, vectors, identities, tmp_path / "a.pth", steps=2)
@@ -360,19 +442,6 @@ def test_one_other_face_makes_it_other_features_on_either_side(people, vectors, 
         changed[np.flatnonzero(side)[0]] *= -1
         with pytest.raises(InputError, match=r"\(--features\)"):
             trained(pse, people, changed, identities, tmp_path / "a.pth", steps=2)
-
-
-@pytest.mark.parametrize(
-    ("at", "settings", "says"),
-    [
-        (1, {"reach": "8"}, "reach=8: the lists hold 7 neighbors of each face; give 7 or less"),
-        (4, {"one": "400"}, "one=400: each of 375 training faces has 374 others; give 374 or less"),
-    ],
-)
-def test_more_neighbors_than_there_are_is_refused(at, settings, says, people, vectors, identities, tmp_path):
-    case = (*CASES[at][:2], settings, *CASES[at][3:])
-    with pytest.raises(InputError, match=says):
-        trained(case, people, vectors, identities, tmp_path / "a.pth")
 
 
 def test_training_ends_when_validation_gets_no_better(
@@ -523,6 +592,14 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         ("sepfl", {"--recipe": "sepfl.toml", "--set": "start=cosine"}, "neither random nor similarity"),
         ("pse-gcn", {"--ckpt": "other.pth"}, "needs none"),
         ("pse-gcn", {"--albums": 30}, "training faces, fewer than the k = "),
+        ("pse-gcn", {"--albums": 10**20}, "give far fewer"),
+        ("pse-gcn", {"--lr": "1e39"}, "should be positive, and 1e+30 at most"),
+        ("sepfl", {"--recipe": "sepfl.toml", "--set": "reach=8"}, "reach = 8, and lists of k = 8 hold 7"),
+        ("sepfl", {"--recipe": "sepfl.toml", "--set": "group=9"}, "group = 9 is more than the k = 8"),
+        ("l-gcn", {"--recipe": "l-gcn.toml", "--set": "one=375"}, "one = 375, and a face has 374 others"),
+        ("l-gcn", {"--recipe": "l-gcn.toml", "--set": "two=10"}, "two = 10 and active = 0 should be 9"),
+        ("l-gcn", {"--recipe": "l-gcn.toml", "--set": "active=10"}, "active = 10 should be 9"),
+        ("pse-gcn", {"-o": "new/c.pth", "--run-dir": "none/x"}, "the folder none does not exist"),
         ("pse-gcn", {"--albums": 8}, "give fewer albums or --validation 0"),
         ("nsr-fc", {"--recipe": "nsr-fc.toml"}, "--network rescore|lce|pce"),
         ("nsr-fc", {"--recipe": "nsr-fc.toml", "--network": "pce"}, "trained networks of lce"),
@@ -591,7 +668,7 @@ def test_checkpoints_that_do_not_fit_the_network_in_training_are_refused(
     ):
         done = fcdeploy("train", "nsr-fc", "--network", "pce", "--ckpt", lce, *options, "-o", "p.pth", *steps)
         assert (done.code, done.err.count("\n")) == (2, 1)
-        assert "does not fit pce of the width of the features and the lengths of the recipe" in done.err
+        assert "pce, to be trained, has its width from the features" in done.err
         assert says in done.err
     wider = ("--features", "wider.npy", "--recipe", "nsr-fc.toml", "-o", "r.pth")
     done = fcdeploy("train", "nsr-fc", "--network", "rescore", "--ckpt", "refine.pth", *wider, *steps)

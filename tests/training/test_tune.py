@@ -12,7 +12,7 @@ from fcdeploy.errors import InputError
 from fcdeploy.runtime.pipeline import Options
 from fcdeploy.systems.settings import settings_as_dict
 from fcdeploy.training.sweep import Trial, best_trial, near
-from fcdeploy.training.tune import tune
+from fcdeploy.training.tune import describe_values, tune
 
 pytest.importorskip("onnxscript")
 from fcdeploy.deploy.recipe import built_in_names, load_recipe, recipe_text
@@ -113,6 +113,7 @@ def test_the_command_prints_the_trade_off_and_writes_recipe_and_plot(
 ):
     monkeypatch.chdir(tmp_path)
     np.save("f.npy", faces[0])
+    faces[0].tofile("f.bin")
     np.save("l.npy", faces[1])
     np.save("short.npy", faces[1][1:])
     data = ("tune", "--engine", bundle.path, "--features", "f.npy", "--labels", "l.npy", "--threads", 1)
@@ -128,14 +129,24 @@ def test_the_command_prints_the_trade_off_and_writes_recipe_and_plot(
     for options, says in (
         (("-o", "x.txt"), "ends in .toml"),
         (("-o", "none/x.toml"), "none/x.toml: the folder none does not exist"),
-        (("--labels", "short.npy"), "short.npy: 299 labels for 300 faces of 32 values"),
+        (
+            ("--labels", "short.npy"),
+            "short.npy: 299 labels for 300 faces; give the labels of these very faces.",
+        ),
         (("--labels", "f.npy"), "expected integers"),
+        (("--features", "f.bin", "--labels", "short.npy"), "of 32 values, the engine's width"),
         (("--inference", "layerwis"), "layerwis"),
     ):
         done = fcdeploy(*data, *options)
         assert (done.code, done.out) == (2, ""), options
         assert says in done.err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_settings_are_said_as_a_recipe_has_them():
+    values = {"pairs.min_probability": 0.5, "pairs.certain_weights": (0.1, 0.9), "pairs.k": ()}
+    said = "pairs.min_probability = 0.5, pairs.certain_weights = [0.1, 0.9], pairs.k = []"
+    assert describe_values(values) == said
 
 
 def test_values_near_the_best_lie_between_it_and_its_neighbors():

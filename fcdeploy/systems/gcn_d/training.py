@@ -31,8 +31,11 @@ class Settings:
 
     dropout: float = 0.5
 
-    def problem(self) -> str | None:
-        """Return what is wrong with these values, or None."""
+    def problem(self, recipe: Recipe, n: int) -> str | None:
+        """Return what is wrong with these values, or None.
+
+        recipe: of the training faces; n: how many there are, of the smallest album.
+        """
         return (
             None
             if 0 <= self.dropout < 1

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fcdeploy.engine.batching import Rows
-from fcdeploy.errors import InputError
 from fcdeploy.graph.subgraphs import LAYERS, Subgraphs, gather_subgraphs, own_positions
 from fcdeploy.systems import Schedule, Task, Training, Weights
 from fcdeploy.systems.l_gcn import flow
@@ -32,13 +31,21 @@ class Settings:
     two: int = 0
     active: int = 0
 
-    def problem(self) -> str | None:
-        """Return what is wrong with these values, or None."""
+    def problem(self, recipe: Recipe, n: int) -> str | None:
+        """Return what is wrong with these values, or None.
+
+        recipe: of the training faces; n: how many there are, of the smallest album.
+        """
         if min(self.one, self.two, self.active) < 0:
             return (
                 f"one = {self.one}, two = {self.two} and active = {self.active} should be positive "
                 "(0: as in the recipe)"
             )
+        one = self.one or recipe.neighborhood.hops[0]
+        if one >= n:
+            return f"one = {one}, and a face has {n - 1:,} others"
+        if max(self.two, self.active) > one:
+            return f"two = {self.two} and active = {self.active} should be {one}, the hops of one, or less"
         return None
 
 
@@ -51,10 +58,6 @@ def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
     """
     near = run.settings.neighborhood
     one = settings.one or near.hops[0]
-    if one >= run.n:
-        raise InputError(
-            f"--set one={one}: each of {run.n:,} training faces has {run.n - 1:,} others; give {run.n - 1} or less."
-        )
     two, active = settings.two or near.hops[1], settings.active or near.active
     if one != near.hops[0]:  # lists of another length are another product
         near = replace(near, hops=(one, two))

@@ -39,8 +39,11 @@ class RescoreSettings:
 
     dropout: float = 0.2
 
-    def problem(self) -> str | None:
-        """Return what is wrong with these values, or None."""
+    def problem(self, recipe: Recipe, n: int) -> str | None:
+        """Return what is wrong with these values, or None.
+
+        recipe: of the training faces; n: how many there are, of the smallest album.
+        """
         return _problem_of(self.dropout)
 
 
@@ -50,8 +53,11 @@ class LceSettings:
 
     dropout: float = 0.1
 
-    def problem(self) -> str | None:
-        """Return what is wrong with these values, or None."""
+    def problem(self, recipe: Recipe, n: int) -> str | None:
+        """Return what is wrong with these values, or None.
+
+        recipe: of the training faces; n: how many there are, of the smallest album.
+        """
         return _problem_of(self.dropout)
 
 
@@ -66,9 +72,14 @@ class PceSettings:
     dropout: float = 0.1
     others: int = 0
 
-    def problem(self) -> str | None:
-        """Return what is wrong with these values, or None."""
-        return f"others = {self.others} is negative" if self.others < 0 else _problem_of(self.dropout)
+    def problem(self, recipe: Recipe, n: int) -> str | None:
+        """Return what is wrong with these values, or None.
+
+        recipe: of the training faces; n: how many there are, of the smallest album.
+        """
+        if not 0 <= self.others < recipe.pairs.k:
+            return f"others = {self.others} should be 0 to {recipe.pairs.k - 1}, the neighbors of a face"
+        return _problem_of(self.dropout)
 
 
 def _problem_of(dropout: float) -> str | None:

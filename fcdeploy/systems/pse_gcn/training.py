@@ -43,8 +43,11 @@ class Settings:
     flips: float = 0.0
     noise: float = 0.0
 
-    def problem(self) -> str | None:
-        """Return what is wrong with these values, or None."""
+    def problem(self, recipe: Recipe, n: int) -> str | None:
+        """Return what is wrong with these values, or None.
+
+        recipe: of the training faces; n: how many there are, of the smallest album.
+        """
         if self.nodes < 0 or self.nodes == 1:
             return f"nodes = {self.nodes} should be 2 or more (0: as published)"
         if not 0 <= self.margin <= 1:

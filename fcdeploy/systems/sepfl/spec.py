@@ -100,7 +100,7 @@ class Recipe:
             )
         if n < weights:
             raise InputError(
-                f"the engine's weights are for k = {weights} neighbors, the face itself counted, "
+                f"the weights are for k = {weights} neighbors, the face itself counted, "
                 f"and there are only {n:,} faces; give at least {weights:,}."
             )
         return self, []

@@ -46,10 +46,19 @@ class Settings:
     noise: float = 0.0
     start: str = RANDOM
 
-    def problem(self) -> str | None:
-        """Return what is wrong with these values, or None."""
+    def problem(self, recipe: Recipe, n: int) -> str | None:
+        """Return what is wrong with these values, or None.
+
+        recipe: of the training faces; n: how many there are, of the smallest album.
+        """
         if self.links < 1 or self.reach < 0:
             return f"links = {self.links} and reach = {self.reach} should be positive (reach 0: half of the list)"
+        if self.reach >= recipe.links.k:
+            return (
+                f"reach = {self.reach}, and lists of k = {recipe.links.k} hold {recipe.links.k - 1} neighbors"
+            )
+        if self.group > recipe.links.k:
+            return f"group = {self.group} is more than the k = {recipe.links.k} faces of a list"
         if self.group < 0 or self.group == 1:
             return f"group = {self.group} should be 2 or more (0: links are drawn one by one)"
         if not self.group and (self.flips or self.noise):
@@ -63,10 +72,6 @@ def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
     """An item is a link from a face to one of its neighbors, and both faces' lists; with ``group``, a face."""
     knn, _ = flow.nearest_neighbors(run)
     reach = settings.reach or max(1, knn.k // 2 - 1)
-    if reach >= knn.k:
-        raise InputError(
-            f"--set reach={reach}: the lists hold {knn.k - 1} neighbors of each face; give {knn.k - 1} or less."
-        )
     make = task_of_groups if settings.group else task_of_links
     made = make(run, labels, knn.ids, settings, reach)
     if settings.start == RANDOM:
