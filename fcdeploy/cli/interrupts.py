@@ -10,9 +10,11 @@ from types import FrameType
 # What comes of a Ctrl-C while numba calls back into Python, and while a library of C++ is imported.
 MASKS = (SystemError, ImportError)
 # Where an exception out of nowhere leaves a lock taken, for which the next thread waits for ever, or ends the process:
-# numba and llvmlite while they compile. In a finalizer, as in any ``__del__``, Python prints it and goes on. NumPy,
+# numba and llvmlite while they compile. In a callback of a weak reference Python prints it and goes on. NumPy,
 # which asks abc what a file is, takes it for a yes.
-FRAGILE = ("abc", "llvmlite", "numba", "weakref")
+FRAGILE = ("_weakrefset", "abc", "llvmlite", "numba", "weakref")
+# What Python calls when an object dies, and whose exceptions it ignores: file and name of the code; any file is "".
+IGNORED = (("", "__del__"), ("<frozen importlib._bootstrap>", "cb"))
 HELD_BACK_SECONDS = 0.05
 
 
@@ -56,8 +58,9 @@ def interruptible() -> Iterator[None]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
-        name = frame.f_globals.get("__name__") or ""
-        if frame.f_code.co_name == "__del__" or name.partition(".")[0] in FRAGILE:
+        name, code = frame.f_globals.get("__name__") or "", frame.f_code
+        ignored = {("", code.co_name), (code.co_filename, code.co_name)}.intersection(IGNORED)
+        if ignored or name.partition(".")[0] in FRAGILE:
             signal.setitimer(signal.ITIMER_REAL, HELD_BACK_SECONDS)
             return
         frame = frame.f_back

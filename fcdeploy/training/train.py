@@ -99,9 +99,9 @@ def train(
     check_features(features)
     identity = identities_of(labels)
     validating = split_identities(identity, choices.validation, choices.seed, labels_name)
-    shots = alike_shots(features, identity) if choices.albums > 1 else None
     if choices.albums > features.n:
         raise InputError(f"--albums {choices.albums:,}: there are {features.n:,} faces; give far fewer.")
+    shots = alike_shots(features, identity) if choices.albums > 1 else None
     albums = deal_faces(identity, choices.albums, choices.seed, shots, choices.strays)
     networks = networks_before(system, name, training, checkpoints)
     before = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}

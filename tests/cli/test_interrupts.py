@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from importlib import _bootstrap  # type: ignore[attr-defined]
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,9 @@ def interrupts_and_sleeps(act: Callable[[], object]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("module", ["numba", "numba.core.codegen", "llvmlite.binding.ffi", "weakref", "abc"])
+@pytest.mark.parametrize(
+    "module", ["numba", "numba.core.codegen", "llvmlite.binding.ffi", "weakref", "_weakrefset", "abc"]
+)
 def test_an_interrupt_waits_until_fragile_code_has_returned(module: str) -> None:
     done: list[str] = []
     assert interrupts_and_sleeps(lambda: work_of(module)(press, done))
@@ -65,6 +68,19 @@ def test_an_interrupt_of_a_destructor_is_not_lost() -> None:
             done.append("died")
 
     assert interrupts_and_sleeps(Dying)
+    assert done == ["died"]
+
+
+def test_an_interrupt_of_a_callback_of_the_import_system_is_not_lost() -> None:
+    """Python calls ``cb`` when the lock of a module dies, behind its import."""
+    done: list[str] = []
+    lock = _bootstrap._get_module_lock("fcdeploy.no_such_module")
+    dying = _bootstrap._module_locks["fcdeploy.no_such_module"].__callback__.__code__
+    names = {"__name__": "importlib._bootstrap", "press": press, "done": done}
+    exec(compile("def cb():\n press()\n done.append('died')", dying.co_filename, "exec"), names)
+    assert (dying.co_filename, dying.co_name) == (names["cb"].__code__.co_filename, "cb")  # type: ignore[attr-defined]
+    assert lock
+    assert interrupts_and_sleeps(names["cb"])  # type: ignore[arg-type]
     assert done == ["died"]
 
 
