@@ -125,14 +125,16 @@ def train(
         load_weights(net, init)
     options = Options(threads=choices.threads, inference=list(system.inferences)[-1])
     sides = {"training": ~validating, "validation": validating}
-    report = Report(quiet)
+    report, fitted = Report(quiet), {}
     for side, chosen in sides.items():
         if chosen.any():
-            for note in check_side(system, recipe, weights, options, choices, side, albums[chosen]):
+            fitted[side], notes = recipe_of_side(
+                system, recipe, weights, options, choices, side, albums[chosen]
+            )
+            for note in notes:
                 report.say(f"{side} faces: {note}")
-    training_faces = int(np.bincount(albums[~validating]).min())  # of the smallest album
-    fitted, _ = fitted_recipe(system, recipe, weights, int((~validating).sum()), "training")
-    if problem := settings.problem(fitted, training_faces):
+    smallest_album = int(np.bincount(albums[~validating]).min())
+    if problem := settings.problem(fitted["training"], smallest_album):
         raise InputError(f"--set: {problem}.")
     folder = made_folders(output, run_dir)
     with contextlib.ExitStack() as stack:
@@ -146,10 +148,11 @@ def train(
         def run_of(side: str, kept: Store) -> tuple[LiveRun, np.ndarray]:
             chosen = sides[side]
             part, own = faces_where(features, identity, chosen)
-            fitted, _ = fitted_recipe(system, recipe, weights, part.n, side)
             # Progress of what is made once; of what every check makes again, none.
             once = kept is store
-            run = live_run(system, part, fitted, weights, options, kept, device, quiet=quiet or not once)
+            run = live_run(
+                system, part, fitted[side], weights, options, kept, device, quiet=quiet or not once
+            )
             run.albums = None if choices.albums == 1 else albums[chosen]
             run.read_features()
             with torch.random.fork_rng():  # making copies of networks draws weights
@@ -271,7 +274,7 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_side(
+def recipe_of_side(
     system: System,
     recipe: Any,
     weights: Weights,
@@ -279,35 +282,26 @@ def check_side(
     choices: Choices,
     side: str,
     albums: np.ndarray,
-) -> list[str]:
-    """Return what of the recipe has to be changed for the "training" or the "validation" faces, a sentence each.
+) -> tuple[Any, list[str]]:
+    """Return the recipe for the "training" or the "validation" faces, and a sentence for each setting it changes.
 
-    albums: (n,) those of these faces. Raises InputError when they cannot be run over with the recipe at all.
-    """
-    fitted, notes = fitted_recipe(system, recipe, weights, len(albums), side)
-    if choices.albums == 1:
-        return notes
-    if any(system.searches(fitted).values()):
-        raise InputError(
-            f"--albums {choices.albums}: does not go with proposals of several levels; leave it out, or give a "
-            "recipe without [[proposals.merge]]."
-        )
-    made = system.products(len(albums), weights, fitted, options)
-    check_albums(albums, choices.albums, made["knn.npz"]["ids"][0][1], side)
-    return notes
-
-
-def fitted_recipe(system: System, recipe: Any, weights: Weights, n: int, side: str) -> tuple[Any, list[str]]:
-    """Return the recipe for n faces, and a sentence for each setting that had to be changed.
-
-    Raises InputError, saying which ``side`` they are on, when they are too few.
+    albums: (n,) int32, those of these faces. Raises InputError, saying which ``side`` they are on, when they are too
+    few for the recipe or for that many albums.
     """
     told = "weights" in inspect.signature(recipe.for_run).parameters  # systems of several networks
     more = {"weights": weights} if told else {}
     try:
-        fitted, notes = recipe.for_run(n, **more)
+        fitted, notes = recipe.for_run(len(albums), **more)
     except InputError as error:
-        raise InputError(f"{n:,} {side} faces: {error}") from None
+        raise InputError(f"{len(albums):,} {side} faces: {error}") from None
+    if choices.albums > 1:
+        if any(system.searches(fitted).values()):
+            raise InputError(
+                f"--albums {choices.albums}: does not go with proposals of several levels; leave it out, or give a "
+                "recipe without [[proposals.merge]]."
+            )
+        made = system.products(len(albums), weights, fitted, options)
+        check_albums(albums, choices.albums, made["knn.npz"]["ids"][0][1], side)
     return fitted, list(notes)
 
 
