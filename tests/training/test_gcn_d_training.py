@@ -8,16 +8,26 @@ from fcdeploy.systems import get_system
 torch = pytest.importorskip("torch")
 from test_train import trained  # noqa: E402
 
+from fcdeploy.data.features import features_from_array  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
+from fcdeploy.runtime.pipeline import Options  # noqa: E402
 from fcdeploy.systems.gcn_d.inputs import random_batch  # noqa: E402
+from fcdeploy.systems.gcn_d.spec import Recipe  # noqa: E402
 from fcdeploy.systems.gcn_d.training import (  # noqa: E402
+    HIDDEN,
     best_matches,
     detection_loss,
     network,
     segmentation_loss,
 )
+from fcdeploy.systems.settings import with_settings  # noqa: E402
 from fcdeploy.training.choices import Choices  # noqa: E402
+from fcdeploy.training.live import live_run  # noqa: E402
+from fcdeploy.training.loop import mean_f  # noqa: E402
+from fcdeploy.training.sweep import KeyedStore, best_trial, sweep  # noqa: E402
 from fcdeploy.training.train import train  # noqa: E402
+
+ONE = Options(threads=1)
 
 
 def test_a_proposal_is_told_its_overlap_with_the_faces_of_its_majority():
@@ -69,7 +79,6 @@ def test_in_training_padding_changes_nothing(reduce, people):
 
 
 def test_segmentation_is_trained_behind_a_detection_network(people, vectors, identities, tmp_path):
-    from fcdeploy.data.features import features_from_array
     from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict
     from fcdeploy.errors import InputError
     from fcdeploy.systems import recognise
@@ -93,3 +102,49 @@ def test_segmentation_is_trained_behind_a_detection_network(people, vectors, ide
     }
     system, networks, _ = recognise(shapes)
     assert (system.name, list(networks.values())) == ("gcn-d", ["detect", "segment"])
+
+
+def test_what_segmentation_takes_from_proposals_is_chosen_where_there_is_one():
+    """The published share first: it stays where segments make no difference."""
+    tunable = get_system("gcn-d").tunable
+    detect, segment = {"dim": 16, "hidden": (8,)}, {"dim": 17, "hidden": (8,)}
+    assert [one.key for one in tunable({"detect": detect}, ONE)] == ["overlap.min_score", "overlap.max_iou"]
+    *overlap, outlier = tunable({"detect": detect, "segment": segment}, ONE)
+    assert [one.key for one in overlap] == ["overlap.min_score", "overlap.max_iou"]
+    assert outlier.key == "segment.th_outlier"
+    assert outlier.values[0] == Recipe().segment.th_outlier
+    assert {0.0} < set(outlier.values)
+
+
+def test_a_segmentation_that_doubts_everyone_is_told_to_remove_nobody(people, vectors, identities):
+    """Its network says 0.1 of every face: at the published 0.5 it takes all of them from every proposal."""
+    system, recipe = get_system("gcn-d"), load_recipe(people / "gcn-d.toml")
+    recipe = with_settings(recipe, {"segment.keep_outlier": False})
+    torch.manual_seed(3)
+    detect, segment = (network(name, recipe, {}) for name in ("detect", "segment"))
+    with torch.no_grad():
+        segment.classifier.weight.zero_()
+        segment.classifier.bias.copy_(torch.log(torch.tensor([0.9, 0.1])))
+
+    def best(weights, networks):
+        run = live_run(
+            system, features_from_array(vectors), recipe, weights, ONE, KeyedStore(), torch.device("cpu")
+        )
+        run.renew("x", networks)
+        tunables = system.tunable(weights, ONE)
+        trials = sweep(run, identities, tunables, mean_f)
+        return best_trial(trials, tunables, mean_f), trials
+
+    widths = {"hidden": HIDDEN}
+    alone, _ = best({"detect": {"dim": 16, **widths}}, {"detect": detect})
+    both, trials = best(
+        {"detect": {"dim": 16, **widths}, "segment": {"dim": 17, **widths}},
+        {"detect": detect, "segment": segment},
+    )
+    assert both.evaluation == alone.evaluation
+    assert both.values["segment.th_outlier"] < 0.1
+    removed = {
+        trial.evaluation.pairwise.recall for trial in trials if trial.values["segment.th_outlier"] > 0.1
+    }
+    assert removed == {0.0}
+    assert alone.evaluation.pairwise.recall > 0.1

@@ -8,9 +8,17 @@ parameter set are numbered by their first face, the same proposal is taken once,
 of largest degree before the graph is normalised (behind it, all are 1 but for rounding).
 """
 
-from fcdeploy.systems import System, Tunable, thresholds
+from fcdeploy.systems import System
 from fcdeploy.systems.gcn_d.flow import cluster
-from fcdeploy.systems.gcn_d.spec import NETWORKS, Recipe, graphs, problem_of_networks, products, searches
+from fcdeploy.systems.gcn_d.spec import (
+    NETWORKS,
+    Recipe,
+    graphs,
+    problem_of_networks,
+    products,
+    searches,
+    tunable,
+)
 
 SYSTEM = System(
     name="gcn-d",
@@ -24,8 +32,5 @@ SYSTEM = System(
     problem=problem_of_networks,
     searches=searches,
     graphs=graphs,
-    tunable=lambda weights, options: (
-        Tunable("overlap.min_score", (-1.0, *thresholds(0.0, 0.95, 0.05)), between=True),
-        Tunable("overlap.max_iou", (0.5, 0.7, 1.0)),
-    ),
+    tunable=tunable,
 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Network, Products, Weights
+from fcdeploy.systems import Network, Products, Tunable, Weights, thresholds
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Options
@@ -344,6 +344,19 @@ def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> 
 def searches(settings: Recipe) -> dict[str, int]:
     """Return how many further kNN searches the stages make: one for all merges of one level."""
     return {"proposals": sum(bool(level.merge) for _, level in settings.levels())}
+
+
+def tunable(weights: Weights, options: "Options") -> tuple[Tunable, ...]:
+    """Return what is chosen on labelled faces: which proposals become clusters, and what segmentation takes from them.
+
+    The published th_outlier comes first: where segments make no difference it stays.
+    """
+    overlap = (
+        Tunable("overlap.min_score", (-1.0, *thresholds(0.0, 0.95, 0.05)), between=True),
+        Tunable("overlap.max_iou", (0.5, 0.7, 1.0)),
+    )
+    segment = Tunable("segment.th_outlier", (0.5, 0.3, 0.1, 0.02, 0.0), between=True)
+    return (*overlap, segment) if SEGMENT in weights else overlap
 
 
 def graphs(n: int, settings: Recipe, nodes: int) -> float:
