@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcdeploy.clustering.metrics import share_in_same_cluster
@@ -29,6 +29,7 @@ def test_clusterings_of_other_faces_are_refused():
 labels = st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4)), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(labels)
 def test_the_share_is_that_of_python_sets(pairs):
     one, other = zip(*pairs, strict=True)

@@ -64,7 +64,8 @@ def write_archive(path: Path, member: str, parts: Iterable[bytes]) -> None:
 
 
 def peak_of(read: Callable[[], Any]) -> int:
-    """Bytes that a call took at most, whatever came of it."""
+    """Bytes that a call took at most, whatever came of it; modules that the first call imports are none of them."""
+    refused_or_read(read)
     tracemalloc.start()
     try:
         refused_or_read(read)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,7 @@ def test_features_that_change_while_they_are_read_are_not_clustered(
         straight(features)  # type: ignore[arg-type]
         if not calls:
             calls.append(1)
+            time.sleep(0.02)  # longer than the steps in which some kernels count the times of files
             (rows * 2).tofile(tmp_path / "features.bin")
 
     monkeypatch.setattr(pipeline, "check_features", changing)

@@ -124,5 +124,7 @@ def test_waiting_for_batches_is_not_the_engines_time():
 
     calls = []
     watched = bench._WatchedEngine(Engine(), calls)
+    started = time.perf_counter()
     assert [key for key, _ in watched.run_each(batches())] == [0, 1, 2]
-    assert 0.03 <= sum(call.compute for call in calls) < 0.085
+    elapsed = time.perf_counter() - started
+    assert 0.03 <= sum(call.compute for call in calls) <= elapsed - 0.06

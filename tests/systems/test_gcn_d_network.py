@@ -302,6 +302,7 @@ def test_k_of_a_run_replaces_that_of_every_base_and_no_list_is_longer_than_the_f
     assert recipe.proposals[0].merge == Recipe().proposals[0].merge
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(2, 700), min_size=1))
 def test_a_graph_is_padded_by_its_own_size_only_and_not_by_much(sizes):
     padded_to = padded_sizes(np.array(sizes))
