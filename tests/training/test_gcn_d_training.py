@@ -126,9 +126,10 @@ def test_a_segmentation_that_doubts_everyone_is_told_to_remove_nobody(people, ve
         segment.classifier.weight.zero_()
         segment.classifier.bias.copy_(torch.log(torch.tensor([0.9, 0.1])))
 
-    def best(weights, networks):
+    def best(weights, networks, stage="auto"):
+        staged = with_settings(recipe, {"network.stage": stage})
         run = live_run(
-            system, features_from_array(vectors), recipe, weights, ONE, KeyedStore(), torch.device("cpu")
+            system, features_from_array(vectors), staged, weights, ONE, KeyedStore(), torch.device("cpu")
         )
         run.renew("x", networks)
         tunables = system.tunable(weights, ONE)
@@ -136,11 +137,10 @@ def test_a_segmentation_that_doubts_everyone_is_told_to_remove_nobody(people, ve
         return best_trial(trials, tunables, mean_f), trials
 
     widths = {"hidden": HIDDEN}
-    alone, _ = best({"detect": {"dim": 16, **widths}}, {"detect": detect})
-    both, trials = best(
-        {"detect": {"dim": 16, **widths}, "segment": {"dim": 17, **widths}},
-        {"detect": detect, "segment": segment},
-    )
+    weights = {"detect": {"dim": 16, **widths}, "segment": {"dim": 17, **widths}}
+    networks = {"detect": detect, "segment": segment}
+    alone, _ = best({"detect": weights["detect"]}, {"detect": detect})
+    both, trials = best(weights, networks)
     assert both.evaluation == alone.evaluation
     assert both.values["segment.th_outlier"] < 0.1
     removed = {
@@ -148,3 +148,6 @@ def test_a_segmentation_that_doubts_everyone_is_told_to_remove_nobody(people, ve
     }
     assert removed == {0.0}
     assert alone.evaluation.pairwise.recall > 0.1
+    unused, _ = best(weights, networks, stage="det")
+    assert unused.evaluation == alone.evaluation
+    assert unused.values["segment.th_outlier"] == recipe.segment.th_outlier
