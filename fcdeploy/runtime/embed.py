@@ -183,6 +183,8 @@ def take_over(partial: Partial, stamps: np.ndarray, sources: Sequence[Arrays]) -
     """Fill in the rows of lines whose stamps (n,) are among those of ``sources``; the others are to be done again."""
     arrays, taken = partial.arrays, 0
     for source in sources:
+        if source.keys() < arrays.keys():  # of a kill during its deletion
+            continue
         usable = np.flatnonzero((source["states"] < FIRST_BAD) & (source["stamps"] != NO_STAMP))
         order = usable[np.argsort(source["stamps"][usable], kind="stable")]
         known = source["stamps"][order]

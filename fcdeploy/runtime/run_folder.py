@@ -222,17 +222,16 @@ class RunFolder:
     def drop(self, name: str) -> None:
         """Delete a product, finished or not."""
         self._forget(name)
-        for path in (self.place(name), self.path / f"{name}.part"):
-            remove_folder(path)
+        remove_folder(self.place(name))
+        remove_partial(self.path / f"{name}.part")
 
     def drop_scratch(self) -> None:
         """Delete all scratch products and everything unfinished, those of earlier runs, too."""
         for name in list(self._products):
-            shutil.rmtree(self.path / f"{name}.part", ignore_errors=True)  # of a kill during its deletion
             if is_scratch(name):
                 self._forget(name)
         for journal in self.path.glob(f"*.part/{JOURNAL}"):
-            remove_folder(journal.parent)
+            remove_partial(journal.parent)
         for path in self.path.glob(f"*{SCRATCH}"):
             remove_folder(path)
 
@@ -312,8 +311,9 @@ class FolderPartial:
         self.done = self._committed(shapes)
         with no_space_left(self._place):
             if not self.done:
-                remove_folder(self._place)
+                remove_partial(self._place)
                 self._place.mkdir()
+                (self._place / JOURNAL).touch()
             self.arrays = folder.watch(
                 {part: self._map(part, shape, dtype) for part, (shape, dtype) in shapes.items()}
             )
@@ -361,7 +361,8 @@ class FolderPartial:
             os.replace(self._place, final)
         sync_folder(self._folder.path)
         self._folder.record(self._name, self._key)
-        shutil.rmtree(self._place, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_partial(self._place)
         return self._folder.watch(map_arrays(final))
 
     def _committed(self, shapes: Shapes) -> int:
@@ -416,6 +417,15 @@ class FolderPartial:
             archive.open(info, "w", force_zip64=True) as target,
         ):
             shutil.copyfileobj(source, target, COPY_BYTES)
+
+
+def remove_partial(place: Path) -> None:
+    """Delete a product in the making; its journal last, by which what a kill leaves of it is known as ours."""
+    if place.is_dir() and not place.is_symlink():
+        for path in place.iterdir():
+            if path.name != JOURNAL:
+                remove_folder(path)
+    remove_folder(place)
 
 
 def _read_journal(path: Path) -> tuple[str, int]:

@@ -21,6 +21,7 @@ from fcdeploy.data.images import State
 from fcdeploy.engine.embedder import Embedder
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.runtime import embed
+from fcdeploy.runtime.run_folder import MemoryStore
 
 N = 40
 HERE = Path(__file__).parent
@@ -526,3 +527,17 @@ def test_the_shared_embedder_gives_the_reference_embeddings(shared: Path, tmp_pa
     cosine = (rows * reference).sum(axis=1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(reference, axis=1)
     assert rows.shape == (180, 512)
     assert cosine.min() > 0.99999
+
+
+def test_what_a_kill_left_of_earlier_rows_is_not_taken_over() -> None:
+    """Of two sources the first lacks an array, which its deletion had come to."""
+    stamps = np.array([5, 6, 7], np.uint64)
+    whole = {"features": np.ones((3, 2), np.float32), "states": np.zeros(3, np.uint8), "stamps": stamps}
+    for part in whole:
+        lacking = {name: array for name, array in whole.items() if name != part}
+        partial = MemoryStore().begin("a", "key", embed.shapes_of(3, 2))
+        embed.take_over(partial, stamps, [lacking])
+        assert partial.done == 0
+        embed.take_over(partial, stamps, [lacking, whole])
+        assert partial.done == 3
+        assert (partial.arrays["features"] == 1).all()

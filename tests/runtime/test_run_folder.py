@@ -286,6 +286,37 @@ def test_dropping_scratch_leaves_results_and_everything_of_somebody_else(tmp_pat
     assert all((tmp_path / name / "a.npy").read_bytes() == b"theirs" for name in theirs)
 
 
+@pytest.mark.parametrize("deleted", [0, 1, 2])
+def test_a_kill_during_the_deletion_of_something_unfinished_leaves_what_a_later_run_deletes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: int
+) -> None:
+    """Also when that run has no use for the product, and does not begin it."""
+    with RunFolder(tmp_path / "run") as folder:
+        partial = folder.begin("images-1", "key", PAIR, durable=True)
+        fill(partial)
+        partial.commit(5)
+        partial.close()
+        straight, calls = run_folder.remove_folder, []
+
+        def killed(path: Path) -> None:
+            if path.parent.name == "images-1.part" or path.name == "images-1.part":
+                calls.append(path)
+                if len(calls) > deleted:
+                    raise KeyboardInterrupt
+            straight(path)
+
+        monkeypatch.setattr(run_folder, "remove_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.drop("images-1")
+        monkeypatch.setattr(run_folder, "remove_folder", straight)
+    left = {path.name for path in (tmp_path / "run/images-1.part").iterdir()}
+    assert len(left) == 3 - deleted
+    assert "journal" in left
+    with RunFolder(tmp_path / "run") as folder:
+        folder.remove()
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_killed_processes_left_of_small_files_is_removed(tmp_path: Path) -> None:
     left = (".run.json.abcd.part", ".summary.json.abcd.part")
     for name in (*left, ".mine.part"):
