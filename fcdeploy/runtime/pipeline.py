@@ -149,8 +149,6 @@ def run_clustering(
     if run_dir:
         products = system.products(features.n, bundle.weights, settings, options)
         check_not_kept_in(Path(run_dir), options, features, products)
-    for note in notes:
-        warnings.warn(note, FcdeployWarning, stacklevel=2)
     progress = Progress(quiet)
     with contextlib.ExitStack() as stack:
         folder = Path(run_dir) if run_dir else None
@@ -164,9 +162,11 @@ def run_clustering(
         store: Store = stack.enter_context(RunFolder(folder)) if folder else MemoryStore()
         stack.enter_context(numba_threads(options.cores))
         run = Run(features, bundle, settings, options, store, progress)
+        for note in notes:
+            run.note(note)
         labels = system.cluster(run)
         store.drop_scratch()
-        summary = _summary(labels, progress, run.recall)
+        summary = _summary(labels, run)
         if truth is not None:
             summary["quality"] = evaluate(labels, truth).as_dict()
         if run_dir:
@@ -349,7 +349,8 @@ class Run:
     """What a flow works with.
 
     vectors: (n, d) float32 unit rows (or as they are, if the recipe says so); order: (n,) int32, the faces in
-    the order in which they are best visited; recall: of searches that were not exact, by name.
+    the order in which they are best visited; recall: of searches that were not exact, by name. notes: sentences for
+    the user, and figures: what else the summary says, by name; see ``note``.
     """
 
     features: Features
@@ -359,6 +360,18 @@ class Run:
     store: Store
     progress: Progress
     recall: dict[str, Recall] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, sentence: str, **figures: Any) -> None:
+        """Tell the user something about this run, now and in the summary; ``figures`` stand there by name.
+
+        A run that continues an earlier one says the same again: figures come from finished products, not from the
+        work of making them.
+        """
+        self.notes.append(sentence)
+        self.figures |= figures
+        warnings.warn(sentence, FcdeployWarning, stacklevel=3)
 
     @property
     def n(self) -> int:
@@ -593,11 +606,9 @@ class Run:
 
         arrays = self.make(name, made_of, worker, text=text, block=block)
         if name == KNN and mostly_without_self(arrays["ids"]):
-            warnings.warn(
+            self.note(
                 f"{path}: most lists do not hold the face itself, which counts as the first of its neighbors here; "
-                "put every face in front of its list.",
-                FcdeployWarning,
-                stacklevel=2,
+                "put every face in front of its list."
             )
         return KnnGraph(arrays["ids"], arrays["sims"]), made_of
 
@@ -691,7 +702,7 @@ def hash_of(features: Features) -> str:
     return state.hexdigest()
 
 
-def _summary(labels: np.ndarray, progress: Progress, recall: dict[str, Recall]) -> dict[str, Any]:
+def _summary(labels: np.ndarray, run: Run) -> dict[str, Any]:
     sizes = np.bincount(labels[labels >= 0])
     summary: dict[str, Any] = {
         "faces": len(labels),
@@ -700,11 +711,14 @@ def _summary(labels: np.ndarray, progress: Progress, recall: dict[str, Recall]) 
         "peak_bytes": peak_bytes(),
         "stages": {
             name: {"seconds": seconds, "faces_per_s": len(labels) / seconds if seconds else 0.0}
-            for name, seconds in progress.seconds.items()
+            for name, seconds in run.progress.seconds.items()
         },
     }
     if uncovered := int((labels < 0).sum()):
         summary["uncovered"] = uncovered
-    if recall:
-        summary["recall"] = {name: dataclasses.asdict(measured) for name, measured in recall.items()}
+    if run.recall:
+        summary["recall"] = {name: dataclasses.asdict(measured) for name, measured in run.recall.items()}
+    summary |= run.figures
+    if run.notes:
+        summary["notes"] = run.notes
     return summary
