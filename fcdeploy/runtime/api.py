@@ -1,12 +1,14 @@
 """The Python interface: ``fcdeploy.cluster``, ``fcdeploy.FaceClusterer`` and ``fcdeploy.embed``."""
 
 import inspect
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.features import Features, features_from_array, open_features
 from fcdeploy.data.filelist import filelist_from_paths, read_filelist
 from fcdeploy.data.images import MAX_PIXELS
@@ -106,7 +108,12 @@ def embed(
         raise InputError(
             f"on_bad = {on_bad!r}: should be 'stop', or 'zero' for rows of zeros, which `any` finds."
         )
-    for name, number, least in (("batch", batch, 1), ("threads", threads, 0), ("max_pixels", max_pixels, 1)):
+    numbers = {
+        "batch": (_whole("batch", batch), 1),
+        "threads": (_whole("threads", threads), 0),
+        "max_pixels": (_whole("max_pixels", max_pixels), 1),
+    }
+    for name, (number, least) in numbers.items():
         if number is not None and number < least:
             raise InputError(f"{name} = {number}: should be {least} or more.")
     if isinstance(images, (str, Path)):
@@ -121,8 +128,12 @@ def embed(
         "scale": scale,
         "output_tensor": output_tensor,
     }
+    plain = {
+        name: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+        for name, value in given.items()
+    }
     settings = settings_from_table(
-        {name: value for name, value in given.items() if value is not None}, "embed"
+        {name: value for name, value in plain.items() if value is not None}, "embed"
     )
     job = new_job(
         files, Path(model), settings, batch=batch, max_pixels=max_pixels, threads=threads, device=device
@@ -175,16 +186,34 @@ class FaceClusterer:
 
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
-        chosen = {name: value for name, value in self.get_params().items() if name != "engine"}
-        result = _run(X, self.engine, chosen, None, quiet=True)
+        result, width = self._cluster(X)
         self.labels_ = result.labels
         self.summary_ = result.summary
-        self.n_features_in_ = read_bundle(self.engine).feature_dim
+        self.n_features_in_ = width
         return self
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
         """Cluster the rows of X (n, d) and return their labels (n,) int64."""
         return self.fit(X).labels_
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Cluster the rows of X (n, d) and return the pairwise F of these clusters, 0 to 1.
+
+        y: (n,) true identities. What was fitted stays as it is: clusters of other faces say nothing about X. With it,
+        ``GridSearchCV`` chooses settings on labelled faces. Raises InputError without y, or with one of another length.
+        """
+        if y is None:
+            raise InputError("FaceClusterer.score: needs the true identities y of the rows of X.")
+        labels = self._cluster(X)[0].labels
+        truth = np.asarray(y)
+        if truth.shape != labels.shape:
+            raise InputError(
+                f"FaceClusterer.score: expected one identity per row of X, y of shape {labels.shape}, found "
+                f"{truth.shape}."
+            )
+        if truth.dtype.kind not in "iu":
+            truth = np.unique(truth, return_inverse=True)[1]  # names of people
+        return evaluate(labels, truth).pairwise.f
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments by name."""
@@ -199,8 +228,41 @@ class FaceClusterer:
             setattr(self, name, value)
         return self
 
+    def _cluster(self, X: Any) -> tuple[Result, int]:
+        chosen = {name: value for name, value in self.get_params().items() if name != "engine"}
+        return _run(X, self.engine, chosen, None, quiet=True), read_bundle(self.engine).feature_dim
+
+    # scikit-learn is not imported to be compatible with it: up to 1.5 it reads this attribute, from 1.6 on it asks for
+    # tags (https://scikit-learn.org/stable/developers/develop.html#estimator-tags).
+    _estimator_type = "clusterer"
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags  # who asks has it installed
+
+        return Tags(
+            estimator_type="clusterer",
+            target_tags=TargetTags(required=False),
+            input_tags=InputTags(),
+            non_deterministic=False,
+        )
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "labels_")
+
     def __repr__(self) -> str:
-        return f"FaceClusterer({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
+        """Say the engine and what differs from the defaults, as scikit-learn does."""
+        defaults = {name: entry.default for name, entry in inspect.signature(type(self)).parameters.items()}
+        changed = (
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if not _same(value, defaults[name])
+        )
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Tell whether an argument is its default, whatever it is: an array compares element by element."""
+    return value is default or (type(value) is type(default) and value == default)
 
 
 def _run(
@@ -214,6 +276,8 @@ def _run(
         opened = features_from_array(features, bundle.feature_dim)
     knn, reranked, hops = str(chosen["knn"]), chosen["reranked"], chosen["hops"]
     usual = {
+        **{name: _whole(name, chosen[name]) for name in ("k", "batch", "threads", "memory", "vram")},
+        **{name: _real(name, chosen[name]) for name in ("tau", "min_probability")},
         "knn": knn,
         "reranked": Path(reranked) if reranked else None,
         "hops": None if hops is None else tuple(np.atleast_1d(hops).tolist()),
@@ -222,3 +286,21 @@ def _run(
     if knn not in KNN_METHODS and not Path(knn).is_file():
         raise InputError(f"knn = {knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists.")
     return run_clustering(opened, bundle, options, run_dir=run_dir, quiet=quiet)
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """Return a whole number of Python's or NumPy's, or None, as Python's; raises InputError for anything else."""
+    try:
+        return None if value is None else operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} = {value!r}: expected a whole number.") from None
+
+
+def _real(name: str, value: Any) -> float | None:
+    """Return a number of Python's or NumPy's, or None, as Python's; raises InputError for anything else."""
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} = {value!r}: expected a number.") from None
