@@ -1,5 +1,6 @@
 """Deploy learned face clustering: PyTorch checkpoints to ONNX, TensorRT engines and clusters."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from fcdeploy.errors import (
@@ -9,6 +10,12 @@ from fcdeploy.errors import (
     MissingDependencyError,
     ParityError,
 )
+# ONNX Runtime 1.29 and later write an identifier below ~/.cache and send usage data, unless this is set when the module
+# is imported (https://github.com/microsoft/onnxruntime/pull/27379); disable_telemetry_events comes too late for both.
+# It is set here because everything of ours, and every library that imports ONNX Runtime for us, comes after.
+# Whoever has set it to something, 0 included, has chosen.
+if not os.environ.get("ORT_DISABLE_TELEMETRY"):
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __version__ = "0.1.0"
 __all__ = [

@@ -16,6 +16,8 @@ from click.testing import CliRunner
 from operators import parse_each_once
 from system_cases import CASES
 
+import fcdeploy  # noqa: F401 - before anything imports ONNX Runtime, whose telemetry it turns off
+
 HERE = Path(__file__).parent
 # Tests run in as many processes as there are cores: threads that wait should leave the core to the other process.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -101,8 +101,9 @@ def _version(package: str) -> str | None:
 
 def _providers() -> dict[str, str]:
     """Open a one-node graph on every provider that ONNX Runtime names, and tell how that went."""
-    import onnxruntime as ort
+    from fcdeploy.engine.onnxruntime import import_onnxruntime
 
+    ort = import_onnxruntime()
     graph = _identity_graph()
     states = {}
     ort.set_default_logger_severity(4)  # what a provider lacks is said here, in one line

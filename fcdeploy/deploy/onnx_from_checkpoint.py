@@ -21,6 +21,7 @@ from fcdeploy.deploy.precision import (
     with_half_products,
 )
 from fcdeploy.engine.bundle import Bundle, new_bundle, read_bundle, sha256_of, write_manifest
+from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import InputError, MissingDependencyError, ParityError
 from fcdeploy.systems import check_recipe, recognise
@@ -361,9 +362,9 @@ def _strip(graph: Any) -> None:
 
 def _versions() -> dict[str, str]:
     import onnx
-    import onnxruntime
     import torch
 
+    onnxruntime = import_onnxruntime()
     return {
         "fcdeploy": __version__,
         "torch": torch.__version__,

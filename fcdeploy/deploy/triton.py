@@ -16,6 +16,10 @@ CONFIG = "config.pbtxt"
 VERSION = "1"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 PLATFORMS = {"onnx": ("onnxruntime_onnx", "model.onnx"), PLAN: ("tensorrt_plan", "model.plan")}
+# No model configuration can say it: the ONNX Runtime of the server is told by its environment.
+TELEMETRY = (
+    "# ONNX Runtime may send usage data: start the server with ORT_DISABLE_TELEMETRY=1 in its environment."
+)
 TYPES = {
     "bool": "TYPE_BOOL",
     "uint8": "TYPE_UINT8",
@@ -82,6 +86,8 @@ def config_text(model: str, spec: PassSpec, platform: str, profiles: int = 0) ->
     between inputs; requests bring whole tensors. profiles: optimization profiles of a plan, all of which are used.
     """
     lines = [f'name: "{model}"', f'platform: "{platform}"', "max_batch_size: 0"]
+    if platform == PLATFORMS["onnx"][0]:
+        lines.insert(0, TELEMETRY)
     for side, tensors in (("input", spec.inputs), ("output", spec.outputs)):
         for tensor in tensors:
             lines += _tensor_lines(side, tensor)

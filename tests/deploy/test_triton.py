@@ -80,6 +80,13 @@ def test_plans_are_served_by_tensorrt_with_all_of_their_profiles(model_config, p
     assert list(group.profile) == ["0", "1", "2"]
 
 
+def test_models_that_onnx_runtime_serves_say_how_its_telemetry_is_turned_off(write_bundle, plan, tmp_path):
+    models = write_model_repository(read_bundle(write_bundle()), tmp_path / "models")
+    assert "ORT_DISABLE_TELEMETRY=1" in (models["near"] / "config.pbtxt").read_text()
+    models = write_model_repository(read_bundle(plan), tmp_path / "plans")
+    assert "TELEMETRY" not in (models["near"] / "config.pbtxt").read_text()
+
+
 def test_plans_that_triton_cannot_load_are_said_to_be_so(plan, tmp_path):
     manifest = json.loads((plan / "manifest.json").read_text())
     manifest["target"]["flavour"] = "tensorrt-rtx"

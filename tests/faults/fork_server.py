@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import faiss  # noqa: F401 - imported here, once
-import onnxruntime  # noqa: F401
 from operators import parse_all
 
 from fcdeploy.cli import VERBS, main
 from fcdeploy.data import atomic
+from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.runtime import cluster_images, embed, pipeline
 from fcdeploy.runtime.run_folder import FolderPartial, RunFolder
 from fcdeploy.systems import NAMES
@@ -37,6 +37,7 @@ LATE = (  # what PyTorch imports only when it exports; most of the time of a sma
     "torch.onnx._internal.exporter._core",
     "onnxscript.function_libs.torch_lib.ops",
 )
+import_onnxruntime()
 KEPT_AS_THEY_ARE = ("ENGINE_ROWS", "ENGINE_NODES")  # of an engine call, not of a commit
 
 
