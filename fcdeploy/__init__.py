@@ -10,6 +10,7 @@ from fcdeploy.errors import (
     MissingDependencyError,
     ParityError,
 )
+
 # ONNX Runtime 1.29 and later write an identifier below ~/.cache and send usage data, unless this is set when the module
 # is imported (https://github.com/microsoft/onnxruntime/pull/27379); disable_telemetry_events comes too late for both.
 # It is set here because everything of ours, and every library that imports ONNX Runtime for us, comes after.
