@@ -1,5 +1,6 @@
 """Face embeddings on disk or in memory: opened, checked, normalised and handed out in blocks."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,27 +21,50 @@ SHOWN_ROWS = 5
 class Features:
     """The embeddings of n faces, read as float32 rows of unit length (or as they are).
 
-    array: (n, d), any float dtype; a memory map when it came from a file, so nothing is read until a block is
+    array: (given, d), any float dtype; a memory map when it came from a file, so nothing is read until a block is
     asked for. ``name`` is what error messages call it. ``normalize`` divides every row by its 2-norm. path: the file,
-    if they came from one.
+    if they came from one. chosen: (n,) int64, ascending: the rows of ``array`` that are faces here; None for all.
     """
 
     array: np.ndarray
     name: str
     normalize: bool = True
     path: Path | None = None
+    chosen: np.ndarray | None = None
 
     @property
     def n(self) -> int:
+        return self.given if self.chosen is None else len(self.chosen)
+
+    @property
+    def given(self) -> int:
+        """How many rows the file or array has, whether or not they are faces here."""
         return int(self.array.shape[0])
 
     @property
     def dim(self) -> int:
         return int(self.array.shape[1])
 
+    def select(self, faces: np.ndarray) -> "Features":
+        """Return the features of some ``faces`` (m,), ascending; no row is read or copied."""
+        faces = np.asarray(faces, dtype=np.int64)
+        return dataclasses.replace(self, chosen=faces if self.chosen is None else self.chosen[faces])
+
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return faces start..stop-1 as a fresh C-contiguous (stop - start, d) float32 array."""
-        block = np.array(self.array[start:stop], dtype=np.float32, order="C")
+        return self._normalized(self.raw(start, stop))
+
+    def take(self, faces: np.ndarray) -> np.ndarray:
+        """Return the rows of ``faces`` (m,) as a fresh C-contiguous (m, d) float32 array."""
+        wanted = faces if self.chosen is None else self.chosen[faces]
+        return self._normalized(np.array(self.array[wanted], dtype=np.float32, order="C"))
+
+    def raw(self, start: int, stop: int) -> np.ndarray:
+        """Return the rows of faces start..stop-1 as they are on disk, as a fresh (stop - start, d) float32 array."""
+        rows = slice(start, stop) if self.chosen is None else self.chosen[start:stop]
+        return np.array(self.array[rows], dtype=np.float32, order="C")
+
+    def _normalized(self, block: np.ndarray) -> np.ndarray:
         if self.normalize:
             # As every published loader does it: float32 norms, one division.
             block /= np.linalg.norm(block, axis=1).reshape(-1, 1)
@@ -105,8 +129,8 @@ def check_features(features: Features) -> None:
     """
     broken, zero = _RowList(), _RowList()
     for start in range(0, features.n, BLOCK_ROWS):
-        block = np.asarray(features.array[start : start + BLOCK_ROWS], dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
+            block = features.raw(start, min(start + BLOCK_ROWS, features.n))
             norm = np.linalg.norm(block, axis=1)
         # Only a row whose float32 norm is not finite needs a closer look: a huge finite row overflows it too.
         broken.add(start + np.flatnonzero(~np.isfinite(norm)))

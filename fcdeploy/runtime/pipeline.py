@@ -695,7 +695,10 @@ def peak_bytes() -> int:
 
 
 def hash_of(features: Features) -> str:
-    """Return the SHA-256 of shape, dtype and bytes of all features, as they are on disk."""
+    """Return the SHA-256 of shape, dtype and bytes of all features, as they are on disk, and of which are chosen."""
+    if features.chosen is not None:
+        whole = hash_of(dataclasses.replace(features, chosen=None))
+        return hashlib.sha256(whole.encode() + features.chosen.astype("<i8").tobytes()).hexdigest()
     state = hashlib.sha256(str((features.array.shape, features.array.dtype)).encode())
     for start in range(0, features.n, BLOCK_ROWS):
         state.update(np.ascontiguousarray(features.array[start : start + BLOCK_ROWS]).data)

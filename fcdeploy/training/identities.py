@@ -78,7 +78,7 @@ def alike_shots(features: Features, identity: np.ndarray) -> np.ndarray:
     for members in np.split(order, np.flatnonzero(np.diff(identity[order])) + 1):
         if len(members) < 2:
             continue
-        own = Features(features.array[members], features.name, features.normalize).rows(0, len(members))
+        own = features.take(members)
         for start, stop in (
             (at, min(at + SHOTS_BLOCK, len(members))) for at in range(0, len(members), SHOTS_BLOCK)
         ):
@@ -113,8 +113,7 @@ def people_of(identity: np.ndarray, albums: np.ndarray | None) -> np.ndarray:
 
 
 def faces_where(features: Features, identity: np.ndarray, chosen: np.ndarray) -> tuple[Features, np.ndarray]:
-    """Return the chosen faces (a copy, unless they are all) with their identities numbered from 0 again."""
+    """Return the chosen faces with their identities numbered from 0 again."""
     if chosen.all():
         return features, identity
-    part = Features(features.array[chosen], features.name, features.normalize)
-    return part, identities_of(identity[chosen])
+    return features.select(np.flatnonzero(chosen)), identities_of(identity[chosen])
