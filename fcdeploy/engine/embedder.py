@@ -1,12 +1,12 @@
 """Any ONNX face embedder: what the graph says of its input, what its user has to say, and batches through it.
 
-An embedder takes one input of four axes, pictures, and gives a row a picture. What pixels become is
-``(pixel - mean) / scale``, pixels being 0..255.
+An embedder takes an input of four axes, pictures, and gives a row per picture; whatever else it takes are constants.
+What pixels become is ``(pixel - mean) / scale``, pixels being 0..255.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fcdeploy.data.toml import table_from_toml
+from fcdeploy.engine.onnx_file import file_digest, model_files
 from fcdeploy.engine.onnxruntime import open_session, run_error
 from fcdeploy.errors import FcdeployError, InputError
 
@@ -23,13 +24,26 @@ CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 SIZE = (112, 112)  # of aligned crops, by convention
 MEAN = SCALE = (127.5,)
 LARGEST = float(np.finfo(np.float32).max)  # of mean and scale
-BATCH = 32  # pictures an engine call, where the graph leaves it open
+BATCH = 32  # pictures per engine call, where the graph leaves it open
+MOST = 4096  # of such
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8,
 }
+CONSTANT_DTYPES = DTYPES | {
+    "tensor(bool)": np.bool_,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(string)": np.object_,
+}
+ALIKE = 1e-3  # of its length: how far an embedding may move with the pictures beside it, by rounding
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class EmbedderSettings:
 
     layout: 'NCHW' or 'NHWC'. size: (height, width) of the input. channels: 'rgb', 'bgr' or 'gray'. mean, scale: one
     number, or one a channel in the order of ``channels``. output_tensor: which of several outputs is the embedding.
+    inputs: (name, value) of every further input, in the order of names; a value is a number, a truth value, a text
+    or tuples of such.
     """
 
     layout: str | None = None
@@ -46,6 +62,7 @@ class EmbedderSettings:
     mean: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
     output_tensor: str | None = None
+    inputs: tuple[tuple[str, Any], ...] | None = None
 
 
 def settings_beside(model: Path) -> EmbedderSettings:
@@ -72,6 +89,7 @@ def settings_from_table(table: dict[str, Any], where: str) -> EmbedderSettings:
         "mean": _numbers,
         "scale": _numbers,
         "output_tensor": _text,
+        "inputs": _constants,
     }
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -85,16 +103,21 @@ def settings_from_table(table: dict[str, Any], where: str) -> EmbedderSettings:
 
 
 def overridden(settings: EmbedderSettings, given: EmbedderSettings) -> EmbedderSettings:
-    """Return ``settings`` with whatever is set in ``given`` instead."""
-    fields = {name: value for name, value in dataclasses.asdict(given).items() if value is not None}
+    """Return ``settings`` with whatever is set in ``given`` instead; inputs are replaced by name."""
+    names = [field.name for field in dataclasses.fields(given)]
+    fields = {name: value for name in names if (value := getattr(given, name)) is not None}
+    if given.inputs is not None:
+        fields["inputs"] = tuple(sorted((dict(settings.inputs or ()) | dict(given.inputs)).items()))
     return dataclasses.replace(settings, **fields)
 
 
 class Embedder:
     """A loaded embedder; a ``with`` frees it.
 
-    dim: width of its embeddings; batch: pictures a call takes, always as many; size, channels, layout: what it wants
-    its pictures to be. Raises InputError when the graph is no embedder, or does not fit the settings.
+    dim: width of its embeddings; batch: pictures per call, always as many: those that the graph declares, else those
+    asked for, else (where the graph cannot take so many after all) one. size, channels, layout: what it wants its
+    pictures to be. Raises InputError when the graph is no embedder, does not fit the settings, or takes weights from a
+    file that is not there.
     """
 
     def __init__(
@@ -108,8 +131,9 @@ class Embedder:
         vram: int = 0,
     ) -> None:
         self.path = path
+        model_files(path)
         self._session = open_session(path, threads=threads, device=device, vram=vram)
-        tensor = self._only_input()
+        tensor = self._pictures(dict(settings.inputs or ()))
         shape = [axis if isinstance(axis, int) and axis > 0 else str(axis) for axis in tensor.shape]
         self._input = tensor.name
         if tensor.type not in DTYPES or len(shape) != 4:
@@ -129,9 +153,9 @@ class Embedder:
             raise InputError(
                 f"{path}: takes pixels as they are (uint8); leave out {' and '.join(sorted(self._set))}."
             )
-        self.batch = at["N"] if isinstance(at["N"], int) else batch or BATCH
         self._output = self._only_output(settings.output_tensor)
-        self.dim = self._tried()
+        self._constants: dict[str, np.ndarray] = {}
+        self.batch, self.dim = self._tried(at["N"], batch or BATCH, dict(settings.inputs or ()))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -182,44 +206,126 @@ class Embedder:
         self.close()
 
     def _embed(self, feed: np.ndarray) -> np.ndarray:
+        batch = len(feed)
         try:
-            output = self._session.run([self._output], {self._input: feed})[0]
+            output = self._session.run([self._output], {self._input: feed, **self._constants})[0]
         except Exception as error:  # ONNX Runtime's errors share no public base class
             raise run_error(error, str(self.path)) from error
-        if output.dtype.kind != "f" or output.size % self.batch or not output.size:
-            raise self._no_embedding(output)
-        rows = output.reshape(self.batch, -1)
-        if output.ndim > 1 and output.shape[0] != self.batch:
-            raise self._no_embedding(output)
-        if any(length != 1 for length in output.shape[2:]) or (output.ndim < 2 and self.batch > 1):
-            raise self._no_embedding(output)
-        return rows.astype(np.float32)
+        if not isinstance(output, np.ndarray) or output.dtype.kind != "f" or not output.size:
+            raise self._no_embedding(output, batch)
+        if (output.ndim < 2 and batch > 1) or (output.ndim > 1 and output.shape[0] != batch):
+            raise self._no_embedding(output, batch)
+        if (
+            sum(length != 1 for length in output.shape[1:]) > 1
+        ):  # of (n, d, 1, 1) and the like, d is the width
+            raise self._no_embedding(output, batch)
+        return output.reshape(batch, -1).astype(np.float32)
 
-    def _tried(self) -> int:
-        """Embed a black batch, so that what does not fit is found before the work starts; returns the width."""
-        feed = np.zeros((self.batch, *self.input_shape), self._dtype)
-        try:
-            return int(self._embed(feed).shape[1])
-        except InputError:
-            raise
-        except FcdeployError as error:
-            raise InputError(
-                f"{str(error).removesuffix('.')}, tried on {feed.shape} {feed.dtype}; say another --size or --layout, "
-                "or --batch 1 if it takes one picture at a time."
-            ) from error
+    def _tried(self, declared: Any, wanted: int, inputs: Mapping[str, Any]) -> tuple[int, int]:
+        """Return how many pictures the graph takes per call, and the width of embeddings.
 
-    def _no_embedding(self, output: np.ndarray) -> InputError:
+        Tried on noise, so that what does not fit is found before the work starts. Where the graph's input
+        leaves the number open, what its output declares comes after ``wanted``, then 1: graphs that reshape to a
+        fixed number of rows say so nowhere else, and others declare an output of one row that they do not keep to.
+        """
+        output = next(tensor for tensor in self._session.get_outputs() if tensor.name == self._output)
+        length = output.shape[0] if output.shape else None
+        of_output = [length] if isinstance(length, int) and 0 < length <= MOST else []
+        batches = [declared] if isinstance(declared, int) else list(dict.fromkeys([wanted, *of_output, 1]))
+        first: InputError | None = None
+        for batch in batches:
+            self._constants = self._constants_of(inputs, batch)
+            try:
+                return batch, self._tried_with(batch)
+            except InputError as error:
+                first = first or error
+            except FcdeployError as error:
+                told = InputError(
+                    f"{str(error).removesuffix('.')}, tried on {(batch, *self.input_shape)} "
+                    f"{np.dtype(self._dtype)}; give another --size or --layout."
+                )
+                told.__cause__ = error
+                first = first or told
+        assert first is not None
+        raise first
+
+    def _tried_with(self, batch: int) -> int:
+        """Return the width of embeddings; raises InputError when one changes with the pictures beside it."""
+        feed = np.zeros((batch, *self.input_shape), self._dtype)
+        pixels = np.random.default_rng(0).integers(0, 256, (batch, *self.size, CHANNELS[self.channels]))
+        pictures = [self.prepare(picture.astype(np.uint8)) for picture in pixels]
+        feed[0] = pictures[0]
+        alone = self._embed(feed)[0].astype(np.float64)
+        if batch > 1:
+            feed[:] = pictures
+            among = self._embed(feed)[0].astype(np.float64)
+            with np.errstate(invalid="ignore", over="ignore"):
+                moved, length = np.linalg.norm(alone - among), np.linalg.norm(alone)
+            if moved > ALIKE * length:
+                raise InputError(
+                    f"{self.path}: an embedding changes with the other pictures of its batch of {batch}; export the "
+                    "model in evaluation mode (model.eval()), or with a batch axis that is free or 1."
+                )
+        return len(alone)
+
+    def _no_embedding(self, output: Any, batch: int) -> InputError:
+        found = f"{output.shape} {output.dtype}" if isinstance(output, np.ndarray) else type(output).__name__
         return InputError(
-            f"{self.path}: expected an embedding ({self.batch}, d) of floats in output {self._output}, found "
-            f"{output.shape} {output.dtype}; give an ONNX face embedder, or name another output."
+            f"{self.path}: expected an embedding ({batch}, d) of floats in output {self._output}, found "
+            f"{found}; give an ONNX face embedder, or name another output."
         )
 
-    def _only_input(self) -> Any:
+    def _pictures(self, inputs: Mapping[str, Any]) -> Any:
+        """Return the input that takes pictures: the one that has no constant."""
         tensors = self._session.get_inputs()
-        if len(tensors) != 1:
-            names = ", ".join(tensor.name for tensor in tensors) or "none"
-            raise InputError(f"{self.path}: expected one input, pictures, found {names}.")
-        return tensors[0]
+        names = [tensor.name for tensor in tensors]
+        unknown = [name for name in inputs if name not in names]
+        if unknown:
+            raise InputError(
+                f"{self.path}: has no input {unknown[0]!r}, which [inputs] gives a value; it has {', '.join(names)}."
+            )
+        open_ = [tensor for tensor in tensors if tensor.name not in inputs]
+        if not open_:
+            raise InputError(
+                f"{self.path}: every input has a value in [inputs], and none is left for pictures."
+            )
+        if len(open_) == 1:
+            return open_[0]
+        images = [tensor for tensor in open_ if tensor.type in DTYPES and len(tensor.shape) == 4]
+        others = [tensor for tensor in open_ if tensor not in images[:1]]
+        lines = ", ".join(f"{tensor.name} = {_example(tensor.type)}" for tensor in others)
+        told = ", ".join(f"{tensor.name} {tensor.shape} {tensor.type}" for tensor in others)
+        raise InputError(
+            f"{self.path}: takes more than pictures: {told}; give each a constant value in "
+            f"{self.path.with_suffix('.toml').name} beside it, under [inputs]: {lines}."
+        )
+
+    def _constants_of(self, inputs: Mapping[str, Any], batch: int) -> dict[str, np.ndarray]:
+        """Return the arrays of further inputs, of the dtype and shape that the graph declares.
+
+        A first axis that is free is the batch; other free axes are as long as the value, or 1.
+        """
+        tensors = {tensor.name: tensor for tensor in self._session.get_inputs()}
+        arrays = {}
+        for name, value in inputs.items():
+            tensor = tensors[name]
+            if tensor.type not in CONSTANT_DTYPES:
+                raise InputError(f"{self.path}: input {name} is of {tensor.type}, which no constant can be.")
+            dtype = np.dtype(CONSTANT_DTYPES[tensor.type])
+            try:
+                array = _as_dtype(value, dtype)
+                shape = []
+                for at, axis in enumerate(tensor.shape):
+                    own = at - len(tensor.shape) + array.ndim
+                    free = array.shape[own] if own >= 0 else 1
+                    shape.append(axis if isinstance(axis, int) else batch if at == 0 and free == 1 else free)
+                arrays[name] = np.ascontiguousarray(np.broadcast_to(array, shape)).reshape(shape)
+            except ValueError as error:
+                raise InputError(
+                    f"{self.path}: input {name} is {tensor.shape} {tensor.type}; the value {_shown(value)} in [inputs] "
+                    f"does not fit ({error})."
+                ) from None
+        return arrays
 
     def _only_output(self, name: str | None) -> str:
         names = [tensor.name for tensor in self._session.get_outputs()]
@@ -282,15 +388,13 @@ class Embedder:
 
 
 def embedder_digest(path: Path, settings: EmbedderSettings) -> str:
-    """Return a hash of an embedder's files and of the settings that were given with it.
+    """Return a hash of an embedder's files, those of its weights too, and of the settings that were given with it.
 
-    Weights that lie beside the graph belong to it: files whose names begin with the graph's.
+    Raises InputError when a file of its weights is missing.
     """
     state = hashlib.sha256(repr(settings).encode())
-    for file in sorted(path.parent.glob(f"{_escaped(path.name)}*")):
-        if file.is_file() and (file == path or file.name[len(path.name)] in "._"):
-            with open(file, "rb") as opened:
-                state.update(hashlib.file_digest(opened, "sha256").digest())
+    for file in model_files(path):
+        state.update(file_digest(file).encode())
     return state.hexdigest()
 
 
@@ -300,10 +404,6 @@ def check_model_path(path: Path) -> None:
         raise InputError(f"{path}: is a folder; give the .onnx file of a face embedder.")
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the .onnx file of a face embedder.")
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 def _bracketed(text: str) -> str:
@@ -336,6 +436,46 @@ def _numbers(value: Any) -> tuple[float, ...]:
     ):
         raise ValueError("a number, or a list of one a channel")
     return tuple(float(number) for number in numbers)
+
+
+def _constants(value: Any) -> tuple[tuple[str, Any], ...]:
+    if not isinstance(value, Mapping):
+        raise ValueError("a table: name of an input = its value")
+    return tuple(sorted((str(name), _plain(entry)) for name, entry in value.items()))
+
+
+def _plain(value: Any) -> Any:
+    """Return a constant as Python's own numbers and texts, in tuples."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("a table of numbers, true, false, texts or arrays of these")
+    return value
+
+
+def _as_dtype(value: Any, dtype: np.dtype) -> np.ndarray:
+    """Return a constant as an array; raises ValueError when the dtype cannot hold it as it is."""
+    array = np.array(value)  # of ragged tuples ValueError
+    kinds = {"O": "U", "b": "b", "f": "iuf"}.get(dtype.kind, "iu")
+    if array.dtype.kind not in kinds and array.size:
+        raise ValueError(f"expected {'text' if dtype.kind == 'O' else dtype.name}")
+    if dtype.kind in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise ValueError(f"{dtype.name} goes from {limits.min} to {limits.max}")
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
+
+
+def _example(kind: str) -> str:
+    return {"tensor(bool)": "false", "tensor(string)": '""'}.get(kind, "0")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}..."
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,14 @@
-"""What an ONNX file says of itself, read without the package onnx: whether it takes weights from other files."""
+"""What an ONNX file says of itself, read without the package onnx: which other files its weights lie in."""
 
+import functools
+import hashlib
+import mmap
+import os
+import stat
 from collections.abc import Iterator
+from pathlib import Path
+
+from fcdeploy.errors import InputError
 
 # message -> number of a field -> the message it holds; fields without tensors somewhere in them are passed over
 TENSORS_WITHIN = {
@@ -12,6 +20,9 @@ TENSORS_WITHIN = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 EXTERNAL_DATA, DATA_LOCATION = 13, 14  # fields of a tensor
+KEY, VALUE = 1, 2  # fields of an entry of its external data
+LONGEST = 4096  # bytes of such a field; no name or number is longer
+GIT_LFS = b"version https://git-lfs"
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
 
 
@@ -20,19 +31,111 @@ def takes_other_files(model: bytes) -> bool:
 
     What is no protobuf is left to whoever loads it: False.
     """
-    waiting = [("model", memoryview(model))]
+    return any(True for _ in _tensors_elsewhere(memoryview(model)))
+
+
+def model_files(path: Path) -> list[Path]:
+    """Return all files that an ONNX model consists of: the graph, and those that its weights lie in, by name.
+
+    Raises InputError when a file of weights is missing, is shorter than the graph says, or does not lie in the folder
+    of the model (symlinks resolved; where the model itself is one, in the folder it leads to, as in caches of models).
+    """
+    try:
+        wanted = _weights_elsewhere(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    allowed = [os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))]
+    files = []
+    for location, least in sorted(wanted.items()):
+        file = path.parent / location
+        if not location or "\0" in location or os.path.isabs(location):
+            raise InputError(
+                f"{path}: takes weights from {location!r}, which is not the name of a file beside it; save the model "
+                "with its weights in its own folder."
+            )
+        place = os.path.realpath(file)
+        if not any(os.path.commonpath([folder, place]) == folder for folder in allowed):
+            raise InputError(
+                f"{path}: takes weights from {location!r}, which leads out of the model's folder (to {place}); put a "
+                "copy of the file into that folder."
+            )
+        try:
+            found = os.stat(file)
+        except OSError:
+            raise InputError(
+                f"{path}: takes weights from {location!r}, and there is no such file ({file}); put it there: the "
+                "files of a model belong together."
+            ) from None
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path}: takes weights from {location!r}, which is not a file.")
+        if found.st_size < least:
+            with open(file, "rb") as opened:
+                pointer = opened.read(len(GIT_LFS)) == GIT_LFS
+            cause = (
+                "is a Git LFS pointer, get the file itself with `git lfs pull`"
+                if pointer
+                else "was cut short or is of another model"
+            )
+            raise InputError(
+                f"{file}: holds {found.st_size:,} bytes, and {path} takes weights from the first {least:,}; it {cause}."
+            )
+        files.append(file)
+    return [path, *files]
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal; read once per process while the file stays as it is."""
+    found = os.stat(path)
+    return _file_digest(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@functools.lru_cache(256)
+def _file_digest(path: Path, *stamp: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights_elsewhere(path: Path) -> dict[str, int]:
+    """Return the locations that a model names, and how many bytes each has to hold at least."""
+    wanted: dict[str, int] = {}
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return wanted
+        model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    for said, entries in _tensors_elsewhere(model):
+        if said:
+            location = entries.get("location", "")
+            numbers = [entries.get(name, "") for name in ("offset", "length")]
+            end = sum(int(number) for number in numbers if number.isascii() and number.isdigit())
+            wanted[location] = max(wanted.get(location, 0), end)
+    return wanted
+
+
+def _tensors_elsewhere(model: memoryview) -> Iterator[tuple[bool, dict[str, str]]]:
+    """Yield of every tensor that names another file whether it lies there, and where: location, offset, length."""
+    waiting = [("model", model)]
     while waiting:
         kind, message = waiting.pop()
+        entries: dict[str, str] = {}
+        said = False
         try:
             for field, value in _fields(message):
                 if kind == "tensor":
-                    if field == EXTERNAL_DATA or (field == DATA_LOCATION and value != 0):
-                        return True
+                    said |= field == DATA_LOCATION and value != 0
+                    if field == EXTERNAL_DATA and isinstance(value, memoryview):
+                        entry = {
+                            at: bytes(part[:LONGEST])
+                            for at, part in _fields(value)
+                            if isinstance(part, memoryview)
+                        }
+                        key, text = (entry.get(at, b"").decode("utf-8", "replace") for at in (KEY, VALUE))
+                        entries[key] = text
                 elif (inner := TENSORS_WITHIN[kind].get(field)) and isinstance(value, memoryview):
                     waiting.append((inner, value))
         except (IndexError, ValueError):
-            continue
-    return False
+            pass
+        if said or entries:
+            yield said, entries
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -88,6 +88,7 @@ def embed(
     mean: float | Sequence[float] | None = None,
     scale: float | Sequence[float] | None = None,
     output_tensor: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
     on_bad: str = "stop",
     batch: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -100,7 +101,8 @@ def embed(
     images: the path of a list, one image path a line relative to the list, or the paths themselves. model: an ONNX
     file that takes pictures and gives embeddings; layout ('NCHW', 'NHWC'), size (pixels, or (height, width)), channels
     ('rgb', 'bgr', 'gray'), mean, scale (pixels become (pixel - mean) / scale) and output_tensor are read from the
-    ``.toml`` beside it and the graph where they are not given. on_bad: 'stop' raises when an image cannot be
+    ``.toml`` beside it and the graph where they are not given; inputs: constants for whatever else the graph takes, by
+    the names of its inputs, over those under ``[inputs]`` there. on_bad: 'stop' raises when an image cannot be
     embedded, 'zero' gives it a row of zeros. device: 'cpu' or 'cuda'. Returns (n, d) float32, not normalised. Raises
     fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
@@ -127,6 +129,7 @@ def embed(
         "mean": mean,
         "scale": scale,
         "output_tensor": output_tensor,
+        "inputs": inputs,
     }
     plain = {
         name: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

@@ -75,6 +75,8 @@ def cluster_images(
     progress = Progress(quiet)
     folder = run_dir or part_of(output)
     bad_list = output.with_suffix(".bad.txt")
+    if is_input(output, job):
+        raise InputError(f"{output}: is also an input; choose another output.")
     if is_input(bad_list, job):
         raise InputError(
             f"{bad_list}: is an input, and where bad lines would be listed; choose another output."

@@ -34,6 +34,7 @@ from fcdeploy.engine.embedder import (
     overridden,
     settings_beside,
 )
+from fcdeploy.engine.onnx_file import model_files
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.runtime.pipeline import digest
 from fcdeploy.runtime.progress import Progress
@@ -82,7 +83,7 @@ class Job:
     def key(self) -> str:
         """Return a hash of all that decides the embedding of an image."""
         embedder = embedder_digest(self.model, self.settings)
-        return digest({"embedder": embedder, "max_pixels": self.max_pixels})
+        return digest({"embedder": embedder, "max_pixels": self.max_pixels, "device": self.device})
 
 
 def new_job(files: Filelist, model: Path, given: EmbedderSettings | None = None, **options: Any) -> Job:
@@ -373,8 +374,10 @@ def check_outputs(job: Job, output: Path, on_bad: str) -> tuple[Path, Path]:
 
 def is_input(path: Path, job: Job) -> bool:
     """Tell whether a path is one of the files that a run reads, its images not counted."""
-    inputs = (Path(job.files.name), job.model, job.model.with_suffix(".toml"))
-    return path.exists() and any(given.exists() and path.samefile(given) for given in inputs)
+    if not path.exists():
+        return False
+    inputs = (Path(job.files.name), *model_files(job.model), job.model.with_suffix(".toml"))
+    return any(given.exists() and path.samefile(given) for given in inputs)
 
 
 def part_of(output: Path) -> Path:

@@ -118,6 +118,7 @@ def test_of_several_outputs_one_has_to_be_named(tmp_path: Path) -> None:
         ({}, {"channels": "gray"}, "which are not gray"),
         ({"channels": 1}, {"mean": (1.0, 2.0, 3.0)}, "3 numbers of mean for 1 channels"),
         ({"said": False}, {"layout": "NCHW", "size": (20, 20)}, "another --size"),
+        ({"batch": 8, "said": False}, {"layout": "NCHW", "size": (20, 20)}, "another --size"),
     ],
 )
 def test_a_graph_that_does_not_fit_is_refused_before_the_work(
@@ -198,16 +199,14 @@ def test_settings_that_cannot_be_used_are_refused_by_name(tmp_path: Path, text: 
     assert "e.toml" in str(error.value)
 
 
-def test_the_digest_is_of_the_graph_its_weights_beside_it_and_the_settings(tmp_path: Path) -> None:
+def test_the_digest_is_of_the_graph_and_the_settings(tmp_path: Path) -> None:
     path = write_embedder(tmp_path / "e.onnx")
     digests = [embedder_digest(path, EmbedderSettings())]
     digests.append(embedder_digest(path, EmbedderSettings(mean=(127.0,))))
-    (tmp_path / "e.onnx.data").write_bytes(b"weights")
-    digests.append(embedder_digest(path, EmbedderSettings()))
-    (tmp_path / "e.onnx.data").write_bytes(b"others.")
-    digests.append(embedder_digest(path, EmbedderSettings()))
+    digests.append(embedder_digest(path, EmbedderSettings(inputs=(("training", False),))))
+    digests.append(embedder_digest(path, EmbedderSettings(inputs=(("training", 0),))))
     write_embedder(path, factor=2.0)
     digests.append(embedder_digest(path, EmbedderSettings()))
     assert len(set(digests)) == 5
-    (tmp_path / "e.onnx2").write_bytes(b"of another model")
+    (tmp_path / "e.onnx.data").write_bytes(b"that the graph says nothing of")
     assert embedder_digest(path, EmbedderSettings()) == digests[-1]
