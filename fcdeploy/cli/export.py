@@ -17,7 +17,11 @@ import click
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: SYSTEM.onnx]"
 )
-@click.option("--recipe", help="TOML file or built-in name.  [default: the published MS1M settings]")
+@click.option(
+    "--recipe",
+    help="TOML file or built-in name.  [default: the .toml beside the checkpoint, as train leaves it, else the "
+    "published MS1M settings]",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),
@@ -57,18 +61,17 @@ def command(
 
     \b
     Example:
-      fcdeploy export --ckpt saves/checkpoint.pth -o pse.onnx --recipe pse-gcn-ms1m
+      fcdeploy export --ckpt saves/checkpoint.pth -o pse.onnx
+      fcdeploy export --ckpt authors.pth -o pse.onnx --recipe pse-gcn-ms1m
       fcdeploy export --ckpt saves/checkpoint.pth -o pse16.onnx --precision fp16 --agreement features.bin
     """
     from fcdeploy.deploy.agreement import describe_agreement
     from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
-    from fcdeploy.deploy.recipe import load_recipe
 
-    settings = load_recipe(recipe) if recipe else None
     bundle, parities = export_checkpoint(
         checkpoints,
         output,
-        settings,
+        recipe or None,
         precision=precision,
         keep=keep,
         agreement=agreement,

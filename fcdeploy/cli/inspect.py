@@ -73,7 +73,7 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
     if "source" in manifest:
         source = manifest["source"]
         console.print(f"built from {source['bundle']}, digest {source['digest']}; its parity:")
-    console.print("\nrecipe")
+    console.print(f"\nrecipe{_recipe_from(manifest.get('recipe_from'))}")
     for section, values in manifest["recipe"].items():
         for line in _settings(section, values):
             console.print(f"  {line}")
@@ -96,6 +96,14 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
     console.print(
         "\nmade with " + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     )
+
+
+def _recipe_from(fields: Any) -> str:
+    """Say where a recipe is from; bundles of earlier versions do not."""
+    if not isinstance(fields, dict) or "source" not in fields:
+        return ""
+    files = ", ".join(map(str, fields.get("files") or ()))
+    return printable(f" ({files + ', ' if files else ''}{fields['source']})")
 
 
 def _print_fp16(console: Any, fields: dict[str, Any]) -> None:

@@ -24,7 +24,10 @@ from fcdeploy.cli.types import PathType
     help="Checkpoint to write, in the authors' key layout; the recipe goes beside it (.toml).",
 )
 @click.option("--network", help="Which network, where a system has several.")
-@click.option("--recipe", help="TOML file or built-in name.  [default: the published settings]")
+@click.option(
+    "--recipe",
+    help="TOML file or built-in name.  [default: the .toml beside a --ckpt or --init, else the published settings]",
+)
 @click.option(
     "--ckpt",
     "checkpoints",
@@ -134,11 +137,12 @@ def command(
     \b
     Example:
       fcdeploy train pse-gcn --features f.bin --labels f.meta -o saves/checkpoint.pth
-      fcdeploy export --ckpt saves/checkpoint.pth --recipe saves/checkpoint.toml -o pse.onnx
+      fcdeploy export --ckpt saves/checkpoint.pth -o pse.onnx
     """
     from fcdeploy.data.features import open_features
     from fcdeploy.data.labels import labels_form, read_labels
     from fcdeploy.deploy.recipe import load_recipe
+    from fcdeploy.deploy.recipe_beside import recipe_place
     from fcdeploy.errors import InputError, MissingDependencyError
     from fcdeploy.systems import get_system
 
@@ -171,7 +175,7 @@ def command(
     for given in (features, labels, init, *checkpoints):
         if given is not None and output.exists() and given.exists() and output.samefile(given):
             raise InputError(f"{output}: is also an input; choose another output.")
-    beside = output.with_suffix(".toml")
+    beside = recipe_place(output)
     if recipe and beside.is_file() and Path(recipe).is_file() and beside.samefile(recipe):
         raise InputError(f"{beside}: is also an input, and where the recipe goes; choose another output.")
     choices = Choices(

@@ -20,11 +20,13 @@ from fcdeploy.deploy.precision import (
     float32_products,
     with_half_products,
 )
+from fcdeploy.deploy.recipe import load_recipe
+from fcdeploy.deploy.recipe_beside import note_of_another, published_sentence, recipe_beside
 from fcdeploy.engine.bundle import Bundle, new_bundle, read_bundle, sha256_of, write_manifest
 from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.engine.tensors import PassSpec
-from fcdeploy.errors import InputError, MissingDependencyError, ParityError
-from fcdeploy.systems import check_recipe, recognise
+from fcdeploy.errors import FcdeployWarning, InputError, MissingDependencyError, ParityError
+from fcdeploy.systems import System, Weights, check_recipe, recognise
 from fcdeploy.systems.settings import settings_as_dict
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ PREFIX = "module."  # left by DataParallel
 def export_checkpoint(
     checkpoint: Path | str | Sequence[Path | str],
     output: Path | str | None = None,
-    recipe: Any = None,
+    recipe: Path | str | Any = None,
     *,
     precision: str = "fp32",
     keep: str = "decisions",
@@ -50,15 +52,20 @@ def export_checkpoint(
 
     output: a folder, by default ``SYSTEM.onnx`` in the current one. checkpoint: a state_dict, plain or under
     'state_dict' or 'net', with or without ``module.`` prefixes; the system, the network and its widths are
-    recognised from it. recipe: a dataclass from ``load_recipe``; without one the system's published settings with the
-    checkpoints' widths. precision: "fp32", or "fp16" for matrix products in half precision but for those that
-    ``keep`` names, see ``fcdeploy.deploy.precision``; then the bundle's clusters are compared with those in fp32, on
-    the faces of the features file ``agreement`` or on generated ones. Raises InputError for a checkpoint, recipe or
+    recognised from it. recipe: a TOML file, a built-in name, or a dataclass from ``load_recipe``; without one that
+    which ``fcdeploy train`` left beside the checkpoint (``checkpoint.toml`` beside ``checkpoint.pth``), else the
+    system's published settings with the checkpoints' widths: an FcdeployWarning and the manifest's ``recipe_from``
+    say which.
+    precision: "fp32", or "fp16" for matrix products in half precision but for those that ``keep`` names, see
+    ``fcdeploy.deploy.precision``; then the bundle's clusters are compared with those in fp32, on the faces of the
+    features file ``agreement`` or on generated ones. Raises InputError for a checkpoint, recipe or
     features file that cannot be used, ParityError (and writes nothing) when the tolerance is missed, unless
     ``allow_mismatch``.
     """
     import_export_extra()
     _check_precision(precision, keep, agreement)
+    name = str(recipe) if isinstance(recipe, (str, Path)) else None
+    recipe = recipe if name is None else load_recipe(name)
     checkpoints = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
     states = {str(path): load_state_dict(Path(path)) for path in checkpoints}
     system, network_of, weights = recognise(
@@ -67,9 +74,8 @@ def export_checkpoint(
             for path, state in states.items()
         }
     )
-    if recipe is None:
-        recipe = system.recipe.for_weights(weights)
-    check_recipe(system, recipe, weights, ", ".join(states))
+    in_order = sorted(map(Path, states), key=lambda path: list(weights).index(network_of[str(path)]))
+    recipe, recipe_from = _chosen_recipe(system, in_order, weights, recipe, name)
     output = Path(output or f"{system.name}.onnx")
     faces = open_features(agreement, recipe.feature_dim) if agreement else None
     parities: dict[str, Parity] = {}
@@ -82,7 +88,7 @@ def export_checkpoint(
             full.mkdir()
             spelled.mkdir()
         products: dict[str, dict[str, int]] = {}
-        for path, state in sorted(states.items(), key=lambda item: list(weights).index(network_of[item[0]])):
+        for path, state in ((str(path), states[str(path)]) for path in in_order):
             name = network_of[path]
             torch_network = system.module("network").NETWORKS[name]
             model = torch_network.from_state_dict(state)
@@ -124,6 +130,7 @@ def export_checkpoint(
             "feature_dim": recipe.feature_dim,
             "precision": precision,
             "recipe": settings_as_dict(recipe),
+            "recipe_from": recipe_from,
             "networks": networks,
             "versions": _versions(),
         }
@@ -135,6 +142,37 @@ def export_checkpoint(
             fields["fp16"] = {"keep": keep, "products": products, "agreement": agreed.as_dict()}
         write_manifest(folder, passes, fields)
     return read_bundle(output), parities
+
+
+def _chosen_recipe(
+    system: System, checkpoints: Sequence[Path], weights: Weights, given: Any, name: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """Return the recipe to export with and where it is from, and tell the user where that is not what they said.
+
+    checkpoints: in the order of a run. given: a recipe or None; name: the file or built-in recipe that it was read
+    from. Raises InputError for a recipe that is not for these networks.
+    """
+    where, published = ", ".join(map(str, checkpoints)), system.recipe.for_weights(weights)
+    note: str | None
+    if given is not None:
+        recipe, note = given, None
+        check_recipe(system, recipe, weights, where)
+        if name is not None:
+            note = note_of_another(system, checkpoints, recipe, name)
+        source = {"source": "given", "files": [] if name is None else [Path(name).name]}
+    elif (beside := recipe_beside(system, checkpoints, published)) is not None:
+        recipe, note = beside.recipe, beside.sentence
+        names = " and ".join(map(str, beside.files))
+        check_recipe(
+            system, recipe, weights, where, f"it lies beside them ({names}); give another with --recipe"
+        )
+        source = {"source": "beside the checkpoint", "files": [file.name for file in beside.files]}
+    else:
+        recipe, note = published, published_sentence(checkpoints, published)
+        source = {"source": "published", "files": []}
+    if note:
+        warnings.warn(note, FcdeployWarning, stacklevel=3)
+    return recipe, source
 
 
 def _check_precision(precision: str, keep: str, agreement: Path | str | None) -> None:

@@ -14,13 +14,13 @@ import torch
 
 from fcdeploy import __version__
 from fcdeploy.data.atomic import atomic_file
+from fcdeploy.deploy.recipe_beside import TRAINING
 from fcdeploy.errors import InputError
 from fcdeploy.systems import Schedule
 from fcdeploy.systems.settings import settings_as_dict
 from fcdeploy.training.choices import Choices
 from fcdeploy.training.loop import STATE
 
-CONFIG = "config.json"
 OPTIONS = {"system": "SYSTEM", "before": "--ckpt or --init"}  # where the option has another name
 
 
@@ -67,7 +67,7 @@ def configuration(
 
 def check_config(folder: Path, config: dict[str, Any]) -> None:
     """Write the configuration; raises InputError when the folder holds a training of another one."""
-    file = folder / CONFIG
+    file = folder / TRAINING
     try:
         before = dict(json.loads(file.read_bytes())["config"])
         names = list(differing(before, config))

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict
+from fcdeploy.deploy.recipe_beside import TRAINED_WEIGHTS
 from fcdeploy.engine.batching import ahead
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.runtime.pipeline import numba_threads
@@ -31,7 +32,8 @@ from fcdeploy.training.memory import give_back
 from fcdeploy.training.report import Report
 from fcdeploy.training.sweep import Trial, best_trial, sweep
 
-STATE, BEST, LAST, CURVES = "state.pt", "best.pth", "last.pth", "curves"
+BEST, LAST = TRAINED_WEIGHTS
+STATE, CURVES = "state.pt", "curves"
 CHECKS = 10  # of the validation faces, at least, and one after each epoch
 SAVE_SECONDS = 60.0  # between states that are saved while no check is due: what a kill may cost
 DRAW_SECONDS = 30.0  # between pictures

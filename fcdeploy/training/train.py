@@ -8,6 +8,7 @@ The run folder holds all of it: ``config.json`` (settings and versions), ``curve
 import contextlib
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import Features, check_features
 from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict
 from fcdeploy.deploy.recipe import recipe_text
-from fcdeploy.errors import InputError
+from fcdeploy.deploy.recipe_beside import note_of_another, recipe_beside, recipe_place
+from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.runtime.pipeline import Options, hash_of, numba_threads
 from fcdeploy.runtime.run_folder import RunFolder, Store
 from fcdeploy.systems import NAMES, Schedule, System, Training, Weights, check_recipe, get_system
@@ -78,15 +80,16 @@ def train(
 ) -> Trained:
     """Train a network and write its checkpoint to ``output``, and the recipe beside it (``.toml``).
 
-    labels: (n,) identities, -1 where unknown. network: which of the system's; recipe: the settings to train for (the
-    published ones), of any width. checkpoints: of the networks that run before it. init: weights to start from.
-    run_dir: keeps the training, and goes on with one that is there (``output`` with ``.run``). Raises InputError for
-    what does not fit together, FcdeployError when the training diverges or collapses.
+    labels: (n,) identities, -1 where unknown. network: which of the system's; recipe: the settings to train for, of
+    any width; without one those beside ``checkpoints`` and ``init``, else the published ones. checkpoints: of the
+    networks that run before it. init: weights to start from. run_dir: keeps the training, and goes on with one that
+    is there (``output`` with ``.run``). Raises InputError for what does not fit together, FcdeployError when the
+    training diverges or collapses.
     """
     name, training = training_of(system, network)
     output, run_dir = Path(output), Path(run_dir) if run_dir else Path(output).with_suffix(".run")
     check_places(output, run_dir)
-    recipe = system.recipe() if recipe is None else recipe
+    recipe, note = recipe_to_train_for(system, recipe, (*checkpoints, *filter(None, [init])), features.dim)
     if recipe.system != system.name:
         raise InputError(
             f"the recipe is for {recipe.system}, not for {system.name}; give one for {system.name}."
@@ -117,6 +120,8 @@ def train(
         )
     remedy = "give features and a recipe that fit the checkpoints" if before else "give another recipe"
     check_recipe(system, recipe, weights, given or "--recipe", remedy)
+    if note:
+        warnings.warn(note, FcdeployWarning, stacklevel=2)
     if init is not None:
         if (start := getattr(settings, "start", "random")) != "random":
             raise InputError(
@@ -214,11 +219,11 @@ def train(
     best = (folder / BEST).read_bytes()
     with atomic_file(output) as file:
         file.write(best)
-    with atomic_file(output.with_suffix(".toml")) as file:
+    with atomic_file(recipe_place(output)) as file:
         file.write(text.encode())
     return Trained(
         output,
-        output.with_suffix(".toml"),
+        recipe_place(output),
         folder,
         name,
         done.best_step,
@@ -227,6 +232,20 @@ def train(
         done.values,
         done.ended,
     )
+
+
+def recipe_to_train_for(
+    system: System, recipe: Any, checkpoints: Sequence[Path], dim: int
+) -> tuple[Any, str | None]:
+    """Return the recipe that was given, else that beside the checkpoints, else the published one; and what to say."""
+    published = dataclasses.replace(system.recipe(), feature_dim=dim)
+    if recipe is None:
+        beside = recipe_beside(system, checkpoints, published)
+        return (beside.recipe, beside.sentence) if beside else (published, None)
+    if recipe.system != system.name:
+        return recipe, None
+    fitted = dataclasses.replace(recipe, feature_dim=dim)
+    return recipe, note_of_another(system, checkpoints, fitted, thresholds=False)
 
 
 def training_of(system: System, network: str | None) -> tuple[str, Training]:
@@ -307,7 +326,7 @@ def recipe_of_side(
 
 def check_places(output: Path, run_dir: Path) -> None:
     """Raise InputError when checkpoint, recipe and run folder are not to lie in three places."""
-    beside = output.with_suffix(".toml")
+    beside = recipe_place(output)
     for path in (output, run_dir):
         if path.resolve() == beside.resolve():
             raise InputError(f"{path}: is where the recipe goes, beside the checkpoint; choose another name.")

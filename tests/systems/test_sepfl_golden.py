@@ -5,7 +5,7 @@ import pytest
 
 import fcdeploy
 from fcdeploy.data.features import open_features
-from fcdeploy.errors import InputError
+from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.density import density_from_sums_and_counts, sum_and_count_similarities
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.systems import get_system
@@ -262,7 +262,8 @@ def test_an_old_and_wrapped_checkpoint_gives_the_same_graphs(golden, bundle, tmp
 
 
 def test_without_a_recipe_k_is_read_off_the_weights(golden, tmp_path):
-    read, _ = export_checkpoint(golden / "dev/sepfl/checkpoint.pth", tmp_path / "sepfl.onnx")
+    with pytest.warns(FcdeployWarning, match="the published settings of sepfl are used"):
+        read, _ = export_checkpoint(golden / "dev/sepfl/checkpoint.pth", tmp_path / "sepfl.onnx")
     assert read.manifest["recipe"]["links"] == {"k": 20, "rho": 0.7, "min_probability": 0.5}
 
 
