@@ -1,16 +1,32 @@
-"""Face embeddings on disk or in memory: opened, checked, normalised and handed out in blocks."""
+"""Face embeddings on disk or in memory: opened, checked, normalised and handed out in blocks.
+
+What a file is, its bytes say (``forms.content``); each form's reader gives rows that are mapped where they lie, or
+unpacked once. Shards stand behind each other as one.
+"""
 
 import dataclasses
+import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fcdeploy.data.arrays import array_from
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.damaged import DAMAGED, reason_of
+from fcdeploy.data.forms.content import HEAD, READ, content_of, conversion
+from fcdeploy.data.forms.files import feature_files, is_pipe
+from fcdeploy.data.forms.numpy_files import read_npy, read_npz
+from fcdeploy.data.forms.raw import open_raw, width_doubted
+from fcdeploy.data.forms.spool import spooled_bytes
+from fcdeploy.data.forms.tensors import read_safetensors, read_torch
+from fcdeploy.data.forms.vecs import VECS, is_bigann, is_vecs, read_bigann, read_vecs
+from fcdeploy.data.rows import Rows, Shards
+from fcdeploy.data.sidecar import Sidecar, check_hash, check_size, read_sidecar
 from fcdeploy.errors import InputError
 
 BLOCK_ROWS = 16384
@@ -21,16 +37,23 @@ SHOWN_ROWS = 5
 class Features:
     """The embeddings of n faces, read as float32 rows of unit length (or as they are).
 
-    array: (given, d), any float dtype; a memory map when it came from a file, so nothing is read until a block is
-    asked for. ``name`` is what error messages call it. ``normalize`` divides every row by its 2-norm. path: the file,
-    if they came from one. chosen: (n,) int64, ascending: the rows of ``array`` that are faces here; None for all.
+    array: (given, d) of any real dtype, an array or what can be indexed like one; a memory map when it came from a
+    file, so nothing is read until a block is asked for. ``name`` is what error messages call it. ``normalize`` divides every
+    row by its 2-norm. files: those that they came from. chosen: (n,) int64, ascending: the rows of ``array`` that are
+    faces here; None for all. ids: (given,) text or integers, of an id column. read_as: how the rows were understood, as
+    in "2,670 rows of 128 float32 (raw)"; note: the sentence that says so where the file does not say it of itself.
+    sidecar: what `fcdeploy embed` noted of the file.
     """
 
-    array: np.ndarray
+    array: Rows
     name: str
     normalize: bool = True
-    path: Path | None = None
+    files: tuple[Path, ...] = ()
     chosen: np.ndarray | None = None
+    ids: np.ndarray | None = None
+    read_as: str = ""
+    note: str = ""
+    sidecar: Sidecar | None = None
 
     @property
     def n(self) -> int:
@@ -76,50 +99,81 @@ class Features:
             yield start, self.rows(start, min(start + size, self.n))
 
 
-def open_features(path: Path | str, dim: int | None = None, *, normalize: bool = True) -> Features:
-    """Open a features file without reading it.
+@dataclass(frozen=True)
+class _Part:
+    """One file, opened: its rows, how it was understood ("raw", ".npy", ".npz, 'x'"), ids and its sidecar."""
 
-    path: ``.npy`` (n, d) of any float dtype, or raw little-endian float32 rows under any other name (``.bin``),
-    whose width ``dim`` has to be given. Raises InputError when the file is missing, empty, of another form, or
-    of a size that is no multiple of ``dim``.
+    rows: Rows
+    form: str
+    ids: np.ndarray | None = None
+    doubt: str = ""
+    sidecar: Sidecar | None = None
+
+
+def open_features(
+    path: Path | str | Sequence[Path | str],
+    dim: int | None = None,
+    *,
+    normalize: bool = True,
+    column: str | None = None,
+    id_column: str | None = None,
+    scratch: Path | None = None,
+    sure: bool = False,
+) -> Features:
+    """Open features without reading them all.
+
+    path: a file of any form that docs/files.md lists, told by its content and then by its name; a folder, a list (.txt)
+    or a pattern of such files, or several of them, whose rows follow each other; "-" or any pipe. dim: the width that
+    rows have to have; raw float32 rows have no other. column: of an archive, a file of tensors or a table, which array
+    holds the features; id_column: which holds ids. scratch: the folder for what has to be unpacked (pipes, compressed
+    files), if it is large. sure: ``dim`` was given by the user, and is believed where a raw file's values speak against
+    it.
+
+    Raises InputError when a file is missing, empty, of another form, which it names with what to do, of another width
+    or contradicts itself.
     """
-    path = Path(path)
-    if path.suffix.lower() == ".txt":
-        raise InputError(
-            f"{path}: is no features file but, by its name, a list of images; make features of it with "
-            "`fcdeploy embed`, or give --embedder MODEL to `fcdeploy cluster`."
-        )
-    if not path.exists():
-        raise InputError(f"{path}: no such file; give a .bin (raw float32) or .npy features file.")
-    if not path.is_file():
-        raise InputError(f"{path}: is a folder; give a .bin (raw float32) or .npy features file.")
-    if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: may not be read; change its permissions or copy it.")
-    if path.suffix == ".npy":
-        array = _open_npy(path)
-        if dim is not None and array.shape[1] != dim:
-            raise InputError(f"{path}: expected (n, {dim}) features, found {array.shape} {array.dtype}.")
+    if isinstance(path, (str, os.PathLike)):
+        files, name = feature_files(Path(path)), str(path)
     else:
-        array = _open_bin(path, dim)
-    return Features(array, str(path), normalize, path)
+        files = [file for each in path for file in feature_files(Path(each))]
+        if not files:
+            raise InputError("features: a list of no files.")
+        name = f"{files[0]} and {len(files) - 1:,} more" if len(files) > 1 else str(files[0])
+    parts: list[_Part] = []
+    for file in files:
+        width = dim if dim is not None else (parts[0].rows.shape[1] if parts else None)
+        parts.append(_open_one(file, width, column, id_column, scratch, sure))
+        if len(parts) == 1 and len(files) == 1:
+            name = str(file)
+    rows: Rows = parts[0].rows if len(parts) == 1 else Shards([part.rows for part in parts])
+    ids = None
+    if id_column is not None:
+        ids = np.concatenate([part.ids for part in parts if part.ids is not None])
+    form = parts[0].form if len(parts) == 1 else f"{len(parts):,} files, {parts[0].form}"
+    read_as = f"{rows.shape[0]:,} rows of {rows.shape[1]:,} {rows.dtype.newbyteorder('=').name} ({form})"
+    told = all(part.form != "raw" or part.sidecar is not None for part in parts)
+    doubts = next((part.doubt for part in parts if part.doubt), "")
+    note = "" if told else f"{name}: read as {read_as}{doubts}."
+    regular = tuple(file for file in files if not is_pipe(file))
+    sidecar = parts[0].sidecar if len(parts) == 1 else None
+    return Features(rows, name, normalize, regular, None, ids, read_as, note, sidecar)
+
+
+def needs_width(path: Path | str) -> bool:
+    """Tell whether nothing but ``dim`` says how wide the rows of a file (or of shards) are."""
+    file = feature_files(Path(path))[0]
+    return not is_pipe(file) and _kind(file, str(file)) == "raw" and read_sidecar(file) is None
 
 
 def features_from_array(array: Any, dim: int | None = None, *, normalize: bool = True) -> Features:
-    """Take an (n, d) array-like of real numbers as features; float arrays are not copied.
+    """Take features from memory: an (n, d) array-like of real numbers, tensors, columns of rows, tables.
 
-    Raises InputError when it is not two-dimensional, is empty, does not hold numbers or has another width
-    than ``dim``.
+    Float arrays of NumPy are not copied. Raises InputError when it is not two-dimensional (axes of length 1 apart), is
+    empty, ragged or masked, does not hold real numbers or has another width than ``dim``.
     """
-    array = np.asarray(array)
-    if array.dtype.kind in "iub":
-        array = array.astype(np.float32)
-    if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
-        raise InputError(
-            f"features: expected an (n, d) array of floats with n, d >= 1, found {array.shape} {array.dtype}."
-        )
-    if dim is not None and array.shape[1] != dim:
-        raise InputError(f"features: expected (n, {dim}), found {array.shape} {array.dtype}.")
-    return Features(array, "features", normalize)
+    rows = array_from(array, "features", dim)
+    read_as = f"{rows.shape[0]:,} rows of {rows.shape[1]:,} {rows.dtype.newbyteorder('=').name} (array)"
+    return Features(rows, "features", normalize, read_as=read_as)
 
 
 def check_features(features: Features) -> None:
@@ -148,14 +202,37 @@ def check_features(features: Features) -> None:
 
 
 def stamp_of(features: Features) -> tuple[int, ...]:
-    """Return what is another when the file of the features was changed or exchanged; nothing for arrays."""
-    if features.path is None:
-        return ()
-    try:
-        found = os.stat(features.path)
-    except OSError:
-        return (0,)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    """Return what is another when a file of the features was changed or exchanged; nothing for arrays."""
+    stamps: list[int] = []
+    for file in features.files:
+        try:
+            found = os.stat(file)
+        except OSError:
+            stamps.append(0)
+        else:
+            stamps += (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return tuple(stamps)
+
+
+def hash_of(features: Features) -> str:
+    """Return the SHA-256 of shape, dtype and bytes of all features, as they are on disk, and of which are chosen.
+
+    Shards count as one. Raises InputError when what embed noted of the file says another one.
+    """
+    if features.chosen is not None:
+        whole = hash_of(dataclasses.replace(features, chosen=None))
+        return hashlib.sha256(whole.encode() + features.chosen.astype("<i8").tobytes()).hexdigest()
+    state = new_hash(features.array.shape, features.array.dtype)
+    for start in range(0, features.n, BLOCK_ROWS):
+        state.update(np.ascontiguousarray(features.array[start : start + BLOCK_ROWS]).data)
+    if features.sidecar is not None:
+        check_hash(features.name, features.sidecar, state.hexdigest())
+    return state.hexdigest()
+
+
+def new_hash(shape: tuple[int, ...], dtype: Any) -> "hashlib._Hash":
+    """Return the hash of features that are still to come, block by block."""
+    return hashlib.sha256(str((shape, np.dtype(dtype))).encode())
 
 
 def write_features(path: Path | str, shape: tuple[int, int], blocks: Iterable[np.ndarray]) -> None:
@@ -190,30 +267,110 @@ class _RowList:
         )
 
 
-def _open_npy(path: Path) -> np.ndarray:
+def _open_one(
+    file: Path, dim: int | None, column: str | None, id_column: str | None, scratch: Path | None, sure: bool
+) -> _Part:
+    """Open one file, or pipe, whatever form it is of."""
+    name = str(file)
+    with spooled_bytes(file, scratch) if is_pipe(file) else nullcontext(file) as path:
+        try:
+            return _read(path, name, _kind(path, name), dim, column, id_column, scratch, sure)
+        except InputError:
+            raise
+        except DAMAGED as error:  # what readers do not say themselves, a failing disk for example
+            raise InputError(f"{name}: cannot be read ({reason_of(error)}).") from error
+
+
+def _kind(path: Path, name: str) -> str:
+    """Return the form of a file, one of ``READ``; raises InputError, saying what to type, for anything else."""
+    content = content_of(path, name)
+    if content.kind in READ:
+        if content.kind == "raw" and path.stat().st_size:
+            if is_vecs(path):
+                return "vecs"
+            if is_bigann(path):
+                return "bigann"
+        return content.kind
+    with open(path, "rb") as opened:
+        head = opened.read(HEAD)
+    by_name = "" if content.told else ", by its name,"
+    raise InputError(
+        f"{name}: is{by_name} {content.kind} and no form of features that is read; "
+        f"{conversion(content.kind, name, head)}."
+    )
+
+
+def _read(
+    path: Path,
+    name: str,
+    kind: str,
+    dim: int | None,
+    column: str | None,
+    id_column: str | None,
+    scratch: Path | None,
+    sure: bool,
+) -> _Part:
+    if column is not None and kind in ("npy", "raw", "vecs", "bigann"):
+        raise InputError(f"{name}: holds a single array; leave out --column {column}.")
+    if id_column is not None and kind not in ("npz", "parquet", "arrow"):
+        raise InputError(f"{name}: has no columns to take ids from; leave out --id-column {id_column}.")
+    if kind in ("parquet", "arrow"):
+        from fcdeploy.data.forms.tables import read_table
+
+        array, columns, ids = read_table(path, name, kind, dim, column, id_column, scratch)
+        return _Part(array, f"{kind.capitalize()}, {columns}", ids)
+    if kind == "npz":
+        array, key = read_npz(path, name, dim, column, scratch)
+        return _Part(array, f".npz, '{key}'", _ids_of_npz(path, name, id_column, len(array)))
+    if kind in ("torch", "safetensors"):
+        if kind == "torch":
+            rows, key = read_torch(path, name, dim, column)
+        else:
+            rows, key = read_safetensors(path, name, dim, column)
+        suffix = ".pt" if kind == "torch" else ".safetensors"
+        return _Part(rows, f"{suffix}, '{key}'" if key else suffix)
+    if kind == "vecs":
+        suffix = Path(name).suffix.lower()
+        return _Part(read_vecs(path, name, dim), suffix if suffix in VECS else ".fvecs")
+    if kind == "bigann":
+        return _Part(read_bigann(path, name, dim), "rows behind a head of two numbers")
+    sidecar = read_sidecar(path)
+    if sidecar is not None:
+        check_size(path, name, sidecar, dim)
+    if kind == "npy":
+        return _Part(read_npy(path, name, dim), ".npy", sidecar=sidecar)
+    if sidecar is not None:
+        stored = np.memmap(path, "<f4", "r", shape=(sidecar.rows, sidecar.width))
+        return _Part(stored, "raw", sidecar=sidecar)
+    array = open_raw(path, name, dim)
+    return _Part(array, "raw", doubt=_doubt(path, name, array.shape[1], sure))
+
+
+def _doubt(path: Path, name: str, dim: int, sure: bool) -> str:
+    """Return what makes the width of a raw file doubtful; raises InputError where another one is certain."""
+    doubted = width_doubted(path, dim)
+    if doubted is None:
+        return ""
+    width, certain = doubted
+    if certain and not sure:
+        raise InputError(
+            f"{name}: rows of {width} values are all of unit length, rows of {dim} are not; these features seem to be "
+            f"{width} wide. Give features of {dim} values per face (--dim {dim} to read them so all the same)."
+        )
+    why = "rows of that width are all of unit length" if certain else "values repeat with that period"
+    return f"; they seem to be {width} wide ({why})"
+
+
+def _ids_of_npz(path: Path, name: str, key: str | None, n: int) -> np.ndarray | None:
+    if key is None:
+        return None
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # a header that promises too much fails here
+        with np.load(path, allow_pickle=False) as archive:
+            ids = archive[key]
     except DAMAGED as error:
-        raise InputError(f"{path}: not a readable .npy array ({reason_of(error)}).") from error
-    if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
+        raise InputError(f"{name}: has no array '{key}' of ids (--id-column): {reason_of(error)}.") from error
+    if ids.shape != (n,) or ids.dtype.kind not in "iuU":
         raise InputError(
-            f"{path}: expected an (n, d) array of floats with n, d >= 1, found {array.shape} {array.dtype}; "
-            "save the features with numpy.save as one float row a face."
+            f"{name}: '{key}' (--id-column) should be {n:,} integers or texts, found {ids.shape} {ids.dtype}."
         )
-    return array
-
-
-def _open_bin(path: Path, dim: int | None) -> np.ndarray:
-    size = path.stat().st_size
-    if dim is None:
-        raise InputError(f"{path}: a raw features file does not say how wide its rows are; give --dim.")
-    if dim < 1:
-        raise InputError(f"{path}: a feature width of {dim} is not possible; give --dim 1 or more.")
-    if size == 0:
-        raise InputError(f"{path}: is empty; expected rows of {dim} float32 values.")
-    if size % (4 * dim):
-        raise InputError(
-            f"{path}: {size:,} bytes are not a whole number of rows of {dim} float32 values ({4 * dim:,} bytes "
-            "each); check the width, or whether the file was cut short."
-        )
-    return np.memmap(path, dtype="<f4", mode="r", shape=(size // (4 * dim), dim))
+    return ids

@@ -34,7 +34,7 @@ import numpy as np
 from fcdeploy import __version__
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
-from fcdeploy.data.features import BLOCK_ROWS, Features, check_features, stamp_of
+from fcdeploy.data.features import BLOCK_ROWS, Features, check_features, hash_of, stamp_of
 from fcdeploy.engine.bundle import MANIFEST, Bundle, sha256_of
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
@@ -692,17 +692,6 @@ def peak_bytes() -> int:
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def hash_of(features: Features) -> str:
-    """Return the SHA-256 of shape, dtype and bytes of all features, as they are on disk, and of which are chosen."""
-    if features.chosen is not None:
-        whole = hash_of(dataclasses.replace(features, chosen=None))
-        return hashlib.sha256(whole.encode() + features.chosen.astype("<i8").tobytes()).hexdigest()
-    state = hashlib.sha256(str((features.array.shape, features.array.dtype)).encode())
-    for start in range(0, features.n, BLOCK_ROWS):
-        state.update(np.ascontiguousarray(features.array[start : start + BLOCK_ROWS]).data)
-    return state.hexdigest()
 
 
 def _summary(labels: np.ndarray, run: Run) -> dict[str, Any]:

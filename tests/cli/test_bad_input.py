@@ -228,7 +228,6 @@ def test_npy_cut_short(refuse_cluster: Refuse, here: Path, few: np.ndarray, kept
 @pytest.mark.parametrize(
     "content",
     [
-        b"this is text\n" * 100,
         b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4',",
         b"\x93NUMPY\x01\x00\x10\x00(((((((((((((((\n",
         b"\x93NUMPY\x01\x00\x10\x00'''aaaaaaaaaaaa\n",
@@ -239,17 +238,16 @@ def test_npy_cut_short(refuse_cluster: Refuse, here: Path, few: np.ndarray, kept
         npy_header((10**18, 10**18), "<f4"),
         npy_header((-5, 32), "<f4"),
     ],
-    ids=["text", "short", "brackets", "quotes", "bytes", "version", "zeros", "large", "larger", "negative"],
+    ids=["short", "brackets", "quotes", "bytes", "version", "zeros", "large", "larger", "negative"],
 )
 def test_npy_of_garbage(refuse_cluster: Refuse, here: Path, content: bytes) -> None:
     (here / "features.npy").write_bytes(content)
     refuse_cluster(here / "features.npy", says=("features.npy: not a readable .npy array",))
 
 
-def test_npz_under_the_name_npy(refuse_cluster: Refuse, here: Path, few: np.ndarray) -> None:
-    np.savez(here / "features.npz", few)
-    (here / "features.npz").rename(here / "features.npy")
-    refuse_cluster(here / "features.npy", says=("features.npy: ",))
+def test_text_under_the_name_npy(refuse_cluster: Refuse, here: Path) -> None:
+    (here / "features.npy").write_bytes(b"this is text\n" * 100)
+    refuse_cluster(here / "features.npy", says=("features.npy: is text",))
 
 
 def test_a_name_that_no_file_can_have_is_an_error_of_the_system(

@@ -1,0 +1,107 @@
+"""What `fcdeploy embed` writes beside features, ``features.bin.json``: how many rows, how wide, made with what.
+
+It is ours by its ``written_by``; any other ``.json`` beside features is somebody else's, neither read nor replaced.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fcdeploy.errors import InputError
+
+WRITTEN_BY = "fcdeploy embed"
+LARGEST = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """rows, width and dtype of a features file, with its bytes and ``hash`` (``hash_of`` its features).
+
+    model, model_sha256: the embedder, with its settings in the hash; list, list_sha256: whose lines the rows are.
+    """
+
+    rows: int
+    width: int
+    dtype: str
+    bytes: int
+    hash: str
+    model: str = ""
+    model_sha256: str = ""
+    list: str = ""
+    list_sha256: str = ""
+
+
+def sidecar_path(features: Path) -> Path:
+    """Return where the sidecar of a features file is."""
+    return features.with_name(f"{features.name}.json")
+
+
+def sidecar_bytes(sidecar: Sidecar) -> bytes:
+    """Return a sidecar as it is written."""
+    return (json.dumps({"written_by": WRITTEN_BY, **asdict(sidecar)}, indent=1) + "\n").encode()
+
+
+def read_sidecar(features: Path) -> Sidecar | None:
+    """Return the sidecar of a features file; None where there is none of ours."""
+    path = sidecar_path(features)
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return None
+        fields: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or fields.pop("written_by", None) != WRITTEN_BY:
+        return None
+    known = {name: value for name, value in fields.items() if name in Sidecar.__dataclass_fields__}
+    numbers = all(type(known.get(name)) is int and known[name] > 0 for name in ("rows", "width", "bytes"))
+    if not numbers or not isinstance(known.get("hash"), str):
+        raise InputError(f"{path}: is damaged; delete it, or run `fcdeploy embed` again.")
+    return Sidecar(**{"dtype": "float32", **known})
+
+
+def check_sidecar_path(features: Path) -> Path:
+    """Return where a sidecar goes; raises InputError when something stands there that is not one of ours."""
+    path = sidecar_path(features)
+    there = path.is_symlink() or path.exists()
+    if there and (path.is_dir() or read_sidecar_or_damaged(features) is None):
+        raise InputError(
+            f"{path}: was not written by fcdeploy, and what the features hold would be noted there; choose another "
+            "output."
+        )
+    return path
+
+
+def read_sidecar_or_damaged(features: Path) -> Sidecar | bool | None:
+    """Return the sidecar, True where one of ours is damaged, None where there is none of ours."""
+    try:
+        return read_sidecar(features)
+    except InputError:
+        return True
+
+
+def check_size(path: Path, name: str, sidecar: Sidecar, dim: int | None) -> None:
+    """Raise InputError when a file is not of the size, or its rows not of the width, that its sidecar says."""
+    beside = sidecar_path(Path(name))
+    size = path.stat().st_size
+    if size != sidecar.bytes:
+        raise InputError(
+            f"{name}: {size:,} bytes; {beside} says {sidecar.rows:,} rows of {sidecar.width} {sidecar.dtype}, "
+            f"{sidecar.bytes:,} bytes. It was cut short or replaced since; embed again, or delete {beside} if the new "
+            "file is meant."
+        )
+    if dim is not None and dim != sidecar.width:
+        raise InputError(
+            f"{name}: expected (n, {dim}) features, found ({sidecar.rows}, {sidecar.width}) {sidecar.dtype}, as "
+            f"{beside} says."
+        )
+
+
+def check_hash(name: str, sidecar: Sidecar, found: str) -> None:
+    """Raise InputError when features have another hash than their sidecar says."""
+    if found != sidecar.hash:
+        beside = sidecar_path(Path(name))
+        raise InputError(
+            f"{name}: its values are not those that {beside} tells of; the file was changed or replaced since it was "
+            f"embedded. Embed again, or delete {beside} if the new values are meant."
+        )
