@@ -5,16 +5,27 @@ BIN := .venv/bin
 DEMO := benchmarks/demo
 OUT := build/demo
 
-.PHONY: install demo test test-faults check clean
+EVERYTHING := cpu,embed,tables,export,train,tensorrt-rtx,dev
+LOWEST := build/lowest
+QUICK := $(addprefix tests/,clustering data deploy engine graph systems trials test_demo.py)
+
+.PHONY: install demo test test-faults test-lowest test-wheel check clean
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/bin/python:
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,embed,export,train,tensorrt-rtx,dev]'
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EVERYTHING)]'
 	touch $@
 
-demo: .venv/installed
+# What the demo needs, and no more: no TensorRT, no development tools.
+.venv/installed-demo: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export]'
+	touch $@
+
+demo: .venv/installed-demo
 	mkdir -p $(OUT)
 	$(BIN)/fcdeploy export --ckpt $(DEMO)/pse-gcn-128.pth --recipe export/pse-gcn-demo.toml -o $(OUT)/pse.onnx
 	$(BIN)/fcdeploy cluster $(DEMO)/features.bin --engine $(OUT)/pse.onnx -o $(OUT)/pred_labels.meta
@@ -28,6 +39,18 @@ test: check
 
 test-faults: .venv/installed
 	$(BIN)/python -m pytest -m faults --numprocesses auto --maxprocesses 2 --dist worksteal
+
+# The quick tests with the lowest version of every package that pyproject.toml allows.
+test-lowest:
+	mkdir -p build
+	$(PYTHON) tests/lowest.py > $(LOWEST).txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST).txt --editable '.[$(EVERYTHING)]'
+	$(LOWEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(QUICK)
+
+# The wheel, built from the source distribution, in an empty environment.
+test-wheel: .venv/installed
+	$(BIN)/python -m pytest -m wheel
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from lowest import lowest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -49,6 +50,39 @@ def test_pinned_versions_are_those_that_the_project_allows() -> None:
         if name_of(entry) not in NOT_PINNED:
             assert requirement.specifier.contains(versions[name_of(entry)]), entry
         assert requirement.url is None, f"{entry}: from an address, which no index checks"
+
+
+def imported(folder: Path) -> set[str]:
+    """Return the top names of all modules that Python files below ``folder`` import, or load by name."""
+    names = set()
+    for path in folder.rglob("*.py"):
+        if path.name == "doctor.py":  # names packages without using them
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)  # importlib.import_module("tensorrt_rtx")
+    return {name.partition(".")[0] for name in names}
+
+
+def test_every_package_that_users_install_is_imported() -> None:
+    modules = {"faiss-cpu": "faiss", "faiss-gpu": "faiss", "onnxruntime-gpu": "onnxruntime", "pillow": "PIL"}
+    modules |= {"cupy-cuda12x": "cupy", "tensorrt-rtx": "tensorrt_rtx", "pillow-heif": "pillow_heif"}
+    extras = {name: entries for name, entries in PROJECT["optional-dependencies"].items() if name != "dev"}
+    entries = [*PROJECT["dependencies"], *(entry for entries in extras.values() for entry in entries)]
+    unused = {name_of(entry) for entry in entries} - {
+        name for name in map(name_of, entries) if modules.get(name, name) in imported(ROOT / "fcdeploy")
+    }
+    assert not unused
+
+
+def test_lower_bounds_are_versions_that_can_be_asked_for() -> None:
+    """As ``make test-lowest`` does; every requirement has one."""
+    assert lowest()["numpy"] == "2.0"
+    assert lowest().keys() == {name_of(entry) for entry in lowest()} == required() - NOT_PINNED
 
 
 def calls(tree: ast.AST, name: str) -> list[ast.Call]:

@@ -13,7 +13,7 @@ import click
 ABILITIES = (
     (
         "cluster",
-        (("numba", "numba"), ("scipy", "scipy"), ("faiss", "faiss-cpu"), ("onnxruntime", "onnxruntime")),
+        (("numba", "numba"), ("faiss", "faiss-cpu"), ("onnxruntime", "onnxruntime")),
         "cpu",
     ),
     ("embed", (("PIL", "pillow"), ("onnxruntime", "onnxruntime")), "cpu,embed"),
