@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,13 @@ from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.run_options import run_options
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fcdeploy.data.filelist import Filelist
+
+FEATURES = (".bin", ".npy")  # names that are not of lists of images
 
 
 @click.command("cluster")
@@ -27,14 +34,19 @@ from fcdeploy.cli.types import PathType
 @click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
 )
-@click.option("--embedder", type=PathType, help="ONNX face embedder, for a list of face crops.")
+@click.option("--embedder", type=PathType, help="ONNX face embedder, for a list or folder of face crops.")
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip", "zero"]),
     help="What becomes of lines that cannot be embedded: nothing is written, they are in no cluster, or each is in one "
     "of its own.  [default: stop]",
 )
-@click.option("--labels", "truth", type=PathType, help="True identities, to report quality; never needed.")
+@click.option(
+    "--labels",
+    "truth",
+    type=PathType,
+    help="True identities, to report quality; never needed. FEATURES itself where its folders are people.",
+)
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
@@ -51,15 +63,17 @@ def command(
     quiet: bool,
     **chosen: Any,
 ) -> None:
-    """Cluster a features file, or a list of face crops, with an engine.
+    """Cluster a features file, or face crops, with an engine.
 
-    FEATURES is a .npy file (n, d), a .bin file of raw float32 rows or, with --embedder, a .txt file with the path of an
-    aligned face crop a line (see `fcdeploy embed`). Ids in clusters.txt are lines of that list, from 0.
+    FEATURES is a .npy file (n, d), a .bin file of raw float32 rows or, with --embedder, a text file with the path of an
+    aligned face crop per line, or a folder of such (see `fcdeploy embed`). Ids in clusters.txt are lines of that list,
+    from 0; for a folder it is written beside the clusters.
 
     \b
     Example:
       fcdeploy cluster features.bin --engine pse.onnx -o pred_labels.meta
       fcdeploy cluster faces.txt --engine pse.onnx --embedder embedder.onnx -o clusters.txt
+      fcdeploy cluster people/ --engine pse.onnx --embedder embedder.onnx --labels people/ -o clusters.txt
       fcdeploy cluster features.npy --engine pse.onnx --tau 0.8 --labels truth.meta --json
     """
     from fcdeploy.data.features import open_features
@@ -71,7 +85,7 @@ def command(
 
     options = Options(**chosen)
     check_labels_path(output)
-    is_list = features.suffix.lower() == ".txt"
+    is_list = embedder is not None or features.suffix.lower() == ".txt"
     check_embedder(features, is_list, embedder, on_bad, dim)
     for given in (features, embedder, truth, *options.lists.values()):
         if given is not None and output.exists() and given.exists() and output.samefile(given):
@@ -88,18 +102,21 @@ def command(
         else "nothing was kept; with --run-dir DIR the same command could continue"
     )
     if embedder is not None:
-        from fcdeploy.data.filelist import read_filelist
+        from fcdeploy.data.imagelist import open_images
         from fcdeploy.runtime.cluster_images import cluster_images
         from fcdeploy.runtime.embed import new_job
 
         job = new_job(
-            read_filelist(features),
+            open_images(features),
             embedder,
             threads=options.threads,
             device=options.device or "cpu",
             vram=options.vram,
         )
-        true_labels = read_labels(truth, job.files.n) if truth else None
+        true_labels: np.ndarray | None = None
+        if truth is not None:
+            same = truth.exists() and truth.samefile(features)
+            true_labels = labels_of_list(job.files) if same else read_labels(truth, job.files.n)
         with resumable(advice), told_of_lost_pages():
             result = cluster_images(
                 job,
@@ -141,9 +158,9 @@ def check_embedder(
         raise InputError(
             f"{features}: is a list of images by its name; give --embedder MODEL.onnx, or name features .bin or .npy."
         )
-    if embedder is not None and not is_list:
+    if embedder is not None and features.suffix.lower() in FEATURES:
         raise InputError(
-            f"{features}: --embedder is for a list of images, whose name ends in .txt; leave it out for features."
+            f"{features}: --embedder is for a list of images, or a folder of them; leave it out for features."
         )
     for name, given in (
         ("--on-bad", on_bad if embedder is None else None),
@@ -152,6 +169,15 @@ def check_embedder(
         if given is not None:
             kind = "a list of images" if is_list else "features"
             raise InputError(f"{name} does not apply to {kind}; leave it out.")
+
+
+def labels_of_list(files: "Filelist") -> "np.ndarray":
+    """Return the people that a list itself says; raises InputError when it says none."""
+    from fcdeploy.errors import InputError
+
+    if files.labels is None:
+        raise InputError(f"{files.name}: says nothing of people; give the file of their labels.")
+    return files.labels
 
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:

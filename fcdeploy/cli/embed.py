@@ -13,7 +13,7 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
 
 
 @click.command("embed")
-@click.argument("filelist", type=PathType)
+@click.argument("images", type=PathType)
 @click.option(
     "--model", required=True, type=PathType, help="ONNX face embedder; settings in a .toml beside it."
 )
@@ -43,6 +43,11 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
 )
 @click.option("--mean", type=Numbers(), help="Subtracted from pixels (0 to 255).  [default: 127.5]")
 @click.option("--scale", type=Numbers(), help="What that is divided by.  [default: 127.5]")
+@click.option(
+    "--write-labels",
+    type=PathType,
+    help="Where the people go that the folders of IMAGES stand for: .meta or .npy, a label per row.",
+)
 @click.option("--output-tensor", metavar="NAME", help="Which of several outputs is the embedding.")
 @click.option(
     "--batch", type=click.IntRange(1, 4096), help="Images an engine call.  [default: 32, or the graph's]"
@@ -67,7 +72,7 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def command(
-    filelist: Path,
+    images: Path,
     model: Path,
     output: Path,
     on_bad: str,
@@ -76,6 +81,7 @@ def command(
     channels: str | None,
     mean: tuple[float, ...] | None,
     scale: tuple[float, ...] | None,
+    write_labels: Path | None,
     output_tensor: str | None,
     batch: int | None,
     max_pixels: int,
@@ -86,19 +92,22 @@ def command(
 ) -> None:
     """Turn aligned face crops into a features file.
 
-    FILELIST is a text file with one image path a line, relative to its own folder; row i of the features is line i,
-    counted from 0. The images have to be crops of one face each, aligned as the model was trained (to 112 x 112 pixels,
-    by convention): nothing is detected or aligned here, and an image of another size is resized.
+    IMAGES is a text file with one image path per line, relative to its own folder, or a folder, which stands for all
+    images below it in natural order; row i of the features is image i, counted from 0. The images have to be crops of
+    one face each, aligned as the model was trained (to 112 x 112 pixels, by convention): nothing is detected or aligned
+    here, and an image of another size is resized.
 
-    Lines that cannot be embedded are listed in features.bad.txt (line, path, reason). An interrupted run goes on when
-    the same command is given again.
+    Lines that cannot be embedded are listed in features.bad.txt (line, path, reason). For a folder, the images that
+    rows stand for are listed in features.filelist.txt, and --write-labels takes its folders for people
+    (person/name.jpg). An interrupted run goes on when the same command is given again.
 
     \b
     Example:
       fcdeploy embed faces.txt --model embedder.onnx -o features.bin
+      fcdeploy embed people/ --model embedder.onnx --write-labels people.meta
       fcdeploy embed faces.txt --model embedder.onnx --channels bgr --mean 127.5 --scale 128 --on-bad skip
     """
-    from fcdeploy.data.filelist import read_filelist
+    from fcdeploy.data.imagelist import open_images
     from fcdeploy.engine.embedder import settings_from_table
     from fcdeploy.runtime.embed import embed_to_file, new_job, part_of
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
@@ -115,7 +124,7 @@ def command(
         {name: value for name, value in given.items() if value is not None}, "the command line"
     )
     job = new_job(
-        read_filelist(filelist),
+        open_images(images),
         model,
         settings,
         batch=batch,
@@ -124,7 +133,7 @@ def command(
         device=device,
     )
     with resumable(f"the same command continues from {part_of(output)}"), told_of_lost_pages():
-        summary = embed_to_file(job, output, on_bad=on_bad, quiet=quiet or as_json)
+        summary = embed_to_file(job, output, on_bad=on_bad, labels=write_labels, quiet=quiet or as_json)
     if as_json:
         click.echo(json.dumps(summary, indent=1))
     elif not quiet:
@@ -134,3 +143,5 @@ def command(
             f"{summary['seconds']:.1f} s; input {summary['input']}"
         )
         click.echo(f"features of {summary['rows']:,} rows, {summary['dim']}-d, in {output}")
+        if write_labels is not None:
+            click.echo(f"labels in {write_labels}")

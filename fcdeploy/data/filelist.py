@@ -8,12 +8,14 @@ import stat
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from fcdeploy.data.images import State
+from fcdeploy.data.unicode_names import Listings, same_name
 from fcdeploy.errors import InputError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -28,7 +30,10 @@ class Filelist:
     """The lines of a list, kept as they were written: a path may hold any byte but newline and NUL.
 
     folder: what relative paths start from. text holds line i at text[starts[i]:ends[i]]; starts, ends: (n,) int64.
-    ``name`` is what messages call the list.
+    ``name`` is what messages call the list. labels: (n,) int64, the people of the lines, numbered from 0, -1 where
+    nobody is said; None where the list says nothing of people. is_text: whether the lines stand in a file of the
+    user's. skipped: how many files were passed over, by reason. found_as: the paths of lines whose files have names in
+    another Unicode normalisation, as far as they were looked up.
     """
 
     folder: bytes
@@ -36,6 +41,10 @@ class Filelist:
     starts: np.ndarray
     ends: np.ndarray
     name: str
+    labels: np.ndarray | None = None
+    is_text: bool = True
+    skipped: dict[str, int] = field(default_factory=dict)
+    found_as: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -47,7 +56,11 @@ class Filelist:
 
     def path(self, at: int) -> bytes:
         """Return the path of line ``at`` as the system takes it."""
-        return os.path.join(self.folder, self.line(at))
+        return self.found_as.get(at) or os.path.join(self.folder, self.line(at))
+
+    def source(self, at: int) -> bytes | Callable[[], BinaryIO]:
+        """Return what line ``at`` is read from: its path."""
+        return self.path(at)
 
     def shown(self, at: int) -> str:
         """Return line ``at`` for a message; bytes that are no UTF-8 as escapes."""
@@ -72,11 +85,11 @@ def read_filelist(path: Path | str) -> Filelist:
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give a text file with one image path a line.") from None
-    except IsADirectoryError:
         raise InputError(
-            f"{path}: is a folder; give a text file with one image path a line, for example of `find {path} -type f`."
+            f"{path}: no such file; give a text file with one image path per line, or a folder of images."
         ) from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; give a text file with one image path per line.") from None
     except PermissionError:
         raise InputError(f"{path}: may not be read; change its permissions or copy it.") from None
     if text.startswith(UTF16_MARKS):
@@ -118,12 +131,16 @@ def lines_outside(files: Filelist) -> np.ndarray:
     return np.array(outside, dtype=np.int64)
 
 
-def look_up(files: Filelist, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+def look_up(
+    files: Filelist, start: int, stop: int, listings: Listings | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Tell of lines start..stop-1, without opening anything, whether they name a file, and which.
 
-    Returns states (m,) uint8, ``State.GOOD`` or why not, and stamps (m,) uint64: another when the file was changed or
-    is another one, NO_STAMP where there is none.
+    A name that is there in another Unicode normalisation only is that file's. listings: of ``same_name``. Returns
+    states (m,) uint8, ``State.GOOD`` or why not, and stamps (m,) uint64: another when the file was changed or is
+    another one, NO_STAMP where there is none.
     """
+    listings = {} if listings is None else listings
     states = np.zeros(stop - start, np.uint8)
     stamps = np.full(stop - start, NO_STAMP, np.uint64)
     for at in range(start, stop):
@@ -131,7 +148,7 @@ def look_up(files: Filelist, start: int, stop: int) -> tuple[np.ndarray, np.ndar
             states[at - start] = State.BLANK
             continue
         try:
-            found = os.stat(files.path(at))
+            found = _stat(files, at, listings)
         except OSError as error:
             absent = error.errno in (errno.ENOENT, errno.ENOTDIR)
             states[at - start] = State.MISSING if absent else State.UNREADABLE
@@ -153,10 +170,11 @@ def look_up_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Do ``look_up`` for all lines, which on a file server takes a while; ``advance`` is told how many are done."""
     states, stamps = np.empty(files.n, np.uint8), np.empty(files.n, np.uint64)
+    listings: Listings = {}
 
     def look(start: int) -> int:
         stop = min(start + LOOK_BLOCK, files.n)
-        states[start:stop], stamps[start:stop] = look_up(files, start, stop)
+        states[start:stop], stamps[start:stop] = look_up(files, start, stop, listings)
         return stop - start
 
     pool = ThreadPoolExecutor(threads)
@@ -166,6 +184,18 @@ def look_up_all(
     finally:
         pool.shutdown(cancel_futures=True)
     return states, stamps
+
+
+def _stat(files: Filelist, at: int, listings: Listings) -> os.stat_result:
+    try:
+        return os.stat(files.path(at))
+    except FileNotFoundError:
+        other = same_name(os.path.join(files.folder, files.line(at)), listings)
+        if other is None:
+            raise
+        found = os.stat(other)
+        files.found_as[at] = other
+        return found
 
 
 def _stamp(found: os.stat_result) -> int:

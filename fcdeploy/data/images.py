@@ -1,7 +1,9 @@
 """Image files to pixels of one size and one kind; what cannot be read is told, not raised."""
 
+import contextlib
+from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -11,7 +13,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Formats that are pictures and begin with a signature: nothing is guessed, and no PostScript is run.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+SIGNATURES = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    *(b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+)
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
+HEAD_BYTES = 32  # that tell an image from other files
 MAX_PIXELS = 25_000_000
 PILLOW_LIMIT = 178_956_970  # pixels beyond which Pillow itself refuses
 STRETCH = 0.02  # difference in shape that still counts as none
@@ -44,6 +53,8 @@ class State(IntEnum):
     UNCONVERTIBLE = 24
     NOT_FINITE = 25
     ALL_ZERO = 26
+    HEIC = 27
+    AVIF = 28
 
 
 FIRST_BAD = State.BLANK
@@ -59,6 +70,8 @@ REASONS = {
     State.UNCONVERTIBLE: "pixels of 32 bits or floating point",
     State.NOT_FINITE: "embedding not finite",
     State.ALL_ZERO: "embedding all zero",
+    State.HEIC: "HEIC, which needs `pip install 'fcdeploy[heif]'`",
+    State.AVIF: "AVIF, which this Pillow does not read: `pip install 'pillow>=11.3'`",
 }
 
 
@@ -67,24 +80,26 @@ class _Unconvertible(Exception):
 
 
 def read_image(
-    path: bytes, size: tuple[int, int], channels: str, max_pixels: int
+    source: bytes | Callable[[], BinaryIO], size: tuple[int, int], channels: str, max_pixels: int
 ) -> tuple[State, np.ndarray | None]:
     """Read an image upright, in 8 bits a channel and at the size that is asked for.
 
-    size: (height, width); channels: 'rgb', 'bgr' or 'gray'. The first frame of several. EXIF orientation is applied;
-    greyscale, palette, CMYK and 16-bit pixels are converted, transparent ones lie on black; another size is resized,
-    bilinear with antialiasing. Returns GOOD, RESIZED or STRETCHED (of another shape) and (height, width, c) uint8, or
-    why there is none. The number of pixels is read off the header before anything is decoded.
+    source: a path, or what opens the file. size: (height, width); channels: 'rgb', 'bgr' or 'gray'. The first frame of
+    several. EXIF orientation is applied; greyscale, palette, CMYK and 16-bit pixels are converted, transparent ones lie
+    on black; another size is resized, bilinear with antialiasing. Returns GOOD, RESIZED or STRETCHED (of another shape)
+    and (height, width, c) uint8, or why there is none. The number of pixels is read off the header before anything is
+    decoded.
     """
     from PIL import Image, UnidentifiedImageError
 
     known = [name for name in FORMATS if name in Image.OPEN]
     try:
-        with open(path, "rb") as file:
+        with open(source, "rb") if isinstance(source, bytes) else source() as file:
             try:
                 image = Image.open(file, formats=known)
             except UnidentifiedImageError:
-                return State.NOT_AN_IMAGE, None
+                file.seek(0)
+                return _unread(file.read(HEAD_BYTES)), None
             if image.width * image.height > max_pixels:
                 return State.TOO_LARGE, None
             image.load()
@@ -107,7 +122,10 @@ def read_image(
 
 
 def import_pillow() -> Any:
-    """Import Pillow with all its readers, or raise MissingDependencyError with the command that installs it."""
+    """Import Pillow with all its readers, of HEIC too where pillow-heif is installed.
+
+    Raises MissingDependencyError with the command that installs Pillow.
+    """
     try:
         from PIL import Image
     except ImportError as error:
@@ -115,7 +133,34 @@ def import_pillow() -> Any:
             "Pillow is not installed; install it with `pip install 'fcdeploy[cpu,embed]'`."
         ) from error
     Image.init()
+    if "HEIF" not in Image.OPEN:
+        # Absent or broken, in whatever way: files of this format are told of one by one.
+        with contextlib.suppress(Exception):
+            import pillow_heif
+
+            pillow_heif.register_heif_opener(decode_threads=1)  # images are decoded side by side already
     return Image
+
+
+def begins_like_an_image(head: bytes) -> bool:
+    """Tell whether the first HEAD_BYTES of a file are those of an image of a known format."""
+    return (
+        head.startswith(SIGNATURES)
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or (head[:2] == b"BM" and head[6:10] == bytes(4) and len(head) == HEAD_BYTES)
+        or (head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace() and b"\0" not in head[:3])
+        or (head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS + AVIF_BRANDS)
+    )
+
+
+def _unread(head: bytes) -> State:
+    """Say why there is no reader for a file that begins so."""
+    if head[4:8] == b"ftyp":
+        if head[8:12] in AVIF_BRANDS or (head[8:12] in (b"mif1", b"msf1") and b"avif" in head[16:]):
+            return State.AVIF
+        if head[8:12] in HEIC_BRANDS:
+            return State.HEIC
+    return State.NOT_AN_IMAGE
 
 
 def _upright(image: "Image.Image") -> "Image.Image":

@@ -10,7 +10,8 @@ import numpy as np
 
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.features import Features, features_from_array, open_features
-from fcdeploy.data.filelist import filelist_from_paths, read_filelist
+from fcdeploy.data.filelist import filelist_from_paths
+from fcdeploy.data.imagelist import open_images
 from fcdeploy.data.images import MAX_PIXELS
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.engine.embedder import settings_from_table
@@ -98,7 +99,8 @@ def embed(
 ) -> np.ndarray:
     """Embed aligned face crops with an ONNX face embedder and return a row for each.
 
-    images: the path of a list, one image path a line relative to the list, or the paths themselves. model: an ONNX
+    images: the path of a list, one image path per line relative to the list, a folder, all images below which are
+    taken in natural order, or the paths themselves. model: an ONNX
     file that takes pictures and gives embeddings; layout ('NCHW', 'NHWC'), size (pixels, or (height, width)), channels
     ('rgb', 'bgr', 'gray'), mean, scale (pixels become (pixel - mean) / scale) and output_tensor are read from the
     ``.toml`` beside it and the graph where they are not given; inputs: constants for whatever else the graph takes, by
@@ -119,7 +121,7 @@ def embed(
         if number is not None and number < least:
             raise InputError(f"{name} = {number}: should be {least} or more.")
     if isinstance(images, (str, Path)):
-        files = read_filelist(images)
+        files = open_images(images)
     else:
         files = filelist_from_paths(images)
     given = {

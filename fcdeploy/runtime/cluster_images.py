@@ -27,12 +27,12 @@ from fcdeploy.runtime.embed import (
     WORKING,
     Job,
     begin,
-    counts_of,
     fill,
     is_input,
     looked_up,
     part_of,
     report_bad_lines,
+    summary_of,
 )
 from fcdeploy.runtime.pipeline import (
     Options,
@@ -68,15 +68,17 @@ def cluster_images(
 
     A bad line is in no cluster (-1) with on_bad 'skip', and in one of its own with 'zero', as nothing is similar to a
     row of zeros. Embeddings lie in ``run_dir``, or in a folder beside ``output`` until the run is over, which an
-    interrupted run goes on from. truth: (n,), a label for every line.
+    interrupted run goes on from. Where the list is no text, its lines are written beside the output
+    (``NAME.filelist.txt``). truth: (n,), a label for every line.
     """
     files, n = job.files, job.files.n
     check_clustering(files, bundle, options, run_dir)
     progress = Progress(quiet)
     folder = run_dir or part_of(output)
-    bad_list = output.with_suffix(".bad.txt")
-    if is_input(output, job):
-        raise InputError(f"{output}: is also an input; choose another output.")
+    bad_list, line_list = output.with_suffix(".bad.txt"), output.with_suffix(".filelist.txt")
+    for path in (output,) if files.is_text else (output, line_list):
+        if is_input(path, job):
+            raise InputError(f"{path}: is also an input; choose another output.")
     if is_input(bad_list, job):
         raise InputError(
             f"{bad_list}: is an input, and where bad lines would be listed; choose another output."
@@ -102,6 +104,10 @@ def cluster_images(
         if not run_dir:
             del features
             place.remove()
+    if not files.is_text:
+        with atomic_file(line_list) as file:
+            for line in range(n):
+                file.write(files.line(line) + b"\n")
     labels = np.full(n, -1, np.int64)
     labels[good] = result.labels
     bad = np.flatnonzero(states >= FIRST_BAD)
@@ -112,7 +118,10 @@ def cluster_images(
         labels[bad] = labels.max(initial=-1) + 1 + np.arange(len(bad))
         summary |= {name: summary[name] + len(bad) for name in ("faces", "clusters", "singletons")}
     labels = renumber(labels)
-    summary |= counts_of(states)
+    told = summary_of(job, states)
+    summary |= told
+    if notes := [*told.get("notes", []), *result.summary.get("notes", [])]:
+        summary["notes"] = notes
     if truth is not None:
         summary["quality"] = evaluate(labels, truth).as_dict()
     if run_dir:

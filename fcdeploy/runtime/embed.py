@@ -15,7 +15,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import BLOCK_ROWS, write_features
 from fcdeploy.data.filelist import NO_STAMP, Filelist, lines_outside, look_up_all
 from fcdeploy.data.images import FIRST_BAD, MAX_PIXELS, REASONS, State, import_pillow, read_image
+from fcdeploy.data.labels import check_labels_path, write_labels
 from fcdeploy.engine.embedder import (
     BATCH,
     Embedder,
@@ -41,6 +42,7 @@ from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import Arrays, MemoryStore, Partial, RunFolder, Shapes, Store
 
 SUFFIXES = (".bin", ".npy")
+SKIPPED = {"hidden": "hidden or of the system", "other": "of other kinds"}  # files in a folder
 OUTCOMES = {"skip": "they are left out", "zero": "their rows are zero"}
 COMMIT_LINES = 512  # embedded between two commits
 AHEAD = 4  # images a thread that are decoded before they are needed
@@ -52,7 +54,8 @@ class Job:
     """What to embed, and with what; ``settings`` are the given ones over those beside the model.
 
     batch: pictures an engine call, where the graph leaves it open. threads: 0 means all cores. device: 'cpu' or
-    'cuda', where the embedder runs; vram: bytes of device memory to get along with, 0 for what is there.
+    'cuda', where the embedder runs; vram: bytes of device memory to get along with, 0 for what is there. notes: what
+    the user was told of the list.
     """
 
     files: Filelist
@@ -63,11 +66,18 @@ class Job:
     threads: int = 0
     device: str = "cpu"
     vram: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def cores(self) -> int:
         most = os.cpu_count() or 1
         return min(self.threads, most) if self.threads else most
+
+    def note(self, sentence: str) -> None:
+        """Tell the user something of the list, now and in the summary; once, however often it is found."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            warnings.warn(sentence, FcdeployWarning, stacklevel=3)
 
     def open(self) -> Embedder:
         """Load the embedder."""
@@ -105,17 +115,25 @@ def new_job(files: Filelist, model: Path, given: EmbedderSettings | None = None,
             FcdeployWarning,
             stacklevel=2,
         )
-    return Job(files, model, settings, **options)
+    job = Job(files, model, settings, **options)
+    if any(files.skipped.values()):
+        told = " and ".join(f"{count:,} {SKIPPED[kind]}" for kind, count in files.skipped.items() if count)
+        job.note(f"{files.name}: {files.n:,} images; {told} passed over.")
+    return job
 
 
-def embed_to_file(job: Job, output: Path, *, on_bad: str = "stop", quiet: bool = True) -> dict[str, Any]:
+def embed_to_file(
+    job: Job, output: Path, *, on_bad: str = "stop", labels: Path | None = None, quiet: bool = True
+) -> dict[str, Any]:
     """Embed the images of a list and write their features, whole or not at all.
 
-    output: ``.bin`` or ``.npy``. Beside it appear ``NAME.bad.txt`` when lines are bad, and with on_bad 'skip'
-    ``NAME.filelist.txt``, the lines of the rows. Raises InputError when lines are bad and on_bad is 'stop', after all
+    output: ``.bin`` or ``.npy``. Beside it appear ``NAME.bad.txt`` when lines are bad, and with on_bad 'skip', or when
+    the list is no text, ``NAME.filelist.txt``, the lines of the rows. labels: where the people of the rows go, as the
+    list says them. Raises InputError when lines are bad and on_bad is 'stop', after all
     were tried; the same call goes on from there. Returns what ``fcdeploy embed --json`` prints.
     """
-    bad_list, kept_list = check_outputs(job, output, on_bad)
+    bad_list, kept_list = check_outputs(job, output, on_bad, labels)
+    listed = on_bad == "skip" or not job.files.is_text
     progress, started = Progress(quiet), time.perf_counter()
     with job.open() as embedder, RunFolder(part_of(output), "output") as folder:
         with contextlib.closing(embed_lines(job, embedder, folder, progress)) as partial:
@@ -124,18 +142,20 @@ def embed_to_file(job: Job, output: Path, *, on_bad: str = "stop", quiet: bool =
             kept = np.flatnonzero(states < FIRST_BAD) if on_bad == "skip" else np.arange(job.files.n)
             blocks = (features[kept[at : at + BLOCK_ROWS]] for at in range(0, len(kept), BLOCK_ROWS))
             with contextlib.ExitStack() as stack:
-                if on_bad == "skip":
+                if listed:
                     # The two get their names at nearly one time, the features first.
                     file = stack.enter_context(atomic_file(kept_list))
                     for line in kept.tolist():
                         file.write(job.files.line(line) + b"\n")
                 write_features(output, (len(kept), embedder.dim), blocks)
+            if labels is not None and job.files.labels is not None:
+                write_labels(labels, job.files.labels[kept])
             others = [output.with_suffix(suffix) for suffix in SUFFIXES if suffix != output.suffix]
-            if on_bad != "skip" and not is_input(kept_list, job) and not any(map(Path.exists, others)):
+            if not listed and not is_input(kept_list, job) and not any(map(Path.exists, others)):
                 kept_list.unlink(missing_ok=True)  # of an earlier run; row i is line i now
         folder.remove()
     return {
-        **counts_of(states),
+        **summary_of(job, states),
         "rows": len(kept),
         "dim": embedder.dim,
         "input": embedder.describe(),
@@ -206,7 +226,15 @@ def take_over(partial: Partial, stamps: np.ndarray, sources: Sequence[Arrays]) -
 def looked_up(job: Job, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
     """Look all lines up: (n,) uint8 states and (n,) uint64 stamps, as ``look_up`` gives them."""
     with progress.bar("files", job.files.n) as bar:
-        return look_up_all(job.files, job.cores, bar.advance)
+        found = look_up_all(job.files, job.cores, bar.advance)
+    if renamed := job.files.found_as:
+        first = min(renamed)
+        job.note(
+            f"{job.files.name}: {len(renamed):,} of {job.files.n:,} lines name their files in another Unicode "
+            f"normalisation than the disk (the first is line {first}, counted from 0, {job.files.shown(first)!r}); the "
+            "files are taken."
+        )
+    return found
 
 
 def fill(
@@ -273,7 +301,8 @@ def embedded(
     def read(line: int) -> tuple[int, np.ndarray | None]:
         if found[line]:
             return int(found[line]), None
-        state, pixels = read_image(job.files.path(line), embedder.size, embedder.channels, job.max_pixels)
+        source = job.files.source(line)
+        state, pixels = read_image(source, embedder.size, embedder.channels, job.max_pixels)
         return int(state), None if pixels is None else embedder.prepare(pixels)
 
     for group, images in _ahead(read, lines, embedder.batch, job.cores):
@@ -359,14 +388,26 @@ def reason_of(state: int, max_pixels: int) -> str:
     return REASONS[State(state)].format(max_pixels=max_pixels)
 
 
-def check_outputs(job: Job, output: Path, on_bad: str) -> tuple[Path, Path]:
+def check_outputs(job: Job, output: Path, on_bad: str, labels: Path | None = None) -> tuple[Path, Path]:
     """Return where bad and kept lines are listed; raises InputError when an output cannot be written or is an input."""
+    if labels is not None:
+        check_labels_path(labels)
+        if job.files.labels is None:
+            raise InputError(
+                f"{job.files.name}: says nothing of people; leave out --write-labels, or give a folder with a folder "
+                "per person."
+            )
     if output.suffix not in SUFFIXES:
         raise InputError(f"{output}: name the output .bin (raw float32 rows) or .npy.")
     lists = output.with_suffix(".bad.txt"), output.with_suffix(".filelist.txt")
     for path in (output, *lists):
         check_parent(path)
-    for path in (output, *lists) if on_bad == "skip" else (output, lists[0]):
+    written = [output, lists[0], *([labels] if labels else [])]
+    if on_bad == "skip" or not job.files.is_text:
+        written.append(lists[1])
+    if len(set(map(os.path.abspath, written))) < len(written):
+        raise InputError(f"{labels}: is also another output; choose another name for the labels.")
+    for path in written:
         if is_input(path, job):
             raise InputError(f"{path}: is also an input; choose another output.")
     return lists
@@ -389,7 +430,8 @@ def shapes_of(n: int, dim: int) -> Shapes:
     return {"features": ((n, dim), np.float32), "states": ((n,), np.uint8), "stamps": ((n,), np.uint64)}
 
 
-def counts_of(states: np.ndarray) -> dict[str, Any]:
+def summary_of(job: Job, states: np.ndarray) -> dict[str, Any]:
+    """Return what a summary says of a list, by states (n,) of its lines."""
     bad = Counter(State(state).name.lower() for state in states[states >= FIRST_BAD].tolist())
     return {
         "lines": len(states),
@@ -397,4 +439,6 @@ def counts_of(states: np.ndarray) -> dict[str, Any]:
         "reasons": dict(bad),
         "resized": int(((states == State.RESIZED) | (states == State.STRETCHED)).sum()),
         "stretched": int((states == State.STRETCHED).sum()),
+        **({"skipped": job.files.skipped} if job.files.skipped else {}),
+        **({"notes": list(job.notes)} if job.notes else {}),
     }
