@@ -47,50 +47,13 @@ def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fchmod(
-                file.fileno(), 0o666 & ~_umask()
+                file.fileno(), 0o666 & ~umask()
             )  # mkstemp's 0600 is for secrets; results are ordinary files
             os.fsync(file.fileno())
         os.replace(part, path)
         sync_folder(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
-    """Give an empty folder that takes the name ``path`` when the block ends without an exception.
-
-    A folder already at ``path`` is replaced only when it holds a file called ``marker`` (it is one of ours);
-    anything else there is the user's and raises InputError.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(
-            f"{path}: the folder {path.parent} does not exist; create it or choose another output."
-        )
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and (path / marker).is_file())):
-        raise InputError(
-            f"{path}: exists and was not written by fcdeploy; remove it or choose another output."
-        )
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    try:
-        with no_space_left(path):
-            part.chmod(0o777 & ~_umask())
-            yield part
-            for file in part.rglob("*"):
-                if file.is_file():
-                    sync_file(file)
-            sync_folder(part)
-        if path.exists():
-            exchange(part, path)
-            sync_folder(path.parent)
-            shutil.rmtree(part)
-        else:
-            os.rename(part, path)
-        sync_folder(path.parent)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
         raise
 
 
@@ -139,6 +102,15 @@ def open_own(path: Path, flags: int) -> int:
         raise InputError(f"{path}: is a symbolic link, and is not written through; remove it.") from None
 
 
+def begins_with(path: Path, *beginnings: bytes) -> bool:
+    """Tell whether a file begins as those of ours do that lie beside an output; an empty one is nobody's loss."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        found = file.read(max(map(len, beginnings)))
+    return not found or found.startswith(beginnings)
+
+
 def remove_folder(path: Path) -> None:
     """Delete a folder with all that is in it, or the symlink that stands in its place, if there is either."""
     if path.is_symlink() or path.is_file():
@@ -161,7 +133,8 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return the permissions that files of this process are made without."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

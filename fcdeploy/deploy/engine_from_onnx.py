@@ -13,9 +13,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from fcdeploy import __version__
-from fcdeploy.data.atomic import atomic_file, check_parent, open_own
+from fcdeploy.data.atomic import atomic_file, begins_with, check_parent, open_own
 from fcdeploy.deploy.build_profile import DEFAULT, BuildProfile, Ranges, check_capability, load_profile
-from fcdeploy.engine.bundle import ONNX, PLAN, Bundle, new_bundle, read_bundle, write_manifest
+from fcdeploy.engine.bundle import (
+    MANIFEST,
+    ONNX,
+    PLAN,
+    Bundle,
+    check_bundle_path,
+    new_bundle,
+    read_bundle,
+    write_manifest,
+)
 from fcdeploy.engine.cuda import find_gpu
 from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.engine.tensorrt import PlanTarget
@@ -34,6 +43,10 @@ UNSUPPORTED = (
     "UNSUPPORTED_NODE",
     "INVALID_NODE",
 )  # beginnings of the parser's codes for an operator it cannot take
+
+
+LOG_BEGINNING = b"== "  # by which a log is known as ours
+TIMING_BEGINNING = b"fcdeploy timing cache\n"
 
 
 def build_bundle(
@@ -61,6 +74,7 @@ def build_bundle(
             f"{bundle.manifest['source']['bundle']}."
         )
     bundle.check_files()
+    given_profile = None if isinstance(profile, BuildProfile) else Path(profile)
     if not isinstance(profile, BuildProfile):
         profile = load_profile(profile)
     for name, given in (("--compute-capability", compute_capability), ("--log-file", log_file)):
@@ -74,9 +88,12 @@ def build_bundle(
     output = Path(output or bundle.path.with_suffix(f".{PLAN}").name)
     if output.exists() and output.samefile(bundle.path):
         raise InputError(f"{output}: is the bundle to build from; choose another output.")
-    log_file = check_parent(log_file or output.with_name(f"{output.name}.log"))
-    if profile.flavour == "onnxruntime":
+    kind = ONNX if profile.flavour == "onnxruntime" else PLAN
+    check_bundle_path(output, bundle.passes, kind)
+    if kind == ONNX:
         return _optimised(bundle, output, profile)
+    timing_cache = output.with_name(f"{output.name}.timing") if profile.flavour == "tensorrt" else None
+    log_file = _check_side_files(bundle, output, log_file, given_profile, timing_cache)
     trt = import_tensorrt(profile.flavour)
     target = PlanTarget(
         profile.flavour,
@@ -92,9 +109,8 @@ def build_bundle(
                 f"it has {', '.join(bundle.passes)}."
             )
     ranges = {name: profile.ranges(bundle.system, spec) for name, spec in bundle.passes.items()}
-    timing_cache = output.with_name(f"{output.name}.timing") if profile.flavour == "tensorrt" else None
     handle = open_own(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    with os.fdopen(handle, "w", encoding="utf-8") as log, new_bundle(output) as folder:
+    with os.fdopen(handle, "w", encoding="utf-8") as log, new_bundle(output, bundle.passes, PLAN) as folder:
         for name, spec in bundle.passes.items():
             started = time.perf_counter()
             file = bundle.file(name)
@@ -129,6 +145,24 @@ def build_bundle(
     return read_bundle(output)
 
 
+def _check_side_files(
+    bundle: Bundle, output: Path, log_file: Path | str | None, profile: Path | None, timing_cache: Path | None
+) -> Path:
+    """Return where the log goes; raises InputError when it or the timing cache would replace something else."""
+    beside = output.with_name(f"{output.name}.log")
+    log = check_parent(log_file or beside)
+    inputs = [bundle.path / MANIFEST, *map(bundle.file, bundle.passes), *filter(None, [profile])]
+    if log.exists() and any(given.exists() and log.samefile(given) for given in inputs):
+        raise InputError(f"{log}: is also an input; choose another --log-file.")
+    for file, beginning, remedy in (
+        (None if log_file else beside, LOG_BEGINNING, "or give --log-file"),
+        (timing_cache, TIMING_BEGINNING, "or choose another output"),
+    ):
+        if file is not None and file.exists() and not begins_with(file, beginning):
+            raise InputError(f"{file}: was not written by fcdeploy and would be replaced; move it, {remedy}.")
+    return log
+
+
 def _inherited(bundle: Bundle) -> dict[str, Any]:
     """Everything that the source's manifest says of the system, its weights and their parity."""
     own = ("format", "format_version", "kind", "passes", "versions")
@@ -161,7 +195,7 @@ def _device(trt: Any, profile: BuildProfile) -> str:
 @contextlib.contextmanager
 def _builder(trt: Any, log: IO[str], title: str) -> Iterator[Any]:
     """Give a builder whose log goes to a file while the block works."""
-    log.write(f"== {title}, {trt.__name__} {trt.__version__}\n")
+    log.write(f"{LOG_BEGINNING.decode()}{title}, {trt.__name__} {trt.__version__}\n")
     logger = logger_of(trt)
     logger.start(log)
     try:
@@ -201,6 +235,7 @@ def build_plan(
         )
     if timing_cache is not None:
         stored = timing_cache.read_bytes() if timing_cache.is_file() else b""
+        stored = stored.removeprefix(TIMING_BEGINNING)
         cache = config.create_timing_cache(stored)
         # One of another version or GPU cannot be attached; then an empty one is begun.
         if not config.set_timing_cache(cache, ignore_mismatch=False):
@@ -209,6 +244,7 @@ def build_plan(
     _check(plan is not None, builder, path, title, log_name)
     if timing_cache is not None:
         with atomic_file(timing_cache) as file:
+            file.write(TIMING_BEGINNING)
             file.write(config.get_timing_cache().serialize())
     return memoryview(plan)
 
@@ -271,7 +307,7 @@ def _check(done: bool, builder: Any, path: Path, title: str, log_name: str) -> N
 def _optimised(bundle: Bundle, output: Path, profile: BuildProfile) -> Bundle:
     """Write the bundle's graphs as ONNX Runtime optimises them, so that it need not do so when they are loaded."""
     ort = import_onnxruntime()
-    with new_bundle(output) as folder:
+    with new_bundle(output, bundle.passes) as folder:
         for name in bundle.passes:
             options = ort.SessionOptions()
             options.log_severity_level = 3

@@ -22,7 +22,14 @@ from fcdeploy.deploy.precision import (
 )
 from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.deploy.recipe_beside import note_of_another, published_sentence, recipe_beside
-from fcdeploy.engine.bundle import Bundle, new_bundle, read_bundle, sha256_of, write_manifest
+from fcdeploy.engine.bundle import (
+    Bundle,
+    check_bundle_path,
+    new_bundle,
+    read_bundle,
+    sha256_of,
+    write_manifest,
+)
 from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import FcdeployWarning, InputError, MissingDependencyError, ParityError
@@ -59,13 +66,15 @@ def export_checkpoint(
     precision: "fp32", or "fp16" for matrix products in half precision but for those that ``keep`` names, see
     ``fcdeploy.deploy.precision``; then the bundle's clusters are compared with those in fp32, on the faces of the
     features file ``agreement`` or on generated ones. Raises InputError for a checkpoint, recipe or
-    features file that cannot be used, ParityError (and writes nothing) when the tolerance is missed, unless
-    ``allow_mismatch``.
+    features file that cannot be used, and for an output where something of the user's would be lost, ParityError (and
+    writes nothing) when the tolerance is missed, unless ``allow_mismatch``.
     """
     import_export_extra()
     _check_precision(precision, keep, agreement)
     name = str(recipe) if isinstance(recipe, (str, Path)) else None
     recipe = recipe if name is None else load_recipe(name)
+    if output:
+        check_bundle_path(output)
     checkpoints = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
     states = {str(path): load_state_dict(Path(path)) for path in checkpoints}
     system, network_of, weights = recognise(
@@ -80,8 +89,8 @@ def export_checkpoint(
     faces = open_features(agreement, recipe.feature_dim) if agreement else None
     parities: dict[str, Parity] = {}
     networks: dict[str, dict[str, Any]] = {}
-    with new_bundle(output) as folder, tempfile.TemporaryDirectory() as scratch:
-        passes = system.passes(weights)
+    passes = system.passes(weights)
+    with new_bundle(output, passes) as folder, tempfile.TemporaryDirectory() as scratch:
         full, spelled = folder, Path(scratch) / "spelled"
         if precision == "fp16":
             full = Path(scratch) / "fp32"

@@ -1,17 +1,21 @@
 """A model repository for Triton Inference Server: one model a pass, each with its configuration."""
 
 import json
+import os
 import re
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
-from fcdeploy.data.atomic import atomic_folder
-from fcdeploy.engine.bundle import PLAN, Bundle
+from fcdeploy.data.atomic_folder import atomic_folder
+from fcdeploy.engine.bundle import PLAN, Bundle, sha256_of
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import FcdeployWarning, InputError
 
 MARKER = "fcdeploy.json"  # in the repository, where Triton looks at folders only
+FORMAT = "fcdeploy-models"
+FORMAT_VERSION = 1
 CONFIG = "config.pbtxt"
 VERSION = "1"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -37,11 +41,14 @@ TYPES = {
 
 
 def write_model_repository(bundle: Bundle, output: Path | str, prefix: str | None = None) -> dict[str, Path]:
-    """Write the passes of a bundle as models that Triton can serve; return the folder of each pass.
+    """Add the passes of a bundle to a repository as models that Triton can serve; return the folder of each pass.
 
-    output: the repository, a folder that appears whole or not at all. A model is called ``prefix``, by default the
-    system's name, an underscore, and the pass. Raises InputError for a bundle whose files were changed, a prefix that
-    is no name, and an output that is something else.
+    output: the repository, which has all models or is as it was. A model is called ``prefix``, by default the
+    system's name, an underscore, and the pass. The file fcdeploy.json there says by prefix which models are ours and
+    what their files were when they were written: writing the same bundle again replaces these files, and all else in
+    the repository stays. Raises InputError for a bundle whose files were changed, a prefix that is no name, an output
+    that is no model repository, and for a model of that name which is another bundle's, somebody else's, or was
+    changed since.
     """
     prefix = bundle.system if prefix is None else prefix
     if not NAME.fullmatch(prefix):
@@ -58,25 +65,138 @@ def write_model_repository(bundle: Bundle, output: Path | str, prefix: str | Non
             stacklevel=2,
         )
     output = Path(output)
-    models = {}
-    with atomic_folder(output, MARKER) as folder:
+    source: dict[str, Any] = {
+        "bundle": bundle.path.resolve().name,
+        "system": bundle.system,
+        "precision": bundle.manifest["precision"],
+        "digest": bundle.digest(),
+        "models": {name: f"{prefix}_{name}" for name in bundle.passes},
+    }
+    models = {name: output / model for name, model in source["models"].items()}
+    engines = read_marker(output)
+    check_models(output, prefix, source, engines)
+
+    def replaced(folder: Path) -> set[str] | None:
+        return ours_in_repository(folder, prefix)
+
+    with atomic_folder(output, replaced, [MARKER]) as folder:
+        files: dict[str, str] = {}
         for name, spec in bundle.passes.items():
-            model = f"{prefix}_{name}"
-            (folder / model / VERSION).mkdir(parents=True)
-            shutil.copyfile(bundle.file(name), folder / model / VERSION / file)
+            model = folder / models[name].name
+            (model / VERSION).mkdir(parents=True)
+            shutil.copyfile(bundle.file(name), model / VERSION / file)
             profiles = bundle.manifest["passes"][name].get("profiles") or []
-            text = config_text(model, spec, platform, len(profiles))
-            (folder / model / CONFIG).write_text(text)
-            models[name] = output / model
-        source = {
-            "bundle": bundle.path.name,
-            "system": bundle.system,
-            "precision": bundle.manifest["precision"],
-            "digest": bundle.digest(),
-            "models": {name: path.name for name, path in models.items()},
+            (model / CONFIG).write_text(config_text(model.name, spec, platform, len(profiles)))
+            for made in (model / VERSION / file, model / CONFIG):
+                files[str(made.relative_to(folder))] = sha256_of(made)
+        marker = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "engines": {**engines, prefix: {**source, "files": files}},
         }
-        (folder / MARKER).write_text(json.dumps(source, indent=1) + "\n")
+        (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
     return models
+
+
+def read_marker(repository: Path) -> dict[str, dict[str, Any]]:
+    """Return what a repository's fcdeploy.json says of its engines, by the prefix of their models.
+
+    Of each: bundle, system, precision, digest, models (pass -> folder) and files (name -> SHA-256 when it was written;
+    empty where an earlier version wrote it). None where there is no such file. Raises InputError for one of somebody
+    else's.
+    """
+    file = repository / MARKER
+    if not file.exists() and not file.is_symlink():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+        if "format" not in found:  # of one engine, as an earlier version wrote it
+            first, name = next(iter(found["models"].items()))
+            found = {"format": FORMAT, "engines": {name.removesuffix(f"_{first}"): {**found, "files": {}}}}
+        if found["format"] != FORMAT or file.is_symlink():
+            raise KeyError("format")
+        for engine in found["engines"].values():
+            names = [*engine["models"].values(), *(Path(name).parts[0] for name in engine["files"])]
+            paths = [*engine["files"], engine["bundle"], engine["digest"]]
+            if not all(NAME.fullmatch(name) for name in names) or any(
+                ".." in Path(path).parts for path in paths
+            ):
+                raise KeyError("models")
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        StopIteration,
+    ):
+        raise InputError(
+            f"{file}: was not written by fcdeploy and has the name of its record of models; move it, or choose another "
+            "output."
+        ) from None
+    return dict(found["engines"])
+
+
+def check_models(
+    repository: Path, prefix: str, source: dict[str, Any], engines: dict[str, dict[str, Any]]
+) -> None:
+    """Raise InputError when a model of ``source`` would take the place of another bundle's or of somebody else's."""
+    known = engines.get(prefix)
+    if known and known["bundle"] != source["bundle"] and known["digest"] != source["digest"]:
+        shown = ", ".join(known["models"].values())
+        raise InputError(
+            f"{repository}: its models {shown} are of another bundle, {known['bundle']}; give --prefix NAME to add "
+            "these beside them."
+        )
+    others = {
+        model: other
+        for other, engine in engines.items()
+        if other != prefix
+        for model in engine["models"].values()
+    }
+    own = set(known["models"].values()) if known else set()
+    for model in source["models"].values():
+        if model in others:
+            raise InputError(
+                f"{repository / model}: is a model of {engines[others[model]]['bundle']}; give another --prefix."
+            )
+        if (repository / model).exists() and model not in own:
+            raise InputError(
+                f"{repository / model}: is a model that was not written by fcdeploy; give --prefix NAME to add these "
+                "under other names."
+            )
+    for name, digest in (known or {}).get("files", {}).items():
+        if (repository / name).is_file() and sha256_of(repository / name) != digest:
+            raise InputError(
+                f"{repository / name}: was changed since it was written here and would be replaced; move it, or give "
+                "--prefix NAME to leave it."
+            )
+
+
+def ours_in_repository(repository: Path, prefix: str) -> set[str] | None:
+    """Return the files that go when the models of ``prefix`` are written anew; None for what is no repository."""
+    engines = read_marker(repository)
+    if not engines and not any(map(is_model, repository.iterdir())):
+        return None
+    if prefix not in engines:
+        return {MARKER}
+    files = engines[prefix]["files"] or [
+        f"{model}/{file}"
+        for model in engines[prefix]["models"].values()
+        for file in (CONFIG, *(f"{VERSION}/{name}" for _, name in PLATFORMS.values()))
+    ]
+    return {MARKER, *(name for name in files if (repository / name).exists())}
+
+
+def is_model(folder: Path) -> bool:
+    """Tell whether a folder is a model as Triton takes it: with a configuration, or with versions."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # a file, or not ours to look into
+        return False
+    return CONFIG in names or any(name.isdigit() and (folder / name).is_dir() for name in names)
 
 
 def config_text(model: str, spec: PassSpec, platform: str, profiles: int = 0) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from fcdeploy.data.atomic import atomic_folder
+from fcdeploy.data.atomic_folder import atomic_folder, check_folder
 from fcdeploy.engine.onnx_file import takes_other_files
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.engine.tensorrt import PlanTarget, TensorRtEngine, check_target, target_from_dict
@@ -251,11 +251,43 @@ def read_bundle(path: Path | str) -> Bundle:
     return Bundle(folder, manifest)
 
 
+def files_of_bundle(folder: Path) -> set[str] | None:
+    """Return the names of our own files in a bundle, of any version and complete or not; None where none is ours."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT or (folder / MANIFEST).is_symlink():
+            return None
+        files = {fields["file"] for fields in manifest["passes"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    graphs = (f".{ONNX}", f".{PLAN}")
+    if not all(Path(name).name == name and Path(name).suffix in graphs for name in files):
+        return None
+    return {MANIFEST, *files}
+
+
+def check_bundle_path(path: Path | str, passes: Collection[str] = (), kind: str = ONNX) -> Path:
+    """Return ``path`` when a bundle of these passes can be written there; raises InputError otherwise.
+
+    A folder there is replaced only when it is a bundle of ours or empty, and a file of the user's in it stays. Meant
+    to be called before the work starts.
+    """
+    return check_folder(path, files_of_bundle, _files(passes, kind))
+
+
 @contextlib.contextmanager
-def new_bundle(path: Path | str) -> Iterator[Path]:
-    """Give a folder to write a bundle into; it appears at ``path`` whole or not at all."""
-    with atomic_folder(path, MANIFEST) as folder:
+def new_bundle(path: Path | str, passes: Collection[str] = (), kind: str = ONNX) -> Iterator[Path]:
+    """Give a folder to write a bundle of these passes into; it appears at ``path`` whole or not at all.
+
+    In a bundle that is there already, only the files that its manifest names are replaced. Raises InputError as
+    ``check_bundle_path``.
+    """
+    with atomic_folder(path, files_of_bundle, _files(passes, kind)) as folder:
         yield folder
+
+
+def _files(passes: Collection[str], kind: str) -> list[str]:
+    return [MANIFEST, *(f"{name}.{kind}" for name in passes)]
 
 
 def write_manifest(

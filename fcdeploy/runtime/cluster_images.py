@@ -19,6 +19,7 @@ from fcdeploy.data.features import BLOCK_ROWS, Features
 from fcdeploy.data.filelist import Filelist
 from fcdeploy.data.images import FIRST_BAD, State
 from fcdeploy.data.labels import renumber
+from fcdeploy.data.run_record import check_run_folder
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.embedder import Embedder
 from fcdeploy.errors import InputError
@@ -72,7 +73,7 @@ def cluster_images(
     (``NAME.filelist.txt``). truth: (n,), a label for every line.
     """
     files, n = job.files, job.files.n
-    check_clustering(files, bundle, options, run_dir)
+    products = check_clustering(files, bundle, options, run_dir)
     progress = Progress(quiet)
     folder = run_dir or part_of(output)
     bad_list, line_list = output.with_suffix(".bad.txt"), output.with_suffix(".filelist.txt")
@@ -83,11 +84,15 @@ def cluster_images(
         raise InputError(
             f"{bad_list}: is an input, and where bad lines would be listed; choose another output."
         )
+    check_run_folder(folder, "--run-dir" if run_dir else "output")
     if not folder.exists():
         open_for(bundle, job).close()  # what does not fit is said before anything is made
     with contextlib.ExitStack() as stack:
         # Left open for the whole run, where it is not the folder that the clustering itself is going to use.
         place = stack.enter_context(RunFolder(folder, "--run-dir" if run_dir else "output"))
+        place.check_free([LINES, FEATURES, *(products if run_dir else ())])
+        if run_dir:
+            place.claims.claim(SUMMARY)
         with progress.stage("embed"):
             features, states = kept_features(job, bundle, place, progress, bad_list, on_bad)
         if run_dir:
@@ -178,8 +183,11 @@ def open_for(bundle: Bundle, job: Job) -> Embedder:
     return embedder
 
 
-def check_clustering(files: Filelist, bundle: Bundle, options: Options, run_dir: Path | None) -> None:
-    """Find what a clustering of the list's images would refuse before hours of embedding; raises InputError."""
+def check_clustering(files: Filelist, bundle: Bundle, options: Options, run_dir: Path | None) -> list[str]:
+    """Find what a clustering of the list's images would refuse before hours of embedding; raises InputError.
+
+    Returns the names of the products that it makes.
+    """
     for path in options.lists.values():
         ListsFile(path)
     if run_dir:
@@ -187,7 +195,9 @@ def check_clustering(files: Filelist, bundle: Bundle, options: Options, run_dir:
     row = np.zeros(1, np.float32)
     imagined = Features(np.broadcast_to(row, (files.n, bundle.feature_dim)), files.name)
     knn = "auto" if "--knn" in options.lists else options.knn
-    prepare(imagined, bundle, dataclasses.replace(options, knn=knn, reranked=None))
+    imagined_options = dataclasses.replace(options, knn=knn, reranked=None)
+    system, imagined, settings, options, _ = prepare(imagined, bundle, imagined_options)
+    return [*system.products(files.n, bundle.weights, settings, options), *system.unsized]
 
 
 def _states_now(lines: dict[str, np.ndarray], found: np.ndarray, stamps: np.ndarray) -> np.ndarray:

@@ -146,8 +146,8 @@ def run_clustering(
     of the memory budget lies in a folder in ``scratch_dir`` that is removed at the end.
     """
     system, features, settings, options, notes = prepare(features, bundle, options)
+    products = [*system.products(features.n, bundle.weights, settings, options), *system.unsized]
     if run_dir:
-        products = system.products(features.n, bundle.weights, settings, options)
         check_not_kept_in(Path(run_dir), options, features, products)
     progress = Progress(quiet)
     with contextlib.ExitStack() as stack:
@@ -159,7 +159,12 @@ def run_clustering(
             folder = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=scratch_dir))
             )
-        store: Store = stack.enter_context(RunFolder(folder)) if folder else MemoryStore()
+        store: Store = MemoryStore()
+        if folder:
+            store = stack.enter_context(RunFolder(folder))
+            store.check_free(products)
+            if run_dir:
+                store.claims.claim(SUMMARY)
         stack.enter_context(numba_threads(options.cores))
         run = Run(features, bundle, settings, options, store, progress)
         for note in notes:
@@ -257,10 +262,15 @@ def check_not_kept_in(
 
     features are refused where a run that keeps ``products`` would.
     """
-    file = Path(features.name) if features is not None else None
-    if file is not None and file.name in products and file.resolve().parent == run_dir.resolve():
+    file = Path(features.name).resolve() if features is not None else None
+    if (
+        features is not None
+        and file is not None
+        and file.name in products
+        and file.parent == run_dir.resolve()
+    ):
         raise InputError(
-            f"{file}: lies in the run folder, which would write over it; choose another --run-dir."
+            f"{features.name}: lies in the run folder, which would write over it; choose another --run-dir."
         )
     for name, given in options.lists.items():
         if given.resolve().parent == run_dir.resolve():

@@ -12,21 +12,19 @@ with every commit.
 
 import contextlib
 import fcntl
-import json
 import math
 import mmap
 import os
 import shutil
 import weakref
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
 from fcdeploy.data.atomic import (
-    atomic_file,
     no_space_left,
     open_own,
     remove_folder,
@@ -34,15 +32,12 @@ from fcdeploy.data.atomic import (
     sync_folder,
 )
 from fcdeploy.data.damaged import DAMAGED
+from fcdeploy.data.run_record import JOURNAL, LOCK, RECORD, SCRATCH, UNFINISHED, Claims, check_run_folder
 from fcdeploy.errors import InputError
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # array name -> (shape, dtype)
 Arrays = dict[str, np.ndarray]
-MANIFEST = "run.json"
-LOCK = "run.lock"
 SUMMARY = "summary.json"
-JOURNAL = "journal"
-SCRATCH = ".scratch"
 DURABLE = "durable"  # in a journal, instead of what is trusted until the next start only
 COPY_BYTES = 1 << 24
 
@@ -138,12 +133,15 @@ class RunFolder:
     """Products as files of a folder that one process at a time may use; a ``with`` unlocks it.
 
     Names end in ``.npy`` (one array) or ``.npz`` (several, uncompressed, so that they can be mapped), or have no
-    suffix: scratch, a folder of ``.npy`` files. ``choice`` is what messages tell the user to choose anew. Raises
-    InputError when the folder's parent does not exist, when it is a file, or when another run is using it.
+    suffix: scratch, a folder of ``.npy`` files. ``choice`` is what messages tell the user to choose anew. What the
+    folder's record does not name is not ours and stays as it is, see ``fcdeploy.data.run_record``. Raises InputError
+    when the folder's parent does not exist, when it is a file, when it holds files and no record of ours, when another
+    run is using it, and for a product whose place is taken by something that is not ours.
     """
 
     def __init__(self, path: Path | str, choice: str = "--run-dir") -> None:
         self.path = Path(path)
+        check_run_folder(self.path, choice)  # before anything is written there
         try:
             self.path.mkdir(exist_ok=True)
             handle = open_own(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -170,17 +168,24 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
-        for name in (MANIFEST, SUMMARY):
-            for stray in self.path.glob(f".{name}.*.part"):  # of a process that was killed while it wrote
-                stray.unlink()
-        self._products: dict[str, dict[str, Any]] = self._read_manifest()
+        record = check_run_folder(self.path, choice)  # as the last run to hold the lock left it
+        self._products, self.claims = record.products, Claims(self.path, record, choice)
+        self.claims.begin()
         self._maps: list[weakref.ref[np.ndarray]] = []
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.claims.end()
         self._lock.close()
+
+    def check_free(self, names: Iterable[str]) -> None:
+        """Raise InputError when something that is not ours stands where one of these products is to be made.
+
+        Meant to be called before the work starts.
+        """
+        self.claims.check_free(place for name in names for place in self._places(name))
 
     def load(self, name: str, key: str) -> Arrays | None:
         """Map the finished product ``name``; None when it is absent, damaged or made of something else."""
@@ -202,14 +207,17 @@ class RunFolder:
         visit: a hash of the order in which faces are visited; the journal counts them in that order. durable: every
         commit waits until all is on disk, and is trusted after a restart of the machine, too.
         """
+        self.claims.claim(*self._places(name))
         self._forget(name)
         return FolderPartial(self, name, key, shapes, visit, durable)
 
     def unfinished(self, prefix: str) -> list[tuple[str, str, Arrays]]:
         """Map what earlier runs committed of durable products whose names start with ``prefix``: name, key, arrays."""
         found = []
-        for journal in sorted(self.path.glob(f"{prefix}*.part/{JOURNAL}")):
-            name = journal.parent.name.removesuffix(".part")
+        for journal in sorted(self.path.glob(f"{prefix}*{UNFINISHED}/{JOURNAL}")):
+            if journal.parent.name not in self.claims:
+                continue
+            name = journal.parent.name.removesuffix(UNFINISHED)
             first, done = _read_journal(journal)
             if first.endswith(f" {DURABLE}") and done:
                 with contextlib.suppress(*DAMAGED):
@@ -222,28 +230,34 @@ class RunFolder:
     def drop(self, name: str) -> None:
         """Delete a product, finished or not."""
         self._forget(name)
-        remove_folder(self.place(name))
-        remove_partial(self.path / f"{name}.part")
+        unfinished, final = self._places(name)
+        if final in self.claims:
+            remove_folder(self.path / final)
+        if unfinished in self.claims:
+            remove_partial(self.path / unfinished)
 
     def drop_scratch(self) -> None:
         """Delete all scratch products and everything unfinished, those of earlier runs, too."""
         for name in list(self._products):
             if is_scratch(name):
                 self._forget(name)
-        for journal in self.path.glob(f"*.part/{JOURNAL}"):
-            remove_partial(journal.parent)
-        for path in self.path.glob(f"*{SCRATCH}"):
-            remove_folder(path)
+        for name in self.claims.record.names:
+            if name.endswith(UNFINISHED):
+                remove_partial(self.path / name)
+            elif name.endswith(SCRATCH):
+                remove_folder(self.path / name)
 
     def remove(self) -> None:
         """Delete the folder with all products; anything that is not ours stays, and the folder with it."""
         self.drop_scratch()
         for name in list(self._products):
             self.drop(name)
-        for name in (MANIFEST, LOCK):
-            (self.path / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        self.claims.end()
+        if {path.name for path in self.path.iterdir()} <= {RECORD, LOCK}:
+            for name in (RECORD, LOCK):  # in this order: a lock alone is known as ours, too
+                (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def place(self, name: str) -> Path:
         """Return where the finished product ``name`` lies; no folder of a user's is called so."""
@@ -251,7 +265,10 @@ class RunFolder:
 
     def scratch_file(self, name: str) -> Path | None:
         """Return where a file may be kept that is of no use to a later run."""
-        return self.path / f"{name}{SCRATCH}"
+        path = self.path / f"{name}{SCRATCH}"
+        self.claims.claim(path.name)
+        remove_folder(path)
+        return path
 
     def record(self, name: str, key: str) -> None:
         """Note that the product ``name`` is complete."""
@@ -260,7 +277,7 @@ class RunFolder:
             "bytes": size_on_disk(self.place(name)),
             "boot": boot_id() if is_scratch(name) else "",
         }
-        self._write_manifest()
+        self.claims.write()
 
     def watch(self, arrays: Arrays) -> Arrays:
         """Remember maps, so that ``relieve`` can let go of their pages; returns them."""
@@ -276,27 +293,13 @@ class RunFolder:
             if mapped is not None:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
+    def _places(self, name: str) -> tuple[str, str]:
+        """Return the names that a product has in the folder, unfinished and finished."""
+        return f"{name}{UNFINISHED}", self.place(name).name
+
     def _forget(self, name: str) -> None:
         if self._products.pop(name, None) is not None:
-            self._write_manifest()
-
-    def _read_manifest(self) -> dict[str, dict[str, Any]]:
-        try:
-            products = json.loads((self.path / MANIFEST).read_bytes())["products"]
-            return {
-                str(name): {
-                    "key": str(entry["key"]),
-                    "bytes": int(entry["bytes"]),
-                    "boot": str(entry["boot"]),
-                }
-                for name, entry in products.items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return {}  # absent or damaged: everything is made again
-
-    def _write_manifest(self) -> None:
-        with atomic_file(self.path / MANIFEST) as file:
-            file.write(json.dumps({"products": self._products}, indent=1).encode())
+            self.claims.write()
 
 
 class FolderPartial:
@@ -307,7 +310,7 @@ class FolderPartial:
     ) -> None:
         self._folder, self._name, self._key, self._durable = folder, name, key, durable
         self._first_line = f"{key} {visit or '-'} {DURABLE if durable else boot_id()}"
-        self._place = folder.path / f"{name}.part"
+        self._place = folder.path / f"{name}{UNFINISHED}"
         self.done = self._committed(shapes)
         with no_space_left(self._place):
             if not self.done:

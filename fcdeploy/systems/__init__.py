@@ -178,13 +178,13 @@ class System:
     recipe: its dataclass of settings, whose defaults are the published ones; ``recipe.for_weights(weights)`` fits
     them to checkpoints, and ``.mismatch(weights)`` says what a recipe is for when it is not for these. networks: by
     name, in the order in which a run uses them. products(n, weights, settings, options) are the arrays of everything
-    that a run makes. options: those of a run that not every system has. inferences: the ways to evaluate it,
-    "exact" first, with the passes of each (none named: all). cluster(run) is its flow, from features to labels (see
-    ``fcdeploy.runtime.pipeline.Run``). fit_lists(settings, k, where) fits settings to lists of k from a file, with
-    notes, where shorter ones can be used. workload(settings, weights, options), which passes a run uses, and how. The
-    files ``network`` and ``inputs`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings
-    ``NETWORKS`` and ``PARITY``. tunable(weights, options): what ``fcdeploy tune`` chooses, the threshold that trades
-    precision for recall first.
+    that a run makes, but for those whose size follows from the data, which are named in ``unsized``. options: those of
+    a run that not every system has. inferences: the ways to evaluate it, "exact" first, with the passes of each (none
+    named: all). cluster(run) is its flow, from features to labels (see ``fcdeploy.runtime.pipeline.Run``).
+    fit_lists(settings, k, where) fits settings to lists of k from a file, with notes, where shorter ones can be used.
+    workload(settings, weights, options), which passes a run uses, and how. The files ``network`` and ``inputs`` hold a
+    ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings ``NETWORKS`` and ``PARITY``.
+    tunable(weights, options): what ``fcdeploy tune`` chooses, the threshold that trades precision for recall first.
 
     For systems of several networks: problem(weights) says why a bundle of these only makes no sense;
     refusal(weights, options), which option makes none for them; tolerance(recipe, network), what an export of one may
@@ -208,6 +208,7 @@ class System:
     graphs: Callable[[int, Any, int], float] = lambda n, settings, nodes: n
     tunable: Callable[[Weights, "Options"], tuple[Tunable, ...]] = lambda weights, options: ()
     fit_lists: Callable[[Any, int, str], tuple[Any, list[str]]] = lambda settings, k, where: (settings, [])
+    unsized: tuple[str, ...] = ("links.npz", "cells")
 
     def module(self, name: str) -> ModuleType:
         """Import one of the system's files, for example ``network``, which needs PyTorch."""

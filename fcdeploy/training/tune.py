@@ -112,7 +112,11 @@ def tune(
         raise InputError(f"{system.title} has no threshold to tune; {', '.join(having)} have.")
     with contextlib.ExitStack() as stack:
         stack.enter_context(numba_threads(options.cores))
-        store: Store = stack.enter_context(RunFolder(run_dir)) if run_dir else KeyedStore()
+        store: Store = KeyedStore()
+        if run_dir:
+            store = stack.enter_context(RunFolder(run_dir))
+            made = system.products(features.n, bundle.weights, settings, options)
+            store.check_free([*made, *system.unsized])
         progress = Progress(quiet)
         run = SweepRun(features, bundle, settings, options, store, progress)
         score = scored_by(objective, min_precision)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fcdeploy.data import atomic
+from fcdeploy.data.atomic_folder import atomic_folder
 
 
 @pytest.mark.parametrize("how", ["at once", "without the call", "not on this file system"])
@@ -39,7 +40,7 @@ def test_an_exchange_that_fails_is_an_error_of_the_system(tmp_path: Path) -> Non
 
 def test_a_replaced_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     for text in ("old", "new"):
-        with atomic.atomic_folder(tmp_path / "bundle", "marker") as folder:
+        with atomic_folder(tmp_path / "bundle", lambda folder: {"marker"}) as folder:
             (folder / "marker").write_text(text)
     assert (tmp_path / "bundle/marker").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -101,8 +101,13 @@ def test_the_command_tells_the_models_and_writes_over_its_own_repository(write_b
     source, output = write_bundle(), tmp_path / "models"
     assert command("triton", source, "-o", output) == (0, f"{output}: models sepfl_near\n", "")
     assert command("triton", source, "-o", output, "--prefix", "a.b-c", "--quiet") == (0, "", "")
-    assert sorted(path.name for path in output.iterdir()) == ["a.b-c_near", "fcdeploy.json"]
-    assert json.loads((output / "fcdeploy.json").read_text())["models"] == {"near": "a.b-c_near"}
+    assert command("triton", source, "-o", output, "--prefix", "a.b-c", "--quiet") == (0, "", "")
+    assert sorted(path.name for path in output.iterdir()) == ["a.b-c_near", "fcdeploy.json", "sepfl_near"]
+    engines = json.loads((output / "fcdeploy.json").read_text())["engines"]
+    assert {prefix: engine["models"] for prefix, engine in engines.items()} == {
+        "sepfl": {"near": "sepfl_near"},
+        "a.b-c": {"near": "a.b-c_near"},
+    }
 
 
 @pytest.mark.parametrize("fault", ["changed", "prefix", "foreign", "missing"])

@@ -1,5 +1,6 @@
 """Names and places: what is written goes nowhere else, and what is printed of a name is harmless."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from PIL import Image
 from system_cases import CASES
 
 from fcdeploy.data.labels import write_labels
+from fcdeploy.runtime.run_folder import RunFolder
 
 PRECIOUS = "precious\n"
 
@@ -43,7 +45,7 @@ def kept_by(name: str) -> tuple[str, ...]:
 def test_links_in_a_run_folder_lead_nowhere(
     kind: str, bundle_of: Any, fcdeploy: Any, features: Path, tmp_path: Path, victim: Path, victims: Path
 ) -> None:
-    """In the place of everything that a run writes there, finished and unfinished, results and scratch."""
+    """In the place of everything that a run wrote there they are replaced; elsewhere they are the user's."""
     target = victim if kind == "file" else victims
     before = {path.name: path.read_text() for path in victims.iterdir()}
     run = tmp_path / "run"
@@ -58,32 +60,40 @@ def test_links_in_a_run_folder_lead_nowhere(
     )
     assert fcdeploy(*line, "--knn", "ivf", "--run-dir", run).code == 0
     wanted = (tmp_path / "pred.meta").read_text()
-    products = (*kept_by("pse-gcn"), "vectors", "tables", "placed", "mutual", "cells", "knn.lists")
+    products = (*kept_by("pse-gcn"), "vectors", "tables", "placed", "mutual", "cells", "knn.npz.lists")
     names = [f"{name}.part" for name in products]
-    names += [name if "." in name and name != "knn.lists" else f"{name}.scratch" for name in products]
-    names += ["summary.json", "run.json"] if kind == "file" else []
-    shutil.rmtree(run)
-    run.mkdir()
-    for name in names:
+    names += [name if name in kept_by("pse-gcn") else f"{name}.scratch" for name in products]
+    names += ["summary.json"] if kind == "file" else []
+    record = json.loads((run / "run.json").read_text())
+    for name in names:  # as a killed run would have left them, each with its name recorded
+        (run / name).unlink(missing_ok=True)
         os.symlink(target, run / name)
+    (run / "run.json").write_text(json.dumps({**record, "names": [*record["names"], *names]}))
     outcome = fcdeploy(*line, "--knn", "ivf", "--memory", "1", "--run-dir", run)
     assert (outcome.code, outcome.err) == (0, "")
     assert (tmp_path / "pred.meta").read_text() == wanted
     assert {path.name: path.read_text() for path in victims.iterdir()} == before
     assert victim.read_text() == PRECIOUS
     assert not any((run / name).is_symlink() for name in (*kept_by("pse-gcn"), "summary.json", "run.json"))
+    os.symlink(target, run / "mutual.scratch")  # not recorded
+    outcome = fcdeploy(*line, "--run-dir", run, "--k", 11)
+    assert outcome.code == 2
+    assert f"{run / 'mutual.scratch'}: is not recorded" in outcome.sentence
+    assert (run / "mutual.scratch").is_symlink()
 
 
 def test_a_link_in_the_place_of_the_lock_is_refused(
     bundle_of: Any, fcdeploy: Any, features: Path, tmp_path: Path, victim: Path
 ) -> None:
     """It would be emptied and given a number of a process."""
-    (tmp_path / "run").mkdir()
+    with RunFolder(tmp_path / "run"):
+        pass
+    (tmp_path / "run/run.lock").unlink()
     os.symlink(victim, tmp_path / "run/run.lock")
     line = ("cluster", features, "--engine", bundle_of("sepfl").path, "-o", tmp_path / "pred.meta")
     outcome = fcdeploy(*line, "--quiet", "--run-dir", tmp_path / "run")
     assert outcome.code == 2
-    assert "run.lock: is a symbolic link" in outcome.sentence
+    assert "run.lock: is not the lock that fcdeploy keeps there" in outcome.sentence
     assert victim.read_text() == PRECIOUS
 
 

@@ -21,7 +21,7 @@ from fcdeploy.data.images import State
 from fcdeploy.engine.embedder import Embedder
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.runtime import embed
-from fcdeploy.runtime.run_folder import MemoryStore
+from fcdeploy.runtime.run_folder import MemoryStore, RunFolder
 
 N = 40
 HERE = Path(__file__).parent
@@ -360,12 +360,26 @@ def test_an_output_is_no_input(run: Any, faces: Path, monkeypatch: pytest.Monkey
     assert len((faces.parent / "features.bad.txt").read_text().splitlines()) == N
 
 
-def test_a_folder_of_somebody_else_is_left(run: Any, faces: Path) -> None:
+def test_a_folder_of_somebody_else_is_refused(run: Any, faces: Path) -> None:
     theirs = faces.parent / "features.bin.part"
     theirs.mkdir()
     (theirs / "mine.txt").write_text("mine")
-    run()
+    with pytest.raises(InputError, match=r"features\.bin\.part: holds mine\.txt, .* choose another output"):
+        run()
     assert [path.name for path in theirs.iterdir()] == ["mine.txt"]
+    assert not (faces.parent / "features.bin").exists()
+
+
+def test_files_of_somebody_else_in_our_folder_are_left(run: Any, faces: Path) -> None:
+    """With the folder, which is known as ours the next time."""
+    with RunFolder(faces.parent / "features.bin.part"):
+        pass
+    theirs = faces.parent / "features.bin.part/mine.txt"
+    theirs.write_text("mine")
+    for _ in range(2):
+        run()
+        assert {path.name for path in theirs.parent.iterdir()} == {"mine.txt", "run.json", "run.lock"}
+        assert theirs.read_text() == "mine"
 
 
 def test_a_small_scale_is_told(run: Any, faces: Path) -> None:

@@ -264,7 +264,9 @@ def test_dropping_removes_everything(tmp_path: Path, name: str, shapes: Any, fin
 
 
 def test_dropping_scratch_leaves_results_and_everything_of_somebody_else(tmp_path: Path) -> None:
-    theirs = ("tables", "vectors.part", "notes", "half.part")
+    theirs = ("tables", "vectors.part", "notes", "half.part", "mine.scratch")
+    with RunFolder(tmp_path):
+        pass  # ours from now on
     for name in theirs:
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.npy").write_bytes(b"theirs")
@@ -318,35 +320,47 @@ def test_a_kill_during_the_deletion_of_something_unfinished_leaves_what_a_later_
 
 
 def test_what_killed_processes_left_of_small_files_is_removed(tmp_path: Path) -> None:
-    left = (".run.json.abcd.part", ".summary.json.abcd.part")
-    for name in (*left, ".mine.part"):
-        (tmp_path / name).write_bytes(b"half")
-    with RunFolder(tmp_path):
+    with RunFolder(tmp_path / "another"):
+        record = (tmp_path / "another/run.json").read_bytes()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.run.json.abcd.part").write_bytes(record[:40])
+    with RunFolder(tmp_path / "run"):
+        (tmp_path / "run/.run.json.efgh.part").write_bytes(b"mine")
+    with RunFolder(tmp_path / "run"):
         pass
-    assert {path.name for path in tmp_path.iterdir()} == {".mine.part", "run.lock"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        ".run.json.efgh.part",
+        "run.json",
+        "run.lock",
+    }
 
 
 # The manifest and the lock
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[]",
-        "null",
-        "7",
-        '{"products": 1}',
-        '{"products": {"pair.npz": {"key": "key"}}}',
-        '{"products": {"pair.npz": {"key": "key", "bytes": "many", "boot": ""}}}',
-        "\xff",
-    ],
-)
-def test_a_damaged_manifest_means_that_everything_is_made_again(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '{"products": 1}', "\xff"])
+def test_a_folder_without_its_record_is_nobodys_to_write_to(tmp_path: Path, text: str) -> None:
+    """It may be anybody's; nothing else says that pair.npz is ours."""
     with RunFolder(tmp_path) as folder:
         make(folder, "pair.npz", "key", PAIR)
     (tmp_path / "run.json").write_text(text, encoding="latin-1")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=r"run\.json there is not the record .* choose another --run-dir"):
+        RunFolder(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "products",
+    [1, None, {"pair.npz": {"key": "key"}}, {"pair.npz": {"key": "key", "bytes": "many", "boot": ""}}],
+)
+def test_what_is_damaged_in_a_record_means_that_everything_is_made_again(
+    tmp_path: Path, products: Any
+) -> None:
+    with RunFolder(tmp_path) as folder:
+        make(folder, "pair.npz", "key", PAIR)
+    record = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**record, "products": products}))
     with RunFolder(tmp_path) as folder:
         assert folder.load("pair.npz", "key") is None
         wanted = make(folder, "pair.npz", "key", PAIR)

@@ -28,6 +28,7 @@ SYSTEM = System(
     networks=NETWORKS,
     products=products,
     cluster=cluster,
+    unsized=("proposals.npz", "cells"),
     options=("k", "uncovered"),
     problem=problem_of_networks,
     searches=searches,

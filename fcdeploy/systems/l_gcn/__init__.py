@@ -21,6 +21,7 @@ SYSTEM = System(
     networks={"links": NETWORK},
     products=products,
     cluster=cluster,
+    unsized=("links.npz", "cells", "unit_cells"),
     options=("k", "hops"),
     workload=workload,
     tunable=lambda weights, options: (

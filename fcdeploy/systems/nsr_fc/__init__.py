@@ -32,6 +32,7 @@ SYSTEM = System(
     networks=NETWORKS,
     products=products,
     cluster=cluster,
+    unsized=("candidates.npz", "links.npz", "cells"),
     options=("k", "hops", "tau", "reranked", "min_probability", "link"),
     tunable=tunable,
     inferences=get_system("pse-gcn").inferences,

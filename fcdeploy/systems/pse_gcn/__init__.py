@@ -19,6 +19,7 @@ SYSTEM = System(
     networks={"refine": NETWORK},
     products=products,
     cluster=cluster,
+    unsized=("links.npz", "cells", "refined_cells"),
     options=("k", "hops", "tau", "reranked"),
     tunable=lambda weights, options: (Tunable("links.tau", thresholds(0.0, 1.0), between=True),),
     inferences={
