@@ -184,6 +184,8 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     """Print what was found and how long each stage took."""
     from rich.table import Table
 
+    from fcdeploy.runtime.computed import sentences
+
     console = new_console()
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")
@@ -211,4 +213,6 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
             f"pairwise F {pairwise['f']:.4f} (precision {pairwise['precision']:.4f}, recall {pairwise['recall']:.4f}), "
             f"BCubed F {bcubed['f']:.4f}, NMI {summary['quality']['nmi']:.4f}",
         )
+    for sentence in sentences(summary["computed"]):
+        console.print(sentence)
     console.print(f"labels in {output}")
