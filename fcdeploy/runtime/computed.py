@@ -26,7 +26,8 @@ def what_was_computed(run: "Run") -> dict[str, Any]:
     system; inference: used ("exact" is the published function) and asked; search: of every search its method, k and,
     where they apply, cells, probes, recall or file; settings: those of the recipe really used, by their dotted names,
     and options: what was given beside them; engine: path, digest, kind and precision; device: where it ran and the
-    execution provider that was opened; features: name, rows, width, dtype and whether they were normalised; limits:
+    execution provider that was opened; features: name, rows (that are faces), width, dtype, how
+    they were read and whether they were normalised; limits:
     threads, memory and vram in bytes; versions.
     """
     options, bundle, features = run.options, run.bundle, run.features
@@ -54,6 +55,7 @@ def what_was_computed(run: "Run") -> dict[str, Any]:
             "width": features.dim,
             "dtype": str(features.array.dtype),
             "normalized": features.normalize,
+            "read_as": features.read_as,
         },
         "limits": {"threads": options.cores, "memory": options.budget, "vram": options.vram},
         "versions": {
@@ -67,10 +69,8 @@ def what_was_computed(run: "Run") -> dict[str, Any]:
 def sentences(computed: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a closing summary."""
     engine, device, features = computed["engine"], computed["device"], computed["features"]
-    yield (
-        f"{features['name']}: {features['rows']:,} rows of {features['width']} {features['dtype']} values"
-        f"{', normalized' if features['normalized'] else ''}"
-    )
+    given = features["read_as"] or f"{features['rows']:,} rows of {features['width']} {features['dtype']}"
+    yield f"{features['name']}: {given}{', normalized' if features['normalized'] else ''}"
     yield (
         f"{computed['system']}, {computed['inference']['used']} inference, {engine['precision']}, by "
         f"{device['provider']} with {computed['limits']['threads']} threads; engine {engine['digest'][:12]}"
