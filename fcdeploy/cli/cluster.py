@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcdeploy.cli.interrupts import resumable
+from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.run_options import run_options
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
@@ -47,6 +48,8 @@ FEATURES = (".bin", ".npy")  # names that are not of lists of images
     type=PathType,
     help="True identities, to report quality; never needed. FEATURES itself where its folders are people.",
 )
+@label_column_option
+@unknown_option
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
@@ -58,6 +61,8 @@ def command(
     embedder: Path | None,
     on_bad: str | None,
     truth: Path | None,
+    label_column: str | None,
+    unknown: str,
     run_dir: Path | None,
     as_json: bool,
     quiet: bool,
@@ -77,7 +82,7 @@ def command(
       fcdeploy cluster features.npy --engine pse.onnx --tau 0.8 --labels truth.meta --json
     """
     from fcdeploy.data.features import open_features
-    from fcdeploy.data.labels import check_labels_path, read_labels, write_labels
+    from fcdeploy.data.labels import check_known, check_labels_path, read_labels, write_labels
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.errors import InputError
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
@@ -94,6 +99,16 @@ def command(
         raise InputError(
             f"{output}: the .npy files in the run folder are results of its stages; put the labels elsewhere."
         )
+    if label_column is not None and truth is None:
+        raise InputError("--label-column is for --labels, which is not given; leave it out.")
+
+    def read_truth(n: int) -> Any:
+        if truth is None:
+            return None
+        labels = read_labels(truth, n, label_column)
+        check_known(labels, str(truth), unknown)
+        return labels
+
     bundle = read_bundle(engine)
     kept = run_dir or (output.with_name(f"{output.name}.part") if embedder else None)
     advice = (
@@ -116,7 +131,7 @@ def command(
         true_labels: np.ndarray | None = None
         if truth is not None:
             same = truth.exists() and truth.samefile(features)
-            true_labels = labels_of_list(job.files) if same else read_labels(truth, job.files.n)
+            true_labels = labels_of_list(job.files) if same else read_truth(job.files.n)
         with resumable(advice), told_of_lost_pages():
             result = cluster_images(
                 job,
@@ -125,18 +140,20 @@ def command(
                 options,
                 on_bad=on_bad or "stop",
                 truth=true_labels,
+                unknown=unknown,
                 run_dir=run_dir,
                 quiet=quiet or as_json,
             )
     else:
         opened = open_features(features, dim or bundle.feature_dim)
-        true_labels = read_labels(truth, opened.n) if truth else None
+        true_labels = read_truth(opened.n)
         with resumable(advice), told_of_lost_pages():
             result = run_clustering(
                 opened,
                 bundle,
                 options,
                 truth=true_labels,
+                unknown=unknown,
                 run_dir=run_dir,
                 scratch_dir=output.parent,
                 quiet=quiet or as_json,
@@ -184,8 +201,6 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     """Print what was found and how long each stage took."""
     from rich.table import Table
 
-    from fcdeploy.runtime.computed import sentences
-
     console = new_console()
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")
@@ -213,6 +228,6 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
             f"pairwise F {pairwise['f']:.4f} (precision {pairwise['precision']:.4f}, recall {pairwise['recall']:.4f}), "
             f"BCubed F {bcubed['f']:.4f}, NMI {summary['quality']['nmi']:.4f}",
         )
-    for sentence in sentences(summary["computed"]):
-        console.print(sentence)
+        if left_out := summary["quality"].get("unknown"):
+            console.print(f"{left_out:,} faces of unknown identity left out of these")
     console.print(f"labels in {output}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from fcdeploy.cli.interrupts import resumable
+from fcdeploy.cli.label_options import label_column_option
 from fcdeploy.cli.types import PathType
 
 
@@ -15,6 +16,14 @@ from fcdeploy.cli.types import PathType
     "--features", required=True, type=PathType, help="Features of the training faces, .bin or .npy."
 )
 @click.option("--labels", required=True, type=PathType, help="Their identities, -1 where unknown.")
+@label_column_option
+@click.option(
+    "--unknown",
+    type=click.Choice(["ignore", "singleton"]),
+    default="ignore",
+    show_default=True,
+    help="Faces labelled -1, empty or NaN: left out, or each an identity of its own (singleton).",
+)
 @click.option(
     "-o",
     "--output",
@@ -105,6 +114,8 @@ def command(
     system: str,
     features: Path,
     labels: Path,
+    label_column: str | None,
+    unknown: str,
     output: Path,
     network: str | None,
     recipe: str | None,
@@ -140,7 +151,7 @@ def command(
       fcdeploy export --ckpt saves/checkpoint.pth -o pse.onnx
     """
     from fcdeploy.data.features import open_features
-    from fcdeploy.data.labels import labels_form, read_labels
+    from fcdeploy.data.labels import form_to_read, read_labels
     from fcdeploy.deploy.recipe import load_recipe
     from fcdeploy.deploy.recipe_beside import recipe_place
     from fcdeploy.errors import InputError, MissingDependencyError
@@ -158,14 +169,16 @@ def command(
     training_of(record, network)
     chosen = load_recipe(recipe) if recipe else None
     if dim is None and features.suffix != ".npy" and features.is_file():
-        if labels_form(labels) == "clusters":
+        if form_to_read(labels, label_column) == "clusters":
             raise InputError(
                 f"{labels}: a file of clusters does not say how many faces there are, from which the width of "
                 f"{features} would follow; give --dim."
             )
-        dim = _width(features, len(read_labels(labels)), labels)
+        dim = _width(features, len(read_labels(labels, None, label_column)), labels)
     opened = open_features(features, dim)
-    identities = read_labels(labels, opened.n)  # faces behind the last of a clusters.txt are in no cluster
+    identities = read_labels(
+        labels, opened.n, label_column
+    )  # faces behind the last of a clusters.txt are in no cluster
     pairs = {}
     for text in settings:
         name, equals, value = text.partition("=")
@@ -209,6 +222,7 @@ def command(
             init=init,
             run_dir=run_dir,
             choices=choices,
+            unknown=unknown,
             labels_name=str(labels),
             quiet=quiet,
         )

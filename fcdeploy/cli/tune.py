@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fcdeploy.cli.interrupts import resumable
+from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 @click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
 @click.option("--features", required=True, type=PathType, help="Features of labelled faces, .bin or .npy.")
 @click.option("--labels", required=True, type=PathType, help="Their true identities, -1 where unknown.")
+@label_column_option
+@unknown_option
 @click.option(
     "--objective",
     type=click.Choice(["pairwise", "bcubed"]),
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     "--min-precision",
     type=click.FloatRange(0, 1),
     default=0.0,
-    help="Precision that is to be reached, of the objective.  [default: any]",
+    help="Precision that is to be reached, of the objective, by a setting that joins faces.  [default: any]",
 )
 @click.option(
     "-o",
@@ -61,6 +64,8 @@ def command(
     engine: Path,
     features: Path,
     labels: Path,
+    label_column: str | None,
+    unknown: str,
     objective: str,
     min_precision: float,
     output: Path,
@@ -82,16 +87,20 @@ def command(
       fcdeploy export --ckpt saves/checkpoint.pth --recipe tuned.toml -o pse.onnx
     """
     from fcdeploy.data.features import open_features
-    from fcdeploy.data.labels import labels_form, read_labels
+    from fcdeploy.data.labels import WrongNumberOfLabels, read_labels
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.runtime.pipeline import Options
-    from fcdeploy.training.tune import as_dict, check_outputs, tune, write_tuned
+    from fcdeploy.training.tune import as_dict, check_number, check_outputs, tune, write_tuned
 
     check_outputs(output)
     bundle = read_bundle(engine)
     opened = open_features(features, bundle.feature_dim)
-    truth = read_labels(labels, opened.n if labels_form(labels) == "clusters" else None)
+    try:
+        truth = read_labels(labels, opened.n, label_column)
+    except WrongNumberOfLabels as error:
+        check_number(error.found, opened, str(labels))
+        raise
     advice = f"the same command goes on from what {run_dir} holds" if run_dir else ""
     with resumable(advice), told_of_lost_pages():
         tuned = tune(
@@ -100,6 +109,7 @@ def command(
             truth,
             objective=objective,
             min_precision=min_precision,
+            unknown=unknown,
             options=Options(inference=inference, threads=threads, link=link),
             run_dir=run_dir,
             labels_name=str(labels),
@@ -146,4 +156,6 @@ def _print(tuned: "Tuned", output: Path, plot: Path) -> None:
         f"* chosen: {describe_values(tuned.best.values)}, {name} {figures(tuned.best.measure(tuned.objective))}; "
         f"as it was, {describe_values(tuned.before.values)}, F {tuned.before.measure(tuned.objective).f:.4f}"
     )
+    if left_out := tuned.best.evaluation.unknown:
+        click.echo(f"{left_out:,} faces of unknown identity left out of all figures")
     click.echo(f"recipe in {output}, plot in {plot}")

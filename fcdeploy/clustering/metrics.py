@@ -5,8 +5,11 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fcdeploy.data.labels import as_labels, renumber
+from fcdeploy.data.label_values import labels_from_values
+from fcdeploy.data.labels import as_labels, check_known, renumber
 from fcdeploy.errors import InputError
+
+UNKNOWNS = ("ignore", "singleton")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,9 @@ class PrecisionRecall:
 class Evaluation:
     """What ``evaluate`` found: every measure lies in [0, 1] (ARI in [-0.5, 1]) and none is ever NaN.
 
-    faces: how many were compared.  clusters: how many were predicted, faces in no cluster not counted.
+    faces: how many were compared.  clusters: how many were predicted of these, faces in no cluster not counted.
+    unknown: faces that were left out because their identity is unknown.  pairs: how many pairs of faces were predicted
+    to be one identity; with none, precision is 1 and says nothing.
     """
 
     pairwise: PrecisionRecall
@@ -38,6 +43,8 @@ class Evaluation:
     ari: float
     faces: int
     clusters: int
+    unknown: int = 0
+    pairs: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """Give the measures as plain numbers, ready for JSON."""
@@ -48,6 +55,7 @@ class Evaluation:
             "ari": self.ari,
             "faces": self.faces,
             "clusters": self.clusters,
+            **({"unknown": self.unknown} if self.unknown else {}),
         }
 
 
@@ -73,12 +81,14 @@ def share_in_same_cluster(first: ArrayLike, second: ArrayLike) -> float:
     return float(np.mean(same | alone))
 
 
-def evaluate(pred: ArrayLike, truth: ArrayLike) -> Evaluation:
+def evaluate(pred: ArrayLike, truth: ArrayLike, *, unknown: str = "ignore") -> Evaluation:
     """Measure how well predicted clusters agree with the true identities.
 
-    pred, truth: (n,) integers, one a face in the same order; only the partitions matter, not the numbers. In
-    either, a face labelled -1 is in no cluster and counts as a cluster of one: it is paired with nobody, and
-    two such faces are not paired with each other.
+    pred, truth: (n,) integers, whole floats or names, one per face in the same order; only the partitions matter, not
+    the numbers. In ``pred`` a face labelled -1 is in no cluster and counts as a cluster of one: it is paired with
+    nobody, and two such faces are not paired with each other. In ``truth`` -1, NaN and None are unknown: with
+    ``unknown`` "ignore" these faces are left out, of the clusters, too, and everything is measured on the others; with
+    "singleton" each is an identity of its own.
 
     With c_ij the faces of identity i in cluster j, and a dot for a sum over that index:
 
@@ -95,16 +105,25 @@ def evaluate(pred: ArrayLike, truth: ArrayLike) -> Evaluation:
     partitions, gives NMI 1 and ARI 1, as in scikit-learn; one cluster on one side only gives NMI 0 and ARI 0.
 
     Counts are exact integers for any n below 3e9. Equal partitions give exactly 1 everywhere.
-    Raises InputError when the two are not integers of one length, or are empty.
+    Raises InputError when the two are not labels of one length, are empty, or all identities are unknown and ignored.
     """
-    pred, truth = as_labels(pred, "pred"), as_labels(truth, "truth")
-    if len(pred) != len(truth):
-        raise InputError(
-            f"pred has {len(pred):,} labels and truth has {len(truth):,}; give the labels of the same faces."
-        )
+    check_unknown(unknown)
+    return _evaluate(labels_from_values(pred, "pred"), labels_from_values(truth, "truth"), unknown)
+
+
+def _evaluate(pred: np.ndarray, truth: np.ndarray, unknown: str) -> Evaluation:
     n = len(pred)
+    if n != len(truth):
+        raise InputError(
+            f"pred has {n:,} labels and truth has {len(truth):,}; give the labels of the same faces."
+        )
     if not n:
         raise InputError("there are no labels to compare; give one label a face.")
+    check_known(truth, "truth", unknown)
+    left_out = int(np.count_nonzero(truth == -1)) if unknown == "ignore" else 0
+    if left_out:
+        pred, truth = pred[truth != -1], truth[truth != -1]
+        n = len(pred)
 
     pred, truth = renumber(pred), renumber(truth)
     clusters = int(pred.max()) + 1
@@ -127,7 +146,15 @@ def evaluate(pred: ArrayLike, truth: ArrayLike) -> Evaluation:
         ari=_ari(together, pred_pairs, truth_pairs, n),
         faces=n,
         clusters=clusters,
+        unknown=left_out,
+        pairs=pred_pairs // 2,
     )
+
+
+def check_unknown(unknown: str) -> None:
+    """Raise InputError unless ``unknown`` says what becomes of faces of unknown identity."""
+    if unknown not in UNKNOWNS:
+        raise InputError(f"--unknown {unknown}: is neither {' nor '.join(UNKNOWNS)}.")
 
 
 def _singled_out(labels: np.ndarray) -> np.ndarray:

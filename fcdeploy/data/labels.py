@@ -1,7 +1,9 @@
-"""Labels in and out: one integer a face, in the three forms that the face-clustering systems exchange."""
+"""Labels in and out: one integer per face, in the forms that the face-clustering systems exchange, and tables."""
 
 import contextlib
-from collections.abc import Iterator
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -9,8 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fcdeploy.data.atomic import atomic_file, check_parent
-from fcdeploy.data.damaged import DAMAGED
-from fcdeploy.errors import InputError
+from fcdeploy.data.damaged import DAMAGED, reason_of
+from fcdeploy.data.label_tables import HEADINGS, read_arrow, read_table
+from fcdeploy.data.label_values import NUMBER, UNKNOWN_TEXTS, labels_from_texts, labels_from_values, shortened
+from fcdeploy.errors import FcdeployWarning, InputError
 
 BLOCK_BYTES = 1 << 20  # of text read at a time
 BLOCK_LABELS = 1 << 17  # written at a time
@@ -24,30 +28,88 @@ IS_SEPARATOR = np.zeros(256, bool)
 IS_SEPARATOR[[ord(separator) for separator in SEPARATORS]] = True
 
 
-def read_labels(path: Path | str, n: int | None = None) -> np.ndarray:
-    """Read the label of every face.
+class WrongNumberOfLabels(InputError):
+    """A file of labels has another number of them than there are faces; ``found`` is how many."""
 
-    The name chooses the form: ``.meta`` and names ending in ``labels.txt`` hold one label a line; ``.npy`` an
-    integer array of shape (n,); any other ``.txt`` is a ``clusters.txt``, one cluster a line, face ids from 0
-    separated by spaces. In that last form a face's label is the number of its line, from 0, a face in no line
-    gets -1, and the number of faces is ``n`` or, without it, the largest id + 1.
+    def __init__(self, message: str, found: int) -> None:
+        super().__init__(message)
+        self.found = found
 
-    n: how many faces there are, when the caller knows.
+
+def read_labels(path: Path | str, n: int | None = None, column: str | None = None) -> np.ndarray:
+    """Read the label of every face; unknown ones are -1.
+
+    The name chooses the form. ``.meta`` and names ending in ``labels.txt``: one label per line, a whole number or a
+    name. ``.npy``: an array (n,), (n, 1) or (1, n) of integers, whole floats or names; ``.npz``: one such array. Any
+    other ``.txt``: one cluster per line, face ids from 0 separated by spaces, unless its lines can only be labels. In
+    that form a face's label is the number of its line, from 0, a face in no line gets -1, and the number of faces is
+    ``n`` or, without it, the largest id + 1. ``.csv``, ``.tsv``, MXNet's ``.lst``, ``.parquet`` and ``.feather``:
+    one row per face, with the label in ``column``. Names are numbered by first appearance.
+
+    Unknown are -1, NaN, nulls, empty lines and cells, and ``label_values.UNKNOWN_TEXTS``.
+
+    n: how many faces there are, when the caller knows.  column: of a table (any text is one then), the heading or the
+    number, from 1; of ``.npz``, the name of the array.
     Returns (n,) int64, the caller's own.
     Raises InputError when the file cannot be read as labels, or holds another number of them than ``n``.
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a labels file.")
-    form = labels_form(path)
+    form = form_to_read(path, column)
     if form == "clusters":
         return _read_clusters(path, n)
-    labels = _read_array(path) if form == "array" else _read_lines(path)
+    if form == "lines":
+        labels = _read_lines(path, n)
+    elif form == "table":
+        with _opened(path):
+            labels = read_table(path, column, n)
+    elif form == "arrow":
+        with _opened(path):
+            labels = read_arrow(path, column)
+    else:
+        labels = _read_array(path) if form == "array" else _read_archive(path, column)
     if n is not None and len(labels) != n:
-        raise InputError(
-            f"{path}: {len(labels):,} labels for {n:,} faces; give the labels of these very faces."
+        raise WrongNumberOfLabels(
+            f"{path}: {len(labels):,} labels for {n:,} faces; give the labels of these very faces.",
+            len(labels),
         )
     return labels
+
+
+def read_pair(pred: Path, truth: Path, column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read predicted and true labels of the same faces, (n,) int64 each; the forms may differ.
+
+    A file of clusters takes the number of faces from the other. column: of the file that is a table; of ``truth`` where
+    both have other forms. Raises InputError as ``read_labels`` does, and for different numbers of faces.
+    """
+    named = [table_suffix(path) for path in (pred, truth)]
+    columns = [column if of_table else None for of_table in named]
+    if not any(named):
+        columns[1] = column
+    clusters = [form_to_read(path, of) == "clusters" for path, of in zip((pred, truth), columns, strict=True)]
+    if clusters == [False, True]:
+        pred_labels = read_labels(pred, None, columns[0])
+        return pred_labels, read_labels(truth, len(pred_labels), columns[1])
+    truth_labels = read_labels(truth, None, columns[1])
+    if clusters != [True, True]:
+        return read_labels(pred, len(truth_labels), columns[0]), truth_labels
+    # Neither says how many faces there are: those after its last id are in none of its clusters.
+    pred_labels = read_labels(pred)
+    n = max(len(pred_labels), len(truth_labels))
+    return (
+        np.pad(pred_labels, (0, n - len(pred_labels)), constant_values=-1),
+        np.pad(truth_labels, (0, n - len(truth_labels)), constant_values=-1),
+    )
+
+
+def check_known(labels: np.ndarray, where: str, unknown: str) -> None:
+    """Raise InputError, saying ``where`` they come from, when all ``labels`` (n,) are unknown and to be ignored."""
+    if unknown == "ignore" and not (labels != -1).any():
+        raise InputError(
+            f"{where}: all {len(labels):,} labels are unknown (-1, empty or NaN), which leaves nothing to measure; "
+            "give labels of some faces, or --unknown singleton, by which each is an identity of its own."
+        )
 
 
 def write_labels(path: Path | str, labels: ArrayLike) -> None:
@@ -62,7 +124,7 @@ def write_labels(path: Path | str, labels: ArrayLike) -> None:
     labels = as_labels(labels)
     if not labels.size:
         raise InputError(f"{path}: there are no labels to write.")
-    form = labels_form(path)
+    form = written_form(path)
     with atomic_file(path) as file:
         if form == "array":
             _write_array(file, labels)
@@ -79,23 +141,105 @@ def check_labels_path(path: Path | str) -> Path:
     Raises InputError when the suffix is none of ours, the folder does not exist or is not writable, or
     ``path`` is a folder.
     """
-    labels_form(path)
+    written_form(path)
     return check_parent(path)
 
 
-def labels_form(path: Path | str) -> str:
-    """Tell the form of a labels file from its name: ``"lines"``, ``"array"`` or ``"clusters"``.
+FORMS = {
+    ".meta": "lines",
+    ".npy": "array",
+    ".txt": "clusters",
+    ".npz": "archive",
+    ".csv": "table",
+    ".tsv": "table",
+    ".tab": "table",
+    ".lst": "table",
+    ".parquet": "arrow",
+    ".pq": "arrow",
+    ".feather": "arrow",
+    ".arrow": "arrow",
+}
+WRITTEN = ("lines", "array", "clusters")
+# What is not read, by how its content begins, and what to type.
+OTHERS = {
+    b"\x80": (
+        "a pickle, which can run code",
+        "np.save('labels.npy', np.asarray(pickle.load(open(file, 'rb'))))",
+    ),
+    b"\x89HDF\r\n\x1a\n": ("HDF5", "np.save('labels.npy', h5py.File(file)['labels'][()])"),
+    b"MATLAB": ("MATLAB's .mat", "np.save('labels.npy', scipy.io.loadmat(file)['labels'])"),
+    b"\x1f\x8b": ("compressed with gzip", "`gunzip` it"),
+    b"\xfd7zXZ": ("compressed with xz", "`unxz` it"),
+    b"BZh": ("compressed with bzip2", "`bunzip2` it"),
+    b"PK\x03\x04": (
+        "a zip archive (.xlsx, .pt or .npz)",
+        "save it as CSV, or with np.save('labels.npy', labels)",
+    ),
+    b"{": ("JSON", "np.save('labels.npy', np.array(labels))"),
+    b"[": ("JSON", "np.save('labels.npy', np.array(json.load(open(file))))"),
+}
+BEGINNINGS = {b"\x93NUMPY": "array", b"PAR1": "arrow", b"ARROW1": "arrow", b"FEA1": "arrow"}
+
+
+def written_form(path: Path | str) -> str:
+    """Tell from its name in which form labels are written: ``"lines"``, ``"array"`` or ``"clusters"``.
 
     Raises InputError when the suffix is none of these.
     """
+    form = _form_of_name(Path(path))
+    if form not in WRITTEN:
+        _refuse_form(Path(path))
+    return form
+
+
+def table_suffix(path: Path) -> bool:
+    """Tell whether a file is, by its name, one in which a column or an array has to be chosen."""
+    return _form_of_name(path) in ("table", "arrow", "archive")
+
+
+def form_to_read(path: Path | str, column: str | None = None) -> str:
+    """Tell the form of a labels file that is to be read, by its name and, where that leaves it open, by its content.
+
+    Returns "lines", "clusters", "array", "archive", "table" or "arrow". Raises InputError for anything else, saying
+    what it is where that can be told.
+    """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix == ".meta" or path.name.lower().endswith("labels.txt"):
+    form = _form_of_name(path)
+    if form == "" and path.is_file():
+        form = _form_of_content(path)
+    if form == "":
+        _refuse_form(path)
+    if column is not None:
+        if form == "array":
+            raise InputError(
+                f"{path}: is an array and has no columns to choose from; leave --label-column out."
+            )
+        return "table" if form in ("lines", "clusters") else form
+    if form == "clusters" and path.is_file() and not _is_clusters(path):
         return "lines"
-    if suffix == ".npy":
-        return "array"
-    if suffix == ".txt":
-        return "clusters"
+    return form
+
+
+def _form_of_name(path: Path) -> str:
+    if path.name.lower().endswith("labels.txt"):
+        return "lines"
+    return FORMS.get(path.suffix.lower(), "")
+
+
+def _form_of_content(path: Path) -> str:
+    with _opened(path) as file:
+        start = file.read(64)
+    for beginning, form in BEGINNINGS.items():
+        if start.startswith(beginning):
+            return form
+    for beginning, (what, advice) in OTHERS.items():
+        if start.startswith(beginning):
+            raise InputError(f"{path}: is {what}; labels are text or arrays: {advice}.")
+    return ""
+
+
+def _refuse_form(path: Path) -> NoReturn:
+    suffix = path.suffix.lower()
     found = f"the suffix {suffix} is not" if suffix else "a name without a suffix is not"
     raise InputError(
         f"{path}: {found} a form of labels; name the file .meta or ...labels.txt (one label a line), "
@@ -133,7 +277,20 @@ def as_labels(labels: ArrayLike, name: str = "labels") -> np.ndarray:
     return array.astype(np.int64, copy=False)
 
 
-def _read_lines(path: Path) -> np.ndarray:
+class _NotIntegers(InputError):
+    """A text holds something else than integers."""
+
+
+def _read_lines(path: Path, n: int | None) -> np.ndarray:
+    """Read one label per line: all integers block by block, anything else as texts."""
+    try:
+        labels = _read_integer_lines(path)
+    except _NotIntegers:
+        return _read_text_lines(path, n)
+    return labels if n is None or len(labels) >= n else _read_text_lines(path, n)  # blank lines at the end
+
+
+def _read_integer_lines(path: Path) -> np.ndarray:
     blocks = []
     n = 0
     for labels, lines in _integers(path):
@@ -141,16 +298,77 @@ def _read_lines(path: Path) -> np.ndarray:
         if (wrong := lines != expected).any():
             at = wrong.argmax()
             if lines[at] > expected[at]:
-                _refuse_blank_line(path, expected[at])
-            raise InputError(
-                f"{path}: line {lines[at]:,} holds more than one integer; write one label a line "
-                "(a file of one cluster a line is named clusters.txt)."
-            )
+                raise _NotIntegers(f"{path}: line {expected[at]:,} is blank.")
+            raise _several_in_a_line(path, int(lines[at]))
         blocks.append(labels)
         n += len(labels)
     if not n:
-        raise InputError(f"{path}: is empty; expected one label a line.")
+        raise _NotIntegers(f"{path}: is empty.")
     return np.concatenate(blocks)
+
+
+def _several_in_a_line(path: Path, line: int) -> InputError:
+    return InputError(
+        f"{path}: line {line:,} holds more than one integer; write one label a line "
+        "(a file of one cluster a line is named clusters.txt)."
+    )
+
+
+def _read_text_lines(path: Path, n: int | None) -> np.ndarray:
+    texts = [line.strip() for line in _text_lines(path)]
+    last = max((at for at, text in enumerate(texts) if text), default=-1)
+    kept = last + 1 if n is None else min(len(texts), max(last + 1, n))
+    texts = texts[:kept]
+    if last < 0 and (n is None or kept < n):
+        raise InputError(f"{path}: is empty; expected one label a line.")
+    for at, text in enumerate(texts):
+        words = text.split()
+        if len(words) > 1 and all(_is_integer(word) for word in words):
+            raise _several_in_a_line(path, at + 1)
+    for delimiter, name in (("\t", "tabs"), (",", "commas")):
+        if all(delimiter in text and f"{delimiter} " not in text for text in texts):
+            raise InputError(
+                f"{path}: has several columns, with {name} between; say which holds the labels with --label-column, "
+                "its number from 1 or its heading."
+            )
+    first = 0
+    if _is_heading(texts, n):
+        first = 1
+        warnings.warn(
+            f"{path}: line 1, {shortened(texts[0])}, is taken for a heading and not for the label of a face.",
+            FcdeployWarning,
+            stacklevel=4,
+        )
+    return labels_from_texts(texts[first:], str(path), lambda at: f"line {at + 1 + first:,}")
+
+
+def _is_heading(texts: Sequence[str], n: int | None) -> bool:
+    """Tell whether the first line is a heading: a word of its own, and one line more than faces or a usual word."""
+    if len(texts) < 2 or NUMBER.fullmatch(texts[0]) or texts[0] in UNKNOWN_TEXTS or texts[0] in texts[1:]:
+        return False
+    return n == len(texts) - 1 if n is not None else texts[0].lower() in HEADINGS
+
+
+def _is_integer(word: str) -> bool:
+    return word.lstrip("+-").isdigit() and word.isascii()
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    """Give the lines of a text; a binary file is refused after a line at most."""
+    line = 0
+    with _opened(path) as file:
+        while read := file.readline(LONGEST_WORD):
+            line += 1
+            raw = read.removeprefix(BYTE_ORDER_MARK) if line == 1 else read
+            try:
+                text = raw.decode()
+                if any(character < " " for character in text.strip()) and "\t" not in text:
+                    raise UnicodeDecodeError("utf-8", raw, 0, 1, "control character")
+            except UnicodeDecodeError:
+                _refuse_binary(path, line)
+            if len(read) == LONGEST_WORD:
+                _refuse_word(path, raw, line)
+            yield text
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -164,14 +382,60 @@ def _read_array(path: Path) -> np.ndarray:
                 f"{path}: is not a whole NumPy array of integers; write it with np.save(path, labels), "
                 "where labels is an int64 array of shape (n,)."
             ) from error
-        if array.ndim != 1 or array.dtype.kind not in "iu":
+        return _labels_of_array(array, str(path))
+
+
+def _labels_of_array(array: np.ndarray, where: str) -> np.ndarray:
+    if array.ndim and not array.size:
+        raise InputError(f"{where}: holds no labels; expected an integer array of shape (n,).")
+    return np.array(labels_from_values(array, where))
+
+
+def _read_archive(path: Path, column: str | None) -> np.ndarray:
+    """Read the labels in an .npz, one array of which is named where there are several."""
+    with _opened(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+                likely = [column] if column in names else names if column is None else []
+                if len(likely) > 1:
+                    likely = [name for name in names if name in ("labels", "label")]
+                if len(likely) != 1:
+                    raise InputError(
+                        f"{path}: holds {', '.join(names) or 'no array'}; say which are the labels with --label-column."
+                    )
+                with archive.open(f"{likely[0]}.npy") as member:
+                    array = np.lib.format.read_array(member, allow_pickle=False)
+        except InputError:
+            raise
+        except DAMAGED as error:
             raise InputError(
-                f"{path}: expected integers of shape (n,), found {array.dtype} {array.shape}; "
-                "write it with np.save(path, labels), where labels is an int64 array of shape (n,)."
-            )
-        if not array.size:
-            raise InputError(f"{path}: holds no labels; expected an integer array of shape (n,).")
-        return np.array(as_labels(array, str(path)))
+                f"{path}: is not a whole .npz archive of NumPy arrays ({reason_of(error)}); write it with "
+                "np.savez(path, labels=labels), where labels is an int64 array of shape (n,)."
+            ) from error
+    return _labels_of_array(array, f"{path} ({likely[0]})")
+
+
+def _is_clusters(path: Path) -> bool:
+    """Tell a .txt of one cluster per line from one of labels, whose lines are names, or numbers that repeat.
+
+    What is neither counts as clusters: numbers that are all different, one per line, are the same partition.
+    """
+    blocks, last = [], 0
+    try:
+        for ids, lines in _integers(path):
+            if np.diff(np.concatenate([[last], lines])).min() < 1:
+                return True  # several in a line
+            last = int(lines[-1])
+            blocks.append(ids)
+    except _NotIntegers:
+        return any(
+            len(words) > 1 and all(map(_is_integer, words)) for words in map(str.split, _text_lines(path))
+        )
+    if not blocks:
+        return True
+    values = np.unique(np.concatenate(blocks))
+    return bool(values[0] >= 0 and len(values) == sum(map(len, blocks)))
 
 
 def _read_clusters(path: Path, n: int | None) -> np.ndarray:
@@ -284,7 +548,7 @@ def _parse(path: Path, text: bytes, line: int) -> tuple[np.ndarray, np.ndarray]:
         value = int(word) if len(word.lstrip(b"+-0")) <= DIGITS_THAT_FIT + 1 else INT64.max + 1
         if not INT64.min <= value <= INT64.max:
             raise InputError(
-                f"{path}: line {lines[at]:,} holds {_shortened(word)}, which does not fit in an int64; "
+                f"{path}: line {lines[at]:,} holds {shortened(word.decode())}, which does not fit in an int64; "
                 "number the clusters from 0."
             )
         values[at] = value
@@ -297,18 +561,17 @@ def _refuse_word(path: Path, word: bytes, line: int) -> NoReturn:
     except UnicodeDecodeError:
         binary = True
     if binary:
-        raise InputError(
-            f"{path}: line {line:,} holds bytes that are not text; give a text of integers, "
-            "or name the file .npy if it is a NumPy array."
-        )
-    raise InputError(
-        f"{path}: line {line:,} holds {_shortened(word)}, which is not an integer; write integers only."
+        _refuse_binary(path, line)
+    raise _NotIntegers(
+        f"{path}: line {line:,} holds {shortened(word.decode())}, which is not an integer; write integers only."
     )
 
 
-def _shortened(word: bytes) -> str:
-    text = word.decode()
-    return repr(text if len(text) <= 40 else text[:40] + "…")
+def _refuse_binary(path: Path, line: int) -> NoReturn:
+    raise InputError(
+        f"{path}: line {line:,} holds bytes that are not text; give a text of integers, "
+        "or name the file .npy if it is a NumPy array."
+    )
 
 
 def _write_array(file: IO[bytes], labels: np.ndarray) -> None:

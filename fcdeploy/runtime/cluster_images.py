@@ -35,11 +35,11 @@ from fcdeploy.runtime.embed import (
     report_bad_lines,
     summary_of,
 )
-from fcdeploy.runtime.keys import digest
 from fcdeploy.runtime.pipeline import (
     Options,
     Result,
     check_not_kept_in,
+    digest,
     prepare,
     run_clustering,
 )
@@ -62,6 +62,7 @@ def cluster_images(
     *,
     on_bad: str = "stop",
     truth: np.ndarray | None = None,
+    unknown: str = "ignore",
     run_dir: Path | None = None,
     quiet: bool = True,
 ) -> Result:
@@ -70,7 +71,7 @@ def cluster_images(
     A bad line is in no cluster (-1) with on_bad 'skip', and in one of its own with 'zero', as nothing is similar to a
     row of zeros. Embeddings lie in ``run_dir``, or in a folder beside ``output`` until the run is over, which an
     interrupted run goes on from. Where the list is no text, its lines are written beside the output
-    (``NAME.filelist.txt``). truth: (n,), a label for every line.
+    (``NAME.filelist.txt``). truth: (n,), a label for every line; unknown: what becomes of its -1, see ``evaluate``.
     """
     files, n = job.files, job.files.n
     products = check_clustering(files, bundle, options, run_dir)
@@ -128,7 +129,7 @@ def cluster_images(
     if notes := [*told.get("notes", []), *result.summary.get("notes", [])]:
         summary["notes"] = notes
     if truth is not None:
-        summary["quality"] = evaluate(labels, truth).as_dict()
+        summary["quality"] = evaluate(labels, truth, unknown=unknown).as_dict()
     if run_dir:
         with atomic_file(run_dir / SUMMARY) as file:
             file.write(json.dumps(summary, indent=1).encode())

@@ -25,6 +25,11 @@ class Trial:
     values: Mapping[str, Any]
     evaluation: Evaluation
 
+    @property
+    def joins(self) -> bool:
+        """Whether two faces of known identity are in one cluster; where none are, no precision says anything."""
+        return self.evaluation.pairs > 0
+
     def measure(self, objective: str) -> PrecisionRecall:
         """Return the precision and recall of "pairwise" or "bcubed"."""
         return self.evaluation.pairwise if objective == "pairwise" else self.evaluation.bcubed
@@ -61,13 +66,15 @@ def sweep(
     tunables: Sequence[Tunable],
     score: Callable[[Trial], Any],
     *,
+    unknown: str = "ignore",
     rounds: int = ROUNDS,
     seen: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
     """Try all combinations of the tunables' values, then values between them near the best one; in that order.
 
-    truth: (n,) identities; score: what makes a trial the best. rounds: how often values between those tried so far are
-    tried, where a tunable allows it. seen is called with each trial. The run's settings stay as they are.
+    truth: (n,) identities; unknown: see ``evaluate``. score: what makes a trial the best. rounds: how often values
+    between those tried so far are tried, where a tunable allows it. seen is called with each trial. The run's settings
+    stay as they are.
     """
     recipe = run.settings
     system = get_system(run.bundle.system)
@@ -80,7 +87,7 @@ def sweep(
             return
         run.settings = changed
         run.__dict__.pop("products", None)  # arrays of other settings may be others
-        trials.append(Trial(values, evaluate(system.cluster(run), truth)))
+        trials.append(Trial(values, evaluate(system.cluster(run), truth, unknown=unknown)))
         seen(trials[-1])
 
     try:

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from fcdeploy import __version__
+from fcdeploy.clustering.metrics import check_unknown
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import Features, check_features
+from fcdeploy.data.labels import check_known
 from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.deploy.recipe_beside import note_of_another, recipe_beside, recipe_place
@@ -75,16 +77,17 @@ def train(
     init: Path | None = None,
     run_dir: Path | str | None = None,
     choices: Choices = PUBLISHED,
+    unknown: str = "ignore",
     labels_name: str = "labels",
     quiet: bool = True,
 ) -> Trained:
     """Train a network and write its checkpoint to ``output``, and the recipe beside it (``.toml``).
 
-    labels: (n,) identities, -1 where unknown. network: which of the system's; recipe: the settings to train for, of
-    any width; without one those beside ``checkpoints`` and ``init``, else the published ones. checkpoints: of the
-    networks that run before it. init: weights to start from. run_dir: keeps the training, and goes on with one that
-    is there (``output`` with ``.run``). Raises InputError for what does not fit together, FcdeployError when the
-    training diverges or collapses.
+    labels: (n,) identities, -1 where unknown: these faces are left out or, with ``unknown`` "singleton", each is an
+    identity of its own. network: which of the system's; recipe: the settings to train for, of any width; without one
+    those beside ``checkpoints`` and ``init``, else the published ones. checkpoints: of the networks that run before it.
+    init: weights to start from. run_dir: keeps the training, and goes on with one that is there (``output`` with
+    ``.run``). Raises InputError for what does not fit together, FcdeployError when the training diverges or collapses.
     """
     name, training = training_of(system, network)
     output, run_dir = Path(output), Path(run_dir) if run_dir else Path(output).with_suffix(".run")
@@ -99,6 +102,11 @@ def train(
     schedule = chosen_schedule(training.schedule, choices)
     settings = chosen_settings(training, choices.settings, f"{system.name} {name}")
     features = dataclasses.replace(features, normalize=recipe.features.normalize)
+    check_unknown(unknown)
+    check_known(labels, labels_name, unknown)
+    left_out = int((labels == -1).sum()) if unknown == "ignore" else 0
+    if left_out:
+        features, labels = features.select(np.flatnonzero(labels != -1)), labels[labels != -1]
     check_features(features)
     identity = identities_of(labels)
     validating = split_identities(identity, choices.validation, choices.seed, labels_name)
@@ -170,6 +178,10 @@ def train(
         if validating.any():
             people = len(np.unique(identity[validating]))
             kept = f"{int(validating.sum()):,} validation faces of {people:,}"
+        if left_out:
+            report.say(
+                f"{left_out:,} faces of unknown identity are left out (--unknown singleton takes them in)"
+            )
         report.say(
             f"{name} of {system.title}{behind}: {run.n:,} training faces of {own.max() + 1:,} identities, {kept}"
         )

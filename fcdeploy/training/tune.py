@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from fcdeploy.clustering.metrics import PrecisionRecall
+from fcdeploy.clustering.metrics import PrecisionRecall, check_unknown
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import Features
+from fcdeploy.data.labels import check_known
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.engine.bundle import MANIFEST, Bundle
 from fcdeploy.errors import FcdeployWarning, InputError
@@ -62,18 +63,23 @@ class Tuned:
         found = {}
         for precision in PRECISIONS:
             best = best_trial(self.trials, self.tunables, scored_by(self.objective, precision))
-            if best.measure(self.objective).precision >= precision:
+            if best.joins and best.measure(self.objective).precision >= precision:
                 found[precision] = best
         return found
 
 
-def scored_by(objective: str, min_precision: float) -> Callable[[Trial], tuple[bool, float]]:
-    """Return what makes a trial the best: that it reaches the precision, then F; where none does, precision."""
+def scored_by(objective: str, min_precision: float) -> Callable[[Trial], tuple[bool, bool, float]]:
+    """Return what makes a trial the best: that it reaches the precision, then F; where none does, precision.
 
-    def score(trial: Trial) -> tuple[bool, float]:
+    A setting that joins no two faces makes no wrong pair: that is no precision that anybody could want, and such a
+    setting comes last when a precision was asked for.
+    """
+
+    def score(trial: Trial) -> tuple[bool, bool, float]:
         measure = trial.measure(objective)
-        precise = measure.precision >= min_precision
-        return precise, measure.f if precise else measure.precision
+        joins = trial.joins or not min_precision
+        precise = joins and measure.precision >= min_precision
+        return joins, precise, measure.f if precise else measure.precision
 
     return score
 
@@ -85,6 +91,7 @@ def tune(
     *,
     objective: str = "pairwise",
     min_precision: float = 0.0,
+    unknown: str = "ignore",
     options: Options = DEFAULTS,
     run_dir: Path | str | None = None,
     labels_name: str = "labels",
@@ -92,16 +99,18 @@ def tune(
 ) -> Tuned:
     """Find the settings of links and clusters that give ``features`` the best clusters.
 
-    truth: (n,) identities, -1 where unknown (an identity of its own each). objective: "pairwise" or "bcubed", whose F
-    is the highest among the settings whose precision is at least ``min_precision``. With ``run_dir`` products are kept
-    there and taken up again. Raises InputError when a system has nothing to choose, no setting is that precise, or
-    the labels, which come from ``labels_name``, cannot tell.
+    truth: (n,) identities, -1 where unknown: such faces are clustered with the others and left out of the measures, or,
+    with ``unknown`` "singleton", each is an identity of its own. objective: "pairwise" or "bcubed", whose F is the
+    highest among the settings that join faces with a precision of at least ``min_precision``. With ``run_dir`` products
+    are kept there and taken up again. Raises InputError when a system has nothing to choose, no setting is that
+    precise, or the labels, which come from ``labels_name``, cannot tell.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"--objective {objective}: is neither {' nor '.join(OBJECTIVES)}.")
     if not 0 <= min_precision <= 1:
         raise InputError(f"--min-precision {min_precision}: is no precision (0 to 1).")
-    check_truth(truth, features, labels_name)
+    check_unknown(unknown)
+    check_truth(truth, features, labels_name, unknown)
     recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
     system, features, settings, options, notes = prepare(features, bundle, options)
     for note in notes:
@@ -121,34 +130,34 @@ def tune(
         run = SweepRun(features, bundle, settings, options, store, progress)
         score = scored_by(objective, min_precision)
         as_they_are = [Tunable(key, (setting_of(settings, key),)) for key in (one.key for one in tunables)]
-        (before,) = sweep(run, truth, as_they_are, score, rounds=0)
+        (before,) = sweep(run, truth, as_they_are, score, unknown=unknown, rounds=0)
         total = int(np.prod([len(tunable.values) for tunable in tunables]))
         # Products are there already: what is left shows one bar.
         run.progress = Progress()
         with progress.bar("tuning", total, unit="settings") as bar:
-            trials = sweep(run, truth, tunables, score, seen=lambda trial: bar.advance(1))
+            trials = sweep(run, truth, tunables, score, unknown=unknown, seen=lambda trial: bar.advance(1))
         store.drop_scratch()
     best = best_trial(trials, tunables, score)
+    if min_precision and not best.joins:
+        raise InputError(
+            f"no setting reaches {objective} precision {min_precision}: none joins two faces of known identity; give "
+            "more faces, or the engine of another network."
+        )
     if best.measure(objective).precision < min_precision:
         raise InputError(
-            f"no setting reaches {objective} precision {min_precision}: the highest is "
-            f"{best.measure(objective).precision:.4f}, with {describe_values(best.values)}; lower --min-precision."
+            f"no setting that joins faces reaches {objective} precision {min_precision}: the highest is "
+            f"{best.measure(objective).precision:.4f}, with {describe_values(best.values)} (recall "
+            f"{best.measure(objective).recall:.4f}); lower --min-precision."
         )
     return Tuned(objective, tunables, trials, best, before, with_settings(recipe, best.values))
 
 
-def check_truth(truth: np.ndarray, features: Features, where: str) -> None:
+def check_truth(truth: np.ndarray, features: Features, where: str, unknown: str = "ignore") -> None:
     """Raise InputError, saying ``where`` the labels come from, when they tell no good threshold from a bad one."""
-    n = features.n
-    if len(truth) != n:
-        # How many faces a file without a header has follows from the width.
-        headless = Path(features.name).suffix != ".npy"
-        width = f" of {features.dim} values, the engine's width" if headless else ""
-        other = ", or features of this width" if headless else ""
-        raise InputError(
-            f"{where}: {len(truth):,} labels for {n:,} faces{width}; give the labels of these very faces{other}."
-        )
-    sizes = np.bincount(identities_of(truth))
+    check_number(len(truth), features, where)
+    check_known(truth, where, unknown)
+    known = truth[truth != -1] if unknown == "ignore" else truth
+    sizes = np.bincount(identities_of(known))
     if (sizes == 1).all():
         raise InputError(
             f"{where}: puts no two faces together, so that there is nothing to tune on; give faces of people with "
@@ -156,7 +165,21 @@ def check_truth(truth: np.ndarray, features: Features, where: str) -> None:
         )
     if len(sizes) == 1:
         raise InputError(
-            f"{where}: all {n:,} faces are of one identity, for which no threshold is too low; give faces of several."
+            f"{where}: all {len(known):,} faces are of one identity, for which no threshold is too low; "
+            "give faces of several."
+        )
+
+
+def check_number(found: int, features: Features, where: str) -> None:
+    """Raise InputError, saying ``where`` the labels come from, when another number of them was ``found``."""
+    n = features.n
+    if found != n:
+        # How many faces a file without a header has follows from the width.
+        headless = Path(features.name).suffix != ".npy"
+        width = f" of {features.dim} values, the engine's width" if headless else ""
+        other = ", or features of this width" if headless else ""
+        raise InputError(
+            f"{where}: {found:,} labels for {n:,} faces{width}; give the labels of these very faces{other}."
         )
 
 
@@ -204,6 +227,7 @@ def as_dict(tuned: Tuned) -> dict[str, Any]:
     """Return what ``fcdeploy tune --json`` prints."""
     return {
         "objective": tuned.objective,
+        **({"unknown": unknown} if (unknown := tuned.best.evaluation.unknown) else {}),
         "best": _row(tuned.best),
         "before": _row(tuned.before),
         "trials": [_row(trial) for trial in tuned.trials],

@@ -82,7 +82,7 @@ def test_json_is_all_that_stdout_holds_and_has_the_promised_keys(files):
     ("content", "sentence"),
     [
         ("0\n1\n", "2 labels for 8 faces; give the labels of these very faces."),
-        ("0\nzero\n", "line 2 holds 'zero', which is not an integer; write integers only."),
+        ("0\nzero\n", "line 2 holds 'zero', which is not an integer; write integers only, or names only."),
         ("", "is empty; expected one label a line."),
         (None, "there is no such file; check the name."),
     ],
@@ -96,8 +96,8 @@ def test_a_file_that_cannot_be_used_is_one_sentence_and_exit_code_2(content, sen
 
 
 def test_an_unknown_suffix_is_refused_before_anything_is_read(files, tmp_path):
-    with pytest.raises(InputError, match=r"the suffix \.csv is not a form of labels"):
-        invoke(files("pred", "a.meta"), tmp_path / "missing.csv")
+    with pytest.raises(InputError, match=r"the suffix \.yaml is not a form of labels"):
+        invoke(files("pred", "a.meta"), tmp_path / "missing.yaml")
 
 
 def test_the_help_has_an_example_that_runs(files, monkeypatch):
