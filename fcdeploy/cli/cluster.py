@@ -201,6 +201,8 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     """Print what was found and how long each stage took."""
     from rich.table import Table
 
+    from fcdeploy.runtime.computed import sentences
+
     console = new_console()
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")
@@ -230,4 +232,6 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         )
         if left_out := summary["quality"].get("unknown"):
             console.print(f"{left_out:,} faces of unknown identity left out of these")
+    for sentence in sentences(summary["computed"]):
+        console.print(sentence)
     console.print(f"labels in {output}")

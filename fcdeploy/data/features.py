@@ -38,11 +38,11 @@ class Features:
     """The embeddings of n faces, read as float32 rows of unit length (or as they are).
 
     array: (given, d) of any real dtype, an array or what can be indexed like one; a memory map when it came from a
-    file, so nothing is read until a block is asked for. ``name`` is what error messages call it. ``normalize`` divides every
-    row by its 2-norm. files: those that they came from. chosen: (n,) int64, ascending: the rows of ``array`` that are
-    faces here; None for all. ids: (given,) text or integers, of an id column. read_as: how the rows were understood, as
-    in "2,670 rows of 128 float32 (raw)"; note: the sentence that says so where the file does not say it of itself.
-    sidecar: what `fcdeploy embed` noted of the file.
+    file, so nothing is read until a block is asked for. ``name`` is what error messages call it. ``normalize``
+    divides every row by its 2-norm. files: those that they came from. chosen: (n,) int64, ascending: the rows of
+    ``array`` that are faces here; None for all. ids: (given,) text or integers, of an id column. read_as: how the
+    rows were understood, as in "2,670 rows of 128 float32 (raw)"; note: the sentence that says so where the file
+    does not say it of itself. sidecar: what `fcdeploy embed` noted of the file.
     """
 
     array: Rows

@@ -33,10 +33,14 @@ Names = Callable[[Path], set[str] | None]
 
 @dataclass
 class Record:
-    """names: what in the folder is ours; products: what ``RunFolder`` knows of its finished products, by name."""
+    """names: what in the folder is ours; products: what ``RunFolder`` knows of its finished products, by name.
+
+    computed: what the run says of itself, for people; it is written and never read.
+    """
 
     names: set[str] = field(default_factory=set)
     products: dict[str, dict[str, Any]] = field(default_factory=dict)
+    computed: dict[str, Any] = field(default_factory=dict)
 
 
 def check_run_folder(folder: Path | str, choice: str = "--run-dir", older: Names | None = None) -> Record:
@@ -98,6 +102,7 @@ def write_record(folder: Path, record: Record) -> None:
         "format_version": FORMAT_VERSION,
         "names": sorted(record.names),
         "products": record.products,
+        **({"computed": record.computed} if record.computed else {}),
     }
     with atomic_file(folder / RECORD) as file:
         file.write(json.dumps(content, indent=1).encode())

@@ -11,8 +11,9 @@ from typing import Any
 
 from fcdeploy.data.atomic_folder import atomic_folder, check_folder
 from fcdeploy.engine.onnx_file import takes_other_files
-from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+from fcdeploy.engine.onnxruntime import PROVIDERS, OnnxRuntimeEngine, import_onnxruntime
 from fcdeploy.engine.tensorrt import PlanTarget, TensorRtEngine, check_target, target_from_dict
+from fcdeploy.engine.tensorrt_library import TITLES
 from fcdeploy.engine.tensors import Engine, PassSpec, pass_from_dict
 from fcdeploy.errors import InputError
 
@@ -152,6 +153,20 @@ class Bundle:
                 f"or give the ONNX bundle that it was built from, {self.manifest['source']['bundle']}."
             )
         return asked or ("cuda" if self.kind == PLAN else "cpu")
+
+    def provider(self, asked: str | None = None) -> str:
+        """Return the execution provider of an engine that runs there: ONNX Runtime's name of it, or the TensorRT."""
+        return TITLES[self.target.flavour] if self.kind == PLAN else PROVIDERS[self.device(asked)]
+
+    @property
+    def runtime(self) -> dict[str, str]:
+        """The version of what evaluates the bundle, by name; raises MissingDependencyError without ONNX Runtime.
+
+        Plans run with the version of TensorRT that built them only.
+        """
+        if self.kind == PLAN:
+            return {self.target.flavour: self.target.version}
+        return {"onnxruntime": str(import_onnxruntime().__version__)}
 
     def check_device(self, asked: str | None = None) -> None:
         """Raise an error when this machine cannot run the bundle there; nothing that takes long is done before it."""

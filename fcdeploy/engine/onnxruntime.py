@@ -39,7 +39,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         self._session = open_session(path, graph=graph, threads=threads, device=device, vram=vram)
         self.device = device
-        self.provider = PROVIDERS[device]  # that really opened
+        self.provider: str = self._session.get_providers()[0]
         self.spec = spec
         self._where = f"{path} (pass {spec.name})"
         self._outputs = [tensor.name for tensor in spec.outputs]

@@ -110,6 +110,7 @@ class TensorRtEngine:
         vram: int = 0,
     ) -> None:
         self.spec = spec
+        self.provider = TITLES[target.flavour]
         self._where = f"{path} (pass {spec.name})"
         self._profiles = list(profiles)
         self._vram = vram

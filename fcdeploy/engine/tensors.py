@@ -63,9 +63,13 @@ Feeds = Mapping[str, Any]  # input name -> a NumPy array, or ``Rows`` of a table
 
 
 class Engine(Protocol):
-    """One loaded graph; a ``with`` frees it. The arrays that ``run`` returns are new each time and yours to keep."""
+    """One loaded graph; a ``with`` frees it. The arrays that ``run`` returns are new each time and yours to keep.
+
+    provider: what computes it, ONNX Runtime's name of the execution provider that opened or the flavour of TensorRT.
+    """
 
     spec: PassSpec
+    provider: str
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Evaluate the graph; raises FcdeployError when ``feeds`` is not what ``spec`` says."""

@@ -340,6 +340,7 @@ class _WatchedEngine:
 
     def __init__(self, engine: Engine, calls: list[Timing]) -> None:
         self.spec = engine.spec
+        self.provider = engine.provider
         self._engine = engine
         self._calls = calls
 

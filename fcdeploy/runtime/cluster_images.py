@@ -35,11 +35,11 @@ from fcdeploy.runtime.embed import (
     report_bad_lines,
     summary_of,
 )
+from fcdeploy.runtime.keys import digest
 from fcdeploy.runtime.pipeline import (
     Options,
     Result,
     check_not_kept_in,
-    digest,
     prepare,
     run_clustering,
 )

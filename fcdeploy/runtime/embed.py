@@ -36,8 +36,9 @@ from fcdeploy.engine.embedder import (
     settings_beside,
 )
 from fcdeploy.engine.onnx_file import model_files
+from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.errors import FcdeployWarning, InputError
-from fcdeploy.runtime.pipeline import digest
+from fcdeploy.runtime.keys import digest
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import Arrays, MemoryStore, Partial, RunFolder, Shapes, Store
 
@@ -93,7 +94,15 @@ class Job:
     def key(self) -> str:
         """Return a hash of all that decides the embedding of an image."""
         embedder = embedder_digest(self.model, self.settings)
-        return digest({"embedder": embedder, "max_pixels": self.max_pixels, "device": self.device})
+        modules = np, import_pillow(), import_onnxruntime()
+        return digest(
+            {
+                "embedder": embedder,
+                "max_pixels": self.max_pixels,
+                "device": self.device,
+                "libraries": {module.__name__: module.__version__ for module in modules},
+            }
+        )
 
 
 def new_job(files: Filelist, model: Path, given: EmbedderSettings | None = None, **options: Any) -> Job:

@@ -31,7 +31,6 @@ from typing import Any
 import numba
 import numpy as np
 
-from fcdeploy import __version__
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import BLOCK_ROWS, Features, check_features, hash_of, stamp_of
@@ -39,9 +38,12 @@ from fcdeploy.engine.bundle import MANIFEST, Bundle, sha256_of
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
 from fcdeploy.graph.cells import Cells, assign_cells, cell_count, train_cells
-from fcdeploy.graph.knn import KnnGraph, KnnSearch, choose_method, similarities_of_lists
+from fcdeploy.graph.faiss_library import import_faiss
+from fcdeploy.graph.knn import PROBES, KnnGraph, KnnSearch, choose_method, similarities_of_lists
 from fcdeploy.graph.lists import ListsFile, RowsInOrder, check_lists, mostly_without_self
 from fcdeploy.graph.recall import Recall, measure_recall
+from fcdeploy.runtime.computed import what_was_computed
+from fcdeploy.runtime.keys import digest
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import (
     SUMMARY,
@@ -63,6 +65,7 @@ UNCOVERED = ("singleton", "drop")
 TABLES = ("float32", "float16")
 LINKS = ("density-peaks", "pairs")
 INFERENCES = ("auto", "exact", "layerwise")
+PUBLISHED = "exact"  # the inference that computes the published function
 LISTS_BYTES = 256 << 20  # of a file of lists that are read at a time
 ENTRY_BYTES = 16  # of an id and a similarity in it, at most
 LEAST = {"k": 1, "batch": 1, "threads": 0, "memory": 0, "vram": 0}
@@ -147,6 +150,7 @@ def run_clustering(
     product is kept there and an interrupted run goes on where it stopped; without it, what does not fit into half
     of the memory budget lies in a folder in ``scratch_dir`` that is removed at the end.
     """
+    asked = options
     system, features, settings, options, notes = prepare(features, bundle, options)
     products = [*system.products(features.n, bundle.weights, settings, options), *system.unsized]
     if run_dir:
@@ -168,12 +172,14 @@ def run_clustering(
             if run_dir:
                 store.claims.claim(SUMMARY)
         stack.enter_context(numba_threads(options.cores))
-        run = Run(features, bundle, settings, options, store, progress)
+        run = Run(features, bundle, settings, options, store, progress, asked=asked)
         for note in notes:
             run.note(note)
+        store.describe(what_was_computed(run))
         labels = system.cluster(run)
         store.drop_scratch()
         summary = _summary(labels, run)
+        store.describe(summary["computed"])
         if truth is not None:
             summary["quality"] = evaluate(labels, truth, unknown=unknown).as_dict()
         if run_dir:
@@ -205,6 +211,12 @@ def prepare(
     replaced = {name: value for name, value in given.items() if name in asked}
     settings, notes = recipe.for_run(features.n, k=options.k, **replaced)
     inference = choose_inference(system, options.inference, features.n, bundle.passes)
+    if options.inference == "auto" and inference != PUBLISHED:
+        notes = [
+            *notes,
+            f"inference is {inference}, which is quicker and not the published function, for more than "
+            f"{EXACT_INFERENCE_LIMIT:,} faces; give --inference {PUBLISHED} for that.",
+        ]
     options = dataclasses.replace(options, inference=inference)
     bundle.check_device(options.device)
     if options.tables != "float32" and options.inference != "layerwise":
@@ -361,7 +373,9 @@ class Run:
     """What a flow works with.
 
     vectors: (n, d) float32 unit rows (or as they are, if the recipe says so); order: (n,) int32, the faces in
-    the order in which they are best visited; recall: of searches that were not exact, by name. notes: sentences for
+    the order in which they are best visited; recall: of searches that were not exact, and searches: how neighbors were
+    found, by name; opened: the execution provider of every pass that was opened; asked: the options as they were
+    given. notes: sentences for
     the user, and figures: what else the summary says, by name; see ``note``.
     """
 
@@ -372,6 +386,9 @@ class Run:
     store: Store
     progress: Progress
     recall: dict[str, Recall] = field(default_factory=dict)
+    searches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    opened: dict[str, str] = field(default_factory=dict)
+    asked: Options = Options()
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -388,6 +405,21 @@ class Run:
     @property
     def n(self) -> int:
         return self.features.n
+
+    @property
+    def provider(self) -> str:
+        """What evaluates the engine: the execution provider that is to be opened."""
+        return self.bundle.provider(self.options.device)
+
+    @cached_property
+    def libraries(self) -> dict[str, str]:
+        """The versions of the libraries that results may depend on, by name."""
+        modules = np, numba, import_faiss()
+        return {module.__name__: module.__version__ for module in modules} | self.bundle.runtime
+
+    def key_of(self, name: str, made_of: dict[str, Any]) -> str:
+        """Return the key of the product ``name``: with what it is made of, our code, the libraries and the device."""
+        return digest({"name": name, "provider": self.provider, "libraries": self.libraries, **made_of})
 
     @property
     def knn_file(self) -> Path | None:
@@ -441,7 +473,7 @@ class Run:
         that have to stay together, counted from the first.
         """
         rows = self.n if rows is None else rows
-        key = digest({"name": name, **made_of})
+        key = self.key_of(name, made_of)
         finished = self.store.load(name, key)
         if finished is not None:
             return finished
@@ -482,7 +514,7 @@ class Run:
 
     def keep(self, name: str, made_of: dict[str, Any], maker: Callable[[], Arrays]) -> Arrays:
         """Keep arrays of any length, made in one go, as the product ``name``."""
-        key = digest({"name": name, **made_of})
+        key = self.key_of(name, made_of)
         finished = self.store.load(name, key)
         if finished is not None:
             return finished
@@ -550,6 +582,10 @@ class Run:
         method = choose_method("auto" if self.knn_file else self.options.knn, len(vectors))
         made_of = {**made_of, "k": k, "method": method, "clip": clip}
         order = cells().order() if method == "ivf" else None
+        self.searches[Path(name).stem] = {"method": method, "k": k}
+        if order is not None:
+            count = cells().count
+            self.searches[Path(name).stem] |= {"cells": count, "probes": min(PROBES, count)}
 
         @contextlib.contextmanager
         def worker() -> Iterator[Work]:
@@ -578,7 +614,9 @@ class Run:
         arrays = self.make(name, made_of, worker, text=text, order=order, rows=len(vectors))
         graph = KnnGraph(arrays["ids"], arrays["sims"])
         if method == "ivf":
-            self.recall[Path(name).stem] = measure_recall(vectors, graph, above)
+            recall = measure_recall(vectors, graph, above)
+            self.recall[Path(name).stem] = recall
+            self.searches[Path(name).stem]["recall"] = recall.all
         return graph, made_of
 
     def lists_from_file(
@@ -594,6 +632,7 @@ class Run:
         lists = open_lists(path, self.features)
         k = k or lists.k
         made_of = {"file": sha256_of(path), "k": k, **self.made_of_features, "sort": sort}
+        self.searches[Path(name).stem] = {"method": "file", "file": str(path), "k": k}
         shape = (self.n, k)
         self.products[name] = {part: (shape, dtype) for part, (_, dtype) in self.products[name].items()}
 
@@ -629,10 +668,15 @@ class Run:
         """Whether the engine runs on a GPU."""
         return self.bundle.device(self.options.device) == "cuda"
 
-    def engine(self, name: str) -> AbstractContextManager[Engine]:
+    @contextlib.contextmanager
+    def engine(self, name: str) -> Iterator[Engine]:
         """Open one pass of the bundle."""
         options = self.options
-        return self.bundle.open(name, threads=options.cores, device=options.device, vram=options.vram)
+        with self.bundle.open(
+            name, threads=options.cores, device=options.device, vram=options.vram
+        ) as engine:
+            self.opened[name] = engine.provider
+            yield engine
 
     def check_finite(self, rows: np.ndarray, faces: np.ndarray, what: str) -> None:
         """Raise FcdeployError when one of ``rows`` (m, w), of ``faces`` (m,), holds NaN or infinity."""
@@ -682,12 +726,6 @@ def numba_threads(threads: int) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
-def digest(fields: dict[str, Any]) -> str:
-    """Return a hash of plain values, and of fcdeploy's version, that is the same whenever they are."""
-    text = json.dumps({**fields, "fcdeploy": __version__}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def resident_bytes() -> int:
     """Return how much memory this process has in use now, pages of mapped files included."""
     try:
@@ -722,6 +760,7 @@ def _summary(labels: np.ndarray, run: Run) -> dict[str, Any]:
         summary["uncovered"] = uncovered
     if run.recall:
         summary["recall"] = {name: dataclasses.asdict(measured) for name, measured in run.recall.items()}
+    summary["computed"] = what_was_computed(run)
     summary |= run.figures
     if run.notes:
         summary["notes"] = run.notes

@@ -74,6 +74,8 @@ class Store(Protocol):
 
     def relieve(self) -> None: ...
 
+    def describe(self, computed: Mapping[str, Any]) -> None: ...
+
 
 class MemoryStore:
     """Products as ordinary arrays, gone with the run."""
@@ -107,6 +109,9 @@ class MemoryStore:
 
     def relieve(self) -> None:
         """Do nothing: there is nowhere else to keep what is in memory."""
+
+    def describe(self, computed: Mapping[str, Any]) -> None:
+        """Do nothing: products in memory are of this run."""
 
 
 class MemoryPartial:
@@ -277,6 +282,11 @@ class RunFolder:
             "bytes": size_on_disk(self.place(name)),
             "boot": boot_id() if is_scratch(name) else "",
         }
+        self.claims.write()
+
+    def describe(self, computed: Mapping[str, Any]) -> None:
+        """Record what the run computes, for who reads the folder; no later run goes by it."""
+        self.claims.record.computed = dict(computed)
         self.claims.write()
 
     def watch(self, arrays: Arrays) -> Arrays:

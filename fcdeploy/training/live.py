@@ -3,12 +3,13 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numba
 import numpy as np
 import torch
 
@@ -17,6 +18,7 @@ from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.tensors import Engine, PassSpec, check_feeds
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.cells import Cells
+from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.knn import KnnGraph, KnnSearch
 from fcdeploy.runtime.pipeline import Options, Work
 from fcdeploy.runtime.progress import Progress
@@ -33,6 +35,7 @@ class TorchEngine:
 
     def __init__(self, module: torch.nn.Module, spec: PassSpec, device: torch.device) -> None:
         self.spec, self._module, self._device = spec, module, device
+        self.provider = f"PyTorch on {device.type}"
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Evaluate the pass in float32.
@@ -147,9 +150,21 @@ class LiveRun(SweepRun):
             self.bundle.path, {**self.bundle.manifest, "passes": described(self.specs, self.versions)}
         )
 
-    def engine(self, name: str) -> AbstractContextManager[Engine]:
+    @property
+    def provider(self) -> str:
+        """What evaluates the networks."""
+        return f"PyTorch on {self.torch_device.type}"
+
+    @cached_property
+    def libraries(self) -> dict[str, str]:
+        """The versions of the libraries that results may depend on, by name."""
+        modules = np, numba, import_faiss(), torch
+        return {module.__name__: module.__version__ for module in modules}
+
+    @contextlib.contextmanager
+    def engine(self, name: str) -> Iterator[Engine]:
         """Open one pass of the networks."""
-        return contextlib.nullcontext(TorchEngine(self.modules[name], self.specs[name], self.torch_device))
+        yield TorchEngine(self.modules[name], self.specs[name], self.torch_device)
 
 
 def described(specs: Mapping[str, PassSpec], versions: Mapping[str, str]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_json_holds_exactly_what_is_documented(
     outcome = fcdeploy(*args)
     assert (outcome.code, outcome.err) == (0, "")
     summary = json.loads(outcome.out)
-    assert summary.keys() == {"faces", "clusters", "singletons", "peak_bytes", "stages"}
+    assert summary.keys() == {"faces", "clusters", "singletons", "peak_bytes", "stages", "computed"}
     assert summary["stages"].keys() == STAGES
     for stage in summary["stages"].values():
         assert stage.keys() == {"seconds", "faces_per_s"}

@@ -1,9 +1,9 @@
 """GCN-D from features to labels; the algorithm, top to bottom."""
 
 import contextlib
-import dataclasses
-import warnings
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -20,9 +20,10 @@ from fcdeploy.clustering.groups import (
 from fcdeploy.clustering.propagation import NO_CLUSTER, propagate
 from fcdeploy.data.labels import renumber
 from fcdeploy.engine.batching import Rows, ahead
-from fcdeploy.errors import FcdeployError, FcdeployWarning
+from fcdeploy.errors import FcdeployError
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.pairs import first_neighbors, similar_pairs
+from fcdeploy.graph.recall import Recall
 from fcdeploy.systems.gcn_d.decode import labels_from_scores
 from fcdeploy.systems.gcn_d.inputs import Graphs, Proposals, proposal_graphs, seeds_of
 from fcdeploy.systems.gcn_d.spec import DETECT, PURITY, SEGMENT, MergeSettings, ProposalSettings
@@ -93,7 +94,7 @@ def proposed_clusters(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[Pro
     made_of = {
         "knn": knn_made_of,
         **run.made_of_features,
-        "proposals": [dataclasses.asdict(base) for base in run.settings.proposals],
+        "proposals": [asdict(base) for base in run.settings.proposals],
     }
 
     def maker() -> dict[str, np.ndarray]:
@@ -104,13 +105,39 @@ def proposed_clusters(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[Pro
                 ks.append(np.full(len(offsets) - 1, k, dtype=np.int32))
                 sets.append(np.full(len(offsets) - 1, at, dtype=np.int32))
         offsets, nodes = join_groups(found)
+        joined = offsets
         lengths, places = np.concatenate(ks), np.concatenate(sets)
-        chosen = np.flatnonzero(mark_first(offsets, nodes, lengths) & fit_for_graphs(offsets))
+        chosen = np.flatnonzero(mark_first(offsets, nodes, lengths) & (np.diff(offsets) <= LARGEST))
         offsets, nodes = take_groups(offsets, nodes, chosen)
-        return {"offsets": offsets, "nodes": nodes, "k": lengths[chosen], "set": places[chosen]}
+        told = {
+            "searches": {name: search for name, search in run.searches.items() if name not in before},
+            "recall": {name: asdict(found) for name, found in run.recall.items() if name not in before},
+            "too_large": int(np.count_nonzero(np.diff(joined) > LARGEST)),
+        }
+        return {
+            "offsets": offsets,
+            "nodes": nodes,
+            "k": lengths[chosen],
+            "set": places[chosen],
+            "told": np.frombuffer(json.dumps(told).encode(), dtype=np.uint8),
+        }
 
+    before = set(run.searches)
     arrays = run.keep("proposals.npz", made_of, maker)
+    tell(run, json.loads(arrays["told"].tobytes()))
     return Proposals(arrays["offsets"], arrays["nodes"], arrays["k"], arrays["set"]), made_of
+
+
+def tell(run: "Run", told: dict[str, Any]) -> None:
+    """Tell what was found while proposals were made, in this run or in an earlier one."""
+    run.searches |= told["searches"]
+    run.recall |= {name: Recall(**found) for name, found in told["recall"].items()}
+    if too_large := told["too_large"]:
+        run.note(
+            f"{too_large:,} proposals have more than {LARGEST:,} faces, which the cap could not divide (nearly equal "
+            "rows); they are left out.",
+            proposals_too_large=too_large,
+        )
 
 
 def levels_of_proposals(
@@ -150,7 +177,7 @@ def merged_levels(
         merged[(merged >= 0) & (sizes[merged] < merge.min_parts)] = NO_CLUSTER
         above = renumber(merged[parts])
         yield merge, groups_from_labels(above, merge.min_size, merge.max_size)
-        deeper = {**made_of, "merge": dataclasses.asdict(merge)}
+        deeper = {**made_of, "merge": asdict(merge)}
         yield from merged_levels(run, above, merge.merge, f"{name}-{at}", deeper)
 
 
@@ -196,19 +223,6 @@ def in_string_order(offsets: np.ndarray, nodes: np.ndarray) -> Groups:
     return take_groups(
         offsets, nodes, np.argsort([f"{at}_" for at in range(len(offsets) - 1)], kind="stable")
     )
-
-
-def fit_for_graphs(offsets: np.ndarray) -> np.ndarray:
-    """Tell which groups (g,) bool are small enough for a graph, and warn about the others."""
-    fits = np.diff(offsets) <= LARGEST
-    if not fits.all():
-        warnings.warn(
-            f"{np.count_nonzero(~fits):,} proposals have more than {LARGEST:,} faces, which the cap could not divide "
-            "(nearly equal rows); they are left out.",
-            FcdeployWarning,
-            stacklevel=2,
-        )
-    return fits
 
 
 def proposal_scores(
@@ -313,7 +327,7 @@ def made_of_graphs(run: "Run", made_of: Made, networks: tuple[str, ...]) -> Made
         "engine": run.bundle.digest(),
         "networks": list(networks),
         "edge_weights": run.settings.graph.edge_weights,
-        "network": dataclasses.asdict(run.settings.network),
+        "network": asdict(run.settings.network),
     }
 
 
@@ -373,7 +387,7 @@ def face_table(run: "Run", network: str) -> tuple[np.ndarray, str]:
     made_of = {
         **run.made_of_features,
         "engine": run.bundle.digest(),
-        "network": dataclasses.asdict(run.settings.network),
+        "network": asdict(run.settings.network),
         "seed": run.settings.segment.seed,
     }
     return run.make(name, made_of, worker, text="products of faces", block=FACES_BLOCK)[
