@@ -71,8 +71,8 @@ def command(
     """Cluster a features file, or face crops, with an engine.
 
     FEATURES is a .npy file (n, d), a .bin file of raw float32 rows or, with --embedder, a text file with the path of an
-    aligned face crop per line, or a folder of such (see `fcdeploy embed`). Ids in clusters.txt are lines of that list,
-    from 0; for a folder it is written beside the clusters.
+    aligned face crop per line, or a folder or archive of such (see `fcdeploy embed`). Ids in clusters.txt are lines of
+    that list, from 0; for a folder or archive it is written beside the clusters.
 
     \b
     Example:

@@ -46,7 +46,7 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
 @click.option(
     "--write-labels",
     type=PathType,
-    help="Where the people go that the folders of IMAGES stand for: .meta or .npy, a label per row.",
+    help="Where the people go that IMAGES says, by its folders or labels: .meta or .npy, a label per row.",
 )
 @click.option("--output-tensor", metavar="NAME", help="Which of several outputs is the embedding.")
 @click.option(
@@ -92,14 +92,16 @@ def command(
 ) -> None:
     """Turn aligned face crops into a features file.
 
-    IMAGES is a text file with one image path per line, relative to its own folder, or a folder, which stands for all
-    images below it in natural order; row i of the features is image i, counted from 0. The images have to be crops of
-    one face each, aligned as the model was trained (to 112 x 112 pixels, by convention): nothing is detected or aligned
-    here, and an image of another size is resized.
+    IMAGES is a text file with one image path per line, relative to its own folder, a folder, which stands for all
+    images below it in natural order, or an archive of images (.tar, .zip, .rec; several as 'shard-{000..010}.tar');
+    row i of the features is image i, counted from 0. The images have to be crops of one face each, aligned as the model
+    was trained (to 112 x 112 pixels, by convention): nothing is detected or aligned here, and an image of another size
+    is resized.
 
-    Lines that cannot be embedded are listed in features.bad.txt (line, path, reason). For a folder, the images that
-    rows stand for are listed in features.filelist.txt, and --write-labels takes its folders for people
-    (person/name.jpg). An interrupted run goes on when the same command is given again.
+    Lines that cannot be embedded are listed in features.bad.txt (line, path, reason). For folders and archives, the
+    images that rows stand for are listed in features.filelist.txt, and --write-labels takes folders for people
+    (person/name.jpg), or what archives and tables (.lst, .csv) say. An interrupted run goes on when the same command is
+    given again.
 
     \b
     Example:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from fcdeploy.data.images import State
+from fcdeploy.data.members import Members
 from fcdeploy.data.unicode_names import Listings, same_name
 from fcdeploy.errors import InputError
 
@@ -33,7 +34,8 @@ class Filelist:
     ``name`` is what messages call the list. labels: (n,) int64, the people of the lines, numbered from 0, -1 where
     nobody is said; None where the list says nothing of people. is_text: whether the lines stand in a file of the
     user's. skipped: how many files were passed over, by reason. found_as: the paths of lines whose files have names in
-    another Unicode normalisation, as far as they were looked up.
+    another Unicode normalisation, as far as they were looked up. members: where the images lie, when that is in
+    archives; the lines are no paths then.
     """
 
     folder: bytes
@@ -45,6 +47,7 @@ class Filelist:
     is_text: bool = True
     skipped: dict[str, int] = field(default_factory=dict)
     found_as: dict[int, bytes] = field(default_factory=dict)
+    members: Members | None = None
 
     @property
     def n(self) -> int:
@@ -59,8 +62,13 @@ class Filelist:
         return self.found_as.get(at) or os.path.join(self.folder, self.line(at))
 
     def source(self, at: int) -> bytes | Callable[[], BinaryIO]:
-        """Return what line ``at`` is read from: its path."""
-        return self.path(at)
+        """Return what line ``at`` is read from: its path, or what opens a member of an archive."""
+        return self.path(at) if self.members is None else self.members.source(at)
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files that the list was read from."""
+        return (Path(self.name),) if self.members is None else self.members.archives
 
     def shown(self, at: int) -> str:
         """Return line ``at`` for a message; bytes that are no UTF-8 as escapes."""
@@ -82,6 +90,16 @@ def read_filelist(path: Path | str) -> Filelist:
     list is missing, empty or not a text of paths.
     """
     path = Path(path)
+    text = read_text(path)
+    folder = os.fsencode(path.parent)
+    starts, ends = _lines(text)
+    if not len(starts):
+        raise InputError(f"{path}: is empty; expected one image path a line.")
+    return Filelist(folder, text, starts, ends, str(path))
+
+
+def read_text(path: Path) -> bytes:
+    """Return the bytes of a text without its byte-order mark; raises InputError when it is none or cannot be read."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -96,12 +114,14 @@ def read_filelist(path: Path | str) -> Filelist:
         raise InputError(f"{path}: is UTF-16 text; save it as UTF-8.")
     if b"\0" in text[:HEAD]:
         raise InputError(f"{path}: is not a text file; give one with one image path a line.")
-    text = text.removeprefix(BYTE_ORDER_MARK)
-    folder = os.fsencode(path.parent)
-    starts, ends = _lines(text)
-    if not len(starts):
-        raise InputError(f"{path}: is empty; expected one image path a line.")
-    return Filelist(folder, text, starts, ends, str(path))
+    return text.removeprefix(BYTE_ORDER_MARK)
+
+
+def filelist_from_lines(folder: bytes, lines: Sequence[bytes], name: str, **more: Any) -> Filelist:
+    """Take lines as a list; more: further fields of ``Filelist``."""
+    lengths = np.array([len(line) for line in lines], dtype=np.int64)
+    ends = np.cumsum(lengths + 1) - 1
+    return Filelist(folder, b"\n".join(lines), ends - lengths, ends, name, **more)
 
 
 def filelist_from_paths(paths: Sequence[Path | str | bytes]) -> Filelist:
@@ -112,9 +132,7 @@ def filelist_from_paths(paths: Sequence[Path | str | bytes]) -> Filelist:
     for at, path in enumerate(encoded):
         if b"\n" in path:
             raise InputError(f"images: path {at} holds a line break, {path!r}; rename the file.")
-    lengths = np.array([len(path) for path in encoded], dtype=np.int64)
-    ends = np.cumsum(lengths + 1) - 1
-    return Filelist(b"", b"\n".join(encoded), ends - lengths, ends, "images")
+    return filelist_from_lines(b"", encoded, "images")
 
 
 def lines_outside(files: Filelist) -> np.ndarray:
@@ -140,6 +158,8 @@ def look_up(
     states (m,) uint8, ``State.GOOD`` or why not, and stamps (m,) uint64: another when the file was changed or is
     another one, NO_STAMP where there is none.
     """
+    if files.members is not None:
+        return _look_into(files.members, start, stop)
     listings = {} if listings is None else listings
     states = np.zeros(stop - start, np.uint8)
     stamps = np.full(stop - start, NO_STAMP, np.uint64)
@@ -198,9 +218,32 @@ def _stat(files: Filelist, at: int, listings: Listings) -> os.stat_result:
         return found
 
 
-def _stamp(found: os.stat_result) -> int:
+def _look_into(members: Members, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Do ``look_up`` for members of archives: a stamp is of the archive and of the place in it."""
+    states = np.zeros(stop - start, np.uint8)
+    stamps = np.full(stop - start, NO_STAMP, np.uint64)
+    found: dict[int, os.stat_result | None] = {}
+    for at in range(start, stop):
+        number = int(members.archive[at])
+        if number not in found:
+            try:
+                found[number] = os.stat(members.archives[number])
+            except OSError:
+                found[number] = None
+        archive = found[number]
+        if archive is None:
+            states[at - start] = State.MISSING
+        elif not members.sizes[at]:
+            states[at - start] = State.EMPTY
+        else:
+            stamps[at - start] = _stamp(archive, int(members.starts[at]), int(members.lengths[at]))
+    return states, stamps
+
+
+def _stamp(found: os.stat_result, *place: int) -> int:
     # The time of change of the inode cannot be set by a user, as that of the content can.
     fields = struct.pack("<QqqQ", found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
+    fields += struct.pack(f"<{len(place)}q", *place)
     return max(NO_STAMP + 1, int.from_bytes(hashlib.blake2b(fields, digest_size=8).digest(), "little"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcdeploy.data.filelist import Filelist
+from fcdeploy.data.filelist import Filelist, filelist_from_lines
 from fcdeploy.data.images import HEAD_BYTES, begins_like_an_image
 from fcdeploy.errors import InputError
 
@@ -59,17 +59,8 @@ def filelist_from_folder(path: Path | str) -> Filelist | None:
     if not names:
         return None
     names.sort(key=natural)
-    lengths = np.array([len(name) for name in names], dtype=np.int64)
-    ends = np.cumsum(lengths + 1) - 1
-    return Filelist(
-        root,
-        b"\n".join(names),
-        ends - lengths,
-        ends,
-        str(path),
-        labels=labels_of_folders(names),
-        is_text=False,
-        skipped=skipped,
+    return filelist_from_lines(
+        root, names, str(path), labels=labels_of_folders(names), is_text=False, skipped=skipped
     )
 
 

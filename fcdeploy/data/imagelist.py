@@ -1,21 +1,123 @@
-"""Whatever stands for a list of images: a text of paths, or a folder."""
+"""Whatever stands for a list of images: a text of paths, a table, a folder, archives."""
 
+import csv
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from fcdeploy.data.filelist import Filelist, read_filelist
-from fcdeploy.data.imagefolder import filelist_from_folder
+import numpy as np
+
+from fcdeploy.data.archives import archive_kind, filelist_from_archives, shards_in, shards_of
+from fcdeploy.data.filelist import Filelist, filelist_from_lines, read_filelist, read_text
+from fcdeploy.data.imagefolder import filelist_from_folder, identities_of
 from fcdeploy.errors import InputError
+
+PATHS = (
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image",
+    "image_path",
+    "img",
+    "img_path",
+)
+PEOPLE = ("label", "labels", "identity", "person", "person_id", "name", "class", "subject")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+UNKNOWN = ("", "-1", "nan", "NaN")  # who is nobody
 
 
 def open_images(path: Path | str) -> Filelist:
     """Return the images that ``path`` stands for, as a list; raises InputError when there are none.
 
-    A text file is a list of paths (``read_filelist``), a folder all images below it (``filelist_from_folder``).
+    A text file is a list of paths (``read_filelist``); MXNet's ``.lst`` and tables (``.csv``, ``.tsv``) say the people
+    too. A folder stands for all images below it (``filelist_from_folder``), or for the archives in it; an archive (tar,
+    zip, RecordIO), or several by a pattern as ``shard-{000..010}.tar``, for the images in it
+    (``filelist_from_archives``).
     """
     path = Path(path)
     if path.is_dir():
         files = filelist_from_folder(path)
-        if files is None:
-            raise InputError(f"{path}: is a folder that holds no images.")
-        return files
+        if files is not None:
+            return files
+        if shards := shards_in(path):
+            return filelist_from_archives(shards, str(path))
+        raise InputError(
+            f"{path}: is a folder that holds no images, and no archives of images (.tar, .zip, .rec)."
+        )
+    if pattern := shards_of(path):
+        return filelist_from_archives(pattern, str(path))
+    if path.suffix.lower() == ".idx" and path.with_suffix(".rec").is_file():
+        path = path.with_suffix(".rec")
+    if path.is_file() and archive_kind(path):
+        return filelist_from_archives([path], str(path))
+    if path.suffix.lower() in SEPARATORS:
+        return _from_table(path, SEPARATORS[path.suffix.lower()])
+    if path.suffix.lower() == ".lst":
+        return _from_lst(path)
     return read_filelist(path)
+
+
+def _from_table(path: Path, separator: str) -> Filelist:
+    """Read a table with a line of headings, one of which is of paths; another may be of people."""
+    text = _decoded(path)
+    try:
+        head, *rows = [row for row in csv.reader(text.splitlines(), delimiter=separator, strict=True) if row]
+    except (csv.Error, ValueError) as error:
+        raise InputError(f"{path}: is not a table ({error}).") from None
+    headings = [cell.strip().lower() for cell in head]
+    columns = [at for at, heading in enumerate(headings) if heading in PATHS]
+    if len(columns) != 1:
+        raise InputError(
+            f"{path}: the columns are {', '.join(head)}; call the one of the images' paths 'path', and no other."
+        )
+    people = [at for at, heading in enumerate(headings) if heading in PEOPLE]
+    for number, row in enumerate(rows):
+        if len(row) != len(head):
+            raise InputError(
+                f"{path}: row {number}, counted from 0, has {len(row)} cells, and the headings {len(head)}."
+            )
+    names = [row[people[0]].strip() for row in rows] if len(people) == 1 else None
+    return _listed(path, [row[columns[0]] for row in rows], names)
+
+
+def _from_lst(path: Path) -> Filelist:
+    """Read MXNet's list: index, label, path with tabs between; or InsightFace's: aligned (0 or 1), path, label."""
+    rows = [line.split("\t") for line in _decoded(path).splitlines()]
+    while rows and not "".join(rows[-1]).strip():
+        rows.pop()
+    for number, row in enumerate(rows):
+        if len(row) < 3:
+            raise InputError(
+                f"{path}: line {number}, counted from 0, has {len(row)} of at least 3 fields with tabs between (index, "
+                "label, path)."
+            )
+    label, file = (2, 1) if rows and _is_number(rows[0][2]) and not _is_number(rows[0][1]) else (1, -1)
+    return _listed(path, [row[file] for row in rows], [row[label].strip() for row in rows])
+
+
+def _listed(path: Path, paths: Sequence[str], people: Sequence[str] | None) -> Filelist:
+    if not paths:
+        raise InputError(f"{path}: is empty; expected an image per line.")
+    lines = [os.fsencode(one) for one in paths]
+    broken = next((at for at, line in enumerate(lines) if b"\n" in line), None)
+    if broken is not None:
+        raise InputError(f"{path}: the path of row {broken}, counted from 0, holds a line break.")
+    labels: np.ndarray | None = None
+    if people is not None:
+        labels = identities_of([None if person in UNKNOWN else person.encode() for person in people])
+    return filelist_from_lines(os.fsencode(path.parent), lines, str(path), labels=labels)
+
+
+def _decoded(path: Path) -> str:
+    return os.fsdecode(read_text(path)).replace("\r\n", "\n")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

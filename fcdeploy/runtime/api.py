@@ -100,7 +100,7 @@ def embed(
     """Embed aligned face crops with an ONNX face embedder and return a row for each.
 
     images: the path of a list, one image path per line relative to the list, a folder, all images below which are
-    taken in natural order, or the paths themselves. model: an ONNX
+    taken in natural order, an archive of images (tar, zip, RecordIO), or the paths themselves. model: an ONNX
     file that takes pictures and gives embeddings; layout ('NCHW', 'NHWC'), size (pixels, or (height, width)), channels
     ('rgb', 'bgr', 'gray'), mean, scale (pixels become (pixel - mean) / scale) and output_tensor are read from the
     ``.toml`` beside it and the graph where they are not given; inputs: constants for whatever else the graph takes, by

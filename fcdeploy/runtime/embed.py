@@ -426,7 +426,7 @@ def is_input(path: Path, job: Job) -> bool:
     """Tell whether a path is one of the files that a run reads, its images not counted."""
     if not path.exists():
         return False
-    inputs = (Path(job.files.name), *model_files(job.model), job.model.with_suffix(".toml"))
+    inputs = (*job.files.sources, *model_files(job.model), job.model.with_suffix(".toml"))
     return any(given.exists() and path.samefile(given) for given in inputs)
 
 
