@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.run_options import run_options
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fcdeploy.data.filelist import Filelist
-
-FEATURES = (".bin", ".npy")  # names that are not of lists of images
 
 
 @click.command("cluster")
@@ -35,6 +34,7 @@ FEATURES = (".bin", ".npy")  # names that are not of lists of images
 @click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
 )
+@column_option
 @click.option("--embedder", type=PathType, help="ONNX face embedder, for a list or folder of face crops.")
 @click.option(
     "--on-bad",
@@ -58,6 +58,7 @@ def command(
     engine: Path,
     output: Path,
     dim: int | None,
+    column: str | None,
     embedder: Path | None,
     on_bad: str | None,
     truth: Path | None,
@@ -70,9 +71,11 @@ def command(
 ) -> None:
     """Cluster a features file, or face crops, with an engine.
 
-    FEATURES is a .npy file (n, d), a .bin file of raw float32 rows or, with --embedder, a text file with the path of an
-    aligned face crop per line, or a folder or archive of such (see `fcdeploy embed`). Ids in clusters.txt are lines of
-    that list, from 0; for a folder or archive it is written beside the clusters.
+    FEATURES is a file of any form that docs/files.md lists, among them .npy (n, d), .bin (raw float32 rows), .npz, .pt,
+    .safetensors and Parquet; a folder, a list (.txt) or a quoted pattern of such files, row after row; or - for a pipe.
+    With --embedder it is a text file with the path of an aligned face crop per line, or a folder or archive of such
+    (see `fcdeploy embed`). Ids in clusters.txt are rows of the features, or lines of that list, from 0; for a folder or
+    archive it is written beside the clusters.
 
     \b
     Example:
@@ -81,7 +84,7 @@ def command(
       fcdeploy cluster people/ --engine pse.onnx --embedder embedder.onnx --labels people/ -o clusters.txt
       fcdeploy cluster features.npy --engine pse.onnx --tau 0.8 --labels truth.meta --json
     """
-    from fcdeploy.data.features import open_features
+    from fcdeploy.data.forms.files import is_feature_list
     from fcdeploy.data.labels import check_known, check_labels_path, read_labels, write_labels
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.errors import InputError
@@ -90,8 +93,8 @@ def command(
 
     options = Options(**chosen)
     check_labels_path(output)
-    is_list = embedder is not None or features.suffix.lower() == ".txt"
-    check_embedder(features, is_list, embedder, on_bad, dim)
+    is_list = embedder is not None or (features.suffix.lower() == ".txt" and not is_feature_list(features))
+    check_embedder(features, is_list, embedder, on_bad, dim, column)
     for given in (features, embedder, truth, *options.lists.values()):
         if given is not None and output.exists() and given.exists() and output.samefile(given):
             raise InputError(f"{output}: is also an input; choose another output.")
@@ -145,7 +148,14 @@ def command(
                 quiet=quiet or as_json,
             )
     else:
-        opened = open_features(features, dim or bundle.feature_dim)
+        opened = open_and_tell(
+            features,
+            dim,
+            width=bundle.feature_dim,
+            column=column,
+            output=output,
+            quiet=quiet,
+        )
         true_labels = read_truth(opened.n)
         with resumable(advice), told_of_lost_pages():
             result = run_clustering(
@@ -166,22 +176,29 @@ def command(
 
 
 def check_embedder(
-    features: Path, is_list: bool, embedder: Path | None, on_bad: str | None, dim: int | None
+    features: Path,
+    is_list: bool,
+    embedder: Path | None,
+    on_bad: str | None,
+    dim: int | None,
+    column: str | None,
 ) -> None:
     """Raise InputError unless an embedder is given for a list of images, and for nothing else."""
+    from fcdeploy.data.forms.files import SUFFIXES
     from fcdeploy.errors import InputError
 
     if is_list and embedder is None:
         raise InputError(
             f"{features}: is a list of images by its name; give --embedder MODEL.onnx, or name features .bin or .npy."
         )
-    if embedder is not None and features.suffix.lower() in FEATURES:
+    if embedder is not None and features.suffix.lower() in SUFFIXES and not features.is_dir():
         raise InputError(
             f"{features}: --embedder is for a list of images, or a folder of them; leave it out for features."
         )
     for name, given in (
         ("--on-bad", on_bad if embedder is None else None),
         ("--dim", dim if is_list else None),
+        ("--column", column if is_list else None),
     ):
         if given is not None:
             kind = "a list of images" if is_list else "features"

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.run_options import run_options
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
@@ -18,12 +19,14 @@ from fcdeploy.cli.types import PathType
 @click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
 )
+@column_option
 @click.option("--run-dir", type=PathType, help="Plan for keeping every stage's result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def command(
     features: Path,
     engine: Path,
     dim: int | None,
+    column: str | None,
     run_dir: Path | None,
     as_json: bool,
     **chosen: Any,
@@ -39,13 +42,12 @@ def command(
     """
     from rich.table import Table
 
-    from fcdeploy.data.features import open_features
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.runtime.pipeline import Options
     from fcdeploy.runtime.plan import plan_run
 
     bundle = read_bundle(engine)
-    opened = open_features(features, dim or bundle.feature_dim)
+    opened = open_and_tell(features, dim, width=bundle.feature_dim, column=column)
     plan = plan_run(opened, bundle, Options(**chosen), run_dir)
     if as_json:
         click.echo(json.dumps(plan.as_dict(), indent=1))

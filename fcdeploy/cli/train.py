@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option
 from fcdeploy.cli.types import PathType
@@ -12,9 +13,8 @@ from fcdeploy.cli.types import PathType
 
 @click.command("train")
 @click.argument("system")
-@click.option(
-    "--features", required=True, type=PathType, help="Features of the training faces, .bin or .npy."
-)
+@click.option("--features", required=True, type=PathType, help="Features of the training faces.")
+@column_option
 @click.option("--labels", required=True, type=PathType, help="Their identities, -1 where unknown.")
 @label_column_option
 @click.option(
@@ -113,6 +113,7 @@ from fcdeploy.cli.types import PathType
 def command(
     system: str,
     features: Path,
+    column: str | None,
     labels: Path,
     label_column: str | None,
     unknown: str,
@@ -150,7 +151,8 @@ def command(
       fcdeploy train pse-gcn --features f.bin --labels f.meta -o saves/checkpoint.pth
       fcdeploy export --ckpt saves/checkpoint.pth -o pse.onnx
     """
-    from fcdeploy.data.features import open_features
+    from fcdeploy.data.features import needs_width
+    from fcdeploy.data.forms.files import feature_files
     from fcdeploy.data.labels import form_to_read, read_labels
     from fcdeploy.deploy.recipe import load_recipe
     from fcdeploy.deploy.recipe_beside import recipe_place
@@ -168,14 +170,15 @@ def command(
     record = get_system(system)
     training_of(record, network)
     chosen = load_recipe(recipe) if recipe else None
-    if dim is None and features.suffix != ".npy" and features.is_file():
+    width = None
+    if dim is None and needs_width(features):
         if form_to_read(labels, label_column) == "clusters":
             raise InputError(
                 f"{labels}: a file of clusters does not say how many faces there are, from which the width of "
                 f"{features} would follow; give --dim."
             )
-        dim = _width(features, len(read_labels(labels, None, label_column)), labels)
-    opened = open_features(features, dim)
+        width = _width(feature_files(features), len(read_labels(labels, None, label_column)), labels)
+    opened = open_and_tell(features, dim, width=width, column=column, output=output, quiet=quiet)
     identities = read_labels(
         labels, opened.n, label_column
     )  # faces behind the last of a clusters.txt are in no cluster
@@ -235,14 +238,14 @@ def command(
         click.echo(f"{trained.recipe}: its recipe; curves and weights are in {trained.run_dir}")
 
 
-def _width(features: Path, n: int, labels: Path) -> int:
-    """Return how wide the rows of a .bin file are when it has ``n`` of them."""
+def _width(files: list[Path], n: int, labels: Path) -> int:
+    """Return how wide the rows of raw files are when they have ``n`` of them together."""
     from fcdeploy.errors import InputError
 
-    size = features.stat().st_size
+    size = sum(file.stat().st_size for file in files)
     if size == 0 or size % (4 * n):
         raise InputError(
-            f"{features}: {size:,} bytes are not {n:,} rows of float32 values, and {labels} has {n:,} labels; "
+            f"{files[0]}: {size:,} bytes are not {n:,} rows of float32 values, and {labels} has {n:,} labels; "
             "give the labels of these very faces, or --dim."
         )
     return size // (4 * n)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.text import new_console
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 @click.command("tune")
 @click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
-@click.option("--features", required=True, type=PathType, help="Features of labelled faces, .bin or .npy.")
+@click.option("--features", required=True, type=PathType, help="Features of labelled faces.")
+@column_option
 @click.option("--labels", required=True, type=PathType, help="Their true identities, -1 where unknown.")
 @label_column_option
 @unknown_option
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 def command(
     engine: Path,
     features: Path,
+    column: str | None,
     labels: Path,
     label_column: str | None,
     unknown: str,
@@ -86,7 +89,6 @@ def command(
       fcdeploy tune --engine pse.onnx --features val.bin --labels val.meta --min-precision 0.99
       fcdeploy export --ckpt saves/checkpoint.pth --recipe tuned.toml -o pse.onnx
     """
-    from fcdeploy.data.features import open_features
     from fcdeploy.data.labels import WrongNumberOfLabels, read_labels
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
@@ -95,7 +97,9 @@ def command(
 
     check_outputs(output)
     bundle = read_bundle(engine)
-    opened = open_features(features, bundle.feature_dim)
+    opened = open_and_tell(
+        features, None, width=bundle.feature_dim, column=column, output=output, quiet=quiet
+    )
     try:
         truth = read_labels(labels, opened.n, label_column)
     except WrongNumberOfLabels as error:

@@ -34,6 +34,8 @@ def _as_array(given: Any, name: str) -> np.ndarray:
         return _unmasked(given, name)
     if isinstance(given, np.ndarray):
         return np.asarray(given)
+    if isinstance(given, memoryview):
+        return np.asarray(given)
     if given is None or isinstance(given, (Mapping, set, frozenset, bytes, bytearray)) or np.isscalar(given):
         raise InputError(
             f"{name}: expected an (n, d) array of real numbers, found {type(given).__name__}; give one row of values "

@@ -31,6 +31,7 @@ from fcdeploy.errors import InputError
 
 BLOCK_ROWS = 16384
 SHOWN_ROWS = 5
+UNIT = 0.01  # how far from 1 the norms of rows are that pass for unit vectors
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,25 @@ def check_features(features: Features) -> None:
         raise InputError(
             f"{features.name}: {zero.count:,} of {features.n:,} rows are all zero ({zero}) and have no direction; "
             "remove or recompute these faces."
+        )
+
+
+def check_unit_rows(features: Features, title: str) -> None:
+    """Raise InputError when rows that are taken as they are, ``normalize = false``, are no unit vectors.
+
+    title: the system, whose similarities are inner products. Rows of zeros and broken ones are not looked at.
+    """
+    low, high = np.inf, 0.0
+    for start in range(0, features.n, BLOCK_ROWS):
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = np.linalg.norm(features.raw(start, min(start + BLOCK_ROWS, features.n)), axis=1)
+        norms = norms[np.isfinite(norms) & (norms > 0)]
+        low, high = min(low, float(norms.min(initial=np.inf))), max(high, float(norms.max(initial=0)))
+    if high and (low < 1 - UNIT or high > 1 + UNIT):
+        raise InputError(
+            f"{features.name}: rows have norms from {low:.4g} to {high:.4g}, and {title} takes unit vectors: its "
+            "similarities are inner products, clipped to 0..1. The engine's recipe says `normalize = false` under "
+            "[features]; export again with `normalize = true`, or divide each row by its norm."
         )
 
 

@@ -2,6 +2,8 @@
 
 import inspect
 import operator
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from fcdeploy.data.imagelist import open_images
 from fcdeploy.data.images import MAX_PIXELS
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.engine.embedder import settings_from_table
-from fcdeploy.errors import InputError
+from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.runtime.embed import embed_to_array, new_job
 from fcdeploy.runtime.pipeline import KNN_METHODS, Options, Result, run_clustering
 
@@ -46,7 +48,8 @@ def cluster(
 ) -> np.ndarray:
     """Cluster face embeddings and return a label for each.
 
-    features: an (n, d) array of floats, or the path of a ``.bin`` or ``.npy`` file; rows need not be normalised.
+    features: an (n, d) array of real numbers, a tensor, a table or a sequence of rows; or the path of a file of any
+    form that docs/files.md lists, of a folder of them, or several paths. Rows need not be normalised.
     engine: a bundle folder. knn: 'auto', 'exact', 'ivf' or a file of neighbor lists; reranked: a file of
     re-ranked lists. k, hops and tau replace those of the bundle's recipe. min_probability: what a link needs of a
     network that accepts or refuses it (SEPFL, NSR-FC), beyond being accepted. link: how NSR-FC makes clusters,
@@ -275,8 +278,10 @@ def _run(
 ) -> Result:
     bundle = read_bundle(engine)
     opened: Features
-    if isinstance(features, (str, Path)):
+    if _are_paths(features):
         opened = open_features(features, bundle.feature_dim)
+        if opened.note:
+            warnings.warn(opened.note, FcdeployWarning, stacklevel=3)
     else:
         opened = features_from_array(features, bundle.feature_dim)
     knn, reranked, hops = str(chosen["knn"]), chosen["reranked"], chosen["hops"]
@@ -291,6 +296,13 @@ def _run(
     if knn not in KNN_METHODS and not Path(knn).is_file():
         raise InputError(f"knn = {knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists.")
     return run_clustering(opened, bundle, options, run_dir=run_dir, quiet=quiet)
+
+
+def _are_paths(features: Any) -> bool:
+    """Tell whether features are given as files: a path, or several of shards."""
+    if isinstance(features, (list, tuple)):
+        return bool(features) and all(isinstance(each, (str, os.PathLike)) for each in features)
+    return isinstance(features, (str, os.PathLike))
 
 
 def _whole(name: str, value: Any) -> int | None:

@@ -33,7 +33,7 @@ import numpy as np
 
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
-from fcdeploy.data.features import BLOCK_ROWS, Features, check_features, hash_of, stamp_of
+from fcdeploy.data.features import BLOCK_ROWS, Features, check_features, check_unit_rows, hash_of, stamp_of
 from fcdeploy.engine.bundle import MANIFEST, Bundle, sha256_of
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
@@ -536,6 +536,9 @@ class Run:
         with self.stage("features"):
             stamp = stamp_of(self.features)
             check_features(self.features)
+            system = get_system(self.bundle.system)
+            if not self.features.normalize and system.unit_rows:
+                check_unit_rows(self.features, system.title)
             self.features_hash = hash_of(self.features)
 
             @contextlib.contextmanager

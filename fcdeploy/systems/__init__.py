@@ -185,6 +185,7 @@ class System:
     workload(settings, weights, options), which passes a run uses, and how. The files ``network`` and ``inputs`` hold a
     ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings ``NETWORKS`` and ``PARITY``.
     tunable(weights, options): what ``fcdeploy tune`` chooses, the threshold that trades precision for recall first.
+    unit_rows: similarities are inner products of the rows as they are read, which have to be unit vectors.
 
     For systems of several networks: problem(weights) says why a bundle of these only makes no sense;
     refusal(weights, options), which option makes none for them; tolerance(recipe, network), what an export of one may
@@ -207,6 +208,7 @@ class System:
     searches: Callable[[Any], Mapping[str, int]] = lambda settings: {}
     graphs: Callable[[int, Any, int], float] = lambda n, settings, nodes: n
     tunable: Callable[[Weights, "Options"], tuple[Tunable, ...]] = lambda weights, options: ()
+    unit_rows: bool = True
     fit_lists: Callable[[Any, int, str], tuple[Any, list[str]]] = lambda settings, k, where: (settings, [])
     unsized: tuple[str, ...] = ("links.npz", "cells")
 
