@@ -110,7 +110,7 @@ def test_checkpoints_are_loaded_as_weights_only_and_nothing_is_unpickled() -> No
         for call in ast.walk(tree):
             if isinstance(call, ast.Call):
                 assert all(word.arg != "shell" for word in call.keywords), f"{path}:{call.lineno}"
-    assert loads >= 2
+    assert loads >= 1
 
 
 def test_the_metadata_names_licence_and_readers_by_standard_keys() -> None:

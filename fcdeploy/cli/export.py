@@ -15,6 +15,13 @@ import click
     help="PyTorch checkpoint; several for the networks of one run.",
 )
 @click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    help="Where the weights stand in a checkpoint that holds several, e.g. ema or ema.shadow; once for all, or once "
+    "per --ckpt.",
+)
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: SYSTEM.onnx]"
 )
 @click.option(
@@ -45,6 +52,7 @@ import click
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     checkpoints: tuple[Path, ...],
+    keys: tuple[str, ...],
     output: Path | None,
     recipe: str | None,
     precision: str,
@@ -72,6 +80,7 @@ def command(
         checkpoints,
         output,
         recipe or None,
+        key=keys,
         precision=precision,
         keep=keep,
         agreement=agreement,

@@ -46,6 +46,13 @@ from fcdeploy.cli.types import PathType
 )
 @click.option("--init", type=PathType, help="Checkpoint to start from instead of random weights.")
 @click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    help="Where the weights stand in a checkpoint that holds several, e.g. ema; once for all, or once per --ckpt and "
+    "then for --init.",
+)
+@click.option(
     "--epochs", type=click.IntRange(min=1), help="Times to see everything.  [default: as published]"
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Steps to take, instead of --epochs.")
@@ -122,6 +129,7 @@ def command(
     recipe: str | None,
     checkpoints: tuple[Path, ...],
     init: Path | None,
+    keys: tuple[str, ...],
     epochs: int | None,
     steps: int | None,
     batch: int | None,
@@ -223,6 +231,7 @@ def command(
             recipe=chosen,
             checkpoints=checkpoints,
             init=init,
+            key=keys,
             run_dir=run_dir,
             choices=choices,
             unknown=unknown,

@@ -3,7 +3,6 @@
 import logging
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fcdeploy import __version__
 from fcdeploy.data.features import Features, open_features
 from fcdeploy.deploy.agreement import Agreement, faces_for_agreement, measure_agreement
+from fcdeploy.deploy.checkpoint import keys_of, read_checkpoint
 from fcdeploy.deploy.parity import Parity, measure_parity
 from fcdeploy.deploy.precision import (
     AGREEMENT,
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 20  # the first with Gelu
-WRAPPERS = ("state_dict", "net")  # keys under which the authors' scripts keep the state_dict
-MOST_SHARED = 4  # times that tensors may be larger than the file, where some are one another's
-PREFIX = "module."  # left by DataParallel
 
 
 def export_checkpoint(
@@ -50,6 +47,7 @@ def export_checkpoint(
     output: Path | str | None = None,
     recipe: Path | str | Any = None,
     *,
+    key: str | Sequence[str] | None = None,
     precision: str = "fp32",
     keep: str = "decisions",
     agreement: Path | str | None = None,
@@ -57,9 +55,10 @@ def export_checkpoint(
 ) -> tuple[Bundle, dict[str, Parity]]:
     """Write the bundle of a checkpoint, or of several that run together; return it with how exact each network is.
 
-    output: a folder, by default ``SYSTEM.onnx`` in the current one. checkpoint: a state_dict, plain or under
-    'state_dict' or 'net', with or without ``module.`` prefixes; the system, the network and its widths are
-    recognised from it. recipe: a TOML file, a built-in name, or a dataclass from ``load_recipe``; without one that
+    output: a folder, by default ``SYSTEM.onnx`` in the current one. checkpoint: a state_dict under
+    whatever wrapper and prefix, see ``fcdeploy.deploy.checkpoint``; the system, the network and its widths are
+    recognised from it. key: where the state_dict stands in a checkpoint that holds several, one for all or one for
+    each. recipe: a TOML file, a built-in name, or a dataclass from ``load_recipe``; without one that
     which ``fcdeploy train`` left beside the checkpoint (``checkpoint.toml`` beside ``checkpoint.pth``), else the
     system's published settings with the checkpoints' widths: an FcdeployWarning and the manifest's ``recipe_from``
     say which.
@@ -76,13 +75,24 @@ def export_checkpoint(
     if output:
         check_bundle_path(output)
     checkpoints = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
-    states = {str(path): load_state_dict(Path(path)) for path in checkpoints}
+    read = {
+        str(path): read_checkpoint(Path(path), one)
+        for path, one in zip(checkpoints, keys_of(key, len(checkpoints)), strict=True)
+    }
+    states = {path: one.state for path, one in read.items()}
     system, network_of, weights = recognise(
         {
             path: {name: tuple(tensor.shape) for name, tensor in state.items()}
             for path, state in states.items()
         }
     )
+    for path, one in read.items():
+        if one.beside:
+            warnings.warn(
+                f"{path}: the weights are those under {one.key}; {one.beside:,} tensors beside them are left out.",
+                FcdeployWarning,
+                stacklevel=2,
+            )
     in_order = sorted(map(Path, states), key=lambda path: list(weights).index(network_of[str(path)]))
     recipe, recipe_from = _chosen_recipe(system, in_order, weights, recipe, name)
     output = Path(output or f"{system.name}.onnx")
@@ -131,7 +141,11 @@ def export_checkpoint(
             parities[name] = parity
             networks[name] = {
                 "widths": dict(weights[name]),
-                "checkpoint": {"file": Path(path).name, "sha256": sha256_of(Path(path))},
+                "checkpoint": {
+                    "file": Path(path).name,
+                    "sha256": sha256_of(Path(path)),
+                    **({"key": read[path].key} if read[path].key else {}),
+                },
                 "parity": parity.as_dict(),
             }
         fields = {
@@ -242,107 +256,6 @@ def import_export_extra() -> None:
         raise MissingDependencyError(
             f"exporting needs {error.name}; install it with `pip install 'fcdeploy[cpu,export]'`."
         ) from error
-
-
-def load_state_dict(path: Path) -> "dict[str, torch.Tensor]":
-    """Load a checkpoint's tensors, wrappers and prefixes removed; nothing in the file is executed.
-
-    Returns name -> tensor on the CPU, floats as float32. Raises InputError for a missing file, a file that is
-    no checkpoint, a pickle that holds anything but weights, and weights that are not finite.
-    """
-    import pickle
-
-    import torch
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint file.")
-    size = path.stat().st_size
-    if (unpacked := _unpacked_bytes(path)) > size:
-        raise InputError(
-            f"{path}: unpacks to {unpacked:,} bytes from {size:,}, and PyTorch never packs weights; save it again "
-            "where you trust it."
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(_unpickling_sentence(path, str(error))) from error
-    except Exception as error:  # torch.load lets whatever its readers raise pass through
-        reason = (str(error).splitlines() or [""])[0].rstrip(".")
-        told = f" ({reason})" if " " in reason else ""  # some readers raise no more than a number
-        raise InputError(
-            f"{path}: is not a PyTorch checkpoint{told}; give a file that torch.save wrote."
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-            break
-    if not isinstance(loaded, dict) or not all(
-        isinstance(tensor, torch.Tensor) for tensor in loaded.values()
-    ):
-        kind = (
-            f"keys {', '.join(map(str, list(loaded)[:5]))}"
-            if isinstance(loaded, dict)
-            else type(loaded).__name__
-        )
-        raise InputError(
-            f"{path}: holds no state_dict ({kind}); expected one, plain or under {' or '.join(map(repr, WRAPPERS))}."
-        )
-    state, total = {}, 0
-    for name, tensor in loaded.items():
-        if problem := _problem_of_tensor(tensor):
-            raise InputError(f"{path}: {name} {problem}; save the network's own state_dict().")
-        total += tensor.numel() * tensor.element_size()
-        if total > MOST_SHARED * size:
-            raise InputError(
-                f"{path}: its tensors are of {total:,} bytes and more, the file is of {size:,}; it is no network's."
-            )
-        if tensor.is_floating_point():
-            tensor = tensor.float()
-            if not bool(torch.isfinite(tensor).all()):
-                raise InputError(f"{path}: {name} holds NaN or infinite weights; the training run diverged.")
-        state[str(name).removeprefix(PREFIX)] = tensor
-    return state
-
-
-def _unpacked_bytes(path: Path) -> int:
-    """Return how many bytes the members of a checkpoint, which may be an archive, unpack to."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return 0
-        with zipfile.ZipFile(path) as archive:
-            return sum(info.file_size for info in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        return 0  # PyTorch says what is wrong with it
-
-
-def _problem_of_tensor(tensor: "torch.Tensor") -> str | None:
-    """Say why a tensor is none that a network keeps its weights in, or None."""
-    import torch
-
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_complex():
-        return "is sparse, nested, quantized or complex"
-    if tensor.device.type != "cpu":
-        return "holds no numbers"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return f"claims {tensor.numel():,} numbers and holds fewer"
-    return None
-
-
-def _unpickling_sentence(path: Path, reason: str) -> str:
-    # PyTorch's message runs over many lines of advice; what it refused stands behind "GLOBAL".
-    words = reason.replace("`", " ").split()
-    wanted = [words[at + 1] for at, word in enumerate(words[:-1]) if word == "GLOBAL"]
-    if wanted:
-        return (
-            f"{path}: is a pickle that wants to import {wanted[0]}, and fcdeploy loads weights only; "
-            "save the network's state_dict() instead of the object."
-        )
-    first = reason.splitlines()[0].rstrip(".")
-    # For a file that is no pickle at all PyTorch advises to load it unsafely: not from here.
-    cause = "" if "weights_only" in first else f" ({first})"
-    return f"{path}: is not a checkpoint of weights{cause}; give a file that torch.save wrote."
 
 
 def _export_pass(module: "torch.nn.Module", spec: PassSpec, path: Path) -> None:

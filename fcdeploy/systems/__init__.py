@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import InputError
+from fcdeploy.systems.elsewhere import elsewhere
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Options
@@ -254,6 +255,9 @@ def recognise(checkpoints: Mapping[str, TensorShapes]) -> tuple[System, dict[str
     Raises InputError that says what was found and what is known, which tensors are missing, unexpected or of a wrong
     shape, or which checkpoints do not belong together.
     """
+    for where, shapes in checkpoints.items():
+        if not likeness(shapes)[0] and (sentence := elsewhere(shapes)):
+            raise InputError(f"{where}: {sentence}; known systems: {', '.join(NAMES)}.")
     found = {where: _likeliest(shapes, where) for where, shapes in checkpoints.items()}
     for where, candidates in found.items():
         if not any(problem is None for *_, problem in candidates):
@@ -283,6 +287,18 @@ def recognise(checkpoints: Mapping[str, TensorShapes]) -> tuple[System, dict[str
         return system, {where: name for name, where in places.items()}, weights
     each = "; ".join(f"{where} holds {candidates[0][0].title} weights" for where, candidates in found.items())
     raise InputError(f"{each}: no system has them all; export them one by one.")
+
+
+def likeness(shapes: TensorShapes) -> tuple[bool, float]:
+    """Tell whether tensors are those of a known network, and the largest share of names that they have of one."""
+    fits, most = False, 0.0
+    for system in map(get_system, NAMES):
+        for network in system.networks.values():
+            widths = network.widths_from_shapes(dict(shapes))
+            wanted = network.checkpoint_shapes(**(network.example if widths is None else widths))
+            most = max(most, len(wanted.keys() & shapes.keys()) / len(wanted.keys() | shapes.keys()))
+            fits |= widths is not None and not any(_differences(shapes, wanted))
+    return fits, most
 
 
 def _likeliest(shapes: TensorShapes, where: str) -> list[tuple[System, str, dict[str, Any], str | None]]:

@@ -19,7 +19,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fcdeploy.data.atomic import atomic_file
-from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict
+from fcdeploy.deploy.checkpoint import load_state_dict
 from fcdeploy.deploy.recipe_beside import TRAINED_WEIGHTS
 from fcdeploy.engine.batching import ahead
 from fcdeploy.errors import FcdeployError, InputError

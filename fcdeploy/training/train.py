@@ -22,7 +22,7 @@ from fcdeploy.clustering.metrics import check_unknown
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import Features, check_features
 from fcdeploy.data.labels import check_known
-from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict
+from fcdeploy.deploy.checkpoint import keys_of, load_state_dict
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.deploy.recipe_beside import note_of_another, recipe_beside, recipe_place
 from fcdeploy.errors import FcdeployWarning, InputError
@@ -75,6 +75,7 @@ def train(
     recipe: Any = None,
     checkpoints: Sequence[Path] = (),
     init: Path | None = None,
+    key: str | Sequence[str] | None = None,
     run_dir: Path | str | None = None,
     choices: Choices = PUBLISHED,
     unknown: str = "ignore",
@@ -86,8 +87,10 @@ def train(
     labels: (n,) identities, -1 where unknown: these faces are left out or, with ``unknown`` "singleton", each is an
     identity of its own. network: which of the system's; recipe: the settings to train for, of any width; without one
     those beside ``checkpoints`` and ``init``, else the published ones. checkpoints: of the networks that run before it.
-    init: weights to start from. run_dir: keeps the training, and goes on with one that is there (``output`` with
-    ``.run``). Raises InputError for what does not fit together, FcdeployError when the training diverges or collapses.
+    init: weights to start from. key: where the weights stand in checkpoints that hold several, one for all, or one for
+    each of ``checkpoints`` and then for ``init``. run_dir: keeps the training, and goes on with one that is there
+    (``output`` with ``.run``). Raises InputError for what does not fit together, FcdeployError when the training
+    diverges or collapses.
     """
     name, training = training_of(system, network)
     output, run_dir = Path(output), Path(run_dir) if run_dir else Path(output).with_suffix(".run")
@@ -114,7 +117,8 @@ def train(
         raise InputError(f"--albums {choices.albums:,}: there are {features.n:,} faces; give far fewer.")
     shots = alike_shots(features, identity) if choices.albums > 1 else None
     albums = deal_faces(identity, choices.albums, choices.seed, shots, choices.strays)
-    networks = networks_before(system, name, training, checkpoints)
+    keys = keys_of(key, len(checkpoints) + (init is not None))
+    networks = networks_before(system, name, training, checkpoints, keys)
     before = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}
     torch.manual_seed(choices.seed)
     net = training.network(recipe, before)
@@ -135,7 +139,7 @@ def train(
             raise InputError(
                 f"--init and --set start={start} both say what the weights begin as; give one of them."
             )
-        load_weights(net, init)
+        load_weights(net, init, keys[-1])
     options = Options(threads=choices.threads, inference=list(system.inferences)[-1])
     sides = {"training": ~validating, "validation": validating}
     report, fitted = Report(quiet), {}
@@ -370,13 +374,17 @@ def made_folders(output: Path, run_dir: Path) -> Path:
 
 
 def networks_before(
-    system: System, name: str, training: Training, checkpoints: Sequence[Path]
+    system: System,
+    name: str,
+    training: Training,
+    checkpoints: Sequence[Path],
+    keys: Sequence[str | None],
 ) -> dict[str, torch.nn.Module]:
     """Load the networks that run before the one in training; raises InputError when they are not those it needs."""
     found: dict[str, torch.nn.Module] = {}
     known = (*training.takes, *training.needs)
-    for path in checkpoints:
-        state = load_state_dict(path)
+    for path, key in zip(checkpoints, keys, strict=False):
+        state = load_state_dict(path, key)
         shapes = shapes_of(state)
         for network, record in system.networks.items():
             widths = record.widths_from_shapes(shapes)
@@ -414,9 +422,9 @@ def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def load_weights(net: torch.nn.Module, path: Path) -> None:
+def load_weights(net: torch.nn.Module, path: Path, key: str | None = None) -> None:
     """Start from a checkpoint's weights; raises InputError when they are not this network's."""
-    state = load_state_dict(path)
+    state = load_state_dict(path, key)
     wanted = shapes_of(net.state_dict())
     for key, shape in wanted.items():
         if (

@@ -342,7 +342,7 @@ def test_every_wrapping_of_a_state_dict_is_the_same_weights(golden: Path, tmp_pa
     """Weights, not graphs, are compared: an export takes seconds and is a function of them."""
     import torch
 
-    from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict
+    from fcdeploy.deploy.checkpoint import load_state_dict
 
     plain = torch.load(golden / "dev/pse/checkpoint.pth", weights_only=True)
     half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in plain.items()}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 import torch
 
-from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict
+from fcdeploy.deploy.checkpoint import load_state_dict
 from fcdeploy.errors import InputError
 
 ONE = torch.ones(1)

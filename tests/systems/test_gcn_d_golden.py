@@ -22,7 +22,8 @@ from fcdeploy.systems.gcn_d.inputs import Proposals
 from fcdeploy.systems.gcn_d.spec import OverlapSettings, Recipe
 
 torch = pytest.importorskip("torch")
-from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint, load_state_dict  # noqa: E402
+from fcdeploy.deploy.checkpoint import load_state_dict  # noqa: E402
+from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.systems.gcn_d.network import network_from_state_dict  # noqa: E402
 

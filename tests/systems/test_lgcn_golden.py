@@ -21,7 +21,8 @@ from fcdeploy.systems.settings import settings_as_dict
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
-from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint, load_state_dict  # noqa: E402
+from fcdeploy.deploy.checkpoint import load_state_dict  # noqa: E402
+from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.systems.l_gcn.network import network_from_state_dict, padded_subgraphs  # noqa: E402
 

@@ -17,7 +17,7 @@ from fcdeploy.systems.nsr_fc.decode import distance
 from fcdeploy.systems.nsr_fc.inputs import position_code
 
 torch = pytest.importorskip("torch")
-from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict  # noqa: E402
+from fcdeploy.deploy.checkpoint import load_state_dict  # noqa: E402
 from fcdeploy.systems.nsr_fc.network import NETWORKS  # noqa: E402
 
 N, TOLERANCE = 1283, 1e-5

@@ -9,7 +9,7 @@ from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborh
 from fcdeploy.systems.pse_gcn.decode import run_passes
 
 torch = pytest.importorskip("torch")
-from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict  # noqa: E402
+from fcdeploy.deploy.checkpoint import load_state_dict  # noqa: E402
 from fcdeploy.systems.pse_gcn.network import network_from_state_dict, plain_outputs  # noqa: E402
 
 TAUS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.87, 0.9)

@@ -11,7 +11,8 @@ from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.systems import get_system
 
 torch = pytest.importorskip("torch")
-from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint, load_state_dict  # noqa: E402
+from fcdeploy.deploy.checkpoint import load_state_dict  # noqa: E402
+from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint  # noqa: E402
 from fcdeploy.deploy.parity import measure_parity  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.systems.sepfl.network import Sepfl, network_from_state_dict  # noqa: E402

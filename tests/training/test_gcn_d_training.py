@@ -79,7 +79,7 @@ def test_in_training_padding_changes_nothing(reduce, people):
 
 
 def test_segmentation_is_trained_behind_a_detection_network(people, vectors, identities, tmp_path):
-    from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict
+    from fcdeploy.deploy.checkpoint import load_state_dict
     from fcdeploy.errors import InputError
     from fcdeploy.systems import recognise
 

@@ -25,7 +25,7 @@ from fcdeploy.training.identities import (
 from fcdeploy.training.sweep import KeyedStore
 
 torch = pytest.importorskip("torch")
-from fcdeploy.deploy.onnx_from_checkpoint import load_state_dict  # noqa: E402
+from fcdeploy.deploy.checkpoint import load_state_dict  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.training import loop  # noqa: E402
 from fcdeploy.training.choices import Choices  # noqa: E402
