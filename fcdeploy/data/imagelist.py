@@ -1,5 +1,6 @@
 """Whatever stands for a list of images: a text of paths, a table, a folder, archives."""
 
+import contextlib
 import csv
 import os
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from fcdeploy.data.archives import archive_kind, filelist_from_archives, shards_in, shards_of
 from fcdeploy.data.filelist import Filelist, filelist_from_lines, read_filelist, read_text
 from fcdeploy.data.imagefolder import filelist_from_folder, identities_of
+from fcdeploy.data.images import HEAD_BYTES, begins_like_an_image
 from fcdeploy.errors import InputError
 
 PATHS = (
@@ -53,11 +55,25 @@ def open_images(path: Path | str) -> Filelist:
         path = path.with_suffix(".rec")
     if path.is_file() and archive_kind(path):
         return filelist_from_archives([path], str(path))
+    if path.is_file() and _is_image(path):
+        raise InputError(
+            f"{path}: is an image; give a list of image paths, a folder of images or an archive of them (its folder, "
+            f"for one: {path.parent})."
+        )
     if path.suffix.lower() in SEPARATORS:
         return _from_table(path, SEPARATORS[path.suffix.lower()])
     if path.suffix.lower() == ".lst":
         return _from_lst(path)
     return read_filelist(path)
+
+
+def _is_image(path: Path) -> bool:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+        return begins_like_an_image(head) and (
+            b"\0" in head or not head.isascii()
+        )  # a text is a list of paths
+    return False
 
 
 def _from_table(path: Path, separator: str) -> Filelist:

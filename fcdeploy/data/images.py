@@ -99,7 +99,7 @@ def read_image(
                 image = Image.open(file, formats=known)
             except UnidentifiedImageError:
                 file.seek(0)
-                return _unread(file.read(HEAD_BYTES)), None
+                return _unread(file.read(HEAD_BYTES), known), None
             if image.width * image.height > max_pixels:
                 return State.TOO_LARGE, None
             image.load()
@@ -153,13 +153,13 @@ def begins_like_an_image(head: bytes) -> bool:
     )
 
 
-def _unread(head: bytes) -> State:
-    """Say why there is no reader for a file that begins so."""
+def _unread(head: bytes, known: list[str]) -> State:
+    """Say why none of the readers takes a file that begins so; known: their formats."""
     if head[4:8] == b"ftyp":
         if head[8:12] in AVIF_BRANDS or (head[8:12] in (b"mif1", b"msf1") and b"avif" in head[16:]):
-            return State.AVIF
+            return State.DAMAGED if "AVIF" in known else State.AVIF
         if head[8:12] in HEIC_BRANDS:
-            return State.HEIC
+            return State.DAMAGED if "HEIF" in known else State.HEIC
     return State.NOT_AN_IMAGE
 
 

@@ -448,6 +448,7 @@ def summary_of(job: Job, states: np.ndarray) -> dict[str, Any]:
         "reasons": dict(bad),
         "resized": int(((states == State.RESIZED) | (states == State.STRETCHED)).sum()),
         "stretched": int((states == State.STRETCHED).sum()),
+        "embedder": {"file": str(job.model), "sha256": embedder_digest(job.model, job.settings)},
         **({"skipped": job.files.skipped} if job.files.skipped else {}),
         **({"notes": list(job.notes)} if job.notes else {}),
     }

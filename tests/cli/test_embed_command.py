@@ -75,7 +75,7 @@ def test_json_and_the_talk(fcdeploy: Any, faces: Path, pictures: np.ndarray) -> 
     assert (outcome.code, outcome.err) == (0, "")
     summary = json.loads(outcome.out)
     assert summary.keys() == {
-        *("lines", "rows", "bad", "reasons", "resized", "stretched", "dim", "input", "seconds"),
+        *("lines", "rows", "bad", "reasons", "resized", "stretched", "dim", "input", "seconds", "embedder"),
     }
     np.testing.assert_allclose(np.load("out.npy"), embed_plainly(pictures), rtol=0, atol=2e-5)
     outcome = fcdeploy("embed", faces, "--model", "embedder.onnx")

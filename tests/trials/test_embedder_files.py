@@ -19,8 +19,10 @@ from PIL import Image
 
 import fcdeploy as package
 from fcdeploy.cli import main
+from fcdeploy.data.imagelist import open_images
 from fcdeploy.engine.embedder import Embedder, EmbedderSettings, embedder_digest
 from fcdeploy.errors import InputError
+from fcdeploy.runtime.embed import embed_to_file, new_job
 
 N = 11
 
@@ -108,6 +110,17 @@ def test_other_weights_beside_the_same_graph_are_another_embedder(
     assert path.read_bytes() == graph  # only the other file differs
     assert command(*cluster, "--k", 4, "--run-dir", "run", "--quiet")[0] == 0
     np.testing.assert_allclose(np.load("run/embedded.npy"), embed_plainly(faces, factor=-2.0), atol=1e-4)
+
+
+def test_the_summary_says_which_embedder_it_was(faces: np.ndarray, tmp_path: Path) -> None:
+    found = []
+    for factor in (1.0, 2.0):
+        path = write_embedder(Path("e.onnx"), factor=factor)
+        move_weights(path, "weights.bin")
+        job = new_job(open_images("faces.txt"), path)
+        found.append(embed_to_file(job, tmp_path / "f.bin")["embedder"])
+        assert found[-1] == {"file": "e.onnx", "sha256": embedder_digest(path, EmbedderSettings())}
+    assert found[0] != found[1]
 
 
 def test_an_interrupted_embedding_takes_nothing_from_other_weights(

@@ -127,6 +127,7 @@ def test_clusters_of_a_folder_are_of_the_list_beside_them(
     ("args", "says"),
     [
         (("empty",), "holds no images"),
+        (("flat/a.png",), "flat/a.png: is an image"),
         (("flat", "--write-labels", "l.meta"), "says nothing of people"),
         (("people", "--write-labels", "l.h5"), "form of labels"),
         (("people", "--write-labels", "none/l.meta"), "none does not exist"),
@@ -217,6 +218,8 @@ def test_heic_is_read_upright_with_the_extra(tmp_path: Path) -> None:
     assert pixels is not None
     assert abs(pixels.astype(int) - np.rot90(picture, -1)).mean() < 4
     assert read_image(str(tmp_path / "a.jpg").encode(), (64, 96), "rgb", 1000)[0] == State.TOO_LARGE
+    (tmp_path / "c.heic").write_bytes((tmp_path / "b.heic").read_bytes()[:60])
+    assert read_image(str(tmp_path / "c.heic").encode(), (64, 96), "rgb", 10**6)[0] == State.DAMAGED
 
 
 def test_without_the_extra_every_heic_line_says_what_to_install(
