@@ -27,7 +27,8 @@ from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.graph import aggregation
-from fcdeploy.runtime.pipeline import Run, numba_threads
+from fcdeploy.graph.threads import threads_limited
+from fcdeploy.runtime.pipeline import Run
 from fcdeploy.systems import get_system
 from fcdeploy.systems.pse_gcn import flow
 
@@ -42,7 +43,7 @@ def main(faces: int, dim: int, threads: int) -> None:
     torch.manual_seed(1)
     spent = dict.fromkeys(("dense", "sparse", "lists", "checks"), 0.0)
     features, _ = make_faces(faces, dim, 1)
-    with tempfile.TemporaryDirectory() as scratch, numba_threads(threads):
+    with tempfile.TemporaryDirectory() as scratch, threads_limited(threads):
         torch.save(random_network(dim).state_dict(), Path(scratch) / "checkpoint.pth")
         bundle, _ = export_checkpoint(Path(scratch) / "checkpoint.pth", Path(scratch) / "pse.onnx")
         products = multiply_adds(bundle)

@@ -21,7 +21,8 @@ from fcdeploy.data.features import features_from_array, open_features
 from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.graph.subgraphs import gather_subgraphs
-from fcdeploy.runtime.pipeline import Options, Run, numba_threads
+from fcdeploy.graph.threads import threads_limited
+from fcdeploy.runtime.pipeline import Options, Run
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import MemoryStore
 from fcdeploy.systems.l_gcn import flow
@@ -66,7 +67,7 @@ def main(
     net = random_network(dim)
     recipe = Recipe(feature_dim=dim, neighborhood=NeighborhoodSettings(hops, active))
     padded = hops[0] * (hops[1] + 1) + 1
-    with tempfile.TemporaryDirectory() as scratch, numba_threads(threads):
+    with tempfile.TemporaryDirectory() as scratch, threads_limited(threads):
         checkpoint = Path(scratch) / "checkpoint.pth"
         torch.save(net.state_dict(), checkpoint)
         bundle, parities = export_checkpoint(checkpoint, Path(scratch) / "l-gcn.onnx", recipe)

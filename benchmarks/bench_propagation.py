@@ -18,7 +18,8 @@ import numpy as np
 from report import write_report
 
 from fcdeploy.clustering.propagation import NO_CLUSTER, POOLINGS, pool_links, propagate
-from fcdeploy.runtime.pipeline import numba_threads, resident_bytes
+from fcdeploy.graph.threads import threads_limited
+from fcdeploy.runtime.pipeline import resident_bytes
 
 SECONDS_BETWEEN_LOOKS = 0.01
 
@@ -33,7 +34,7 @@ SECONDS_BETWEEN_LOOKS = 0.01
 def main(faces: int, neighbors: int, person: int, pooling: str, threads: int, seed: int) -> None:
     """Measure pooling and propagation."""
     rows = []
-    with tempfile.TemporaryDirectory() as scratch, numba_threads(threads):
+    with tempfile.TemporaryDirectory() as scratch, threads_limited(threads):
         make_links(Path(scratch), faces, neighbors, person, seed)
         ids, probability = (
             np.load(Path(scratch) / f"{name}.npy", mmap_mode="r") for name in ("ids", "probability")

@@ -23,7 +23,8 @@ from fcdeploy.engine.bundle import Bundle
 from fcdeploy.graph.knn import KnnGraph, KnnSearch
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods
-from fcdeploy.runtime.pipeline import Options, Run, numba_threads
+from fcdeploy.graph.threads import threads_limited
+from fcdeploy.runtime.pipeline import Options, Run
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import MemoryStore
 from fcdeploy.systems.pse_gcn import flow
@@ -52,7 +53,7 @@ def main(
     features, _ = make_faces(faces, dim, seed)
     net = random_network(dim)
     rows: list[dict[str, object]] = []
-    with tempfile.TemporaryDirectory() as scratch, numba_threads(threads):
+    with tempfile.TemporaryDirectory() as scratch, threads_limited(threads):
         checkpoint = Path(scratch) / "checkpoint.pth"
         torch.save(net.state_dict(), checkpoint)
         bundle, parities = export_checkpoint(checkpoint, Path(scratch) / "pse.onnx")

@@ -22,7 +22,8 @@ from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK
-from fcdeploy.runtime.pipeline import Options, Run, numba_threads
+from fcdeploy.graph.threads import threads_limited
+from fcdeploy.runtime.pipeline import Options, Run
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import MemoryStore
 from fcdeploy.systems.sepfl import flow
@@ -44,7 +45,7 @@ def main(faces: int, plain_batch: int, dim: int, k: int, threads: int, repeats: 
     torch.manual_seed(seed)
     features, _ = make_faces(faces, dim, seed)
     net = random_network(dim, k)
-    with tempfile.TemporaryDirectory() as scratch, numba_threads(threads):
+    with tempfile.TemporaryDirectory() as scratch, threads_limited(threads):
         checkpoint = Path(scratch) / "checkpoint.pth"
         torch.save(net.state_dict(), checkpoint)
         bundle, parities = export_checkpoint(checkpoint, Path(scratch) / "sepfl.onnx")

@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from fcdeploy import forks as _forks  # noqa: F401 - sees what forked processes inherit
 from fcdeploy.errors import (
     FcdeployError,
     FcdeployWarning,

@@ -25,5 +25,9 @@ class MissingDependencyError(FcdeployError, ImportError):
     exit_code = 2
 
 
+class BrokenDependencyError(MissingDependencyError):
+    """A package that this command needs is installed and does not load; the sentence holds the reason."""
+
+
 class FcdeployWarning(UserWarning):
     """Something was changed on the user's behalf, for example a k larger than the number of faces."""

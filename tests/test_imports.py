@@ -17,6 +17,9 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 # What stands at the top of the package: errors are everybody's; the rest is what users call.
 ORDER = (
     "errors.py",
+    "forks.py",
+    "machine.py",
+    "packages.py",
     "data",
     "graph",
     "clustering",

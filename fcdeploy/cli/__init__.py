@@ -1,17 +1,26 @@
 """The ``fcdeploy`` command: one module a verb, imported only when that verb is called."""
 
 import importlib
-import io
+import signal
 import sys
 import warnings
 from typing import Any, TextIO
 
+from fcdeploy.errors import FcdeployError
+from fcdeploy.machine import check_platform
+
+try:
+    check_platform()
+except FcdeployError as error:  # what is imported below may not load there
+    sys.exit(f"Error: {error}")
+
 import click
 
 from fcdeploy import __version__
-from fcdeploy.cli.interrupts import interruptible
+from fcdeploy.cli.interrupts import ignore_signals, interruptible, received, unmasked
+from fcdeploy.cli.streams import STANDARD_OUTPUT, give_up_stdout, mend_streams
 from fcdeploy.cli.text import one_line
-from fcdeploy.errors import FcdeployError, FcdeployWarning
+from fcdeploy.errors import FcdeployWarning
 
 VERBS = {
     "export": "Turn authors' checkpoints into an ONNX bundle.",
@@ -71,30 +80,45 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: every error of ours is one sentence on stderr and its exit code."""
+    mend_streams()
     warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name may hold bytes that are no text
     try:
         with interruptible():
+            _run()
+    finally:
+        if received():
+            ignore_signals()  # nothing is left to do but to end
+
+
+def _run() -> None:
+    try:
+        with unmasked():
             cli(standalone_mode=False)
+            sys.stdout.flush()  # while what goes wrong can be told
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         interrupt = (
             error.__cause__ if isinstance(error, click.exceptions.Abort) else error
         )  # click's own wrapping
         advice = str(interrupt) if isinstance(interrupt, KeyboardInterrupt) else ""
-        click.echo(f"Interrupted{'; ' if advice else ''}{one_line(advice)}.", err=True)
-        sys.exit(130)
+        number = received() or signal.SIGINT
+        word = "Interrupted" if number == signal.SIGINT else f"Stopped by {signal.Signals(number).name}"
+        click.echo(f"{word}{'; ' if advice else ''}{one_line(advice)}.", err=True)
+        sys.exit(128 + number)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except FcdeployError as error:
         click.echo(f"Error: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
+    except ImportError as error:
+        click.echo(f"Error: a package does not load ({one_line(str(error))}); install it again.", err=True)
+        sys.exit(1)
     except BrokenPipeError:
-        sys.stderr.close()
+        give_up_stdout()
         sys.exit(1)
     except OSError as error:
+        if error.filename == STANDARD_OUTPUT:
+            give_up_stdout()
         where = f"{error.filename}: " if error.filename else ""
         click.echo(f"Error: {one_line(f'{where}{error.strerror or error}')}.", err=True)
         sys.exit(1)

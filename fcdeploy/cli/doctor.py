@@ -1,10 +1,12 @@
 """``fcdeploy doctor``."""
 
-import importlib
 import importlib.metadata
-import importlib.util
 import json
+import os
 import platform
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -16,12 +18,15 @@ ABILITIES = (
         (("numba", "numba"), ("faiss", "faiss-cpu"), ("onnxruntime", "onnxruntime")),
         "cpu",
     ),
-    ("embed", (("PIL", "pillow"), ("onnxruntime", "onnxruntime")), "cpu,embed"),
+    ("embed", (("PIL.Image", "pillow"), ("onnxruntime", "onnxruntime")), "cpu,embed"),
     ("export", (("torch", "torch"), ("onnx", "onnx"), ("onnxscript", "onnxscript")), "cpu,export"),
-    ("train", (("torch", "torch"), ("matplotlib", "matplotlib")), "cpu,export,train"),
+    ("train", (("torch", "torch"), ("matplotlib.figure", "matplotlib")), "cpu,export,train"),
     ("build", (("tensorrt_rtx", "tensorrt-rtx"),), "tensorrt-rtx"),
     ("GPU", (("cupy", "cupy-cuda12x"), ("faiss", "faiss-gpu"), ("onnxruntime", "onnxruntime-gpu")), "gpu"),
 )
+FIRST = ("numpy", "numba")  # without which nothing else loads
+SECONDS = 300  # that a check may take
+PROBE = "import sys; from fcdeploy.cli import doctor; doctor.probe(sys.argv[1:])"
 
 
 @click.command("doctor")
@@ -29,8 +34,8 @@ ABILITIES = (
 def command(as_json: bool) -> None:
     """Tell what is installed, what works, and what is missing.
 
-    Execution providers are tried by opening a graph on them, not read off a list: ONNX Runtime names providers
-    that it cannot open.
+    Packages are imported and execution providers tried by opening a graph on them, not read off a list: ONNX Runtime
+    names providers that it cannot open. Cores and memory are those that this process may use.
 
     \b
     Example:
@@ -41,13 +46,17 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps(findings, indent=1))
         return
     click.echo(f"fcdeploy {findings['fcdeploy']}, Python {findings['python']}, {findings['machine']}")
+    for name in ("cores", "memory"):
+        click.echo(f"  {name:<18} {findings[name]['text']}")
     for package, version in findings["packages"].items():
-        click.echo(f"  {package:<18} {version or 'not installed'}")
-    for provider, state in findings["providers"].items():
-        click.echo(f"  {provider:<18} {state}")
-    for flavour, state in findings["tensorrt"].items():
-        click.echo(f"  {flavour:<18} {state}")
+        reason = findings["broken"].get(package)
+        told = f"{version or 'unknown version'}, does not load ({reason})" if reason else version
+        click.echo(f"  {package:<18} {told or 'not installed'}")
+    for part in ("providers", "tensorrt"):
+        for name, state in findings[part].items():
+            click.echo(f"  {name:<18} {state}")
     click.echo(f"  {'GPU':<18} {findings['gpu']}")
+    click.echo(f"  {'kernels':<18} {findings['kernels']}")
     for ability, state in findings["abilities"].items():
         missing = ", ".join(state["missing"])
         click.echo(f"{ability}: missing {missing}; {state['install']}" if missing else f"{ability}: ready")
@@ -56,15 +65,32 @@ def command(as_json: bool) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Return what ``fcdeploy doctor --json`` prints."""
+    """Return what ``fcdeploy doctor --json`` prints.
+
+    What runs code of others is run in a process of its own, which may end as it likes.
+    """
     from fcdeploy import __version__
 
+    modules = dict.fromkeys(
+        [*FIRST, *(module for _, needs, _ in ABILITIES for module, _ in needs)]
+    )  # each once, in order
+    found = examine_apart([*(f"import {module}" for module in modules), *CHECKS])
     packages = {package: _version(package) for _, needs, _ in ABILITIES for _, package in needs}
+    packages = {name: _version(name) for name in FIRST} | packages
+    loads = {module: found[f"import {module}"] for module in modules}
+    by_package = {name: loads[name] for name in FIRST} | {
+        package: loads[module] for _, needs, _ in ABILITIES for module, package in needs
+    }
+    broken = {
+        package: loaded["broken"]
+        for package, loaded in by_package.items()
+        if loaded.get("broken") and (packages[package] or not package.endswith("-gpu"))
+    }
     abilities: dict[str, dict[str, Any]] = {}
     for ability, needs, extra in ABILITIES:
-        missing = [package for module, package in needs if not _there(module, package, packages)]
+        missing = [package for module, package in needs if not _there(package, loads[module], packages)]
         abilities[ability] = {"missing": missing, "install": f"pip install 'fcdeploy[{extra}]'"}
-    providers = _providers() if importlib.util.find_spec("onnxruntime") else {}
+    providers = found["providers"]
     if providers.get("CUDAExecutionProvider") != "works":
         abilities["GPU"]["missing"].append("a CUDA device that ONNX Runtime opens")
     problems = [
@@ -72,38 +98,144 @@ def examine() -> dict[str, Any]:
         for cpu, gpu in (("faiss-cpu", "faiss-gpu"), ("onnxruntime", "onnxruntime-gpu"))
         if packages[cpu] and packages[gpu]
     ]
+    problems += [
+        f"{package} is installed, but does not load ({reason}); install it again."
+        for package, reason in broken.items()
+    ]
+    problems += [f"{name}: {what['failed']}" for name, what in found.items() if "failed" in what]
     return {
         "fcdeploy": __version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "cores": cores(),
+        "memory": memory(),
         "packages": packages,
-        "providers": providers,
-        "tensorrt": _tensorrt(),
-        "gpu": _gpu(),
+        "broken": broken,
+        "providers": {} if "failed" in providers else providers,
+        "tensorrt": {} if "failed" in found["tensorrt"] else found["tensorrt"],
+        "gpu": found["gpu"].get("gpu", "unknown"),
+        "kernels": found["kernels"].get("kernels", "unknown"),
         "abilities": abilities,
         "problems": problems,
     }
 
 
-def _there(module: str, package: str, packages: dict[str, str | None]) -> bool:
+def cores() -> dict[str, Any]:
+    """Say how many cores this process may use, of how many, and why not all."""
+    from fcdeploy.machine import core_limit
+
+    limit = core_limit()
+    text = f"{limit.usable} core{'s' if limit.usable > 1 else ''}"
+    return {
+        "usable": limit.usable,
+        "machine": limit.whole,
+        "limit": limit.source,
+        "text": f"{text} (of {limit.whole}; {limit.source})" if limit.source else text,
+    }
+
+
+def memory() -> dict[str, Any]:
+    """Say how many bytes of memory this process may use, of how many, and what limits it."""
+    from fcdeploy.machine import memory_limit
+
+    limit = memory_limit()
+    text = f"{limit.usable / 1e9:.1f} GB"
+    return {
+        "usable": limit.usable,
+        "machine": limit.whole,
+        "limit": limit.source,
+        "text": f"{text} (of {limit.whole / 1e9:.1f} GB; {limit.source})" if limit.source else text,
+    }
+
+
+def examine_apart(checks: list[str]) -> dict[str, dict[str, Any]]:
+    """Run checks by name in another process, and in a new one those behind a check that ended it.
+
+    Returns what each found; ``broken`` (of imports) or ``failed`` say how one ended the process.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < len(checks):
+        left = [check for check in checks if check not in found]
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", PROBE, *left],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=SECONDS,
+                check=False,
+            )
+            printed, ending = done.stdout, f"ends Python with {_ending(done.returncode)}"
+        except subprocess.TimeoutExpired as error:
+            printed, ending = error.stdout or b"", f"takes longer than {SECONDS} s"
+        except OSError as error:
+            printed, ending = b"", f"Python does not start ({error.strerror})"
+        for line in printed.splitlines():
+            try:
+                name, result = json.loads(line)
+            except ValueError:  # what a package prints
+                continue
+            if name in left and isinstance(result, dict):
+                found[name] = result
+        if not found.keys() >= set(left):
+            culprit = next(check for check in checks if check not in found)
+            found[culprit] = {"broken" if culprit.startswith("import ") else "failed": ending}
+    return found
+
+
+def probe(checks: list[str]) -> None:
+    """Run checks, and print a line of JSON as each of them ends: its name and what it found."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what others print goes nowhere
+    for name in checks:
+        try:
+            result = _load(name.removeprefix("import ")) if name.startswith("import ") else CHECKS[name]()
+        except BaseException as error:
+            result = {"failed": f"{type(error).__name__}: {error}"[:300]}
+        print(json.dumps([name, result]), file=out, flush=True)
+    out.flush()
+    os._exit(0)  # what was loaded may not know how to end
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _load(module: str) -> dict[str, Any]:
+    from fcdeploy.errors import BrokenDependencyError, MissingDependencyError
+    from fcdeploy.packages import import_package, reason_of
+
+    try:
+        import_package(module, "it", "pip")
+    except BrokenDependencyError as error:
+        return {"broken": reason_of(error.__cause__ or error)}
+    except MissingDependencyError:
+        return {"missing": True}
+    return {}
+
+
+def _there(package: str, loaded: dict[str, Any], packages: dict[str, str | None]) -> bool:
     # faiss-gpu serves where faiss-cpu is asked for; the reverse does not hold.
-    return packages[package] is not None or (
-        not package.endswith("-gpu") and importlib.util.find_spec(module) is not None
-    )
+    loads = not loaded.get("broken") and not loaded.get("missing") and "failed" not in loaded
+    return loads and (packages[package] is not None or not package.endswith("-gpu"))
 
 
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+    except Exception:  # not installed, or its metadata is damaged
         return None
 
 
 def _providers() -> dict[str, str]:
     """Open a one-node graph on every provider that ONNX Runtime names, and tell how that went."""
     from fcdeploy.engine.onnxruntime import import_onnxruntime
+    from fcdeploy.errors import MissingDependencyError
 
-    ort = import_onnxruntime()
+    try:
+        ort = import_onnxruntime()
+    except MissingDependencyError:  # which its import tells
+        return {}
     graph = _identity_graph()
     states = {}
     ort.set_default_logger_severity(4)  # what a provider lacks is said here, in one line
@@ -122,17 +254,18 @@ def _providers() -> dict[str, str]:
 def _tensorrt() -> dict[str, str]:
     """Tell of each flavour of TensorRT what it can do here."""
     from fcdeploy.engine.tensorrt_library import MODULES, capabilities, import_tensorrt
-    from fcdeploy.errors import MissingDependencyError
+    from fcdeploy.errors import BrokenDependencyError, MissingDependencyError
+    from fcdeploy.packages import reason_of
 
     states = {}
     for flavour in MODULES:
         try:
             trt = import_tensorrt(flavour)
+        except BrokenDependencyError as error:
+            states[flavour] = f"does not load ({reason_of(error.__cause__ or error)[:100]})"
+            continue
         except MissingDependencyError:
             states[flavour] = "not installed"
-            continue
-        except Exception as error:  # its libraries may be there and not load
-            states[flavour] = f"does not load ({(str(error).splitlines() or [''])[0][:100]})"
             continue
         compiles = (
             f"compiles for {', '.join(capabilities(trt))} without a GPU" if flavour == "tensorrt-rtx" else ""
@@ -141,15 +274,29 @@ def _tensorrt() -> dict[str, str]:
     return states
 
 
-def _gpu() -> str:
+def _gpu() -> dict[str, str]:
     from fcdeploy.engine.cuda import find_gpu
     from fcdeploy.errors import InputError
 
     try:
         gpu = find_gpu("running plans", "there is none")
     except InputError:
-        return "none that CUDA finds"
-    return f"{gpu.name}, compute capability {gpu.capability}, {gpu.memory / 2**30:.0f} GB"
+        return {"gpu": "none that CUDA finds"}
+    return {"gpu": f"{gpu.name}, compute capability {gpu.capability}, {gpu.memory / 2**30:.0f} GB"}
+
+
+def _kernels() -> dict[str, str]:
+    from fcdeploy.graph.kernels import place_of_kernels
+
+    return {"kernels": place_of_kernels()}
+
+
+CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
+    "providers": _providers,
+    "tensorrt": _tensorrt,
+    "gpu": _gpu,
+    "kernels": _kernels,
+}
 
 
 def _identity_graph() -> bytes:

@@ -1,6 +1,5 @@
 """``fcdeploy train``."""
 
-import importlib.util
 from pathlib import Path
 
 import click
@@ -164,13 +163,11 @@ def command(
     from fcdeploy.data.labels import form_to_read, read_labels
     from fcdeploy.deploy.recipe import load_recipe
     from fcdeploy.deploy.recipe_beside import recipe_place
-    from fcdeploy.errors import InputError, MissingDependencyError
+    from fcdeploy.errors import InputError
+    from fcdeploy.packages import import_package
     from fcdeploy.systems import get_system
 
-    if importlib.util.find_spec("torch") is None:
-        raise MissingDependencyError(
-            "training needs PyTorch; install it with `pip install 'fcdeploy[cpu,export,train]'`."
-        )
+    import_package("torch", "PyTorch, which training needs,", "pip install 'fcdeploy[cpu,export,train]'")
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.training.choices import Choices
     from fcdeploy.training.train import train, training_of

@@ -1,7 +1,8 @@
 """Connected components of links by union-find; labels numbered by first appearance."""
 
 import numpy as np
-from numba import njit
+
+from fcdeploy.graph.kernels import njit
 
 
 def new_forest(n: int) -> np.ndarray:

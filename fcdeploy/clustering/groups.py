@@ -1,7 +1,8 @@
 """Groups of faces as offset arrays: group g holds ``nodes[offsets[g]:offsets[g + 1]]``, ascending ids."""
 
 import numpy as np
-from numba import njit, prange
+
+from fcdeploy.graph.kernels import njit, prange
 
 
 def groups_from_labels(

@@ -9,7 +9,8 @@ that the other does not hold.
 """
 
 import numpy as np
-from numba import njit
+
+from fcdeploy.graph.kernels import njit
 
 UNCOVERED = -1
 

@@ -16,9 +16,9 @@ above the cap and a first one within it, and one pass over the links, those that
 """
 
 import numpy as np
-from numba import njit, prange
 
 from fcdeploy.clustering.components import find_root, join_two, new_forest
+from fcdeploy.graph.kernels import njit, prange
 
 NO_CLUSTER = -1
 POOLINGS = ("mean", "running-mean", "max", "last")

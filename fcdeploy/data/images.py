@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from fcdeploy.errors import MissingDependencyError
+from fcdeploy.packages import import_package
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -124,22 +124,17 @@ def read_image(
 def import_pillow() -> Any:
     """Import Pillow with all its readers, of HEIC too where pillow-heif is installed.
 
-    Raises MissingDependencyError with the command that installs Pillow.
+    Raises MissingDependencyError, see ``import_package``.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Pillow is not installed; install it with `pip install 'fcdeploy[cpu,embed]'`."
-        ) from error
-    Image.init()
-    if "HEIF" not in Image.OPEN:
+    image: Any = import_package("PIL.Image", "Pillow", "pip install 'fcdeploy[cpu,embed]'")
+    image.init()
+    if "HEIF" not in image.OPEN:
         # Absent or broken, in whatever way: files of this format are told of one by one.
         with contextlib.suppress(Exception):
             import pillow_heif
 
             pillow_heif.register_heif_opener(decode_threads=1)  # images are decoded side by side already
-    return Image
+    return image
 
 
 def begins_like_an_image(head: bytes) -> bool:

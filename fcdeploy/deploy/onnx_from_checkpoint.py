@@ -32,7 +32,8 @@ from fcdeploy.engine.bundle import (
 )
 from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.engine.tensors import PassSpec
-from fcdeploy.errors import FcdeployWarning, InputError, MissingDependencyError, ParityError
+from fcdeploy.errors import FcdeployWarning, InputError, ParityError
+from fcdeploy.packages import import_package
 from fcdeploy.systems import System, Weights, check_recipe, recognise
 from fcdeploy.systems.settings import settings_as_dict
 
@@ -247,15 +248,9 @@ def _measured_agreement(
 
 
 def import_export_extra() -> None:
-    """Import what exporting needs, or raise MissingDependencyError with the command that installs it."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"exporting needs {error.name}; install it with `pip install 'fcdeploy[cpu,export]'`."
-        ) from error
+    """Import what exporting needs; raises MissingDependencyError, see ``import_package``."""
+    for name in ("onnx", "onnxscript", "torch"):
+        import_package(name, f"{name}, which exporting needs,", "pip install 'fcdeploy[cpu,export]'")
 
 
 def _export_pass(module: "torch.nn.Module", spec: PassSpec, path: Path) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numba import njit, prange
+
+from fcdeploy.graph.kernels import njit, prange
+from fcdeploy.graph.threads import settings_of_this_thread
 
 T = TypeVar("T")
 
@@ -81,11 +83,16 @@ def gathered(feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: array.gather() if isinstance(array, Rows) else array for name, array in feeds.items()}
 
 
-def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+def ahead(items: Iterable[T], depth: int = 2, *, threads: int = 0) -> Iterator[T]:
     """Iterate in a thread of its own, up to ``depth`` items ahead of whoever takes them.
 
-    The order stays; an exception of ``items`` is raised here; leaving early stops the thread.
+    The order stays; an exception of ``items`` is raised here; leaving early stops the thread. Libraries use as many
+    threads there as here. threads: that are to be used in all; with 1, this one does everything in turn.
     """
+    if threads == 1:
+        yield from items
+        return
+    use_as_many_threads = settings_of_this_thread()
     ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
 
@@ -99,6 +106,7 @@ def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
 
     def work() -> None:
         try:
+            use_as_many_threads()
             for item in items:
                 put((True, item))
                 if stopped.is_set():

@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fcdeploy import machine
 from fcdeploy.engine.batching import ahead, gathered
 from fcdeploy.engine.tensors import Feeds, PassSpec, Timing, check_feeds
-from fcdeploy.errors import FcdeployError, InputError, MissingDependencyError
+from fcdeploy.errors import FcdeployError, InputError
+from fcdeploy.packages import import_package
 
 K = TypeVar("K")
 
@@ -39,6 +41,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         self._session = open_session(path, graph=graph, threads=threads, device=device, vram=vram)
         self.device = device
+        self._threads = threads
         self.provider: str = self._session.get_providers()[0]
         self.spec = spec
         self._where = f"{path} (pass {spec.name})"
@@ -59,8 +62,12 @@ class OnnxRuntimeEngine:
         return dict(zip(self._outputs, outputs, strict=True))
 
     def run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
-        """Evaluate batches one after the other, in order, while the next are made in a thread of their own."""
-        for key, feeds in ahead((key, gathered(feeds)) for key, feeds in batches):
+        """Evaluate batches one after the other, in order, while the next are made in a thread of their own.
+
+        With one thread on a CPU, all is done in turn.
+        """
+        alone = self._threads if self.device == "cpu" else 0
+        for key, feeds in ahead(((key, gathered(feeds)) for key, feeds in batches), threads=alone):
             yield key, self.run(feeds)
 
     def timed_run(self, feeds: Feeds) -> tuple[dict[str, np.ndarray], Timing]:
@@ -146,7 +153,7 @@ def open_session(
         raise InputError(f"device '{device}': is neither 'cpu' nor 'cuda'.")
     ort = import_onnxruntime()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or machine.cores()
     options.log_severity_level = 4  # errors are raised, and need not be printed, too
     # Threads that spin while they wait take the cores that the next neighborhoods are built on.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -174,12 +181,6 @@ def open_session(
     return session
 
 
-def import_onnxruntime():  # type: ignore[no-untyped-def]
-    """Import ONNX Runtime, or raise MissingDependencyError with the command that installs it."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            "ONNX Runtime is not installed; install it with `pip install 'fcdeploy[cpu]'` (or `[gpu]`)."
-        ) from error
-    return onnxruntime
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime; raises MissingDependencyError, see ``import_package``."""
+    return import_package("onnxruntime", "ONNX Runtime", "pip install 'fcdeploy[cpu]'` (or `[gpu]")

@@ -1,11 +1,10 @@
 """TensorRT in its two flavours: ``tensorrt`` (10.x, 11.x) and ``tensorrt-rtx``, which share one Python interface."""
 
-import importlib
 import re
 from typing import Any
 
 from fcdeploy.engine.tensors import TensorSpec
-from fcdeploy.errors import MissingDependencyError
+from fcdeploy.packages import import_package
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # flavour, and its extra -> module
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX", "onnxruntime": "ONNX Runtime"}
@@ -26,13 +25,8 @@ _loggers: dict[str, Any] = {}
 
 
 def import_tensorrt(flavour: str) -> Any:
-    """Import a flavour's module, or raise MissingDependencyError with the command that installs it."""
-    try:
-        return importlib.import_module(MODULES[flavour])
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{TITLES[flavour]} is not installed; install it with `pip install 'fcdeploy[{flavour}]'`."
-        ) from error
+    """Import a flavour's module; raises MissingDependencyError, see ``import_package``."""
+    return import_package(MODULES[flavour], TITLES[flavour], f"pip install 'fcdeploy[{flavour}]'")
 
 
 def logger_of(trt: Any) -> Any:

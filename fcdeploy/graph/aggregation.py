@@ -6,9 +6,9 @@ float16 (see ``halves``); sums are float32 either way.
 """
 
 import numpy as np
-from numba import njit, prange
 
 from fcdeploy.graph.halves import as_float32
+from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.marks import unmark
 from fcdeploy.graph.neighborhoods import gather_one, largest_neighborhood
 

@@ -10,6 +10,7 @@ from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph import aggregation
 from fcdeploy.graph.cuda import DeviceArrays, import_cupy, kernel
 from fcdeploy.graph.neighborhoods import largest_neighborhood
+from fcdeploy.packages import tell_if_broken
 
 THREADS = 128  # a block, which does one face; a multiple of 32
 SHARED_BYTES = 48 << 10  # that a block has on every GPU
@@ -25,7 +26,8 @@ def sums_on(*, gpu: bool, vram: int = 0) -> Iterator[Any]:
     """
     try:
         sums = DeviceSums(vram) if gpu else None
-    except MissingDependencyError:  # ONNX Runtime's CUDA provider works without CuPy
+    except MissingDependencyError as error:  # ONNX Runtime's CUDA provider works without CuPy
+        tell_if_broken(error, "sums are made on the CPU")
         sums = None
     if sums is None:
         yield aggregation

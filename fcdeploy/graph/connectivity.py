@@ -4,8 +4,8 @@ After LCE-PCENet (github.com/illian01/LCE-PCENet). Column 0 of a list stands for
 """
 
 import numpy as np
-from numba import njit, prange
 
+from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.links import NO_LINK
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fcdeploy.errors import MissingDependencyError
+from fcdeploy.packages import import_package
 
 Key = tuple[Any, ...]
 UPLOAD_ROWS = 65536
@@ -15,14 +15,8 @@ _modules: dict[int, Any] = {}
 
 
 def import_cupy() -> Any:
-    """Import CuPy, or raise MissingDependencyError with the command that installs it."""
-    try:
-        import cupy
-    except ImportError as error:
-        raise MissingDependencyError(
-            "running on a GPU needs CuPy; install it with `pip install 'fcdeploy[gpu]'`."
-        ) from error
-    return cupy
+    """Import CuPy, which running on a GPU needs; raises MissingDependencyError, see ``import_package``."""
+    return import_package("cupy", "CuPy, which running on a GPU needs,", "pip install 'fcdeploy[gpu]'")
 
 
 def kernel(cupy: Any, name: str) -> Any:

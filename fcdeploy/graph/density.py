@@ -1,7 +1,8 @@
 """How central a face is in its cluster."""
 
 import numpy as np
-from numba import njit, prange
+
+from fcdeploy.graph.kernels import njit, prange
 
 
 @njit(cache=True, nogil=True, parallel=True)

@@ -6,6 +6,7 @@ import numpy as np
 
 from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph.cuda import import_cupy
+from fcdeploy.packages import import_package, tell_if_broken
 
 UPLOAD_ROWS = 65536
 SHARE = 2  # of the device memory, the half is for an index
@@ -13,14 +14,8 @@ TEMPORARY_SHARE = 8
 
 
 def import_faiss() -> Any:
-    """Import faiss; raises MissingDependencyError with the command that installs it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingDependencyError(
-            "faiss is not installed; install it with `pip install 'fcdeploy[cpu]'` (or `[gpu]`)."
-        ) from error
-    return faiss
+    """Import faiss; raises MissingDependencyError, see ``import_package``."""
+    return import_package("faiss", "faiss", "pip install 'fcdeploy[cpu]'` (or `[gpu]")
 
 
 def copied_to_gpu(faiss: Any, vectors: np.ndarray, index: Any, vram: int) -> Any | None:
@@ -33,7 +28,9 @@ def copied_to_gpu(faiss: Any, vectors: np.ndarray, index: Any, vram: int) -> Any
         return None
     try:
         budget = vram or import_cupy().cuda.runtime.memGetInfo()[0]
-    except MissingDependencyError:  # nobody knows how much is free; ONNX Runtime and faiss work without CuPy
+    except MissingDependencyError as error:
+        # Nobody knows how much is free; ONNX Runtime and faiss work without CuPy.
+        tell_if_broken(error, "neighbors are searched on the CPU")
         return None
     if (vectors.nbytes if index is None else vectors.nbytes // 2) > budget // SHARE:
         return None

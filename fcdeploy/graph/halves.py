@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import types
 from numba.extending import intrinsic
+
+from fcdeploy.graph.kernels import njit, prange
 
 LARGEST = float(np.finfo(np.float16).max)  # 65,504
 

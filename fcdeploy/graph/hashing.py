@@ -1,7 +1,8 @@
 """A small open-addressing table of face ids for numba kernels: sets that fit the first-level cache."""
 
 import numpy as np
-from numba import njit
+
+from fcdeploy.graph.kernels import njit
 
 FREE = -1
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from fcdeploy.data.atomic import no_space_left, open_own
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.faiss_library import copied_to_gpu, import_faiss
+from fcdeploy.graph.kernels import njit, prange
 
 EXACT_LIMIT = 50_000  # faces up to which --knn auto compares all pairs
 PROBES = 16  # cells that an IVF search looks into
@@ -49,7 +49,7 @@ class KnnSearch:
     """Finds neighbors among ``vectors`` (n, d) float32, C-contiguous unit rows (a memory map will do).
 
     cells: with a partition the search is IVF, which looks only into the PROBES cells nearest to a query; without
-    one it compares all pairs. threads: as many as faiss may use (0: all). lists_file: keeps the index's copy of
+    one it compares all pairs. lists_file: keeps the index's copy of
     the vectors in this file instead of memory. gpu: whether candidates are found on the GPU, where faiss has one and
     the vectors fit; vram: bytes of device memory to get along with (0: what is free).
     """
@@ -59,14 +59,11 @@ class KnnSearch:
         vectors: np.ndarray,
         cells: Cells | None = None,
         *,
-        threads: int = 0,
         lists_file: Path | None = None,
         gpu: bool = False,
         vram: int = 0,
     ) -> None:
         self.faiss = import_faiss()
-        if threads:
-            self.faiss.omp_set_num_threads(threads)
         self.vectors = vectors
         self.index = self._build_ivf(cells, lists_file) if cells is not None else None
         self.gpu_index = copied_to_gpu(self.faiss, vectors, self.index, vram) if gpu else None

@@ -1,7 +1,8 @@
 """At most one link a face: to its most similar neighbor that is denser than itself."""
 
 import numpy as np
-from numba import njit, prange
+
+from fcdeploy.graph.kernels import njit, prange
 
 NO_LINK = -1
 

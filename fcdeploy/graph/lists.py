@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numba import njit
 
 from fcdeploy.data.damaged import DAMAGED, reason_of
 from fcdeploy.errors import InputError
+from fcdeploy.graph.kernels import njit
 
 READ_ROWS = 65536
 SAMPLE = 1000  # lists

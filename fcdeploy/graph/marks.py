@@ -2,7 +2,8 @@
 
 import numba
 import numpy as np
-from numba import njit
+
+from fcdeploy.graph.kernels import njit
 
 
 def new_scratch(n: int) -> np.ndarray:

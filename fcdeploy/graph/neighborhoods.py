@@ -11,9 +11,9 @@ every face is connected to itself by 1.
 """
 
 import numpy as np
-from numba import njit, prange
 
 from fcdeploy.graph.hashing import FREE, find_slot, new_table
+from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.marks import unmark
 
 

@@ -1,7 +1,8 @@
 """Neighbor lists as undirected graphs: the similar pairs in them, and the graph among the members of a group."""
 
 import numpy as np
-from numba import njit, prange
+
+from fcdeploy.graph.kernels import njit, prange
 
 NOBODY = -1  # in a list that is shorter than others
 

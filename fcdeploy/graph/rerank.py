@@ -17,8 +17,8 @@ gives back the face of each place, for ties and for the rows of its vector.
 """
 
 import numpy as np
-from numba import njit, prange
 
+from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.marks import new_scratch
 
 CANDIDATE_REACH = 10  # the 10 of N_10, whatever k is (re-ranking.py of Stalker-DAs/PSE-GCN)

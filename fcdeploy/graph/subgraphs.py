@@ -10,9 +10,9 @@ one-hop neighbors, and what a layer needs is a beginning of this order.
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
 
 from fcdeploy.graph.hashing import FREE, find_slot, new_table
+from fcdeploy.graph.kernels import njit, prange
 
 LAYERS = 4  # as far as distances count: a face further than this from all one-hop neighbors is not seen
 

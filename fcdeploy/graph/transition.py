@@ -10,9 +10,9 @@ neighbor j = 1 - sum over the faces m in both lists of sqrt(P_im P_jm).
 """
 
 import numpy as np
-from numba import njit, prange
 
 from fcdeploy.graph.hashing import FREE, find_slot, new_table
+from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.links import NO_LINK
 
 SUM_EPS = np.float32(1e-5)  # in every sum of shares

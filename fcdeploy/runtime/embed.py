@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from fcdeploy import machine
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import BLOCK_ROWS, write_features
 from fcdeploy.data.filelist import NO_STAMP, Filelist, lines_outside, look_up_all
@@ -71,8 +72,7 @@ class Job:
 
     @property
     def cores(self) -> int:
-        most = os.cpu_count() or 1
-        return min(self.threads, most) if self.threads else most
+        return machine.threads_for(self.threads)
 
     def note(self, sentence: str) -> None:
         """Tell the user something of the list, now and in the summary; once, however often it is found."""
@@ -334,6 +334,11 @@ def _ahead(
     """Yield groups of ``batch`` lines with what ``read`` makes of each, while threads are at the next ones."""
     waiting: deque[tuple[np.ndarray, list[Future[Any]]]] = deque()
     groups = -(-max(AHEAD * threads, 2 * batch) // batch)
+    if threads == 1:  # which then is this one
+        for start in range(0, len(lines), batch):
+            group = lines[start : start + batch]
+            yield group, [read(line) for line in group.tolist()]
+        return
     pool = ThreadPoolExecutor(threads)
     try:
         for start in range(0, len(lines), batch):

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numba import cfunc, types
+from numba import types
+
+from fcdeploy.graph.kernels import cfunc
 
 EXIT_CODE = 1
 SENTENCE = np.frombuffer(
@@ -44,7 +46,7 @@ def told_of_lost_pages() -> Iterator[None]:
         library.signal(signal.SIGBUS, before)
 
 
-@cfunc("void(int32)", cache=True)
+@cfunc("void(int32)")
 def _handler(number: int) -> None:
     # Threads may come here together; the kernel exchanges the mask as one step, and so tells the first from the others.
     if _umask(NOTHING_ALLOWED) == NOTHING_ALLOWED:

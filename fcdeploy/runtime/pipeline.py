@@ -31,6 +31,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from fcdeploy import machine
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import BLOCK_ROWS, Features, check_features, check_unit_rows, hash_of, stamp_of
@@ -39,9 +40,11 @@ from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
 from fcdeploy.graph.cells import Cells, assign_cells, cell_count, train_cells
 from fcdeploy.graph.faiss_library import import_faiss
+from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.knn import PROBES, KnnGraph, KnnSearch, choose_method, similarities_of_lists
 from fcdeploy.graph.lists import ListsFile, RowsInOrder, check_lists, mostly_without_self
 from fcdeploy.graph.recall import Recall, measure_recall
+from fcdeploy.graph.threads import threads_limited
 from fcdeploy.runtime.computed import what_was_computed
 from fcdeploy.runtime.keys import digest
 from fcdeploy.runtime.progress import Progress
@@ -82,7 +85,8 @@ class Options:
     knn: 'auto', 'exact', 'ivf', or a file of neighbor lists; reranked: a file of re-ranked lists. k sets every
     k of the recipe. min_probability: what a link needs of a network that accepts or refuses it, beyond being
     accepted. inference: 'exact', 'layerwise' or 'auto'. batch: neighborhoods an engine call at most. threads: 0 means
-    all cores. memory: bytes that a run should get along with; 0 means half of the machine's. uncovered: what
+    all cores that this process may use (its affinity and CPU quota). memory: bytes that a run should get along with; 0
+    means half of what this process may use (the machine's memory, or the limit of its container). uncovered: what
     becomes of faces that no cluster was found for, 'singleton' or 'drop' (-1); None means 'singleton'. device: 'cpu'
     or 'cuda', where the engine runs; None means where it can, the CPU first. vram: bytes of device memory to get
     along with; 0 means what is there. tables: 'float32' or, rounded, 'float16', for what is kept between the layers of
@@ -113,14 +117,13 @@ class Options:
 
     @property
     def cores(self) -> int:
-        """The threads to use: no more than there are cores."""
-        most = os.cpu_count() or 1
-        return min(self.threads, most) if self.threads else most
+        """The threads to use: no more than there are cores for this process."""
+        return machine.threads_for(self.threads)
 
     @property
     def budget(self) -> int:
         """The memory budget in bytes."""
-        return self.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return self.memory or machine.memory() // 2
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,8 @@ def run_clustering(
             store.check_free(products)
             if run_dir:
                 store.claims.claim(SUMMARY)
-        stack.enter_context(numba_threads(options.cores))
+        stack.enter_context(threads_limited(options.cores))
+        stack.enter_context(told_of_compiling(progress.compiling))
         run = Run(features, bundle, settings, options, store, progress, asked=asked)
         for note in notes:
             run.note(note)
@@ -597,7 +601,6 @@ class Run:
             search = KnnSearch(
                 vectors,
                 cells() if method == "ivf" else None,
-                threads=self.options.cores,
                 lists_file=file,
                 gpu=self.on_gpu and file is None,
                 vram=self.options.vram,
@@ -716,17 +719,6 @@ def _entries(rows: np.ndarray, each: int, in_a_row: bool, spans: np.ndarray | No
     if in_a_row:
         return slice(int(rows[0]) * each, (int(rows[-1]) + 1) * each)
     return rows if each == 1 else (rows[:, None].astype(np.int64) * each + np.arange(each)).ravel()
-
-
-@contextlib.contextmanager
-def numba_threads(threads: int) -> Iterator[None]:
-    """Let numba kernels use ``threads`` threads inside the block (at most those that numba was started with)."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
 
 
 def resident_bytes() -> int:

@@ -21,6 +21,7 @@ from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.knn import PROBES, choose_method
+from fcdeploy.graph.threads import threads_limited
 from fcdeploy.runtime.pipeline import (
     INDEX_SHARE,
     KNN_METHODS,
@@ -86,7 +87,9 @@ def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path
     scored = sum(shape[0] for shape, _ in products.get("links.npz", {}).values() if len(shape) == 1)
     working = RUNTIME_BYTES + BLOCK_BYTES + index + scalars + LINK_BYTES * scored
     memory = working + total if in_memory else min(max(options.budget, working), working + total)
-    return Plan(features.n, files, in_memory, memory, _seconds(system, features, bundle, settings, options))
+    with threads_limited(options.cores):
+        seconds = _seconds(system, features, bundle, settings, options)
+    return Plan(features.n, files, in_memory, memory, seconds)
 
 
 def _check_place(run_dir: Path) -> None:
@@ -147,7 +150,6 @@ def _workload(
 
 def _knn_seconds(n: int, dim: int, options: Options) -> float:
     faiss = import_faiss()
-    faiss.omp_set_num_threads(options.cores)
     rows = np.random.default_rng(0).standard_normal((min(n, ROWS), dim), dtype=np.float32)
     queries = rows[:1024]
     seconds = _timed(lambda: faiss.knn(queries, rows, min(80, len(rows)), metric=faiss.METRIC_INNER_PRODUCT))

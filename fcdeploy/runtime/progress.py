@@ -30,6 +30,13 @@ class Progress:
 
     quiet: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
+    _compiles: bool = False
+
+    def compiling(self) -> None:
+        """Say that kernels are being compiled, which makes a first run wait where nothing else shows; once."""
+        if not self.quiet and not self._compiles:
+            print("compiling kernels, which later runs find in a cache", file=sys.stderr)
+        self._compiles = True
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

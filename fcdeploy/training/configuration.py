@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fcdeploy import __version__
+from fcdeploy import __version__, machine
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.deploy.recipe_beside import TRAINING
 from fcdeploy.errors import InputError
@@ -92,7 +91,7 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
         "numba": numba.__version__,
         "faiss": faiss.__version__,
         "machine": platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": machine.cores(),
     }
     with atomic_file(file) as opened:
         opened.write(json.dumps({"config": config, "versions": versions}, indent=1).encode())

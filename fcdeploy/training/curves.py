@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fcdeploy.data.atomic import atomic_file
-from fcdeploy.errors import FcdeployWarning
+from fcdeploy.errors import FcdeployWarning, MissingDependencyError
+from fcdeploy.packages import import_package
 
 SIZE, DPI = (8.0, 4.5), 120
 
@@ -65,18 +66,17 @@ def draw_precision_recall(
 
 
 def _draw(path: Path, draw: Any) -> None:
+    install = "pip install 'fcdeploy[train]'"
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        warnings.warn(
-            f"{path} was not drawn: matplotlib is not installed; install it with `pip install 'fcdeploy[train]'`.",
-            FcdeployWarning,
-            stacklevel=2,
+        agg, figures = (
+            import_package(f"matplotlib.{name}", "matplotlib", install)
+            for name in ("backends.backend_agg", "figure")
         )
+    except MissingDependencyError as error:
+        warnings.warn(f"{path} was not drawn: {error}", FcdeployWarning, stacklevel=2)
         return
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    agg.FigureCanvasAgg(figure)
     draw(figure)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})

@@ -124,7 +124,7 @@ class LiveRun(SweepRun):
                 for album in np.unique(albums[faces]):
                     members = order[starts[album] : starts[album] + sizes[album]]
                     rows = np.flatnonzero(albums[faces] == album)
-                    search = KnnSearch(vectors[members], threads=self.options.cores)
+                    search = KnnSearch(vectors[members])
                     found, sims[rows] = search.search(place[faces[rows]] - np.int32(starts[album]), k)
                     ids[rows] = members[found]
                 return {"ids": ids, "sims": np.clip(sims, 0, 1) if clip else sims}

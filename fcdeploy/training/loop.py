@@ -23,7 +23,7 @@ from fcdeploy.deploy.checkpoint import load_state_dict
 from fcdeploy.deploy.recipe_beside import TRAINED_WEIGHTS
 from fcdeploy.engine.batching import ahead
 from fcdeploy.errors import FcdeployError, InputError
-from fcdeploy.runtime.pipeline import numba_threads
+from fcdeploy.graph.threads import threads_limited
 from fcdeploy.systems import Schedule, System, Task, Training
 from fcdeploy.training.choices import Choices
 from fcdeploy.training.curves import draw_training, write_table
@@ -126,7 +126,7 @@ class Loop:
         """Give the same a few steps ahead, in a thread of its own."""
 
         def batches() -> Iterator[dict[str, np.ndarray]]:
-            with numba_threads(self.train_run.options.cores):  # a setting of each thread
+            with threads_limited(self.train_run.options.cores):  # a setting of each thread
                 yield from self.batches(first, last)
 
         yield from ahead(batches())

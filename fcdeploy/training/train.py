@@ -26,7 +26,8 @@ from fcdeploy.deploy.checkpoint import keys_of, load_state_dict
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.deploy.recipe_beside import note_of_another, recipe_beside, recipe_place
 from fcdeploy.errors import FcdeployWarning, InputError
-from fcdeploy.runtime.pipeline import Options, hash_of, numba_threads
+from fcdeploy.graph.threads import threads_limited
+from fcdeploy.runtime.pipeline import Options, hash_of
 from fcdeploy.runtime.run_folder import RunFolder, Store
 from fcdeploy.systems import NAMES, Schedule, System, Training, Weights, check_recipe, get_system
 from fcdeploy.systems.settings import with_settings
@@ -155,7 +156,7 @@ def train(
         raise InputError(f"--set: {problem}.")
     folder = made_folders(output, run_dir)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(numba_threads(options.cores))
+        stack.enter_context(threads_limited(options.cores))
         stack.enter_context(torch_threads(options.cores))
         stack.enter_context(freed_memory_kept())
         store = stack.enter_context(RunFolder(folder / FACES))  # its lock is that of the whole training

@@ -19,7 +19,8 @@ from fcdeploy.data.labels import check_known
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.engine.bundle import MANIFEST, Bundle
 from fcdeploy.errors import FcdeployWarning, InputError
-from fcdeploy.runtime.pipeline import Options, numba_threads, prepare
+from fcdeploy.graph.threads import threads_limited
+from fcdeploy.runtime.pipeline import Options, prepare
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import RunFolder, Store
 from fcdeploy.systems import NAMES, Tunable, get_system
@@ -120,7 +121,7 @@ def tune(
         having = [name for name in NAMES if get_system(name).tunable is not type(system).tunable]
         raise InputError(f"{system.title} has no threshold to tune; {', '.join(having)} have.")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(numba_threads(options.cores))
+        stack.enter_context(threads_limited(options.cores))
         store: Store = KeyedStore()
         if run_dir:
             store = stack.enter_context(RunFolder(run_dir))

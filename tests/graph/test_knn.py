@@ -45,7 +45,8 @@ def cells_of(vectors, count):
 def all_lists(vectors, k, *, cells=None, block=10**9, threads=1, order=None, lists_file=None):
     """Search for all faces, ``block`` of them a call, in ``order``."""
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    search = KnnSearch(vectors, cells, threads=threads, lists_file=lists_file)
+    faiss.omp_set_num_threads(threads)
+    search = KnnSearch(vectors, cells, lists_file=lists_file)
     n = len(vectors)
     order = np.arange(n, dtype=np.int32) if order is None else order
     ids, sims = np.empty((n, k), dtype=np.int32), np.empty((n, k), dtype=np.float32)

@@ -182,6 +182,8 @@ def test_onnx_runtime_is_imported_in_one_place() -> None:
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 modules = [node.module or ""]
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_package", "import_module"):
+                modules = [str(getattr(node.args[0], "value", ""))]
             if any(module.partition(".")[0] == "onnxruntime" for module in modules):
                 places.add(file.relative_to(PACKAGE).as_posix())
     assert places == {"engine/onnxruntime.py"}

@@ -14,21 +14,16 @@ import numpy as np
 from fcdeploy.data.damaged import reason_of
 from fcdeploy.data.forms.files import natural
 from fcdeploy.data.forms.spool import spool_rows
-from fcdeploy.errors import InputError, MissingDependencyError
+from fcdeploy.errors import InputError
+from fcdeploy.packages import import_package
 
 BATCH_ROWS = 4096
 
 
 def import_pyarrow(what: str) -> Any:
     """Return the module ``pyarrow``; raises MissingDependencyError, saying ``what`` needs it."""
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{what}: tables are read with pyarrow ({reason_of(error)}); install it with "
-            "`pip install 'fcdeploy[tables]'`."
-        ) from error
-    return pyarrow
+    title = f"{what}: pyarrow, by which tables are read,"
+    return import_package("pyarrow", title, "pip install 'fcdeploy[tables]'")
 
 
 def read_table(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 
 from fcdeploy.clustering.groups import (
@@ -333,10 +332,8 @@ def made_of_graphs(run: "Run", made_of: Made, networks: tuple[str, ...]) -> Made
 
 def graphs_ahead(run: "Run", knn: KnnGraph, proposals: Proposals, chosen: np.ndarray) -> Iterator[Graphs]:
     """The graphs of some proposals, built while the engine works on those before."""
-    threads = numba.get_num_threads()
 
     def batches() -> Iterator[Graphs]:
-        numba.set_num_threads(threads)  # a setting of each thread, and this runs in one of its own
         yield from proposal_graphs(
             proposals,
             chosen,
@@ -346,7 +343,7 @@ def graphs_ahead(run: "Run", knn: KnnGraph, proposals: Proposals, chosen: np.nda
             most=run.options.batch or ENGINE_NODES,
         )
 
-    return ahead(batches())
+    return ahead(batches(), threads=run.options.cores)
 
 
 def feeds_of(graphs: Graphs, table: np.ndarray, nodes_name: str) -> dict[str, np.ndarray]:

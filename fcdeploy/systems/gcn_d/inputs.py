@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from fcdeploy.graph.kernels import njit
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.pairs import connect_members
 from fcdeploy.systems import ParityInputs

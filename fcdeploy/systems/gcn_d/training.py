@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numba import njit, prange
 from torch import Tensor
 from torch.nn import functional as F
 
 from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import InputError
+from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.pairs import connect_members
 from fcdeploy.systems import Schedule, Task, Training, Weights
 from fcdeploy.systems.gcn_d import flow

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
-from numba import njit, prange
 
 from fcdeploy.engine.tensors import Engine
+from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.subgraphs import Subgraphs, gather_subgraphs, own_positions
 
 K = TypeVar("K")

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numba import njit, prange
 from torch import Tensor
 from torch.nn import functional as F
 
 from fcdeploy.engine.batching import Rows
+from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.subgraphs import LAYERS, Subgraphs, gather_subgraphs, own_positions
 from fcdeploy.systems import Schedule, Task, Training, Weights
 from fcdeploy.systems.l_gcn import flow

@@ -8,7 +8,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
@@ -154,11 +153,9 @@ def across_batch(
     run: "Run", features: np.ndarray, code: np.ndarray
 ) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
     """Score lists (b, k) that are one batch, its faces attending to each other at each position: logits (b, k)."""
-    threads = numba.get_num_threads()
     with run.engine("rescore_first") as first_engine, run.engine("rescore") as engine:
 
         def batches(ids: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
-            numba.set_num_threads(threads)  # a setting of each thread, and this runs in one of its own
             first = run.finite(first_engine.run({"features": features[ids[:, 0]]}), ids[:, 0], "first row")[
                 "first"
             ]
@@ -179,11 +176,9 @@ def across_neighbors(
     run: "Run", features: np.ndarray, code: np.ndarray
 ) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
     """Score lists (b, k), the neighbors in each attending to each other: logits (b, k)."""
-    threads = numba.get_num_threads()
     with run.engine("rescore_neighbors") as engine:
 
         def batches(ids: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
-            numba.set_num_threads(threads)
             for part, feeds in list_batches(features, ids, lists_a_call(run, ids.shape[1])):
                 yield part, {**feeds, "code": code}
 
@@ -292,11 +287,9 @@ def connectivity(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[np.ndarr
 
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
-        threads = numba.get_num_threads()
         with run.engine("connect") as engine:
 
             def batches(faces: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
-                numba.set_num_threads(threads)
                 yield from list_batches(run.vectors, ids[faces], lists_a_call(run, ids.shape[1]))
 
             def work(faces: np.ndarray) -> dict[str, np.ndarray]:
@@ -396,11 +389,9 @@ def confirmation(run: "Run", ids: np.ndarray, denser: np.ndarray, made_of: Made)
 
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
-        threads = numba.get_num_threads()
         with run.engine("confirm") as engine:
 
             def batches(links: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
-                numba.set_num_threads(threads)
                 both = np.concatenate([ids[links], ids[denser[links]]], axis=1)  # (b, 2k)
                 yield from list_batches(run.vectors, both, lists_a_call(run, both.shape[1]))
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
@@ -153,13 +152,11 @@ def refined_exactly(
 
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
-        threads = numba.get_num_threads()
         tables = encoded_tables(run)
         scratch = new_scratch(run.n)
         with run.engine("neighborhood") as engine:
 
             def batches(faces: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-                numba.set_num_threads(threads)  # a setting of each thread, and this runs in one of its own
                 most = run.options.batch or ENGINE_ROWS
                 yield from neighborhood_batches(
                     tables, ranked, knn, faces, near, scratch, rows=ENGINE_ROWS, most=most

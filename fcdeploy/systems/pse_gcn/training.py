@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numba import njit, prange
 from torch import Tensor
 
+from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.marks import new_scratch, unmark
 from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
@@ -68,12 +67,10 @@ def encoded_faces(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[np.ndar
 
     @contextlib.contextmanager
     def worker() -> Iterator[Work]:
-        threads = numba.get_num_threads()
         near = near_products(run)
         with run.engine("encode") as engine:
 
             def batches(faces: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
-                numba.set_num_threads(threads)  # a setting of each thread, and this runs in one of its own
                 yield from face_batches(run.vectors, near, knn.ids, faces, most)
 
             def work(faces: np.ndarray) -> dict[str, np.ndarray]:
