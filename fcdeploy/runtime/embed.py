@@ -23,10 +23,11 @@ import numpy as np
 
 from fcdeploy import machine
 from fcdeploy.data.atomic import atomic_file, check_parent
-from fcdeploy.data.features import BLOCK_ROWS, write_features
+from fcdeploy.data.features import BLOCK_ROWS, new_hash, write_features
 from fcdeploy.data.filelist import NO_STAMP, Filelist, lines_outside, look_up_all
 from fcdeploy.data.images import FIRST_BAD, MAX_PIXELS, REASONS, State, import_pillow, read_image
 from fcdeploy.data.labels import check_labels_path, write_labels
+from fcdeploy.data.sidecar import Sidecar, check_sidecar_path, sidecar_bytes
 from fcdeploy.engine.embedder import (
     BATCH,
     Embedder,
@@ -136,12 +137,14 @@ def embed_to_file(
 ) -> dict[str, Any]:
     """Embed the images of a list and write their features, whole or not at all.
 
-    output: ``.bin`` or ``.npy``. Beside it appear ``NAME.bad.txt`` when lines are bad, and with on_bad 'skip', or when
-    the list is no text, ``NAME.filelist.txt``, the lines of the rows. labels: where the people of the rows go, as the
-    list says them. Raises InputError when lines are bad and on_bad is 'stop', after all
-    were tried; the same call goes on from there. Returns what ``fcdeploy embed --json`` prints.
+    output: ``.bin`` or ``.npy``. Beside it appear ``OUTPUT.json``, what the features are (see ``data.sidecar``),
+    ``NAME.bad.txt`` when lines are bad, and with on_bad 'skip', or when the list is no text, ``NAME.filelist.txt``, the
+    lines of the rows. labels: where the people of the rows go, as the list says them. Raises InputError when lines are
+    bad and on_bad is 'stop', after all were tried; the same call goes on from there. Returns what
+    ``fcdeploy embed --json`` prints.
     """
     bad_list, kept_list = check_outputs(job, output, on_bad, labels)
+    noted = check_sidecar_path(output)
     listed = on_bad == "skip" or not job.files.is_text
     progress, started = Progress(quiet), time.perf_counter()
     with job.open() as embedder, RunFolder(part_of(output), "output") as folder:
@@ -149,14 +152,34 @@ def embed_to_file(
             features, states = partial.arrays["features"], np.array(partial.arrays["states"])
             report_bad_lines(job, states, on_bad, OUTCOMES, bad_list)
             kept = np.flatnonzero(states < FIRST_BAD) if on_bad == "skip" else np.arange(job.files.n)
-            blocks = (features[kept[at : at + BLOCK_ROWS]] for at in range(0, len(kept), BLOCK_ROWS))
+            shape = len(kept), embedder.dim
+            state = new_hash(shape, np.float32)
+
+            def blocks() -> Iterator[np.ndarray]:
+                for at in range(0, len(kept), BLOCK_ROWS):
+                    block = np.ascontiguousarray(features[kept[at : at + BLOCK_ROWS]], dtype="<f4")
+                    state.update(block.data)
+                    yield block
+
             with contextlib.ExitStack() as stack:
                 if listed:
-                    # The two get their names at nearly one time, the features first.
+                    # All get their names at nearly one time, the features first.
                     file = stack.enter_context(atomic_file(kept_list))
                     for line in kept.tolist():
                         file.write(job.files.line(line) + b"\n")
-                write_features(output, (len(kept), embedder.dim), blocks)
+                sidecar = stack.enter_context(atomic_file(noted))
+                write_features(output, shape, blocks())
+                sidecar.write(
+                    sidecar_bytes(
+                        Sidecar(
+                            *(*shape, "float32", output.stat().st_size, state.hexdigest()),
+                            model=job.model.name,
+                            model_sha256=embedder_digest(job.model, job.settings),
+                            list=Path(job.files.name).name,
+                            list_sha256=job.files.digest(),
+                        )
+                    )
+                )
             if labels is not None and job.files.labels is not None:
                 write_labels(labels, job.files.labels[kept])
             others = [output.with_suffix(suffix) for suffix in SUFFIXES if suffix != output.suffix]

@@ -100,7 +100,7 @@ def jobs(
                     *("embed", pictures, "--model", pictures.parent / "embedder.onnx", "--batch", 4),
                     *("--on-bad", "skip", "--quiet", "-o", folder / "features.npy"),
                 ),
-                ("features.npy", "features.bad.txt", "features.filelist.txt"),
+                ("features.npy", "features.npy.json", "features.bad.txt", "features.filelist.txt"),
             )
         if verb == "triton":
             bundle = bundle_of(next(case for case in CASES if case.name == "sepfl"))

@@ -75,7 +75,11 @@ def rows_of(path: Path) -> np.ndarray:
 
 
 def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {"faces", "faces.txt", "embedder.onnx"}
+    """What a run left, its features without the note that is beside each."""
+    names = {path.name for path in folder.iterdir()} - {"faces", "faces.txt", "embedder.onnx"}
+    features = {name for name in names if name.endswith((".bin", ".npy"))}
+    assert {name for name in names if name.endswith(".json")} == {f"{name}.json" for name in features}
+    return names - {f"{name}.json" for name in features}
 
 
 def spoil(faces: Path) -> list[int]:
