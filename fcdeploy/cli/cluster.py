@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcdeploy.cli.features import column_option, open_and_tell
+from fcdeploy.cli.features import column_option, id_column_option, open_and_tell
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.run_options import run_options
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     type=PathType,
     default=Path("pred_labels.meta"),
     show_default=True,
-    help="Where the labels go: .meta (a label a line), .npy, or clusters.txt (a cluster a line).",
+    help="Where the labels go: .meta (a label per line), .npy, clusters.txt (a cluster per line), or a table of "
+    "ids and labels (.csv, .tsv, .parquet).",
 )
 @run_options
 @click.option(
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
 )
 @column_option
+@id_column_option
 @click.option("--embedder", type=PathType, help="ONNX face embedder, for a list or folder of face crops.")
 @click.option(
     "--on-bad",
@@ -59,6 +61,7 @@ def command(
     output: Path,
     dim: int | None,
     column: str | None,
+    id_column: str | None,
     embedder: Path | None,
     on_bad: str | None,
     truth: Path | None,
@@ -85,7 +88,7 @@ def command(
       fcdeploy cluster features.npy --engine pse.onnx --tau 0.8 --labels truth.meta --json
     """
     from fcdeploy.data.forms.files import is_feature_list
-    from fcdeploy.data.labels import check_known, check_labels_path, read_labels, write_labels
+    from fcdeploy.data.labels import check_known, check_labels_path, read_labels, write_labels, written_form
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.errors import InputError
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
@@ -94,7 +97,11 @@ def command(
     options = Options(**chosen)
     check_labels_path(output)
     is_list = embedder is not None or (features.suffix.lower() == ".txt" and not is_feature_list(features))
-    check_embedder(features, is_list, embedder, on_bad, dim, column)
+    check_embedder(features, is_list, embedder, on_bad, dim, column or id_column)
+    if id_column is not None and written_form(output) != "table":
+        raise InputError(
+            f"{output}: holds no ids, which --id-column asks for; name the output .csv, .tsv, .parquet or .feather."
+        )
     for given in (features, embedder, truth, *options.lists.values()):
         if given is not None and output.exists() and given.exists() and output.samefile(given):
             raise InputError(f"{output}: is also an input; choose another output.")
@@ -153,6 +160,7 @@ def command(
             dim,
             width=bundle.feature_dim,
             column=column,
+            id_column=id_column,
             output=output,
             quiet=quiet,
         )
@@ -168,7 +176,7 @@ def command(
                 scratch_dir=output.parent,
                 quiet=quiet or as_json,
             )
-    write_labels(output, result.labels)
+    write_labels(output, result.labels, None if embedder is not None else opened.ids)
     if as_json:
         click.echo(json.dumps(result.summary, indent=1))
     elif not quiet:

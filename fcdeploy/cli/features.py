@@ -17,6 +17,13 @@ column_option = click.option(
 )
 
 
+id_column_option = click.option(
+    "--id-column",
+    metavar="NAME",
+    help="Column of a table that holds ids, which go into the labels; then -o is a .csv, .tsv or .parquet file.",
+)
+
+
 def open_and_tell(
     path: Path,
     dim: int | None,

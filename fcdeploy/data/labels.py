@@ -14,6 +14,7 @@ from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.damaged import DAMAGED, reason_of
 from fcdeploy.data.label_tables import HEADINGS, read_arrow, read_table
 from fcdeploy.data.label_values import NUMBER, UNKNOWN_TEXTS, labels_from_texts, labels_from_values, shortened
+from fcdeploy.data.written_tables import check_written_table, is_written_table, write_table
 from fcdeploy.errors import FcdeployWarning, InputError
 
 BLOCK_BYTES = 1 << 20  # of text read at a time
@@ -112,12 +113,13 @@ def check_known(labels: np.ndarray, where: str, unknown: str) -> None:
         )
 
 
-def write_labels(path: Path | str, labels: ArrayLike) -> None:
+def write_labels(path: Path | str, labels: ArrayLike, ids: np.ndarray | None = None) -> None:
     """Write the label of every face, whole or not at all, in the form that the name chooses.
 
-    labels: (n,) integers, n > 0. The forms are those of ``read_labels``. ``clusters.txt`` keeps the partition
-    and not the numbers: clusters come in order of their first face, ids ascend in a line, and a face labelled
-    -1 is left out (nothing but such faces gives an empty file).
+    labels: (n,) integers, n > 0. ids: (n,) text or integers, which tables (.csv, .tsv, .parquet, .feather) hold beside
+    the labels instead of row numbers; the other forms hold none. The forms are those of ``read_labels``.
+    ``clusters.txt`` keeps the partition and not the numbers: clusters come in order of their first face, ids ascend in
+    a line, and a face labelled -1 is left out (nothing but such faces gives an empty file).
     Raises InputError when the labels are not integers or the name cannot be written to.
     """
     path = check_labels_path(path)
@@ -126,7 +128,9 @@ def write_labels(path: Path | str, labels: ArrayLike) -> None:
         raise InputError(f"{path}: there are no labels to write.")
     form = written_form(path)
     with atomic_file(path) as file:
-        if form == "array":
+        if form == "table":
+            write_table(file, path, labels, ids)
+        elif form == "array":
             _write_array(file, labels)
         elif form == "clusters":
             _write_clusters(file, labels)
@@ -141,7 +145,8 @@ def check_labels_path(path: Path | str) -> Path:
     Raises InputError when the suffix is none of ours, the folder does not exist or is not writable, or
     ``path`` is a folder.
     """
-    written_form(path)
+    if written_form(path) == "table":
+        check_written_table(Path(path))
     return check_parent(path)
 
 
@@ -182,10 +187,12 @@ BEGINNINGS = {b"\x93NUMPY": "array", b"PAR1": "arrow", b"ARROW1": "arrow", b"FEA
 
 
 def written_form(path: Path | str) -> str:
-    """Tell from its name in which form labels are written: ``"lines"``, ``"array"`` or ``"clusters"``.
+    """Tell from its name in which form labels are written: ``"lines"``, ``"array"``, ``"clusters"`` or ``"table"``.
 
     Raises InputError when the suffix is none of these.
     """
+    if is_written_table(Path(path)):
+        return "table"
     form = _form_of_name(Path(path))
     if form not in WRITTEN:
         _refuse_form(Path(path))
@@ -242,8 +249,8 @@ def _refuse_form(path: Path) -> NoReturn:
     suffix = path.suffix.lower()
     found = f"the suffix {suffix} is not" if suffix else "a name without a suffix is not"
     raise InputError(
-        f"{path}: {found} a form of labels; name the file .meta or ...labels.txt (one label a line), "
-        ".npy (an integer array) or .txt (one cluster a line)."
+        f"{path}: {found} a form of labels; name the file .meta or ...labels.txt (one label per line), "
+        ".npy (an integer array), .txt (one cluster per line), or .csv, .tsv, .parquet (a table of ids and labels)."
     )
 
 

@@ -45,6 +45,7 @@ def cluster(
     link: str | None = None,
     run_dir: PathLike | None = None,
     progress: bool = False,
+    column: str | None = None,
 ) -> np.ndarray:
     """Cluster face embeddings and return a label for each.
 
@@ -59,6 +60,7 @@ def cluster(
     was found for (GCN-D), 'singleton' (a cluster of one, the default) or 'drop' (-1). device: 'cpu' or 'cuda', where
     the engine runs; vram: bytes of device memory to get along with, 0 for all. tables: 'float16' halves what layer-wise
     inference keeps between its layers, and rounds it. run_dir: keeps what every stage made, and continues there.
+    column: which array of an archive, or column of a table, holds the features, where a path is given.
     Returns labels (n,) int64, numbered by first appearance. Raises
     fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
@@ -79,7 +81,7 @@ def cluster(
         "tables": tables,
         "link": link,
     }
-    return _run(features, engine, chosen, run_dir, quiet=not progress).labels
+    return _run(features, engine, chosen, run_dir, quiet=not progress, column=column).labels
 
 
 def embed(
@@ -274,12 +276,18 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def _run(
-    features: Any, engine: PathLike, chosen: Mapping[str, Any], run_dir: PathLike | None, *, quiet: bool
+    features: Any,
+    engine: PathLike,
+    chosen: Mapping[str, Any],
+    run_dir: PathLike | None,
+    *,
+    quiet: bool,
+    column: str | None = None,
 ) -> Result:
     bundle = read_bundle(engine)
     opened: Features
     if _are_paths(features):
-        opened = open_features(features, bundle.feature_dim)
+        opened = open_features(features, bundle.feature_dim, column=column)
         if opened.note:
             warnings.warn(opened.note, FcdeployWarning, stacklevel=3)
     else:

@@ -452,8 +452,8 @@ def test_a_file_that_the_system_does_not_give_is_refused(error, sentence, tmp_pa
 )
 def test_an_unknown_suffix_is_refused_with_the_known_ones(name, found, tmp_path):
     sentence = (
-        f"{found} not a form of labels; name the file .meta or ...labels.txt (one label a line), "
-        ".npy (an integer array) or .txt (one cluster a line)."
+        f"{found} not a form of labels; name the file .meta or ...labels.txt (one label per line), "
+        ".npy (an integer array), .txt (one cluster per line), or .csv, .tsv, .parquet (a table of ids and labels)."
     )
     assert refusal(tmp_path / name) == sentence
     for refuse in (check_labels_path, lambda path: write_labels(path, [0])):

@@ -646,6 +646,54 @@ def test_every_command_takes_every_form(
     assert (code, "--column" in said) == (2, True)
 
 
+@pytest.mark.parametrize("name", ["o.csv", "o.tsv", "o.parquet", "o.feather"])
+def test_ids_travel_into_the_labels(
+    name: str, command: Any, pse_bundle: Any, faces: np.ndarray, tmp_path: Path
+) -> None:
+    write_parquet(tmp_path / "x.parquet", faces[:100])
+    args = ("cluster", tmp_path / "x.parquet", "--engine", pse_bundle.path, "--quiet")
+    assert command(*args, "--id-column", "path", "-o", tmp_path / name) == (0, "")
+    assert command(*args, "-o", tmp_path / "o.meta") == (0, "")
+    labels = [int(line) for line in (tmp_path / "o.meta").read_text().split()]
+    if name in ("o.csv", "o.tsv"):
+        mark = "," if name == "o.csv" else "\t"
+        head, *lines = (line.split(mark) for line in (tmp_path / name).read_text().splitlines())
+    else:
+        pq, feather = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow.feather")
+        table = (pq if name == "o.parquet" else feather).read_table(tmp_path / name)
+        head, lines = table.column_names, list(zip(*(column.to_pylist() for column in table), strict=True))
+    assert head == ["id", "label"]
+    assert [(id_, int(label)) for id_, label in lines] == [
+        (f"img/{row:03}.jpg", label) for row, label in enumerate(labels)
+    ]
+    code, said = command("evaluate", tmp_path / name, tmp_path / "o.meta", "--json")
+    assert code == 0, said
+
+
+def test_ids_are_refused_where_they_cannot_be_kept_or_found(
+    command: Any, pse_bundle: Any, faces: np.ndarray, tmp_path: Path
+) -> None:
+    write_parquet(tmp_path / "x.parquet", faces[:100])
+    np.savez(tmp_path / "x.npz", x=faces[:100], names=np.array([f"n{row}" for row in range(100)]))
+    np.save(tmp_path / "x.npy", faces[:100])
+    engine = ("--engine", pse_bundle.path, "--quiet")
+    code, said = command(
+        "cluster", tmp_path / "x.parquet", *engine, "--id-column", "path", "-o", tmp_path / "o.meta"
+    )
+    assert (code, "o.meta: holds no ids" in said) == (2, True)
+    to_table = (*engine, "-o", tmp_path / "o.csv", "--id-column")
+    for file, column, says in (
+        ("x.parquet", "nowhere", "has no column nowhere (--id-column); it has path (string)"),
+        ("x.parquet", "score", "ids are text or integers"),
+        ("x.npy", "path", "has no columns to take ids from"),
+        ("x.npz", "x", "should be 100 integers or texts"),
+    ):
+        code, said = command("cluster", tmp_path / file, *to_table, column)
+        assert (code, says in said) == (2, True), said
+    assert not (tmp_path / "o.csv").exists()
+    assert open_features(tmp_path / "x.npz", 32, id_column="names").ids[7] == "n7"
+
+
 # From Python
 
 
