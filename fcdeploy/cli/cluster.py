@@ -162,6 +162,7 @@ def command(
             column=column,
             id_column=id_column,
             output=output,
+            scratch=options.scratch,
             quiet=quiet,
         )
         true_labels = read_truth(opened.n)

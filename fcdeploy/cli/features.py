@@ -32,19 +32,22 @@ def open_and_tell(
     column: str | None = None,
     id_column: str | None = None,
     output: Path | None = None,
+    scratch: Path | None = None,
     quiet: bool = False,
 ) -> "Features":
     """Open features, and say on stderr how a file was read that does not say it of itself.
 
     dim: the width that the user gave; width: the one that is expected otherwise. output: what will be written, which
-    must be none of the files that are read; beside it lies what has to be unpacked.
+    must be none of the files that are read; beside it, or in
+    ``scratch``, lies what has to be unpacked.
     """
     from fcdeploy.data.features import open_features
+    from fcdeploy.data.scratch import scratch_folder
     from fcdeploy.errors import FcdeployWarning, InputError
 
-    scratch = output.parent if output is not None else None
+    place = scratch_folder(scratch, None if output is None else output.parent, needed=False)
     opened = open_features(
-        path, dim or width, column=column, id_column=id_column, scratch=scratch, sure=dim is not None
+        path, dim or width, column=column, id_column=id_column, scratch=place, sure=dim is not None
     )
     if output is not None and output.exists():
         for file in opened.files:

@@ -46,9 +46,9 @@ def command(
     from fcdeploy.runtime.pipeline import Options
     from fcdeploy.runtime.plan import plan_run
 
-    bundle = read_bundle(engine)
-    opened = open_and_tell(features, dim, width=bundle.feature_dim, column=column)
-    plan = plan_run(opened, bundle, Options(**chosen), run_dir)
+    bundle, options = read_bundle(engine), Options(**chosen)
+    opened = open_and_tell(features, dim, width=bundle.feature_dim, column=column, scratch=options.scratch)
+    plan = plan_run(opened, bundle, options, run_dir)
     if as_json:
         click.echo(json.dumps(plan.as_dict(), indent=1))
         return

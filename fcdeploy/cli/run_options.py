@@ -61,7 +61,10 @@ RUN_OPTIONS: dict[str, Callable[[Any], Any]] = {
         help="What layer-wise inference keeps between its layers; float16 is rounded.",
     ),
     "threads": click.option(
-        "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
+        "--threads",
+        type=click.IntRange(min=0),
+        default=0,
+        help="Threads to use.  [default: all cores it may use]",
     ),
     "batch": click.option(
         "--batch", type=click.IntRange(min=1), help="Neighborhoods an engine call.  [default: by size]"
@@ -71,7 +74,7 @@ RUN_OPTIONS: dict[str, Callable[[Any], Any]] = {
         type=Bytes(),
         default=0,
         metavar="SIZE",
-        help="Memory to get along with, as in 4G.  [default: half]",
+        help="Memory to get along with, as in 4G.  [default: half of what it may use]",
     ),
     "device": click.option(
         "--device",
@@ -83,7 +86,13 @@ RUN_OPTIONS: dict[str, Callable[[Any], Any]] = {
         type=Bytes(),
         default=0,
         metavar="SIZE",
-        help="Device memory to get along with, as in 8G.  [default: all]",
+        help="Device memory to get along with in all, as in 8G.  [default: all]",
+    ),
+    "scratch": click.option(
+        "--scratch",
+        type=PathType,
+        metavar="DIR",
+        help="Folder for what does not fit into memory, deleted at the end.  [default: beside the output]",
     ),
 }
 

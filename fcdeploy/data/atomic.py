@@ -46,9 +46,9 @@ def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
         with no_space_left(path), os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
-            os.fchmod(
-                file.fileno(), 0o666 & ~umask()
-            )  # mkstemp's 0600 is for secrets; results are ordinary files
+            with contextlib.suppress(OSError):  # of a file system that has no modes
+                # mkstemp's 0600 is for secrets; results are ordinary files.
+                os.fchmod(file.fileno(), 0o666 & ~umask())
             os.fsync(file.fileno())
         os.replace(part, path)
         sync_folder(path.parent)
@@ -66,7 +66,7 @@ def exchange(first: Path, second: Path) -> None:
     names = os.fsencode(first), os.fsencode(second)
     if swap is not None and not swap(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE):
         return
-    if swap is not None and ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL):
+    if swap is not None and ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
     aside = Path(tempfile.mkdtemp(prefix=f".{second.name}.", suffix=".old", dir=second.parent))
     os.rename(second, aside / second.name)  # for an instant there is nothing of that name, never half of one
@@ -120,8 +120,12 @@ def remove_folder(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
-    sync_file(folder)
+    """Make a rename in ``folder`` survive a power cut, where the file system knows how."""
+    try:
+        sync_file(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES):
+            raise
 
 
 def sync_file(path: Path) -> None:

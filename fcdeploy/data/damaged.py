@@ -1,5 +1,6 @@
 """What reading a NumPy file ends in when its bytes are damaged, or were made to do harm."""
 
+import errno
 import tokenize
 import zipfile
 import zlib
@@ -23,4 +24,6 @@ DAMAGED = (
 
 def reason_of(error: Exception) -> str:
     """Return the first line of what an error says, no longer than a sentence, without its full stop."""
+    if isinstance(error, OSError) and error.errno == errno.ENODEV:
+        return "its file system cannot map files into memory; copy it to a local disk"
     return (str(error).splitlines() or [type(error).__name__])[0][:LONGEST_REASON].rstrip(".")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fcdeploy.data.atomic import atomic_file
+from fcdeploy.data.locks import CONTENT
 from fcdeploy.errors import FcdeployError, InputError
 
 RECORD = "run.json"
@@ -174,12 +175,12 @@ def left_by_a_kill(path: Path) -> bool:
 
 
 def _is_lock(path: Path) -> bool:
-    """Tell whether a file is a lock of ours: empty, or the number of a process."""
+    """Tell whether a file is a lock of ours: empty, or numbers of processes, see ``fcdeploy.data.locks``."""
     if path.is_symlink() or not path.is_file():
         return False
     with open(path, "rb") as file:
-        content = file.read(64)
-    return not content or content.strip().isdigit()
+        content = file.read(4096)
+    return bool(CONTENT.fullmatch(content))
 
 
 def _is_name(name: object) -> bool:

@@ -1,7 +1,6 @@
 """Do two bundles give the same clusters? The share of faces whose cluster is the same set of faces in both."""
 
 import dataclasses
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from fcdeploy.clustering.metrics import share_in_same_cluster
 from fcdeploy.data.features import Features, features_from_array
 from fcdeploy.data.generated import generated_faces
+from fcdeploy.data.scratch import temporary_folder
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
 from fcdeploy.runtime.pipeline import Options, run_clustering, ways_of
@@ -75,7 +75,10 @@ def measure_agreement(
     """
     system = get_system(first.system)
     runs: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with (
+        temporary_folder(first.path.parent) as folder,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", FcdeployWarning)
 
         def labels_of(bundle: Bundle, inference: str, varied: dict[str, float]) -> np.ndarray:

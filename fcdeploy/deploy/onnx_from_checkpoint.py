@@ -1,7 +1,6 @@
 """Export: authors' checkpoints become a bundle of ONNX graphs, checked against PyTorch before it appears."""
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcdeploy import __version__
 from fcdeploy.data.features import Features, open_features
+from fcdeploy.data.scratch import temporary_folder
 from fcdeploy.deploy.agreement import Agreement, faces_for_agreement, measure_agreement
 from fcdeploy.deploy.checkpoint import keys_of, read_checkpoint
 from fcdeploy.deploy.parity import Parity, measure_parity
@@ -101,7 +101,10 @@ def export_checkpoint(
     parities: dict[str, Parity] = {}
     networks: dict[str, dict[str, Any]] = {}
     passes = system.passes(weights)
-    with new_bundle(output, passes) as folder, tempfile.TemporaryDirectory() as scratch:
+    with (
+        new_bundle(output, passes) as folder,
+        temporary_folder(output.parent) as scratch,
+    ):
         full, spelled = folder, Path(scratch) / "spelled"
         if precision == "fp16":
             full = Path(scratch) / "fp32"

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fcdeploy.data.scratch import temporary_folder
 from fcdeploy.deploy.precision import ERROR, FLIPS
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
@@ -80,7 +80,10 @@ def measure_parity(
     rows = rows_apart = nan = edges = flipped = undecided = 0
     errors: list[np.ndarray] = []
     scale = 0.0
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+    with (
+        temporary_folder(folder.parent) as scratch,
+        contextlib.ExitStack() as stack,
+    ):
         engines = {
             name: stack.enter_context(_open_probed(folder / f"{name}.onnx", spec, Path(scratch)))
             for name, spec in system.networks[network].passes(**widths).items()

@@ -179,12 +179,12 @@ class Bundle:
 
     @contextlib.contextmanager
     def open(
-        self, name: str, *, threads: int = 0, device: str | None = None, vram: int = 0
+        self, name: str, *, threads: int = 0, device: str | None = None, vram: int = 0, share: int = 1
     ) -> Iterator[Engine]:
         """Load pass ``name`` after its hash was found right; the block's end frees it.
 
         device: "cpu" or "cuda"; None: the CPU for ONNX graphs, the GPU for plans. vram: bytes of device memory to get
-        along with, 0 for what is there.
+        along with, 0 for what is there; share: how many engines there are for what is there.
         """
         device = self.device(device)
         path, spec = self.file(name), self.passes[name]
@@ -192,7 +192,9 @@ class Bundle:
             check_target(self.target, str(path), self.remake)  # before the file is read
             self._checked(name)
             profiles = self.manifest["passes"][name]["profiles"]
-            with TensorRtEngine(path, spec, self.target, profiles, remake=self.remake, vram=vram) as on_gpu:
+            with TensorRtEngine(
+                path, spec, self.target, profiles, remake=self.remake, vram=vram, share=share
+            ) as on_gpu:
                 yield on_gpu
             return
         content = self._checked(name)

@@ -92,7 +92,8 @@ class TensorRtEngine:
 
     path: the plan; spec: what it must take and give, checked against the plan when it is opened; profiles: its
     optimization profiles. The arrays that ``run`` returns are new each time and yours to keep. Not safe to share
-    between threads while it runs. vram: bytes of device memory to get along with; 0 for what is there. Batches
+    between threads while it runs. vram: bytes of device memory to get along with; 0 for what is there,
+    of which ``share`` engines have as much each. Batches
     outside the plan's ranges, or too large for the memory, are taken in parts where the pass allows it.
 
     There are two sets of buffers, so that one batch is copied to the device, on a stream of its own, while the
@@ -108,6 +109,7 @@ class TensorRtEngine:
         *,
         remake: str,
         vram: int = 0,
+        share: int = 1,
     ) -> None:
         self.spec = spec
         self.provider = TITLES[target.flavour]
@@ -138,7 +140,9 @@ class TensorRtEngine:
         self._turn = 0
         self._profile = -1
         self._workspace: Any = None
-        self._tables = DeviceArrays(self._cupy, (vram or gpu.memory) // TABLE_SHARE, self._copies.synchronize)
+        self._tables = DeviceArrays(
+            self._cupy, (vram or gpu.memory // share) // TABLE_SHARE, self._copies.synchronize
+        )
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Evaluate the plan; raises FcdeployError when ``feeds`` is not what ``spec`` and the profiles say."""

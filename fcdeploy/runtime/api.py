@@ -43,6 +43,7 @@ def cluster(
     vram: int = 0,
     tables: str = "float32",
     link: str | None = None,
+    scratch: PathLike | None = None,
     run_dir: PathLike | None = None,
     progress: bool = False,
     column: str | None = None,
@@ -55,12 +56,13 @@ def cluster(
     re-ranked lists. k, hops and tau replace those of the bundle's recipe. min_probability: what a link needs of a
     network that accepts or refuses it (SEPFL, NSR-FC), beyond being accepted. link: how NSR-FC makes clusters,
     'density-peaks' or 'pairs' (by its pair networks, the default where the engine has them). inference: 'exact',
-    'layerwise', or 'auto', which is exact up to 20,000 faces. threads: 0 means all cores.
-    memory: bytes to get along with; 0 means half of the machine's. uncovered: what becomes of faces that no cluster
-    was found for (GCN-D), 'singleton' (a cluster of one, the default) or 'drop' (-1). device: 'cpu' or 'cuda', where
-    the engine runs; vram: bytes of device memory to get along with, 0 for all. tables: 'float16' halves what layer-wise
-    inference keeps between its layers, and rounds it. run_dir: keeps what every stage made, and continues there.
-    column: which array of an archive, or column of a table, holds the features, where a path is given.
+    'layerwise', or 'auto', which is exact up to 20,000 faces. threads: 0 means all cores that the process may use.
+    memory: bytes to get along with; 0 means half of what the process may use. uncovered: what becomes of faces that no
+    cluster was found for (GCN-D), 'singleton' (a cluster of one, the default) or 'drop' (-1). device: 'cpu' or 'cuda',
+    where the engine runs; vram: bytes of device memory to get along with, 0 for all. tables: 'float16' halves what
+    layer-wise inference keeps between its layers, and rounds it. scratch: the folder for what does not fit into memory.
+    run_dir: keeps what every stage made, and continues there. column: which array of an archive, or column of a table,
+    holds the features, where a path is given.
     Returns labels (n,) int64, numbered by first appearance. Raises
     fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
@@ -80,6 +82,7 @@ def cluster(
         "vram": vram,
         "tables": tables,
         "link": link,
+        "scratch": scratch,
     }
     return _run(features, engine, chosen, run_dir, quiet=not progress, column=column).labels
 
@@ -176,6 +179,7 @@ class FaceClusterer:
         vram: int = 0,
         tables: str = "float32",
         link: str | None = None,
+        scratch: PathLike | None = None,
     ) -> None:
         self.engine = engine
         self.knn = knn
@@ -193,6 +197,7 @@ class FaceClusterer:
         self.vram = vram
         self.tables = tables
         self.link = link
+        self.scratch = scratch
 
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
@@ -287,7 +292,8 @@ def _run(
     bundle = read_bundle(engine)
     opened: Features
     if _are_paths(features):
-        opened = open_features(features, bundle.feature_dim, column=column)
+        scratch = Path(chosen["scratch"]) if chosen["scratch"] else None
+        opened = open_features(features, bundle.feature_dim, column=column, scratch=scratch)
         if opened.note:
             warnings.warn(opened.note, FcdeployWarning, stacklevel=3)
     else:
@@ -298,6 +304,7 @@ def _run(
         **{name: _real(name, chosen[name]) for name in ("tau", "min_probability")},
         "knn": knn,
         "reranked": Path(reranked) if reranked else None,
+        "scratch": Path(chosen["scratch"]) if chosen["scratch"] else None,
         "hops": None if hops is None else tuple(np.atleast_1d(hops).tolist()),
     }
     options = Options(**{**chosen, **usual})

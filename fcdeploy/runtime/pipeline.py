@@ -35,6 +35,7 @@ from fcdeploy import machine
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import BLOCK_ROWS, Features, check_features, check_unit_rows, hash_of, stamp_of
+from fcdeploy.data.scratch import scratch_folder
 from fcdeploy.engine.bundle import MANIFEST, Bundle, sha256_of
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
@@ -49,6 +50,7 @@ from fcdeploy.runtime.computed import what_was_computed
 from fcdeploy.runtime.keys import digest
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import (
+    SCRATCH_FOLDER,
     SUMMARY,
     Arrays,
     MemoryStore,
@@ -75,7 +77,6 @@ LEAST = {"k": 1, "batch": 1, "threads": 0, "memory": 0, "vram": 0}
 KNN = "knn.npz"
 EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
 INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its lists on disk
-SCRATCH_FOLDER = ".fcdeploy-run-"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Options:
     becomes of faces that no cluster was found for, 'singleton' or 'drop' (-1); None means 'singleton'. device: 'cpu'
     or 'cuda', where the engine runs; None means where it can, the CPU first. vram: bytes of device memory to get
     along with; 0 means what is there. tables: 'float32' or, rounded, 'float16', for what is kept between the layers of
-    layer-wise inference. link: how clusters come about where there is a choice, 'density-peaks' or 'pairs'.
+    layer-wise inference. link: how clusters come about where there is a choice, 'density-peaks' or 'pairs'. scratch:
+    the folder for what does not fit into memory, None for one on a disk.
     """
 
     knn: str = "auto"
@@ -108,6 +110,7 @@ class Options:
     vram: int = 0
     tables: str = "float32"
     link: str | None = None
+    scratch: Path | None = None
 
     @property
     def lists(self) -> dict[str, Path]:
@@ -151,7 +154,8 @@ def run_clustering(
     broken rows, lists of other faces. ``truth`` (n,) adds ``quality`` to the summary;
     ``unknown`` says what of its -1, see ``evaluate``. With ``run_dir`` every
     product is kept there and an interrupted run goes on where it stopped; without it, what does not fit into half
-    of the memory budget lies in a folder in ``scratch_dir`` that is removed at the end.
+    of the memory budget lies in a folder that is removed at the end, in ``options.scratch`` or ``scratch_dir``, where
+    the output goes; see ``scratch_folder``.
     """
     asked = options
     system, features, settings, options, notes = prepare(features, bundle, options)
@@ -166,7 +170,11 @@ def run_clustering(
             and sum_of_products(system, features.n, bundle, settings, options) > options.budget // 2
         ):
             folder = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=scratch_dir))
+                stack.enter_context(
+                    tempfile.TemporaryDirectory(
+                        prefix=SCRATCH_FOLDER, dir=scratch_folder(options.scratch, scratch_dir)
+                    )
+                )
             )
         store: Store = MemoryStore()
         if folder:
@@ -675,11 +683,12 @@ class Run:
         return self.bundle.device(self.options.device) == "cuda"
 
     @contextlib.contextmanager
-    def engine(self, name: str) -> Iterator[Engine]:
-        """Open one pass of the bundle."""
+    def engine(self, name: str, share: int = 1) -> Iterator[Engine]:
+        """Open one pass of the bundle; share: how many hold device memory at the same time, each as much of it."""
         options = self.options
+        vram = max(1, options.vram // share) if options.vram else 0
         with self.bundle.open(
-            name, threads=options.cores, device=options.device, vram=options.vram
+            name, threads=options.cores, device=options.device, vram=vram, share=share
         ) as engine:
             self.opened[name] = engine.provider
             yield engine

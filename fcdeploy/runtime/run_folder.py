@@ -11,7 +11,7 @@ with every commit.
 """
 
 import contextlib
-import fcntl
+import errno
 import math
 import mmap
 import os
@@ -32,14 +32,16 @@ from fcdeploy.data.atomic import (
     sync_folder,
 )
 from fcdeploy.data.damaged import DAMAGED
+from fcdeploy.data.locks import BusyError, Lock
 from fcdeploy.data.run_record import JOURNAL, LOCK, RECORD, SCRATCH, UNFINISHED, Claims, check_run_folder
-from fcdeploy.errors import InputError
+from fcdeploy.errors import FcdeployError, InputError
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # array name -> (shape, dtype)
 Arrays = dict[str, np.ndarray]
 SUMMARY = "summary.json"
 DURABLE = "durable"  # in a journal, instead of what is trusted until the next start only
 COPY_BYTES = 1 << 24
+SCRATCH_FOLDER = ".fcdeploy-run-"  # begins the name of a run's own folder
 
 
 class Partial(Protocol):
@@ -150,7 +152,7 @@ class RunFolder:
         try:
             self.path.mkdir(exist_ok=True)
             handle = open_own(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-            self._lock = os.fdopen(handle, "a+")  # held as long as the folder is
+            opened = os.fdopen(handle, "a+")
         except FileNotFoundError:
             raise InputError(
                 f"{path}: the folder {self.path.parent} does not exist; create it or choose another {choice}."
@@ -162,17 +164,12 @@ class RunFolder:
         except PermissionError:
             raise InputError(f"{path}: is not writable; choose another {choice}.") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
-            self._lock.close()
+            self._lock = Lock(opened, self.path / LOCK, told=not self.path.name.startswith(SCRATCH_FOLDER))
+        except BusyError as error:
+            opened.close()
             raise InputError(
-                f"{path}: another run is using this folder (process {owner}); wait for it or choose another {choice}."
+                f"{path}: another run is using this folder ({error}choose another {choice}."
             ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
         record = check_run_folder(self.path, choice)  # as the last run to hold the lock left it
         self._products, self.claims = record.products, Claims(self.path, record, choice)
         self.claims.begin()
@@ -398,7 +395,7 @@ class FolderPartial:
     def _map(self, part: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         file = self._place / f"{part}.npy"
         if self.done:
-            return np.load(file, mmap_mode="r+")
+            return _mapped_to_write(file)
         if 0 in shape:  # nothing to map
             array = np.empty(shape, dtype)
             np.save(file, array)
@@ -412,10 +409,8 @@ class FolderPartial:
             }
             np.lib.format.write_array_header_1_0(opened, header)
             opened.flush()
-            os.posix_fallocate(
-                opened.fileno(), 0, opened.tell() + math.prod(shape) * np.dtype(dtype).itemsize
-            )
-        return np.load(file, mmap_mode="r+")
+            take_space(opened, math.prod(shape) * np.dtype(dtype).itemsize)
+        return _mapped_to_write(file)
 
     def _append(self, line: str) -> None:
         self._journal.write(line + "\n")
@@ -430,6 +425,31 @@ class FolderPartial:
             archive.open(info, "w", force_zip64=True) as target,
         ):
             shutil.copyfileobj(source, target, COPY_BYTES)
+
+
+def take_space(file: IO[bytes], size: int) -> None:
+    """Make a file larger by ``size`` bytes of zeros, for which there is room on the disk from then on."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, file.tell() + size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENODEV):
+            raise
+        zeros = bytes(min(size, COPY_BYTES))
+        for start in range(0, size, COPY_BYTES):
+            file.write(zeros[: size - start])
+        file.flush()
+
+
+def _mapped_to_write(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r+")
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        raise FcdeployError(
+            f"{file.parent.parent}: its file system cannot map files into memory, which a run needs; choose another "
+            "--run-dir or --scratch."
+        ) from error
 
 
 def remove_partial(place: Path) -> None:

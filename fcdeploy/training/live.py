@@ -162,8 +162,8 @@ class LiveRun(SweepRun):
         return {module.__name__: module.__version__ for module in modules}
 
     @contextlib.contextmanager
-    def engine(self, name: str) -> Iterator[Engine]:
-        """Open one pass of the networks."""
+    def engine(self, name: str, share: int = 1) -> Iterator[Engine]:
+        """Open one pass of the networks, whose memory is PyTorch's."""
         yield TorchEngine(self.modules[name], self.specs[name], self.torch_device)
 
 

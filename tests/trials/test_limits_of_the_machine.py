@@ -8,12 +8,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fcdeploy import machine
-from fcdeploy.machine import core_limit, is_in_memory, memory_limit
+from fcdeploy.machine import core_limit, is_in_memory, memory_limit, read_mounts
 from fcdeploy.runtime.pipeline import Options
 
 GB = 1 << 30
@@ -211,3 +212,63 @@ def test_files_in_memory_are_told_by_the_mount(tmp_path: Path) -> None:
     assert not is_in_memory(tmp_path / "none", tmp_path)
     if Path("/dev/shm").is_dir():
         assert is_in_memory(Path("/dev/shm"))
+
+
+@pytest.fixture
+def group_of_2_gb() -> Iterator[Path]:
+    """A memory cgroup below that of this process, where the machine lets us make one."""
+    v1 = [mount for mount in read_mounts() if mount.kind == "cgroup" and "memory" in mount.options]
+    folders = list(machine._folders(Path("/"), "memory"))
+    name = "memory.limit_in_bytes" if v1 else "memory.max"
+    group = (
+        next((folder for folder in folders if (folder / name).exists()), Path("/none"))
+        / f"test-{os.getpid()}"
+    )
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here ({error})")
+    try:
+        try:
+            (group / name).write_text(str(2 * GB))
+        except OSError as error:
+            pytest.skip(f"no cgroup here can be limited ({error})")
+        yield group
+    finally:
+        group.rmdir()
+
+
+def test_the_limit_of_a_real_group_is_read(group_of_2_gb: Path) -> None:
+    code = "from fcdeploy.machine import memory_limit; print(memory_limit().usable)"
+    done = run_in(group_of_2_gb, sys.executable, "-c", code)
+    assert (done.returncode, done.stdout) == (0, f"{2 * GB}\n")
+
+
+def run_in(group: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    entered = ["bash", "-c", f'echo $$ > "{group}/cgroup.procs" && exec "$@"', "bash", *map(str, command)]
+    return subprocess.run(entered, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_run_stays_inside_a_cgroup_of_2_gb(group_of_2_gb: Path, tmp_path: Path) -> None:
+    """200,000 x 512 float32, with a budget that follows from the limit; the kernel kills who takes more."""
+    torch = pytest.importorskip("torch")
+    from fcdeploy.data.generated import generated_faces
+    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+    from fcdeploy.systems.pse_gcn.network import PseGcn
+
+    torch.manual_seed(1)
+    torch.save(PseGcn(512).state_dict(), tmp_path / "checkpoint.pth")
+    bundle, _ = export_checkpoint(tmp_path / "checkpoint.pth", tmp_path / "pse.onnx")
+    with open(tmp_path / "features.bin", "wb") as file:
+        for seed in range(20):
+            file.write(generated_faces(10_000, 512, seed).tobytes())
+    run = ("cluster", tmp_path / "features.bin", "--engine", bundle.path, "-o", tmp_path / "o.meta")
+    done = run_in(
+        group_of_2_gb, sys.executable, "-m", "fcdeploy", *run, "--k", "20", "--hops", "20,5", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["faces"] == 200_000
+    assert summary["computed"]["limits"]["memory"] == GB
+    assert summary["peak_bytes"] < 2 * GB

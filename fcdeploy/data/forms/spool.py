@@ -4,7 +4,6 @@ The file never has a name, so nothing is left behind whatever ends the process.
 """
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import IO, Any
 import numpy as np
 
 from fcdeploy.data.atomic import no_space_left
+from fcdeploy.data.scratch import scratch_folder
 
 IN_MEMORY = 64 << 20  # bytes
 CHUNK = 1 << 20
 
 
 def nameless_file(scratch: Path | None) -> IO[bytes]:
-    """Open a file without a name in the folder ``scratch``, or where temporary files go."""
-    folder = scratch if scratch is not None and os.access(scratch, os.W_OK | os.X_OK) else None
-    return tempfile.TemporaryFile(dir=folder)
+    """Open a file without a name in the folder ``scratch``, or where ``scratch_folder`` says."""
+    return tempfile.TemporaryFile(dir=scratch or scratch_folder(needed=False))
 
 
 def spool_rows(

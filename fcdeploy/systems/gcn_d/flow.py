@@ -236,7 +236,10 @@ def proposal_scores(
     def worker() -> Iterator[Work]:
         with contextlib.ExitStack() as stack:
             tables = {part: face_table(run, network) for part, network in outputs.items()}
-            engines = {part: stack.enter_context(run.engine(network)) for part, network in outputs.items()}
+            engines = {
+                part: stack.enter_context(run.engine(network, len(outputs)))
+                for part, network in outputs.items()
+            }
 
             def work(chosen: np.ndarray) -> dict[str, np.ndarray]:
                 made = {part: np.empty(len(chosen), dtype=np.float32) for part in outputs}

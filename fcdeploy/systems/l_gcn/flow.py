@@ -101,9 +101,8 @@ def scored_links(run: "Run", knn: KnnGraph, knn_made_of: Made) -> dict[str, np.n
         tables = encoded_tables(run)
         own = own_positions(knn.ids, np.arange(run.n, dtype=np.int32))
         with contextlib.ExitStack() as stack:
-            engines = {
-                name: stack.enter_context(run.engine(name)) for name in ("encode", "convolve", "score")
-            }
+            names = ("encode", "convolve", "score")
+            engines = {name: stack.enter_context(run.engine(name, len(names))) for name in names}
             origin = engines["encode"].run({"features": np.zeros((1, run.features.dim), dtype=np.float32)})
             run.check_row(origin)
 

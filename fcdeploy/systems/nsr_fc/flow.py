@@ -153,7 +153,7 @@ def across_batch(
     run: "Run", features: np.ndarray, code: np.ndarray
 ) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
     """Score lists (b, k) that are one batch, its faces attending to each other at each position: logits (b, k)."""
-    with run.engine("rescore_first") as first_engine, run.engine("rescore") as engine:
+    with run.engine("rescore_first", 2) as first_engine, run.engine("rescore", 2) as engine:
 
         def batches(ids: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
             first = run.finite(first_engine.run({"features": features[ids[:, 0]]}), ids[:, 0], "first row")[

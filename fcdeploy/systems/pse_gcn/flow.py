@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 REFINE_BLOCK = 2048
 ENGINE_ROWS = 4096  # nodes an engine call: enough for full-speed matrix products, small enough for the cache
 SETS_BLOCK = 2048
+BESIDE_SUMS = 2  # an engine and the tables of the sums, which take half of the device memory each
 LINK_BLOCK = 65536
 REFINE_PASSES = (
     "encode",
@@ -213,7 +214,7 @@ def refined_layerwise(
         @contextlib.contextmanager
         def worker() -> Iterator[Work]:
             feeds = inputs()
-            with run.engine(name) as engine:
+            with run.engine(name, BESIDE_SUMS) as engine:
 
                 def work(places: np.ndarray) -> dict[str, np.ndarray]:
                     outputs = engine.run(feeds(places))
@@ -296,7 +297,7 @@ def refined_layerwise(
         run.drop("similar1")
         directions = similar2(first)["h2"]
         place = places_in(run.order)
-        with run.engine("block2") as engine:
+        with run.engine("block2", BESIDE_SUMS) as engine:
 
             def work(faces: np.ndarray) -> dict[str, np.ndarray]:
                 places = place[faces]
