@@ -206,7 +206,7 @@ def _chosen(path: Path, file: TorchFile, key: str | None) -> tuple[_Found, int]:
         raise InputError(_nothing_sentence(path, file.found))
     named = [_without_prefix(one) for one in candidates]
     # Statistics and counters beside the weights are no networks: each of these rules leaves some of several, or all.
-    for rule in (_has_matrices, _fits, _is_like):
+    for rule in (_has_matrices, _may_be_ours):
         if len(named) > 1 and (left := [one for one in named if rule(one)]):
             named = left
     if len(named) > 1:
@@ -236,7 +236,7 @@ def _by_key(path: Path, found: Any, key: str) -> _Found:
     if rest:
         inside = [part for one in inside for part in _under_prefix(one, f"{rest}.")]
     if len(inside) > 1:
-        fitting = [one for one in inside if _fits(_without_prefix(one))]
+        fitting = [one for one in inside if _may_be_ours(_without_prefix(one))]
         inside = fitting if len(fitting) == 1 else inside
     if len(inside) > 1:
         raise InputError(_several_sentence(path, [one.key for one in inside]))
@@ -326,8 +326,9 @@ def _has_matrices(found: _Found) -> bool:
     return any(tensor.floating and len(tensor.shape) > 1 for tensor in found.tensors.values())
 
 
-def _fits(found: _Found) -> bool:
-    return likeness(found.shapes)[0]
+def _may_be_ours(found: _Found) -> bool:
+    """Whether it is a known network, even a damaged one, or holds one among others."""
+    return _is_like(found) or any(True for _ in _networks_by_prefix(found))
 
 
 def _is_like(found: _Found) -> bool:

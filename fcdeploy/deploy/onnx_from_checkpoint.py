@@ -76,26 +76,28 @@ def export_checkpoint(
     if output:
         check_bundle_path(output)
     checkpoints = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
-    read = {
-        str(path): read_checkpoint(Path(path), one)
-        for path, one in zip(checkpoints, keys_of(key, len(checkpoints)), strict=True)
-    }
-    states = {path: one.state for path, one in read.items()}
+    given = list(zip(map(Path, checkpoints), keys_of(key, len(checkpoints)), strict=True))
+    # One file may hold several networks: then their keys tell them apart.
+    several = {path for path, _ in given if len({one for other, one in given if other == path}) > 1}
+    files = {f"{path}, {one}" if path in several else str(path): (path, one) for path, one in given}
+    read = {where: read_checkpoint(path, one) for where, (path, one) in files.items()}
+    states = {where: one.state for where, one in read.items()}
     system, network_of, weights = recognise(
         {
             path: {name: tuple(tensor.shape) for name, tensor in state.items()}
             for path, state in states.items()
         }
     )
-    for path, one in read.items():
+    for where, one in read.items():
         if one.beside:
+            left_out = f"tensors beside them are left out ({one.beside:,})"
             warnings.warn(
-                f"{path}: the weights are those under {one.key}; {one.beside:,} tensors beside them are left out.",
-                FcdeployWarning,
-                stacklevel=2,
+                f"{where}: the weights are those under {one.key}; {left_out}.", FcdeployWarning, stacklevel=2
             )
-    in_order = sorted(map(Path, states), key=lambda path: list(weights).index(network_of[str(path)]))
-    recipe, recipe_from = _chosen_recipe(system, in_order, weights, recipe, name)
+    in_order = sorted(states, key=lambda where: list(weights).index(network_of[where]))
+    recipe, recipe_from = _chosen_recipe(
+        system, [files[where][0] for where in in_order], weights, recipe, name
+    )
     output = Path(output or f"{system.name}.onnx")
     faces = open_features(agreement, recipe.feature_dim) if agreement else None
     parities: dict[str, Parity] = {}
@@ -111,8 +113,8 @@ def export_checkpoint(
             full.mkdir()
             spelled.mkdir()
         products: dict[str, dict[str, int]] = {}
-        for path, state in ((str(path), states[str(path)]) for path in in_order):
-            name = network_of[path]
+        for where, state in ((where, states[where]) for where in in_order):
+            path, name = files[where][0], network_of[where]
             torch_network = system.module("network").NETWORKS[name]
             model = torch_network.from_state_dict(state)
             torch_network.settle(model, recipe)
@@ -146,9 +148,9 @@ def export_checkpoint(
             networks[name] = {
                 "widths": dict(weights[name]),
                 "checkpoint": {
-                    "file": Path(path).name,
-                    "sha256": sha256_of(Path(path)),
-                    **({"key": read[path].key} if read[path].key else {}),
+                    "file": path.name,
+                    "sha256": sha256_of(path),
+                    **({"key": read[where].key} if read[where].key else {}),
                 },
                 "parity": parity.as_dict(),
             }

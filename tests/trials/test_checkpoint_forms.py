@@ -26,7 +26,7 @@ torch = pytest.importorskip("torch")
 
 from fcdeploy.data.torch_file import read_torch_file  # noqa: E402
 from fcdeploy.deploy.checkpoint import keys_of, load_state_dict, read_checkpoint  # noqa: E402
-from fcdeploy.errors import InputError  # noqa: E402
+from fcdeploy.errors import FcdeployWarning, InputError  # noqa: E402
 from fcdeploy.systems import likeness, recognise  # noqa: E402
 
 State = dict[str, Any]
@@ -182,6 +182,15 @@ def test_of_several_in_one_state_dict_key_chooses_by_prefix(weights: State, save
         load_state_dict(path)
     assert equal(load_state_dict(path, "state_dict.model"), weights)
     assert equal(load_state_dict(path, "state_dict.ema_model"), other)
+
+
+def test_networks_of_a_chain_in_one_file_are_told_apart_by_their_keys(checkpoint: Any, saved: Any) -> None:
+    names = {"lce": "nsr/LCENet.pth", "pce": "nsr/PCENet.pth.xz"}
+    nets = {key: load_state_dict(checkpoint(name)) for key, name in names.items()}
+    path = saved(nets)
+    with pytest.raises(InputError, match=r"holds 2 state_dicts \(lce, pce\)"):
+        load_state_dict(path)
+    assert all(equal(load_state_dict(path, key), net) for key, net in nets.items())
 
 
 def test_keys_are_one_for_all_or_one_each() -> None:
@@ -485,3 +494,30 @@ def test_damage_to_the_values_of_a_tensor_is_told_with_its_name(weights: State, 
         InputError, match=r"c\.pth: is not a whole checkpoint: the values of [\w.]+ are damaged"
     ):
         load_state_dict(path)
+
+
+def test_export_takes_the_key_and_records_where_the_weights_were(golden: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    from click.testing import CliRunner
+
+    from fcdeploy.cli import cli
+
+    weights = torch.load(golden / "dev/sepfl/checkpoint.pth", weights_only=True)
+    whole = {
+        "model": prefixed(weights, "net."),
+        "ema": prefixed(weights, "net.") | {"head.w": torch.ones(3, 3)},
+    }
+    torch.save(whole, tmp_path / "c.pth")
+    with pytest.raises(InputError, match=r"holds 2 state_dicts \(model, ema\)"):
+        load_state_dict(tmp_path / "c.pth")
+    (tmp_path / "c.toml").write_text('system = "sepfl"\nfeature_dim = 32\n[links]\nk = 20\n')
+    args = ["export", "--ckpt", str(tmp_path / "c.pth"), "-o", str(tmp_path / "x.onnx")]
+    refused = CliRunner().invoke(cli, args)
+    assert isinstance(refused.exception, InputError)
+    assert "--key" in str(refused.exception)
+    with pytest.warns(FcdeployWarning) as told:
+        done = CliRunner().invoke(cli, [*args, "--key", "ema.net"])
+    assert done.exit_code == 0, done.output
+    assert any("c.toml" in str(note.message) for note in told)
+    manifest = json.loads((tmp_path / "x.onnx/manifest.json").read_text())
+    assert manifest["networks"]["pairwise"]["checkpoint"]["key"] == "ema.net"
