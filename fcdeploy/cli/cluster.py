@@ -9,6 +9,7 @@ import click
 from fcdeploy.cli.features import column_option, id_column_option, open_and_tell
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
+from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_options
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
@@ -89,6 +90,7 @@ def command(
     """
     from fcdeploy.data.forms.files import is_feature_list
     from fcdeploy.data.labels import check_known, check_labels_path, read_labels, write_labels, written_form
+    from fcdeploy.data.side_files import check_not_an_input
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.errors import InputError
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
@@ -102,9 +104,8 @@ def command(
         raise InputError(
             f"{output}: holds no ids, which --id-column asks for; name the output .csv, .tsv, .parquet or .feather."
         )
-    for given in (features, embedder, truth, *options.lists.values()):
-        if given is not None and output.exists() and given.exists() and output.samefile(given):
-            raise InputError(f"{output}: is also an input; choose another output.")
+    check_not_an_input(output, (features, embedder, truth, *options.lists.values()))
+    check_default_output("output", output)
     if run_dir is not None and output.suffix == ".npy" and output.parent.resolve() == run_dir.resolve():
         raise InputError(
             f"{output}: the .npy files in the run folder are results of its stages; put the labels elsewhere."

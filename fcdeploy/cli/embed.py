@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fcdeploy.cli.interrupts import resumable
+from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.types import Numbers, PathType, Size
 
 ON_BAD = click.Choice(["stop", "skip", "zero"])
@@ -110,10 +111,12 @@ def command(
       fcdeploy embed faces.txt --model embedder.onnx --channels bgr --mean 127.5 --scale 128 --on-bad skip
     """
     from fcdeploy.data.imagelist import open_images
+    from fcdeploy.data.sidecar import is_told_of_by_sidecar
     from fcdeploy.engine.embedder import settings_from_table
     from fcdeploy.runtime.embed import embed_to_file, new_job, part_of
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
 
+    check_default_output("output", output, is_told_of_by_sidecar)
     given: dict[str, Any] = {
         "layout": layout,
         "size": size,

@@ -7,6 +7,7 @@ import click
 from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option
+from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.types import PathType
 
 
@@ -161,7 +162,8 @@ def command(
     from fcdeploy.data.features import needs_width
     from fcdeploy.data.forms.files import feature_files
     from fcdeploy.data.labels import form_to_read, read_labels
-    from fcdeploy.deploy.recipe import load_recipe
+    from fcdeploy.data.side_files import check_not_an_input
+    from fcdeploy.deploy.recipe import is_written_recipe, load_recipe
     from fcdeploy.deploy.recipe_beside import recipe_place
     from fcdeploy.errors import InputError
     from fcdeploy.packages import import_package
@@ -193,12 +195,11 @@ def command(
         if not equals:
             raise InputError(f"--set {text}: write it as NAME=VALUE.")
         pairs[name.strip()] = value.strip()
-    for given in (features, labels, init, *checkpoints):
-        if given is not None and output.exists() and given.exists() and output.samefile(given):
-            raise InputError(f"{output}: is also an input; choose another output.")
+    inputs = (*opened.files, labels, init, *checkpoints, Path(recipe) if recipe else None)
+    for written in (output, recipe_place(output)):
+        check_not_an_input(written, inputs)
     beside = recipe_place(output)
-    if recipe and beside.is_file() and Path(recipe).is_file() and beside.samefile(recipe):
-        raise InputError(f"{beside}: is also an input, and where the recipe goes; choose another output.")
+    check_default_output("output", output, lambda path: beside.is_file() and is_written_recipe(beside))
     choices = Choices(
         *(
             epochs,

@@ -9,6 +9,7 @@ import click
 from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
+from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
@@ -90,12 +91,16 @@ def command(
       fcdeploy export --ckpt saves/checkpoint.pth --recipe tuned.toml -o pse.onnx
     """
     from fcdeploy.data.labels import WrongNumberOfLabels, read_labels
+    from fcdeploy.data.side_files import check_not_an_input
+    from fcdeploy.deploy.recipe import is_written_recipe
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.runtime.pipeline import Options
     from fcdeploy.training.tune import as_dict, check_number, check_outputs, tune, write_tuned
 
     check_outputs(output)
+    check_not_an_input(output, (features, labels))
+    check_default_output("output", output, is_written_recipe)
     bundle = read_bundle(engine)
     opened = open_and_tell(
         features, None, width=bundle.feature_dim, column=column, output=output, quiet=quiet

@@ -80,6 +80,12 @@ def read_sidecar_or_damaged(features: Path) -> Sidecar | bool | None:
         return True
 
 
+def is_told_of_by_sidecar(features: Path) -> bool:
+    """Tell whether a features file is one that `fcdeploy embed` wrote, by its sidecar and its size."""
+    sidecar = read_sidecar_or_damaged(features)
+    return isinstance(sidecar, Sidecar) and features.is_file() and features.stat().st_size == sidecar.bytes
+
+
 def check_size(path: Path, name: str, sidecar: Sidecar, dim: int | None) -> None:
     """Raise InputError when a file is not of the size, or its rows not of the width, that its sidecar says."""
     beside = sidecar_path(Path(name))

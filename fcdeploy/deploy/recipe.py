@@ -1,15 +1,21 @@
 """Recipes: TOML files that hold what a checkpoint does not say, read into a system's frozen dataclass."""
 
 import json
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fcdeploy.data.side_files import head_of
 from fcdeploy.data.toml import table_from_toml
 from fcdeploy.errors import InputError
 from fcdeploy.systems.settings import settings_as_dict, settings_from_dict
 
+# Headings of training.train and training.tune.
+WRITTEN = re.compile(
+    rb"# (.+, network .+, trained with fcdeploy |Tuned on [\d,]+ labelled faces for (pairwise|bcubed) F: )"
+)
 BUILT_IN = resources.files("fcdeploy.deploy") / "recipes"
 
 
@@ -43,6 +49,11 @@ def load_recipe(source: Path | str) -> Any:
             f"{source}: no such recipe file, and no built-in recipe of that name ({', '.join(built_in_names())})."
         )
     return settings_from_dict(table_from_toml(text, where, "a recipe"), where)
+
+
+def is_written_recipe(path: Path) -> bool:
+    """Tell whether a file is a recipe that ``fcdeploy train`` or ``fcdeploy tune`` wrote, by its heading."""
+    return WRITTEN.match(head_of(path)) is not None
 
 
 def recipe_text(recipe: Any, heading: Sequence[str] = ()) -> str:

@@ -20,6 +20,7 @@ from fcdeploy.data.filelist import Filelist
 from fcdeploy.data.images import FIRST_BAD, State
 from fcdeploy.data.labels import renumber
 from fcdeploy.data.run_record import check_run_folder
+from fcdeploy.data.side_files import check_not_an_input, check_replaceable
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.embedder import Embedder
 from fcdeploy.errors import InputError
@@ -29,7 +30,9 @@ from fcdeploy.runtime.embed import (
     Job,
     begin,
     fill,
-    is_input,
+    inputs_of,
+    is_bad_list,
+    lists_lines_of,
     looked_up,
     part_of,
     report_bad_lines,
@@ -78,13 +81,11 @@ def cluster_images(
     progress = Progress(quiet)
     folder = run_dir or part_of(output)
     bad_list, line_list = output.with_suffix(".bad.txt"), output.with_suffix(".filelist.txt")
-    for path in (output,) if files.is_text else (output, line_list):
-        if is_input(path, job):
-            raise InputError(f"{path}: is also an input; choose another output.")
-    if is_input(bad_list, job):
-        raise InputError(
-            f"{bad_list}: is an input, and where bad lines would be listed; choose another output."
-        )
+    for path in (output, bad_list) if files.is_text else (output, bad_list, line_list):
+        check_not_an_input(path, inputs_of(job))
+    check_replaceable(bad_list, is_bad_list, "the list of bad lines")
+    if not files.is_text:
+        check_replaceable(line_list, lambda path: lists_lines_of(path, job), "the list of the lines")
     check_run_folder(folder, "--run-dir" if run_dir else "output")
     if not folder.exists():
         open_for(bundle, job).close()  # what does not fit is said before anything is made

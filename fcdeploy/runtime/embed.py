@@ -10,6 +10,7 @@ command goes on after the last complete block, and embeds again only what was ch
 
 import contextlib
 import os
+import re
 import time
 import warnings
 from collections import Counter, deque
@@ -28,6 +29,7 @@ from fcdeploy.data.filelist import NO_STAMP, Filelist, lines_outside, look_up_al
 from fcdeploy.data.images import FIRST_BAD, MAX_PIXELS, REASONS, State, import_pillow, read_image
 from fcdeploy.data.labels import check_labels_path, write_labels
 from fcdeploy.data.sidecar import Sidecar, check_sidecar_path, sidecar_bytes
+from fcdeploy.data.side_files import check_not_an_input, check_replaceable, is_table
 from fcdeploy.engine.embedder import (
     BATCH,
     Embedder,
@@ -47,6 +49,10 @@ from fcdeploy.runtime.run_folder import Arrays, MemoryStore, Partial, RunFolder,
 SUFFIXES = (".bin", ".npy")
 SKIPPED = {"hidden": "hidden or of the system", "other": "of other kinds"}  # files in a folder
 OUTCOMES = {"skip": "they are left out", "zero": "their rows are zero"}
+COUNT = "{max_pixels:,}"  # in a reason
+BAD_LINE = re.compile(  # of a list of bad lines: its number, the line, the reason
+    f"\\d+\t.*\t({'|'.join(re.escape(r).replace(re.escape(COUNT), '[0-9,]+') for r in REASONS.values())})".encode()
+)
 COMMIT_LINES = 512  # embedded between two commits
 AHEAD = 4  # images a thread that are decoded before they are needed
 WORKING = "embedding"  # the product in the making, of all lines; a hash of the list follows
@@ -183,7 +189,8 @@ def embed_to_file(
             if labels is not None and job.files.labels is not None:
                 write_labels(labels, job.files.labels[kept])
             others = [output.with_suffix(suffix) for suffix in SUFFIXES if suffix != output.suffix]
-            if not listed and not is_input(kept_list, job) and not any(map(Path.exists, others)):
+            ours = kept_list.is_file() and not is_input(kept_list, job) and lists_lines_of(kept_list, job)
+            if not listed and ours and not any(map(Path.exists, others)):
                 kept_list.unlink(missing_ok=True)  # of an earlier run; row i is line i now
         folder.remove()
     return {
@@ -445,17 +452,33 @@ def check_outputs(job: Job, output: Path, on_bad: str, labels: Path | None = Non
     if len(set(map(os.path.abspath, written))) < len(written):
         raise InputError(f"{labels}: is also another output; choose another name for the labels.")
     for path in written:
-        if is_input(path, job):
-            raise InputError(f"{path}: is also an input; choose another output.")
+        check_not_an_input(path, inputs_of(job))
+    check_replaceable(lists[0], is_bad_list, "the list of bad lines")
+    if lists[1] in written:
+        check_replaceable(lists[1], lambda path: lists_lines_of(path, job), "the list of the rows")
     return lists
+
+
+def is_bad_list(path: Path) -> bool:
+    """Tell whether a file is a list of bad lines that ``report_bad_lines`` wrote, by all of its lines."""
+    return is_table(path, BAD_LINE)
+
+
+def lists_lines_of(path: Path, job: Job) -> bool:
+    """Tell whether a file holds lines of the job's list, in their order, and no others: as we list the rows."""
+    lines = iter(range(job.files.n))
+    with open(path, "rb") as file:
+        return all(any(job.files.line(at) == line.removesuffix(b"\n") for at in lines) for line in file)
+
+
+def inputs_of(job: Job) -> tuple[Path, ...]:
+    """Return the files that a run reads, its images not counted."""
+    return (*job.files.sources, *model_files(job.model), job.model.with_suffix(".toml"))
 
 
 def is_input(path: Path, job: Job) -> bool:
     """Tell whether a path is one of the files that a run reads, its images not counted."""
-    if not path.exists():
-        return False
-    inputs = (*job.files.sources, *model_files(job.model), job.model.with_suffix(".toml"))
-    return any(given.exists() and path.samefile(given) for given in inputs)
+    return path.exists() and any(given.exists() and path.samefile(given) for given in inputs_of(job))
 
 
 def part_of(output: Path) -> Path:

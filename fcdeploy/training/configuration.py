@@ -64,6 +64,17 @@ def configuration(
     return dict(json.loads(json.dumps(described)))
 
 
+def is_config(file: Path) -> bool:
+    """Tell whether a file is a configuration that ``check_config`` wrote."""
+    try:
+        found = json.loads(file.read_bytes())
+        return {"system", "network", "recipe", "schedule"} <= found["config"].keys() and "fcdeploy" in found[
+            "versions"
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
 def check_config(folder: Path, config: dict[str, Any]) -> None:
     """Write the configuration; raises InputError when the folder holds a training of another one."""
     file = folder / TRAINING

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fcdeploy.data.atomic import atomic_file
+from fcdeploy.data.side_files import head_of
 from fcdeploy.errors import FcdeployWarning, MissingDependencyError
 from fcdeploy.packages import import_package
 
 SIZE, DPI = (8.0, 4.5), 120
+SOFTWARE = "fcdeploy"  # in a picture, by which it is known as ours
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -65,6 +67,11 @@ def draw_precision_recall(
     _draw(path, draw)
 
 
+def is_drawn_here(path: Path) -> bool:
+    """Tell whether a file is a picture that was drawn by this module."""
+    return f"Software\0{SOFTWARE}".encode() in head_of(path)
+
+
 def _draw(path: Path, draw: Any) -> None:
     install = "pip install 'fcdeploy[train]'"
     try:
@@ -79,4 +86,4 @@ def _draw(path: Path, draw: Any) -> None:
     agg.FigureCanvasAgg(figure)
     draw(figure)
     with atomic_file(path) as file:
-        figure.savefig(file, format="png", metadata={"Software": None})
+        figure.savefig(file, format="png", metadata={"Software": SOFTWARE})

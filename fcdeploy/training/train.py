@@ -22,9 +22,11 @@ from fcdeploy.clustering.metrics import check_unknown
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import Features, check_features
 from fcdeploy.data.labels import check_known
+from fcdeploy.data.run_record import Claims, check_run_folder, read_record
+from fcdeploy.data.side_files import check_replaceable
 from fcdeploy.deploy.checkpoint import keys_of, load_state_dict
-from fcdeploy.deploy.recipe import recipe_text
-from fcdeploy.deploy.recipe_beside import note_of_another, recipe_beside, recipe_place
+from fcdeploy.deploy.recipe import is_written_recipe, recipe_text
+from fcdeploy.deploy.recipe_beside import TRAINING, note_of_another, recipe_beside, recipe_place
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.runtime.pipeline import Options, hash_of
@@ -32,7 +34,7 @@ from fcdeploy.runtime.run_folder import RunFolder, Store
 from fcdeploy.systems import NAMES, Schedule, System, Training, Weights, check_recipe, get_system
 from fcdeploy.systems.settings import with_settings
 from fcdeploy.training.choices import PUBLISHED, Choices, chosen_schedule, chosen_settings
-from fcdeploy.training.configuration import check_config, configuration
+from fcdeploy.training.configuration import check_config, configuration, is_config
 from fcdeploy.training.identities import (
     alike_shots,
     check_albums,
@@ -43,12 +45,13 @@ from fcdeploy.training.identities import (
     split_identities,
 )
 from fcdeploy.training.live import LiveRun, live_run
-from fcdeploy.training.loop import BEST, Loop, Progressed
+from fcdeploy.training.loop import BEST, CURVES, LAST, STATE, Loop, Progressed
 from fcdeploy.training.memory import freed_memory_kept
 from fcdeploy.training.report import Report
 from fcdeploy.training.sweep import KeyedStore
 
 FACES = "faces"
+KEPT = (TRAINING, f"{CURVES}.csv", f"{CURVES}.png", BEST, LAST, STATE, FACES)  # in the run folder
 
 
 @dataclass(frozen=True)
@@ -154,12 +157,13 @@ def train(
     smallest_album = int(np.bincount(albums[~validating]).min())
     if problem := settings.problem(fitted["training"], smallest_album):
         raise InputError(f"--set: {problem}.")
-    folder = made_folders(output, run_dir)
+    claims, folder = made_folders(output, run_dir), run_dir
     with contextlib.ExitStack() as stack:
         stack.enter_context(threads_limited(options.cores))
         stack.enter_context(torch_threads(options.cores))
         stack.enter_context(freed_memory_kept())
         store = stack.enter_context(RunFolder(folder / FACES))  # its lock is that of the whole training
+        stack.callback(claims.end)
         for module in networks.values():
             module.to(device)
 
@@ -349,10 +353,29 @@ def check_places(output: Path, run_dir: Path) -> None:
             raise InputError(f"{path}: is where the recipe goes, beside the checkpoint; choose another name.")
     if output.resolve() == run_dir.resolve():
         raise InputError(f"{output}: is the run folder, too; choose another name for the checkpoint.")
+    check_replaceable(beside, is_written_recipe, "the recipe")
+    claims_of(run_dir).check_free(KEPT)
+    check_run_folder(run_dir / FACES)
 
 
-def made_folders(output: Path, run_dir: Path) -> Path:
-    """Make the folders of the checkpoint and of the run, which is returned; raises InputError where none can be."""
+def claims_of(run_dir: Path) -> Claims:
+    """Return what in a run folder is ours; raises InputError when it is a folder of somebody's files."""
+    return Claims(run_dir, check_run_folder(run_dir, older=names_before_records))
+
+
+def names_before_records(folder: Path) -> set[str] | None:
+    """Return the names that are ours in the run folder of a version that left no record there."""
+    found = {path.name for path in folder.iterdir()}
+    if found == {FACES} and read_record(folder / FACES) is not None:
+        return {FACES}
+    return {*KEPT} if is_config(folder / TRAINING) else None
+
+
+def made_folders(output: Path, run_dir: Path) -> Claims:
+    """Make the folders of the checkpoint and of the run; returns what is ours in the latter.
+
+    Raises InputError where none can be.
+    """
     if not run_dir.parent.is_dir() and run_dir.parent.resolve() != output.parent.resolve():
         raise InputError(
             f"{run_dir}: the folder {run_dir.parent} does not exist; create it or choose another --run-dir."
@@ -371,7 +394,10 @@ def made_folders(output: Path, run_dir: Path) -> Path:
                 f"{folder}: cannot be made ({error.strerror}); choose another {remedy}."
             ) from error
         check_parent(output)
-    return run_dir
+    claims = claims_of(run_dir)
+    claims.begin()
+    claims.claim(*KEPT)
+    return claims
 
 
 def networks_before(

@@ -16,6 +16,7 @@ from fcdeploy.clustering.metrics import PrecisionRecall, check_unknown
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import Features
 from fcdeploy.data.labels import check_known
+from fcdeploy.data.side_files import check_replaceable
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.engine.bundle import MANIFEST, Bundle
 from fcdeploy.errors import FcdeployWarning, InputError
@@ -25,7 +26,7 @@ from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import RunFolder, Store
 from fcdeploy.systems import NAMES, Tunable, get_system
 from fcdeploy.systems.settings import setting_of, settings_from_dict, with_settings
-from fcdeploy.training.curves import draw_precision_recall
+from fcdeploy.training.curves import draw_precision_recall, is_drawn_here
 from fcdeploy.training.identities import identities_of
 from fcdeploy.training.sweep import OBJECTIVES, KeyedStore, SweepRun, Trial, best_trial, curve_through, sweep
 
@@ -185,8 +186,12 @@ def check_number(found: int, features: Features, where: str) -> None:
 
 
 def write_tuned(tuned: Tuned, features: str, output: Path) -> Path:
-    """Write the recipe to ``output`` and the precision-recall plot beside it (``.png``), whose path is returned."""
+    """Write the recipe to ``output`` and the precision-recall plot beside it (``.png``), whose path is returned.
+
+    Raises InputError when another picture is there.
+    """
     plot = output.with_suffix(".png")
+    check_replaceable(plot, is_drawn_here, "the plot")
     lines = [
         f"Tuned on {tuned.best.evaluation.faces:,} labelled faces for {tuned.objective} F: "
         f"{describe_values(tuned.best.values)}.",
@@ -209,7 +214,8 @@ def check_outputs(output: Path) -> Path:
     if output.suffix != ".toml":
         raise InputError(f"{output}: a recipe is TOML; give a name that ends in .toml.")
     check_parent(output)
-    check_parent(output.with_suffix(".png"))
+    plot = check_parent(output.with_suffix(".png"))
+    check_replaceable(plot, is_drawn_here, "the plot")
     return output
 
 

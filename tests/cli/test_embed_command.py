@@ -84,7 +84,7 @@ def test_json_and_the_talk(fcdeploy: Any, faces: Path, pictures: np.ndarray) -> 
     assert "NCHW, 16 x 16 (height x width), rgb, (pixel - 127.5) / 127.5 by default" in outcome.out
     assert "60 rows, 32-d, in features.bin" in outcome.out
     assert "embedding: 60 faces in" in outcome.err
-    outcome = fcdeploy("embed", faces, "--model", "embedder.onnx", "--quiet")
+    outcome = fcdeploy("embed", faces, "--model", "embedder.onnx", "--quiet", "-o", "features.bin")
     assert outcome == type(outcome)(0, "", "")
 
 
@@ -95,7 +95,7 @@ def test_options_win_over_the_toml(fcdeploy: Any, faces: Path, pictures: np.ndar
     wanted = embed_plainly(pictures[..., ::-1], mean=[1, 2, 3], scale=50)
     np.testing.assert_allclose(rows, wanted, rtol=1e-4, atol=1e-4)
     options = ("--channels", "rgb", "--mean", "4,5,6", "--size", "16x16", "--layout", "nchw")
-    outcome = fcdeploy("embed", faces, "--model", "embedder.onnx", "--quiet", *options)
+    outcome = fcdeploy("embed", faces, "--model", "embedder.onnx", "-o", "features.bin", "--quiet", *options)
     assert outcome.code == 0, outcome
     rows = np.fromfile("features.bin", "<f4").reshape(N, 32)
     wanted = embed_plainly(pictures, mean=[4, 5, 6], scale=50)

@@ -89,7 +89,7 @@ def test_a_few_steps_lower_the_loss_and_leave_all_that_a_user_needs(
     done = trained(case, people, vectors, identities, tmp_path / "new/c.pth", steps=60, patience=0)
     assert (done.run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in done.run_dir.iterdir()} == {
-        *("config.json", "curves.csv", "curves.png", "best.pth", "last.pth", "state.pt", "faces")
+        *("config.json", "curves.csv", "curves.png", "best.pth", "last.pth", "state.pt", "faces", "run.json")
     }
     rows = curve(done.run_dir)
     losses = [float(row["loss"]) for row in rows]
