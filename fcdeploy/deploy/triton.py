@@ -117,7 +117,7 @@ def read_marker(repository: Path) -> dict[str, dict[str, Any]]:
             raise KeyError("format")
         for engine in found["engines"].values():
             names = [*engine["models"].values(), *(Path(name).parts[0] for name in engine["files"])]
-            paths = [*engine["files"], engine["bundle"], engine["digest"]]
+            paths = [*engine["files"], *(engine[key] for key in ("bundle", "system", "digest"))]
             if not all(NAME.fullmatch(name) for name in names) or any(
                 ".." in Path(path).parts for path in paths
             ):
@@ -144,7 +144,8 @@ def check_models(
 ) -> None:
     """Raise InputError when a model of ``source`` would take the place of another bundle's or of somebody else's."""
     known = engines.get(prefix)
-    if known and known["bundle"] != source["bundle"] and known["digest"] != source["digest"]:
+    same = known is None or all(known[key] == source[key] for key in ("bundle", "system"))
+    if known and not same and known["digest"] != source["digest"]:
         shown = ", ".join(known["models"].values())
         raise InputError(
             f"{repository}: its models {shown} are of another bundle, {known['bundle']}; give --prefix NAME to add "

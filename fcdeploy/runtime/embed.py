@@ -189,9 +189,9 @@ def embed_to_file(
             if labels is not None and job.files.labels is not None:
                 write_labels(labels, job.files.labels[kept])
             others = [output.with_suffix(suffix) for suffix in SUFFIXES if suffix != output.suffix]
-            ours = kept_list.is_file() and not is_input(kept_list, job) and lists_lines_of(kept_list, job)
-            if not listed and ours and not any(map(Path.exists, others)):
-                kept_list.unlink(missing_ok=True)  # of an earlier run; row i is line i now
+            stale = is_shorter_list(kept_list, job) and not is_input(kept_list, job)
+            if not listed and stale and not any(map(Path.exists, others)):
+                kept_list.unlink()  # of an earlier run; row i is line i now
         folder.remove()
     return {
         **summary_of(job, states),
@@ -469,6 +469,14 @@ def lists_lines_of(path: Path, job: Job) -> bool:
     lines = iter(range(job.files.n))
     with open(path, "rb") as file:
         return all(any(job.files.line(at) == line.removesuffix(b"\n") for at in lines) for line in file)
+
+
+def is_shorter_list(path: Path, job: Job) -> bool:
+    """Tell whether a file, and no link to one, lists some of the job's lines in their order, and not all."""
+    if path.is_symlink() or not path.is_file() or not lists_lines_of(path, job):
+        return False
+    with open(path, "rb") as file:
+        return 0 < sum(1 for _ in file) < job.files.n
 
 
 def inputs_of(job: Job) -> tuple[Path, ...]:

@@ -105,6 +105,7 @@ def run(request: dict[str, Any], told: int) -> int:
     watch(RunFolder, "record", moment, after=False)
     watch(os, "replace", moment)
     watch(os, "rename", moment)
+    watch(os, "link", moment)
     if hasattr(atomic, "exchange"):
         watch(atomic, "exchange", moment)
     if request["training"]:

@@ -126,7 +126,9 @@ def test_links_in_the_places_of_embeddings_lead_nowhere(
         tmp_path / "features.bin",
     )
     outcome = fcdeploy(*line, "--on-bad", on_bad, "--quiet")
-    assert outcome.code == (2 if name.endswith(".part") else 0), outcome.err
+    refused = name.endswith((".part", ".bad.txt")) or (name, on_bad) == ("features.filelist.txt", "skip")
+    assert outcome.code == (2 if refused else 0), outcome.err
+    assert (tmp_path / name).is_symlink() == (name != "features.bin")
     assert victim.read_text() == PRECIOUS
     if outcome.code == 0:
         assert (tmp_path / "features.bin").stat().st_size == 4 * 4 * (3 if on_bad == "skip" else 4)
