@@ -28,8 +28,8 @@ from fcdeploy.data.features import BLOCK_ROWS, new_hash, write_features
 from fcdeploy.data.filelist import NO_STAMP, Filelist, lines_outside, look_up_all
 from fcdeploy.data.images import FIRST_BAD, MAX_PIXELS, REASONS, State, import_pillow, read_image
 from fcdeploy.data.labels import check_labels_path, write_labels
-from fcdeploy.data.sidecar import Sidecar, check_sidecar_path, sidecar_bytes
 from fcdeploy.data.side_files import check_not_an_input, check_replaceable, is_table
+from fcdeploy.data.sidecar import Sidecar, check_sidecar_path, sidecar_bytes
 from fcdeploy.engine.embedder import (
     BATCH,
     Embedder,
