@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fcdeploy.data.features import Features
+from fcdeploy.data.run_record import Claims, check_run_folder
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import FcdeployWarning, InputError
@@ -30,7 +31,7 @@ from fcdeploy.runtime.pipeline import (
     passes_of_run,
     prepare,
 )
-from fcdeploy.runtime.run_folder import expected_bytes
+from fcdeploy.runtime.run_folder import expected_bytes, places_of
 from fcdeploy.systems import System, Workload
 
 ROWS = 4096
@@ -74,6 +75,8 @@ def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path
     if run_dir is not None:
         check_not_kept_in(run_dir, options, features, products)
         _check_place(run_dir)
+        taken_up = Claims(run_dir, check_run_folder(run_dir))
+        taken_up.check_free(name for product in (*products, *system.unsized) for name in places_of(product))
     for note in notes:
         warnings.warn(note, FcdeployWarning, stacklevel=2)
     files = {name: (expected_bytes(shapes), bool(Path(name).suffix)) for name, shapes in products.items()}

@@ -187,7 +187,7 @@ class RunFolder:
 
         Meant to be called before the work starts.
         """
-        self.claims.check_free(place for name in names for place in self._places(name))
+        self.claims.check_free(place for name in names for place in places_of(name))
 
     def load(self, name: str, key: str) -> Arrays | None:
         """Map the finished product ``name``; None when it is absent, damaged or made of something else."""
@@ -209,7 +209,7 @@ class RunFolder:
         visit: a hash of the order in which faces are visited; the journal counts them in that order. durable: every
         commit waits until all is on disk, and is trusted after a restart of the machine, too.
         """
-        self.claims.claim(*self._places(name))
+        self.claims.claim(*places_of(name))
         self._forget(name)
         return FolderPartial(self, name, key, shapes, visit, durable)
 
@@ -232,7 +232,7 @@ class RunFolder:
     def drop(self, name: str) -> None:
         """Delete a product, finished or not."""
         self._forget(name)
-        unfinished, final = self._places(name)
+        unfinished, final = places_of(name)
         if final in self.claims:
             remove_folder(self.path / final)
         if unfinished in self.claims:
@@ -263,7 +263,7 @@ class RunFolder:
 
     def place(self, name: str) -> Path:
         """Return where the finished product ``name`` lies; no folder of a user's is called so."""
-        return self.path / (f"{name}{SCRATCH}" if is_scratch(name) else name)
+        return self.path / places_of(name)[1]
 
     def scratch_file(self, name: str) -> Path | None:
         """Return where a file may be kept that is of no use to a later run."""
@@ -299,10 +299,6 @@ class RunFolder:
             mapped = getattr(array, "_mmap", None)
             if mapped is not None:
                 mapped.madvise(mmap.MADV_DONTNEED)
-
-    def _places(self, name: str) -> tuple[str, str]:
-        """Return the names that a product has in the folder, unfinished and finished."""
-        return f"{name}{UNFINISHED}", self.place(name).name
 
     def _forget(self, name: str) -> None:
         if self._products.pop(name, None) is not None:
@@ -450,6 +446,11 @@ def _mapped_to_write(file: Path) -> np.ndarray:
             f"{file.parent.parent}: its file system cannot map files into memory, which a run needs; choose another "
             "--run-dir or --scratch."
         ) from error
+
+
+def places_of(name: str) -> tuple[str, str]:
+    """Return the names that a product has in a run folder, unfinished and finished."""
+    return f"{name}{UNFINISHED}", f"{name}{SCRATCH}" if is_scratch(name) else name
 
 
 def remove_partial(place: Path) -> None:

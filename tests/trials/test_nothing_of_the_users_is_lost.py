@@ -521,8 +521,9 @@ def test_names_of_products_are_told_before_a_run(shelf: Shelf, tmp_path: Path) -
 
 def test_from_python_a_folder_of_somebodys_is_no_run_folder(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "links.npz").write_bytes(b"mine")
+    features = np.fromfile(shelf.folder / "f.bin", "<f4").reshape(N, DIM)
     with pytest.raises(InputError, match=r"holds links\.npz"):
-        package.cluster(shelf.folder / "f.bin", engine=shelf.engine, run_dir=tmp_path)
+        package.cluster(features, engine=shelf.engine, run_dir=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"links.npz": b"mine"}
 
 
