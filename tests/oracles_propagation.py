@@ -58,3 +58,35 @@ def propagated(table, start, max_size, step, max_rounds):
         clusters += final
         rounds += 1
     return {frozenset(group) for group in clusters}
+
+
+def too_large(table, start, max_size, step, max_rounds):
+    """Give the components above the cap without a part above it in a later round: (divided, never divided), as sets.
+
+    At most ``max_rounds`` rounds, which must be enough if they are None. All links of a round count.
+    """
+    th, rounds, last = start, 0, []
+    divided = set()
+    while True:
+        near = {face: set() for pair in table for face in pair}
+        for (a, b), score in table.items():
+            if rounds == 0 or score >= th:
+                near[a].add(b)
+                near[b].add(a)
+        found = {frozenset(group) for group in within(near, near.get, len(near))[0]}
+        large = {group for group in found if len(group) > max_size}
+        divided |= {group for group in last if not any(part <= group for part in large)}
+        if not large or rounds == max_rounds:
+            return divided, large
+        last, th, rounds = large, th + (1 - th) * step, rounds + 1
+
+
+def unasked(table, max_size, wanted):
+    """Give the faces of components within the cap, of all links, that hold a link of two faces below ``wanted``."""
+    near = {face: set() for pair in table for face in pair}
+    for a, b in table:
+        near[a].add(b)
+        near[b].add(a)
+    groups = within(near, near.get, len(near))[0]
+    low = {a for (a, b), score in table.items() if score < wanted and a != b}
+    return {face for group in groups if len(group) <= max_size and low & group for face in group}

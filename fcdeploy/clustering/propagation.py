@@ -15,6 +15,9 @@ No round is run here. A component of a round lies inside one of the round before
 above the cap and a first one within it, and one pass over the links, those that stay longest first, finds both.
 """
 
+import itertools
+from dataclasses import dataclass
+
 import numpy as np
 
 from fcdeploy.clustering.components import find_root, join_two, new_forest
@@ -22,6 +25,33 @@ from fcdeploy.graph.kernels import njit, prange
 
 NO_CLUSTER = -1
 POOLINGS = ("mean", "running-mean", "max", "last")
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """What the cap did: the components that were too large and had no part that was.
+
+    component: (n,) int32, in which of them a face was, NO_CLUSTER for none; undivided: so many of them, the first ones,
+    were never divided; united: whether these became one component all together. unasked: faces in components within
+    the cap that the links of the first round made, with a link below the score that was asked for.
+    """
+
+    component: np.ndarray
+    undivided: int
+    united: bool
+    unasked: int
+
+    def divided(self) -> list[np.ndarray]:
+        """Return the faces (s,) of each component that was divided."""
+        order = np.argsort(self.component, kind="stable")
+        numbers = np.arange(self.undivided, self.component.max(initial=-1) + 2)
+        ends = np.searchsorted(self.component[order], numbers)
+        return [order[begin:end] for begin, end in itertools.pairwise(ends)]
+
+    def left(self) -> tuple[int, int]:
+        """Return how many components were never divided, and how many faces they have."""
+        faces = np.count_nonzero((self.component >= 0) & (self.component < self.undivided))
+        return self.undivided, int(faces)
 
 
 def pool_links(
@@ -66,13 +96,35 @@ def propagate(
     face to itself counts). The order of the links does not matter. Raises ValueError for a cap, a step or a number
     of rounds that makes no sense.
     """
+    return propagate_and_tell(
+        n, a, b, scores, max_size=max_size, step=step, max_rounds=max_rounds, threshold=threshold
+    )[0]
+
+
+def propagate_and_tell(
+    n: int,
+    a: np.ndarray,
+    b: np.ndarray,
+    scores: np.ndarray,
+    *,
+    max_size: int,
+    step: float,
+    max_rounds: int = 0,
+    threshold: float | None = None,
+    wanted: float = 0.0,
+) -> tuple[np.ndarray, Cuts]:
+    """Do as ``propagate``, and return with the labels what the cap did.
+
+    wanted: the score that a link needs to count as one that was asked for.
+    """
     if max_size < 1 or not 0 < step <= 1 or max_rounds < 0:
         raise ValueError(
             f"max_size {max_size}, step {step}, max_rounds {max_rounds}: sizes start at 1, steps lie "
             "above 0 and not above 1, rounds are not negative"
         )
     if not len(a):
-        return np.full(n, NO_CLUSTER, dtype=np.int64)
+        nowhere = np.full(n, NO_CLUSTER, dtype=np.int64)
+        return nowhere, Cuts(nowhere.astype(np.int32), 0, False, 0)
     lowest, highest = float(scores.min()), float(scores.max())
     thresholds, ended = _rising_thresholds(
         lowest if threshold is None else threshold, highest, step, max_rounds
@@ -80,8 +132,11 @@ def propagate(
     order = np.empty(len(scores), dtype=np.int32 if len(scores) <= np.iinfo(np.int32).max else np.int64)
     ends = _order_by_last_round(scores, thresholds, order)
     whole, final = new_forest(n), new_forest(n)
-    _join_within(a, b, order, ends, max_size, ended, whole, final)
-    return _labels_of_linked(final, _linked(n, a, b))
+    component = np.full(n, NO_CLUSTER, dtype=np.int32)
+    undivided = _join_within(a, b, order, ends, max_size, ended, whole, final, component)
+    unasked = _count_unasked(a, b, scores, whole, max_size, wanted)
+    labels = _labels_of_linked(final, _linked(n, a, b))
+    return labels, Cuts(component, int(undivided), bool(ended), int(unasked))
 
 
 @njit(cache=True, nogil=True)
@@ -133,14 +188,23 @@ def _join_within(
     unite_rest: bool,
     whole: np.ndarray,
     final: np.ndarray,
-) -> None:
+    component: np.ndarray,
+) -> int:
     """Join in ``final`` what is linked inside a component that is within the cap in the link's last round.
 
     ``whole`` becomes the components of round after round, from the last to round 0. A face is final in its earliest
     round of a component within the cap: all links of that component join it, and no link that ends earlier does.
     unite_rest: what is too large in the last round becomes one component; otherwise it stays as it is.
+
+    Numbers in ``component`` (n,) the too large components without a too large part, those of the last round first.
+    Returns how many are of the last round.
     """
     sizes = np.ones(len(whole), dtype=np.int32)
+    holds = np.zeros(
+        len(whole), dtype=np.bool_
+    )  # of a root: its component holds a too large one of a round before
+    number = np.full(len(whole), NO_CLUSTER, dtype=np.int32)
+    count, undivided = 0, 0
     begin = 0
     for group in range(len(ends)):
         for t in order[begin : ends[group]]:
@@ -151,9 +215,15 @@ def _join_within(
                 x, y = y, x
             whole[y] = x
             sizes[x] += sizes[y]
+            holds[x] |= holds[y]
         rest = -1
+        before = count
         for t in order[begin : ends[group]]:
             root = find_root(whole, a[t])
+            if sizes[root] > max_size and not holds[root]:
+                holds[root] = True
+                number[root] = count
+                count += 1
             if sizes[root] <= max_size:
                 join_two(final, a[t], b[t])
             elif group == 0:  # too large in the last round
@@ -162,7 +232,34 @@ def _join_within(
                     if rest >= 0:
                         join_two(final, a[t], rest)
                     rest = a[t]
+        if count > before:
+            for face in range(len(whole)):
+                root = find_root(whole, face)
+                if number[root] >= before:
+                    component[face] = number[root]
+        if group == 0:
+            undivided = count
         begin = ends[group]
+    return undivided
+
+
+@njit(cache=True, nogil=True)
+def _count_unasked(
+    a: np.ndarray, b: np.ndarray, scores: np.ndarray, whole: np.ndarray, max_size: int, wanted: float
+) -> int:
+    """Count the faces of components ``whole`` within the cap that hold a link below ``wanted``."""
+    sizes = np.zeros(len(whole), dtype=np.int32)
+    for face in range(len(whole)):
+        sizes[find_root(whole, face)] += 1
+    below = np.zeros(len(whole), dtype=np.bool_)
+    for t in range(len(a)):
+        if scores[t] < wanted and a[t] != b[t]:
+            below[find_root(whole, a[t])] = True
+    count = 0
+    for root in range(len(whole)):
+        if below[root] and sizes[root] <= max_size:
+            count += sizes[root]
+    return count
 
 
 @njit(cache=True, nogil=True)

@@ -116,8 +116,8 @@ class Embedder:
 
     dim: width of its embeddings; batch: pictures per call, always as many: those that the graph declares, else those
     asked for, else (where the graph cannot take so many after all) one. size, channels, layout: what it wants its
-    pictures to be. Raises InputError when the graph is no embedder, does not fit the settings, or takes weights from a
-    file that is not there.
+    pictures to be. provider: the execution provider that was opened. Raises InputError when the graph is no embedder,
+    does not fit the settings, or takes weights from a file that is not there.
     """
 
     def __init__(
@@ -133,6 +133,7 @@ class Embedder:
         self.path = path
         model_files(path)
         self._session = open_session(path, threads=threads, device=device, vram=vram)
+        self.provider: str = self._session.get_providers()[0]
         tensor = self._pictures(dict(settings.inputs or ()))
         shape = [axis if isinstance(axis, int) and axis > 0 else str(axis) for axis in tensor.shape]
         self._input = tensor.name

@@ -10,6 +10,7 @@ command goes on after the last complete block, and embeds again only what was ch
 
 import contextlib
 import os
+import platform
 import re
 import time
 import warnings
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from fcdeploy import machine
+from fcdeploy import __version__, machine
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import BLOCK_ROWS, new_hash, write_features
 from fcdeploy.data.filelist import NO_STAMP, Filelist, lines_outside, look_up_all
@@ -42,6 +43,7 @@ from fcdeploy.engine.embedder import (
 from fcdeploy.engine.onnx_file import model_files
 from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.graph.alike import FEWEST, alike_sentence, random_pairs
 from fcdeploy.runtime.keys import digest
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import Arrays, MemoryStore, Partial, RunFolder, Shapes, Store
@@ -101,13 +103,12 @@ class Job:
     def key(self) -> str:
         """Return a hash of all that decides the embedding of an image."""
         embedder = embedder_digest(self.model, self.settings)
-        modules = np, import_pillow(), import_onnxruntime()
         return digest(
             {
                 "embedder": embedder,
                 "max_pixels": self.max_pixels,
                 "device": self.device,
-                "libraries": {module.__name__: module.__version__ for module in modules},
+                "libraries": libraries(),
             }
         )
 
@@ -157,6 +158,7 @@ def embed_to_file(
         with contextlib.closing(embed_lines(job, embedder, folder, progress)) as partial:
             features, states = partial.arrays["features"], np.array(partial.arrays["states"])
             report_bad_lines(job, states, on_bad, OUTCOMES, bad_list)
+            alike = note_alike(job, features, states)
             kept = np.flatnonzero(states < FIRST_BAD) if on_bad == "skip" else np.arange(job.files.n)
             shape = len(kept), embedder.dim
             state = new_hash(shape, np.float32)
@@ -199,6 +201,13 @@ def embed_to_file(
         "dim": embedder.dim,
         "input": embedder.describe(),
         "seconds": time.perf_counter() - started,
+        "computed": {
+            "device": {"device": job.device, "provider": embedder.provider},
+            "batch": embedder.batch,
+            "limits": {"threads": job.cores, "vram": job.vram},
+            "versions": {"fcdeploy": __version__, "python": platform.python_version(), **libraries()},
+        },
+        **alike,
     }
 
 
@@ -210,7 +219,26 @@ def embed_to_array(job: Job, *, on_bad: str = "stop", quiet: bool = True) -> np.
     with job.open() as embedder:
         arrays = embed_lines(job, embedder, MemoryStore(), Progress(quiet)).arrays
     report_bad_lines(job, arrays["states"], on_bad, OUTCOMES)
+    note_alike(job, arrays["features"], arrays["states"])
     return arrays["features"]
+
+
+def note_alike(job: Job, features: np.ndarray, states: np.ndarray) -> dict[str, float]:
+    """Tell when random pairs of good lines are alike, and return the figure; features: (n, d), states: (n,)."""
+    good = np.flatnonzero(states < FIRST_BAD)
+    if len(good) < FEWEST or not (pairs := random_pairs(features, good)).alike:
+        return {}
+    job.note(alike_sentence(str(job.model), pairs))
+    return {"random_pairs_cosine": pairs.median}
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of the libraries that embeddings may depend on, by name."""
+    return {
+        "numpy": np.__version__,
+        "pillow": import_pillow().__version__,
+        "onnxruntime": import_onnxruntime().__version__,
+    }
 
 
 def embed_lines(job: Job, embedder: Embedder, store: Store, progress: Progress) -> Partial:

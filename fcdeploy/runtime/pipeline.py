@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numba
 import numpy as np
@@ -39,6 +39,7 @@ from fcdeploy.data.scratch import scratch_folder
 from fcdeploy.engine.bundle import MANIFEST, Bundle, sha256_of
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
+from fcdeploy.graph.alike import FEWEST, alike_sentence, random_pairs
 from fcdeploy.graph.cells import Cells, assign_cells, cell_count, train_cells
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.kernels import told_of_compiling
@@ -60,7 +61,7 @@ from fcdeploy.runtime.run_folder import (
     expected_bytes,
 )
 from fcdeploy.systems import NAMES, System, Weights, check_recipe, get_system
-from fcdeploy.systems.settings import settings_from_dict
+from fcdeploy.systems.settings import setting_of, settings_from_dict
 
 Work = Callable[[np.ndarray], Arrays]  # faces (m,) int32 -> their rows of every array
 KNN_METHODS = ("auto", "exact", "ivf")
@@ -76,6 +77,7 @@ ENTRY_BYTES = 16  # of an id and a similarity in it, at most
 LEAST = {"k": 1, "batch": 1, "threads": 0, "memory": 0, "vram": 0}
 KNN = "knn.npz"
 EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
+MOST = 0.5  # share of all faces in one cluster beyond which a note asks whether they are of one person
 INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its lists on disk
 
 
@@ -190,6 +192,7 @@ def run_clustering(
         store.describe(what_was_computed(run))
         labels = system.cluster(run)
         store.drop_scratch()
+        note_extremes(labels, run)
         summary = _summary(labels, run)
         store.describe(summary["computed"])
         if truth is not None:
@@ -388,8 +391,11 @@ class Run:
     the order in which they are best visited; recall: of searches that were not exact, and searches: how neighbors were
     found, by name; opened: the execution provider of every pass that was opened; asked: the options as they were
     given. notes: sentences for
-    the user, and figures: what else the summary says, by name; see ``note``.
+    the user, and figures: what else the summary says, by name; see ``note``. final: whether its clusters are the ones
+    that the user gets, of which the user is told what limits did to them.
     """
+
+    final: ClassVar[bool] = True
 
     features: Features
     bundle: Bundle
@@ -565,6 +571,8 @@ class Run:
                 raise FcdeployError(
                     f"{self.features.name}: was changed while it was being read; run the same command again."
                 )
+            if self.n >= FEWEST and (pairs := random_pairs(self.vectors)).alike:
+                self.note(alike_sentence(self.features.name, pairs), random_pairs_cosine=pairs.median)
 
     def partition(self, name: str, vectors: np.ndarray, made_of: dict[str, Any]) -> Cells:
         """Partition the rows of ``vectors`` (n, d) into cells."""
@@ -746,6 +754,26 @@ def peak_bytes() -> int:
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def note_extremes(labels: np.ndarray, run: Run) -> None:
+    """Tell that all faces are alone, or most of them together; labels: (n,) int64."""
+    placed = labels[labels >= 0]
+    largest = int(np.bincount(placed).max()) if len(placed) else 0
+    if run.n < FEWEST or 1 < largest <= max(run.n * MOST, run.figures.get("clustered_unasked", 0)):
+        return
+    system = get_system(run.bundle.system)
+    tunables = system.tunable(run.bundle.weights, run.options)
+    keys = ", ".join(f"{one.key} = {setting_of(run.settings, one.key)}" for one in tunables)
+    advice = f"`fcdeploy tune` chooses {keys} on labelled faces" if keys else "check the recipe's thresholds"
+    if largest <= 1:
+        run.note(f"all {run.n:,} faces are alone; {advice}.", largest_cluster=largest)
+    else:
+        run.note(
+            f"{largest:,} of {run.n:,} faces ({largest / run.n:.0%}) are in one cluster; unless they are one person, "
+            f"{advice}.",
+            largest_cluster=largest,
+        )
 
 
 def _summary(labels: np.ndarray, run: Run) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,7 +36,13 @@ class Trial:
 
 
 class SweepRun(Run):
-    """A run that clusters again and again: its features are read and hashed once."""
+    """A run that clusters again and again: its features are read and hashed once, and what it tells is told once."""
+
+    final: ClassVar[bool] = False
+
+    def note(self, sentence: str, **figures: Any) -> None:
+        if sentence not in self.notes:
+            super().note(sentence, **figures)
 
     def read_features(self) -> None:
         if "vectors" not in self.__dict__:

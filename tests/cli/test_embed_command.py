@@ -75,8 +75,22 @@ def test_json_and_the_talk(fcdeploy: Any, faces: Path, pictures: np.ndarray) -> 
     assert (outcome.code, outcome.err) == (0, "")
     summary = json.loads(outcome.out)
     assert summary.keys() == {
-        *("lines", "rows", "bad", "reasons", "resized", "stretched", "dim", "input", "seconds", "embedder"),
+        *(
+            "lines",
+            "rows",
+            "bad",
+            "reasons",
+            "resized",
+            "stretched",
+            "dim",
+            "input",
+            "seconds",
+            "embedder",
+            "computed",
+        ),
     }
+    assert summary["computed"]["device"] == {"device": "cpu", "provider": "CPUExecutionProvider"}
+    assert summary["computed"]["versions"].keys() == {"fcdeploy", "python", "numpy", "pillow", "onnxruntime"}
     np.testing.assert_allclose(np.load("out.npy"), embed_plainly(pictures), rtol=0, atol=2e-5)
     outcome = fcdeploy("embed", faces, "--model", "embedder.onnx")
     assert outcome.code == 0

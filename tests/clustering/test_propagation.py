@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import partition
 
-from fcdeploy.clustering.propagation import NO_CLUSTER, POOLINGS, pool_links, propagate
+from fcdeploy.clustering.propagation import NO_CLUSTER, POOLINGS, pool_links, propagate, propagate_and_tell
 
 GOLDEN_POOLINGS = {  # name in the goldens: its name here, of learn-to-cluster and of the first release
     "avg": {"l2c": "mean", "zhongdao": "running-mean"},
@@ -198,3 +198,41 @@ def test_the_published_clusters_of_pairs_that_repeat(golden, release):
         assert ((ours == NO_CLUSTER) == (case[name] == NO_CLUSTER)).all()
         tried += 1
     assert tried == 9
+
+
+@settings(max_examples=100, deadline=None)
+@given(CASES, CAPS, STEPS, st.integers(0, 12))
+def test_what_the_cap_did_is_told_by_the_components_of_every_round(case, max_size, step, max_rounds):
+    n, links, scores = case
+    pairs = np.array(links, dtype=np.int32).reshape(-1, 2)
+    pooled = pool_links(pairs[:, 0], pairs[:, 1], np.array(scores), "mean")
+    labels, cuts = propagate_and_tell(
+        n, *pooled, threshold=min(scores), max_size=max_size, step=step, max_rounds=max_rounds, wanted=0.5
+    )
+    assert np.array_equal(
+        labels,
+        propagate(n, *pooled, threshold=min(scores), max_size=max_size, step=step, max_rounds=max_rounds),
+    )
+    table = oracle.pooled(links, scores, "mean")
+    divided, undivided = oracle.too_large(table, min(scores), max_size, step, max_rounds or None)
+    assert {frozenset(faces.tolist()) for faces in cuts.divided()} == divided
+    assert cuts.left() == (len(undivided), sum(map(len, undivided)))
+    assert cuts.unasked == len(oracle.unasked(table, max_size, 0.5))
+    if undivided:
+        assert cuts.united
+
+
+def test_the_components_that_a_cap_divided_by_hand():
+    """Two chains of five, 0-4 of 0.9 and 5-9 of 0.7, joined by a link of 0.1; ten faces, three at most in a cluster.
+
+    The whole is above the cap and so are its parts, which are what is told; 10 and 11, linked by 0.2, are one cluster
+    that no score was asked for.
+    """
+    links = [(at, at + 1) for at in (0, 1, 2, 3, 5, 6, 7, 8)] + [(4, 5), (10, 11)]
+    scores = np.array([0.9] * 4 + [0.7] * 4 + [0.1, 0.2])
+    a, b = np.array(links, dtype=np.int32).T
+    labels, cuts = propagate_and_tell(12, a, b, scores, max_size=3, step=0.5, wanted=0.5)
+    assert [faces.tolist() for faces in cuts.divided()] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert (cuts.left(), cuts.united, cuts.unasked) == ((0, 0), False, 2)
+    assert len(set(labels.tolist())) == 11
+    assert propagate_and_tell(3, a[:0], b[:0], scores[:0], max_size=3, step=0.5)[1].divided() == []

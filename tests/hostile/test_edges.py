@@ -52,11 +52,11 @@ def test_faces_that_are_equal_or_have_nothing_in_common_are_clustered_and_always
     faces is the denser.
     """
     features, bundle = rows(kind), bundle_of(name).path
-    wanted = package.cluster(features, engine=bundle, threads=2)
+    wanted = run_or_refusal(features, bundle, {"threads": 2})
     assert len(wanted) == len(features)
     assert wanted.min() == 0
     assert set(np.unique(wanted)) == set(range(wanted.max() + 1))
-    assert np.array_equal(package.cluster(features, engine=bundle, threads=1), wanted)
+    assert np.array_equal(run_or_refusal(features, bundle, {"threads": 1}), wanted)
 
 
 @pytest.mark.parametrize("name", ["pse-gcn", "l-gcn"])

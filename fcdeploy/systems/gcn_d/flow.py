@@ -14,9 +14,10 @@ from fcdeploy.clustering.groups import (
     mark_first,
     mean_rows,
     number_parts,
+    offsets_from_sizes,
     take_groups,
 )
-from fcdeploy.clustering.propagation import NO_CLUSTER, propagate
+from fcdeploy.clustering.propagation import NO_CLUSTER, Cuts, propagate_and_tell
 from fcdeploy.data.labels import renumber
 from fcdeploy.engine.batching import Rows, ahead
 from fcdeploy.errors import FcdeployError
@@ -26,6 +27,7 @@ from fcdeploy.graph.recall import Recall
 from fcdeploy.systems.gcn_d.decode import labels_from_scores
 from fcdeploy.systems.gcn_d.inputs import Graphs, Proposals, proposal_graphs, seeds_of
 from fcdeploy.systems.gcn_d.spec import DETECT, PURITY, SEGMENT, MergeSettings, ProposalSettings
+from fcdeploy.systems.limits import nearest_similarities, note_divided, note_united, persons_divided
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run
@@ -36,6 +38,8 @@ ENGINE_NODES = 4096  # nodes an engine call: full-speed matrix products that sta
 MEAN_BLOCK = 65536
 ROUNDS = 100  # behind which what is still too large becomes one component, as published
 LARGEST = 8192  # faces of a proposal whose graph, a square, still fits into memory
+
+MAX_SIZE = "proposals.max_size"
 
 Made = dict[str, Any]  # what a product was made of
 Work = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -49,7 +53,7 @@ def cluster(run: "Run") -> np.ndarray:
     with run.stage("knn"):
         knn, made_of = nearest_neighbors(run)
     with run.stage("proposals"):
-        proposals, made_of = proposed_clusters(run, knn, made_of)
+        proposals, divided, made_of = proposed_clusters(run, knn, made_of)
     with run.stage("detect"):
         scores, made_of = proposal_scores(run, knn, proposals, made_of)
     probability = None
@@ -57,9 +61,11 @@ def cluster(run: "Run") -> np.ndarray:
         with run.stage("segment"):
             probability = member_probabilities(run, knn, proposals, scores.get("iop"), made_of)
     with run.stage("clusters"):
-        return labels_from_scores(
+        labels = labels_from_scores(
             run.n, proposals, scores["score"], probability, run.settings, run.options.uncovered or "singleton"
         )
+        note_divided(run, labels, divided, MAX_SIZE, max(base.max_size for base in run.settings.proposals))
+        return labels
 
 
 def networks_of(run: "Run") -> tuple[str, ...]:
@@ -83,12 +89,15 @@ def nearest_neighbors(run: "Run") -> tuple[KnnGraph, Made]:
     )
 
 
-def proposed_clusters(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[Proposals, Made]:
+def proposed_clusters(
+    run: "Run", knn: KnnGraph, knn_made_of: Made
+) -> tuple[Proposals, list[np.ndarray], Made]:
     """Proposals of all parameter sets, in the recipe's order, those of a merge behind those that it merges.
 
     Within a set they are numbered by their first face and stand in the string order of these numbers (0, 10, 11, 1, 2),
     as published files do; equal scores go by this order. A proposal of the same faces and lists of the same k as one
-    before it is left out: it would have the same score.
+    before it is left out: it would have the same score. With them, the faces of components that seem to be of one
+    person each and that max_size divided, in any of the sets.
     """
     made_of = {
         "knn": knn_made_of,
@@ -98,7 +107,8 @@ def proposed_clusters(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[Pro
 
     def maker() -> dict[str, np.ndarray]:
         found, ks, sets = [], [], []
-        for at, (settings, k, (offsets, nodes)) in enumerate(levels_of_proposals(run, knn, made_of)):
+        caps: list[Cuts] = []
+        for at, (settings, k, (offsets, nodes)) in enumerate(levels_of_proposals(run, knn, made_of, caps)):
             if settings.keep:
                 found.append(in_string_order(offsets, nodes))
                 ks.append(np.full(len(offsets) - 1, k, dtype=np.int32))
@@ -108,9 +118,12 @@ def proposed_clusters(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[Pro
         lengths, places = np.concatenate(ks), np.concatenate(sets)
         chosen = np.flatnonzero(mark_first(offsets, nodes, lengths) & (np.diff(offsets) <= LARGEST))
         offsets, nodes = take_groups(offsets, nodes, chosen)
+        nearest = nearest_similarities(run.vectors, knn)
+        divided = [faces for cuts in caps for faces in persons_divided(cuts, run.vectors, nearest)]
         told = {
             "searches": {name: search for name, search in run.searches.items() if name not in before},
             "recall": {name: asdict(found) for name, found in run.recall.items() if name not in before},
+            "united": [cuts.left() for cuts in caps if cuts.united],
             "too_large": int(np.count_nonzero(np.diff(joined) > LARGEST)),
         }
         return {
@@ -118,19 +131,26 @@ def proposed_clusters(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[Pro
             "nodes": nodes,
             "k": lengths[chosen],
             "set": places[chosen],
+            "divided": np.concatenate([np.empty(0, np.int32), *divided]).astype(np.int32),
+            "divided_offsets": offsets_from_sizes(np.array(list(map(len, divided)), dtype=np.int64)),
             "told": np.frombuffer(json.dumps(told).encode(), dtype=np.uint8),
         }
 
     before = set(run.searches)
     arrays = run.keep("proposals.npz", made_of, maker)
     tell(run, json.loads(arrays["told"].tobytes()))
-    return Proposals(arrays["offsets"], arrays["nodes"], arrays["k"], arrays["set"]), made_of
+    divided = np.split(arrays["divided"], arrays["divided_offsets"][1:-1]) if len(arrays["divided"]) else []
+    proposals = Proposals(arrays["offsets"], arrays["nodes"], arrays["k"], arrays["set"])
+    return proposals, divided, made_of
 
 
 def tell(run: "Run", told: dict[str, Any]) -> None:
     """Tell what was found while proposals were made, in this run or in an earlier one."""
     run.searches |= told["searches"]
     run.recall |= {name: Recall(**found) for name, found in told["recall"].items()}
+    if told["united"]:
+        components, faces = max(told["united"])
+        note_united(run, components, faces, MAX_SIZE, ROUNDS)
     if too_large := told["too_large"]:
         run.note(
             f"{too_large:,} proposals have more than {LARGEST:,} faces, which the cap could not divide (nearly equal "
@@ -140,20 +160,27 @@ def tell(run: "Run", told: dict[str, Any]) -> None:
 
 
 def levels_of_proposals(
-    run: "Run", knn: KnnGraph, made_of: Made
+    run: "Run", knn: KnnGraph, made_of: Made, caps: list[Cuts]
 ) -> Iterator[tuple[ProposalSettings | MergeSettings, int, Groups]]:
-    """Yield each parameter set with the length of its kNN lists and its groups of faces, in the recipe's order."""
+    """Yield each parameter set with the length of its kNN lists and its groups of faces, in the recipe's order.
+
+    Adds to ``caps`` what max_size did in each that is not a merge.
+    """
     for at, base in enumerate(run.settings.proposals):
-        labels = grown_components(run.n, similar_pairs(knn.ids, knn.sims, base.k, base.threshold), base)
+        links = similar_pairs(knn.ids, knn.sims, base.k, base.threshold)
+        labels, cuts = grown_components(run.n, links, base)
+        caps.append(cuts)
         yield base, base.k, groups_from_labels(labels, base.min_size)
         for merge, groups in merged_levels(run, labels, base.merge, f"{at}", {**made_of, "base": at}):
             yield merge, base.k, groups
 
 
-def grown_components(n: int, links: Links, settings: ProposalSettings | MergeSettings) -> np.ndarray:
+def grown_components(
+    n: int, links: Links, settings: ProposalSettings | MergeSettings
+) -> tuple[np.ndarray, Cuts]:
     """Components of similar pairs under a rising threshold and a cap: labels (n,) int64, NO_CLUSTER without a pair."""
     cap = settings.max_parts if isinstance(settings, MergeSettings) else settings.max_size
-    return propagate(n, *links, max_size=cap, step=settings.step, max_rounds=ROUNDS)
+    return propagate_and_tell(n, *links, max_size=cap, step=settings.step, max_rounds=ROUNDS)
 
 
 def merged_levels(
@@ -171,7 +198,7 @@ def merged_levels(
     for at, merge in enumerate(merges):
         ids = first_neighbors(near.ids, near.sims, merge.k)
         links = similar_pairs(ids, near.sims[:, 1 : 1 + ids.shape[1]], ids.shape[1], merge.threshold)
-        merged = grown_components(count, links, merge)
+        merged, _ = grown_components(count, links, merge)
         sizes = np.bincount(merged[merged >= 0], minlength=1)
         merged[(merged >= 0) & (sizes[merged] < merge.min_parts)] = NO_CLUSTER
         above = renumber(merged[parts])

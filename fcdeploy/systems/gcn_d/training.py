@@ -50,7 +50,7 @@ def task(name: str, run: "Run", labels: np.ndarray, settings: Settings) -> Task:
     network, whether a node is of the seed's identity (or, without a seed, of the majority).
     """
     knn, made_of = flow.nearest_neighbors(run)
-    proposals, _ = flow.proposed_clusters(run, knn, made_of)
+    proposals, *_ = flow.proposed_clusters(run, knn, made_of)
     if not len(proposals):
         raise InputError(
             "the training faces give no proposals; lower the thresholds of the recipe's [[proposals]]."

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fcdeploy.clustering.propagation import NO_CLUSTER, pool_links, propagate
+from fcdeploy.clustering.propagation import NO_CLUSTER, Cuts, pool_links, propagate_and_tell
 from fcdeploy.data.labels import renumber
+from fcdeploy.graph.alike import FEWEST
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.lists import ListsFile
 from fcdeploy.graph.subgraphs import own_positions
 from fcdeploy.systems.l_gcn.decode import probability, score_links
 from fcdeploy.systems.l_gcn.inputs import subgraph_batches
+from fcdeploy.systems.limits import EXPORT, nearest_similarities, note_divided, note_united, persons_divided
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run
@@ -22,6 +24,9 @@ ENCODE_BLOCK = 4096
 SCORE_BLOCK = 2048
 ENGINE_ROWS = 4096  # faces of sub-graphs an engine call: full-speed matrix products that stay in the cache
 UNIT_BLOCK = 65536
+MAX_SIZE = "propagation.max_size"
+ACCEPTED = 0.5  # the score of a link that the network finds more likely than not
+UNASKED = 0.5  # share of the faces, joined whatever the network says, that is worth a note
 
 Made = dict[str, Any]  # what a product was made of
 Work = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -35,7 +40,7 @@ def cluster(run: "Run") -> np.ndarray:
     with run.stage("links"):
         links = scored_links(run, knn, knn_made_of)
     with run.stage("clusters"):
-        return propagated_labels(run, links["ids"], links["probability"])
+        return propagated_labels(run, knn, links["ids"], links["probability"])
 
 
 def nearest_neighbors(run: "Run") -> tuple[KnnGraph, Made]:
@@ -145,17 +150,38 @@ def encoded_tables(run: "Run") -> dict[str, np.ndarray]:
     return run.make("encoded", made_of, worker, text="encoding", block=ENCODE_BLOCK)
 
 
-def propagated_labels(run: "Run", ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def propagated_labels(run: "Run", knn: KnnGraph, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Clusters of the scored links; a face in no link is one of its own."""
     after = run.settings.propagation
-    labels = propagate(
+    labels, cuts = propagate_and_tell(
         run.n,
         *pool_links(ids[:, 0], ids[:, 1], scores, after.pooling),
         max_size=after.max_size,
         step=after.step,
         max_rounds=after.max_rounds,
         threshold=float(scores.min(initial=1.0)),
+        wanted=ACCEPTED,
     )
     alone = np.flatnonzero(labels == NO_CLUSTER)
     labels[alone] = run.n + np.arange(len(alone))
-    return renumber(labels)
+    labels = renumber(labels)
+    tell(run, knn, labels, cuts)
+    return labels
+
+
+def tell(run: "Run", knn: KnnGraph, labels: np.ndarray, cuts: Cuts) -> None:
+    """Tell whom max_size cut, whom it joined unasked, and what was left of the rounds."""
+    if not run.final:
+        return
+    after = run.settings.propagation
+    if cuts.united:
+        note_united(run, *cuts.left(), MAX_SIZE, after.max_rounds)
+    persons = persons_divided(cuts, run.vectors, nearest_similarities(run.vectors, knn))
+    note_divided(run, labels, persons, MAX_SIZE, after.max_size)
+    if cuts.unasked >= max(FEWEST, run.n * UNASKED):
+        run.note(
+            f"{cuts.unasked:,} faces are in clusters of at most {MAX_SIZE} = {after.max_size:,} faces that were made "
+            "of all links, those that the network refuses, too: only what is larger comes apart, as published; lower "
+            f"{MAX_SIZE} in the recipe and {EXPORT}.",
+            clustered_unasked=cuts.unasked,
+        )
