@@ -125,7 +125,7 @@ def test_features_that_do_not_fit_leave_the_old_ones(disk: Any, tmp_path: Path, 
     disk(1000 * KB)
     embed_to_file(job, output)
     assert output.read_bytes() == (tmp_path / "whole.bin").read_bytes()
-    assert [path.name for path in output.parent.iterdir()] == ["features.bin"]
+    assert {path.name for path in output.parent.iterdir()} == {"features.bin", "features.bin.json"}
 
 
 def test_labels_that_do_not_fit_leave_the_old_ones(

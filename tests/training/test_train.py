@@ -410,7 +410,7 @@ def test_an_interrupt_before_anything_is_kept_promises_nothing(people, fcdeploy,
     monkeypatch.setattr(module, "train", interrupted)
     monkeypatch.chdir(people)
     data = ("--features", "f.bin", "--labels", "f.meta", "-o", tmp_path / "c.pth")
-    assert fcdeploy("train", "pse-gcn", *data).err.strip() == "Interrupted."
+    assert fcdeploy("train", "pse-gcn", *data).err.splitlines()[-1] == "Interrupted."
     (tmp_path / "c.run").mkdir()
     assert "goes on from what" in fcdeploy("train", "pse-gcn", *data).err
 
@@ -576,7 +576,7 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         ("pse-gcn", {"--labels": "one.meta"}, "1 identities"),
         ("pse-gcn", {"--features": "nan.npy"}, "row 3"),
         ("pse-gcn", {"--features": "none.npy"}, "no such file"),
-        ("pse-gcn", {"--features": "f.meta"}, "400 rows"),
+        ("pse-gcn", {"--features": "f.meta"}, "f.meta: is a table of text"),
         ("pse-gcn", {"--dim": 8}, "400 labels for 800 faces"),
         ("pse-gcn", {"--recipe": "sepfl-ms1m"}, "for sepfl"),
         ("pse-gcn", {"--epochs": 1, "--steps": 3}, "give one of them"),
@@ -627,7 +627,8 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         done = fcdeploy("train", system, *options)
         assert (done.code, done.out) == (2, ""), (changed, done)
         assert says in done.err, (changed, done.err)
-        assert done.err.count("\n") == 1
+        said = [line for line in done.err.splitlines() if not line.startswith("Note: f.bin: read as ")]
+        assert len(said) == 1, (changed, done.err)
         assert sorted(path.name for path in tmp_path.iterdir()) == before, changed
 
 
