@@ -34,7 +34,7 @@ class Progress:
 
     def compiling(self) -> None:
         """Say that kernels are being compiled, which makes a first run wait where nothing else shows; once."""
-        if not self.quiet and not self._compiles:
+        if not self.quiet and not self._compiles and sys.stderr is not None:
             print("compiling kernels, which later runs find in a cache", file=sys.stderr)
         self._compiles = True
 
@@ -50,7 +50,7 @@ class Progress:
     @contextlib.contextmanager
     def bar(self, text: str, total: int, done: int = 0, unit: str = "faces") -> Iterator[Bar]:
         """Show a bar over ``total`` faces (or ``unit``), ``done`` of them behind us, while the block works."""
-        if self.quiet:
+        if self.quiet or sys.stderr is None:  # closed when the process began
             yield Silent()
         elif sys.stderr.isatty():
             with _terminal_bar(text, total, done) as bar:

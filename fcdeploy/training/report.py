@@ -14,9 +14,16 @@ class Report:
     """Talks on stderr, unless ``quiet``."""
 
     def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
+        self._quiet = quiet or sys.stderr is None  # closed when the process began
         self._bar: Any = None
         self._loss = 0.0
+        self._compiles = False
+
+    def compiling(self) -> None:
+        """Say that kernels are being compiled, once."""
+        if not self._compiles:
+            self.say("compiling kernels, which later runs find in a cache")
+        self._compiles = True
 
     def say(self, text: str) -> None:
         """Print a line, above the bar when there is one."""

@@ -28,6 +28,7 @@ from fcdeploy.deploy.checkpoint import keys_of, load_state_dict
 from fcdeploy.deploy.recipe import is_written_recipe, recipe_text
 from fcdeploy.deploy.recipe_beside import TRAINING, note_of_another, recipe_beside, recipe_place
 from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.runtime.pipeline import Options, hash_of
 from fcdeploy.runtime.run_folder import RunFolder, Store
@@ -160,6 +161,7 @@ def train(
     claims, folder = made_folders(output, run_dir), run_dir
     with contextlib.ExitStack() as stack:
         stack.enter_context(threads_limited(options.cores))
+        stack.enter_context(told_of_compiling(report.compiling))
         stack.enter_context(torch_threads(options.cores))
         stack.enter_context(freed_memory_kept())
         store = stack.enter_context(RunFolder(folder / FACES))  # its lock is that of the whole training

@@ -20,6 +20,7 @@ from fcdeploy.data.side_files import check_replaceable
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.engine.bundle import MANIFEST, Bundle
 from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.runtime.pipeline import Options, prepare
 from fcdeploy.runtime.progress import Progress
@@ -129,6 +130,7 @@ def tune(
             made = system.products(features.n, bundle.weights, settings, options)
             store.check_free([*made, *system.unsized])
         progress = Progress(quiet)
+        stack.enter_context(told_of_compiling(progress.compiling))
         run = SweepRun(features, bundle, settings, options, store, progress)
         score = scored_by(objective, min_precision)
         as_they_are = [Tunable(key, (setting_of(settings, key),)) for key in (one.key for one in tunables)]

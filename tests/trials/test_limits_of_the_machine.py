@@ -255,11 +255,13 @@ def test_a_run_stays_inside_a_cgroup_of_2_gb(group_of_2_gb: Path, tmp_path: Path
     torch = pytest.importorskip("torch")
     from fcdeploy.data.generated import generated_faces
     from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+    from fcdeploy.systems import get_system
     from fcdeploy.systems.pse_gcn.network import PseGcn
 
     torch.manual_seed(1)
     torch.save(PseGcn(512).state_dict(), tmp_path / "checkpoint.pth")
-    bundle, _ = export_checkpoint(tmp_path / "checkpoint.pth", tmp_path / "pse.onnx")
+    recipe = get_system("pse-gcn").recipe.for_weights({"refine": {"dim": 512}})
+    bundle, _ = export_checkpoint(tmp_path / "checkpoint.pth", tmp_path / "pse.onnx", recipe)
     with open(tmp_path / "features.bin", "wb") as file:
         for seed in range(20):
             file.write(generated_faces(10_000, 512, seed).tobytes())
