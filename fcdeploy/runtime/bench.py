@@ -22,6 +22,7 @@ from fcdeploy.engine.cuda import find_gpu
 from fcdeploy.engine.tensors import Engine, PassSpec, Timing
 from fcdeploy.errors import InputError
 from fcdeploy.graph.cuda import import_cupy
+from fcdeploy.runtime.computed import ours
 from fcdeploy.runtime.pipeline import Options, prepare, run_clustering, ways_of
 from fcdeploy.systems import get_system
 
@@ -102,10 +103,12 @@ class Report:
     opened: str
     threads: int
     rows: tuple[Measurement, ...]
+    digest: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        fields = {name: value for name, value in vars(self).items() if name != "rows"}
-        return {**fields, "rows": [row.as_dict() for row in self.rows]}
+        fields = {name: value for name, value in vars(self).items() if name not in ("rows", "versions")}
+        return {**fields, "versions": dict(self.versions), "rows": [row.as_dict() for row in self.rows]}
 
 
 def bench_bundles(
@@ -157,6 +160,8 @@ def _bench_bundle(bundle: Bundle, options: BenchOptions, tell: Callable[[str], N
         opened=opened,
         threads=Options(threads=options.threads).cores,
         rows=tuple(rows),
+        digest=bundle.digest(),
+        versions={**ours(), "numpy": np.__version__, **bundle.runtime},
     )
 
 

@@ -58,12 +58,13 @@ def what_was_computed(run: "Run") -> dict[str, Any]:
             "read_as": features.read_as,
         },
         "limits": {"threads": options.cores, "memory": options.budget, "vram": options.vram},
-        "versions": {
-            "fcdeploy": __version__,
-            "python": platform.python_version(),
-            **run.libraries,
-        },
+        "versions": {**ours(), **run.libraries},
     }
+
+
+def ours() -> dict[str, str]:
+    """Return the versions of fcdeploy and Python."""
+    return {"fcdeploy": __version__, "python": platform.python_version()}
 
 
 def sentences(computed: dict[str, Any]) -> Iterator[str]:

@@ -10,7 +10,6 @@ command goes on after the last complete block, and embeds again only what was ch
 
 import contextlib
 import os
-import platform
 import re
 import time
 import warnings
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fcdeploy import __version__, machine
+from fcdeploy import machine
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import BLOCK_ROWS, new_hash, write_features
 from fcdeploy.data.filelist import NO_STAMP, Filelist, lines_outside, look_up_all
@@ -44,6 +43,7 @@ from fcdeploy.engine.onnx_file import model_files
 from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.alike import FEWEST, alike_sentence, random_pairs
+from fcdeploy.runtime.computed import ours
 from fcdeploy.runtime.keys import digest
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import Arrays, MemoryStore, Partial, RunFolder, Shapes, Store
@@ -205,7 +205,7 @@ def embed_to_file(
             "device": {"device": job.device, "provider": embedder.provider},
             "batch": embedder.batch,
             "limits": {"threads": job.cores, "vram": job.vram},
-            "versions": {"fcdeploy": __version__, "python": platform.python_version(), **libraries()},
+            "versions": {**ours(), **libraries()},
         },
         **alike,
     }

@@ -4,9 +4,8 @@ Needs no PyTorch: the engine does the work.
 """
 
 import contextlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from fcdeploy.data.labels import check_known
 from fcdeploy.data.side_files import check_replaceable
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.engine.bundle import MANIFEST, Bundle
-from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.errors import InputError
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
+from fcdeploy.runtime.computed import what_was_computed
 from fcdeploy.runtime.pipeline import Options, prepare
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import RunFolder, Store
@@ -46,6 +46,7 @@ class Tuned:
     best: Trial
     before: Trial
     recipe: Any
+    summary: Mapping[str, Any] = field(default_factory=dict)
 
     def curve(self) -> list[Trial]:
         """Return the trials that differ from the best in the first tunable only, in its order."""
@@ -115,9 +116,8 @@ def tune(
     check_unknown(unknown)
     check_truth(truth, features, labels_name, unknown)
     recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
+    asked = options
     system, features, settings, options, notes = prepare(features, bundle, options)
-    for note in notes:
-        warnings.warn(note, FcdeployWarning, stacklevel=2)
     tunables = system.tunable(bundle.weights, options)
     if not tunables:
         having = [name for name in NAMES if get_system(name).tunable is not type(system).tunable]
@@ -131,7 +131,9 @@ def tune(
             store.check_free([*made, *system.unsized])
         progress = Progress(quiet)
         stack.enter_context(told_of_compiling(progress.compiling))
-        run = SweepRun(features, bundle, settings, options, store, progress)
+        run = SweepRun(features, bundle, settings, options, store, progress, asked=asked)
+        for note in notes:
+            run.note(note)
         score = scored_by(objective, min_precision)
         as_they_are = [Tunable(key, (setting_of(settings, key),)) for key in (one.key for one in tunables)]
         (before,) = sweep(run, truth, as_they_are, score, unknown=unknown, rounds=0)
@@ -140,6 +142,8 @@ def tune(
         run.progress = Progress()
         with progress.bar("tuning", total, unit="settings") as bar:
             trials = sweep(run, truth, tunables, score, unknown=unknown, seen=lambda trial: bar.advance(1))
+        computed = what_was_computed(run)
+        store.describe(computed)
         store.drop_scratch()
     best = best_trial(trials, tunables, score)
     if min_precision and not best.joins:
@@ -153,7 +157,9 @@ def tune(
             f"{best.measure(objective).precision:.4f}, with {describe_values(best.values)} (recall "
             f"{best.measure(objective).recall:.4f}); lower --min-precision."
         )
-    return Tuned(objective, tunables, trials, best, before, with_settings(recipe, best.values))
+    recipe = with_settings(recipe, best.values)
+    told = {"notes": run.notes} if run.notes else {}
+    return Tuned(objective, tunables, trials, best, before, recipe, {"computed": computed, **told})
 
 
 def check_truth(truth: np.ndarray, features: Features, where: str, unknown: str = "ignore") -> None:
@@ -239,6 +245,7 @@ def as_dict(tuned: Tuned) -> dict[str, Any]:
         **({"unknown": unknown} if (unknown := tuned.best.evaluation.unknown) else {}),
         "best": _row(tuned.best),
         "before": _row(tuned.before),
+        **tuned.summary,
         "trials": [_row(trial) for trial in tuned.trials],
     }
 

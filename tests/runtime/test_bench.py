@@ -111,6 +111,7 @@ def test_waiting_for_batches_is_not_the_engines_time():
 
     class Engine:
         spec = ROWS
+        provider = "none"
 
         def run_each(self, batches):
             for key, feeds in batches:

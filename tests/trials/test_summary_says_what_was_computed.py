@@ -190,3 +190,19 @@ def test_other_code_another_device_or_library_makes_stages_again(pse_bundle, fea
         assert makes_lists()
     assert makes_lists()
     assert not makes_lists()
+
+
+def test_tuning_and_benchmarks_say_it_too(pse_bundle, golden, features, command, tmp_path):
+    labels = (golden / "dev/data/labels.meta").read_text().split()[:400]
+    (tmp_path / "t.meta").write_text("\n".join(labels) + "\n")
+    known = ("--features", features, "--labels", tmp_path / "t.meta", "-o", tmp_path / "t.toml")
+    tuned, _ = command("tune", "--engine", pse_bundle.path, *known, "--json")
+    computed = tuned["computed"]
+    assert computed["settings"]["links.tau"] == tuned["before"]["values"]["links.tau"]
+    assert computed["device"]["provider"] == "CPUExecutionProvider"
+    assert computed["engine"]["digest"] == pse_bundle.digest()
+    small = ("--seconds", 0, "--batch", 2, "--nodes", 3, "--faces", 100)
+    (report,), _ = command("bench", pse_bundle.path, *small, "--json")
+    assert report["digest"] == pse_bundle.digest()
+    assert report["opened"] == "CPUExecutionProvider"
+    assert report["versions"].keys() == {"fcdeploy", "python", "numpy", "onnxruntime"}
