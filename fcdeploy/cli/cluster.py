@@ -42,8 +42,10 @@ if TYPE_CHECKING:
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip", "zero"]),
-    help="What becomes of lines that cannot be embedded: nothing is written, they are in no cluster, or each is in one "
-    "of its own.  [default: stop]",
+    default="stop",
+    show_default=True,
+    help="Rows with NaN, infinity or zeros only, and images that cannot be embedded: stop, leave them in no cluster "
+    "(-1), or give each a cluster of its own. All are listed in OUTPUT.bad.txt.",
 )
 @click.option(
     "--labels",
@@ -64,7 +66,7 @@ def command(
     column: str | None,
     id_column: str | None,
     embedder: Path | None,
-    on_bad: str | None,
+    on_bad: str,
     truth: Path | None,
     label_column: str | None,
     unknown: str,
@@ -88,6 +90,7 @@ def command(
       fcdeploy cluster people/ --engine pse.onnx --embedder embedder.onnx --labels people/ -o clusters.txt
       fcdeploy cluster features.npy --engine pse.onnx --tau 0.8 --labels truth.meta --json
     """
+    from fcdeploy.data.bad_list import bad_list_of, check_bad_list
     from fcdeploy.data.forms.files import is_feature_list
     from fcdeploy.data.labels import check_known, check_labels_path, read_labels, write_labels, written_form
     from fcdeploy.data.side_files import check_not_an_input
@@ -99,7 +102,7 @@ def command(
     options = Options(**chosen)
     check_labels_path(output)
     is_list = embedder is not None or (features.suffix.lower() == ".txt" and not is_feature_list(features))
-    check_embedder(features, is_list, embedder, on_bad, dim, column or id_column)
+    check_embedder(features, is_list, embedder, dim, column or id_column)
     if id_column is not None and written_form(output) != "table":
         raise InputError(
             f"{output}: holds no ids, which --id-column asks for; name the output .csv, .tsv, .parquet or .feather."
@@ -110,6 +113,8 @@ def command(
         raise InputError(
             f"{output}: the .npy files in the run folder are results of its stages; put the labels elsewhere."
         )
+    bad_list = bad_list_of(output)
+    check_bad_list(bad_list, (features, embedder, truth, *options.lists.values()))
     if label_column is not None and truth is None:
         raise InputError("--label-column is for --labels, which is not given; leave it out.")
 
@@ -149,7 +154,7 @@ def command(
                 bundle,
                 output,
                 options,
-                on_bad=on_bad or "stop",
+                on_bad=on_bad,
                 truth=true_labels,
                 unknown=unknown,
                 run_dir=run_dir,
@@ -174,6 +179,8 @@ def command(
                 options,
                 truth=true_labels,
                 unknown=unknown,
+                on_bad=on_bad,
+                bad_list=bad_list,
                 run_dir=run_dir,
                 scratch_dir=output.parent,
                 quiet=quiet or as_json,
@@ -186,12 +193,7 @@ def command(
 
 
 def check_embedder(
-    features: Path,
-    is_list: bool,
-    embedder: Path | None,
-    on_bad: str | None,
-    dim: int | None,
-    column: str | None,
+    features: Path, is_list: bool, embedder: Path | None, dim: int | None, column: str | None
 ) -> None:
     """Raise InputError unless an embedder is given for a list of images, and for nothing else."""
     from fcdeploy.data.forms.files import SUFFIXES
@@ -205,14 +207,9 @@ def check_embedder(
         raise InputError(
             f"{features}: --embedder is for a list of images, or a folder of them; leave it out for features."
         )
-    for name, given in (
-        ("--on-bad", on_bad if embedder is None else None),
-        ("--dim", dim if is_list else None),
-        ("--column", column if is_list else None),
-    ):
-        if given is not None:
-            kind = "a list of images" if is_list else "features"
-            raise InputError(f"{name} does not apply to {kind}; leave it out.")
+    for name, given in (("--dim", dim), ("--column", column)):
+        if is_list and given is not None:
+            raise InputError(f"{name} does not apply to a list of images; leave it out.")
 
 
 def labels_of_list(files: "Filelist") -> "np.ndarray":
@@ -245,7 +242,10 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         f"face{dropped}; peak memory {summary['peak_bytes'] / 1e9:.2f} GB"
     )
     if summary.get("bad"):
-        console.print(f"{summary['bad']:,} of {summary['lines']:,} lines could not be embedded")
+        if "lines" in summary:
+            console.print(f"{summary['bad']:,} of {summary['lines']:,} lines could not be embedded")
+        else:
+            console.print(f"{summary['bad']:,} of {summary['rows']:,} rows could not be used")
     for name, recall in summary.get("recall", {}).items():
         console.print(
             f"{name}: recall {recall['all']:.4f}, and {recall['above']:.4f} of neighbors at {recall['threshold']:.2f} "

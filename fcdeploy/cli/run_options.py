@@ -36,6 +36,14 @@ RUN_OPTIONS: dict[str, Callable[[Any], Any]] = {
         type=click.Choice(["density-peaks", "pairs"]),
         help="How NSR-FC makes clusters.  [default: pairs when the engine has both pair networks]",
     ),
+    "duplicates": click.option(
+        "--duplicates",
+        type=click.Choice(["merge", "as-published"]),
+        default="merge",
+        show_default=True,
+        help="Copies of a face: equal rows, and near-copies that fill neighbor lists, count once and get one label; or "
+        "all rows are computed on as they are.",
+    ),
     "min_probability": click.option(
         "--min-probability",
         type=click.FloatRange(0, 1),

@@ -90,6 +90,14 @@ from fcdeploy.cli.types import PathType
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
 )
 @click.option(
+    "--on-bad",
+    type=click.Choice(["stop", "skip", "zero"]),
+    default="stop",
+    show_default=True,
+    help="Rows with NaN, infinity or zeros only: stop, or leave them and their labels out (skip and zero alike). All "
+    "are listed in OUTPUT.bad.txt.",
+)
+@click.option(
     "--albums",
     type=click.IntRange(min=1),
     default=1,
@@ -141,6 +149,7 @@ def command(
     device: str,
     mixed: bool | None,
     threads: int,
+    on_bad: str,
     albums: int,
     strays: float,
     average: float,
@@ -159,6 +168,7 @@ def command(
       fcdeploy train pse-gcn --features f.bin --labels f.meta -o saves/checkpoint.pth
       fcdeploy export --ckpt saves/checkpoint.pth -o pse.onnx
     """
+    from fcdeploy.data.bad_list import bad_list_of, check_bad_list
     from fcdeploy.data.features import needs_width
     from fcdeploy.data.forms.files import feature_files
     from fcdeploy.data.labels import form_to_read, read_labels
@@ -200,6 +210,8 @@ def command(
         check_not_an_input(written, inputs)
     beside = recipe_place(output)
     check_default_output("output", output, lambda path: beside.is_file() and is_written_recipe(beside))
+    bad_list = bad_list_of(output)
+    check_bad_list(bad_list, (features, labels, init, *checkpoints))
     choices = Choices(
         *(
             epochs,
@@ -234,6 +246,8 @@ def command(
             choices=choices,
             unknown=unknown,
             labels_name=str(labels),
+            on_bad=on_bad,
+            bad_list=bad_list,
             quiet=quiet,
         )
     if not quiet:

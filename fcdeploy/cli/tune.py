@@ -58,6 +58,21 @@ if TYPE_CHECKING:
     help="NSR-FC: which way of making clusters to tune.  [default: the engine's]",
 )
 @click.option(
+    "--duplicates",
+    type=click.Choice(["merge", "as-published"]),
+    default="merge",
+    show_default=True,
+    help="Copies of a face, as in `fcdeploy cluster`.",
+)
+@click.option(
+    "--on-bad",
+    type=click.Choice(["stop", "skip", "zero"]),
+    default="stop",
+    show_default=True,
+    help="Rows with NaN, infinity or zeros only: stop, or leave them and their labels out (skip and zero alike). All "
+    "are listed in OUTPUT.bad.txt.",
+)
+@click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
 )
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
@@ -75,6 +90,8 @@ def command(
     output: Path,
     inference: str,
     link: str | None,
+    duplicates: str,
+    on_bad: str,
     threads: int,
     run_dir: Path | None,
     as_json: bool,
@@ -90,6 +107,7 @@ def command(
       fcdeploy tune --engine pse.onnx --features val.bin --labels val.meta --min-precision 0.99
       fcdeploy export --ckpt saves/checkpoint.pth --recipe tuned.toml -o pse.onnx
     """
+    from fcdeploy.data.bad_list import bad_list_of, check_bad_list
     from fcdeploy.data.labels import WrongNumberOfLabels, read_labels
     from fcdeploy.data.side_files import check_not_an_input
     from fcdeploy.deploy.recipe import is_written_recipe
@@ -101,6 +119,8 @@ def command(
     check_outputs(output)
     check_not_an_input(output, (features, labels))
     check_default_output("output", output, is_written_recipe)
+    bad_list = bad_list_of(output)
+    check_bad_list(bad_list, (features, labels))
     bundle = read_bundle(engine)
     opened = open_and_tell(
         features, None, width=bundle.feature_dim, column=column, output=output, quiet=quiet
@@ -119,7 +139,9 @@ def command(
             objective=objective,
             min_precision=min_precision,
             unknown=unknown,
-            options=Options(inference=inference, threads=threads, link=link),
+            options=Options(inference=inference, threads=threads, link=link, duplicates=duplicates),
+            on_bad=on_bad,
+            bad_list=bad_list,
             run_dir=run_dir,
             labels_name=str(labels),
             quiet=quiet or as_json,

@@ -92,14 +92,23 @@ class ListsFile:
                     headers[name.removesuffix(".npy")] = _read_header(file)[:2]
         return headers
 
-    def blocks(self, rows: int = READ_ROWS) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    def blocks(
+        self, rows: int = READ_ROWS, used: np.ndarray | None = None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
         """Yield (start, ids (m, k) int64 or float64, sims (m, k) float32 or None) in order.
 
-        Raises InputError when the file turns out to be damaged, and for a similarity that is not finite.
+        used: (n,) bool, the lists that matter; what the others hold is not looked at. Raises InputError when the file
+        turns out to be damaged, and for a similarity that is not finite.
         """
         try:
             for start, ids, sims in self._blocks(rows):
-                if sims is not None and not (finite := np.isfinite(sims).all(axis=1)).all():
+                if sims is None:
+                    yield start, ids, sims
+                    continue
+                finite = np.isfinite(sims).all(axis=1)
+                if used is not None:
+                    finite |= ~used[start : start + len(sims)]
+                if not finite.all():
                     face = start + int(np.argmin(finite))
                     raise InputError(
                         f"{self.path}: face {face} has a similarity that is no finite number; make the lists again."
@@ -162,11 +171,12 @@ class ListsFile:
 class RowsInOrder:
     """Rows of a file of lists by their numbers, each call's behind those of the call before it.
 
-    rows: how many are read at a time. A call that failed may be made again, and for fewer rows.
+    rows: how many are read at a time; used: see ``ListsFile.blocks``. A call that failed may be made again, and for
+    fewer rows.
     """
 
-    def __init__(self, lists: ListsFile, rows: int) -> None:
-        self._lists, self._rows = lists, rows
+    def __init__(self, lists: ListsFile, rows: int, used: np.ndarray | None = None) -> None:
+        self._lists, self._rows, self._used = lists, rows, used
         self._restart()
 
     def __call__(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -178,7 +188,7 @@ class RowsInOrder:
             raise
 
     def _restart(self) -> None:
-        self._blocks = self._lists.blocks(self._rows)
+        self._blocks = self._lists.blocks(self._rows, self._used)
         self._held: tuple[int, np.ndarray, np.ndarray | None] = (0, np.empty((0, 0)), None)
 
     def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:

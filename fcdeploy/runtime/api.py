@@ -44,6 +44,8 @@ def cluster(
     tables: str = "float32",
     link: str | None = None,
     scratch: PathLike | None = None,
+    duplicates: str = "merge",
+    on_bad: str = "stop",
     run_dir: PathLike | None = None,
     progress: bool = False,
     column: str | None = None,
@@ -61,8 +63,11 @@ def cluster(
     cluster was found for (GCN-D), 'singleton' (a cluster of one, the default) or 'drop' (-1). device: 'cpu' or 'cuda',
     where the engine runs; vram: bytes of device memory to get along with, 0 for all. tables: 'float16' halves what
     layer-wise inference keeps between its layers, and rounds it. scratch: the folder for what does not fit into memory.
-    run_dir: keeps what every stage made, and continues there. column: which array of an archive, or column of a table,
-    holds the features, where a path is given.
+    duplicates: with 'merge' equal rows, and near-copies that fill neighbor lists, count once and have one label;
+    'as-published' computes on all rows as they are. on_bad: rows with NaN, infinity or no direction raise InputError
+    with 'stop', are in no cluster (-1) with 'skip', and are a cluster of one each with 'zero'. run_dir: keeps what
+    every stage made, and continues there. column: which array of an archive, or column of a table, holds the features,
+    where a path is given.
     Returns labels (n,) int64, numbered by first appearance. Raises
     fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
@@ -83,6 +88,8 @@ def cluster(
         "tables": tables,
         "link": link,
         "scratch": scratch,
+        "duplicates": duplicates,
+        "on_bad": on_bad,
     }
     return _run(features, engine, chosen, run_dir, quiet=not progress, column=column).labels
 
@@ -180,6 +187,8 @@ class FaceClusterer:
         tables: str = "float32",
         link: str | None = None,
         scratch: PathLike | None = None,
+        duplicates: str = "merge",
+        on_bad: str = "stop",
     ) -> None:
         self.engine = engine
         self.knn = knn
@@ -198,6 +207,8 @@ class FaceClusterer:
         self.tables = tables
         self.link = link
         self.scratch = scratch
+        self.duplicates = duplicates
+        self.on_bad = on_bad
 
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
@@ -307,10 +318,11 @@ def _run(
         "scratch": Path(chosen["scratch"]) if chosen["scratch"] else None,
         "hops": None if hops is None else tuple(np.atleast_1d(hops).tolist()),
     }
-    options = Options(**{**chosen, **usual})
+    given = {name: value for name, value in {**chosen, **usual}.items() if name != "on_bad"}
+    options = Options(**given)
     if knn not in KNN_METHODS and not Path(knn).is_file():
         raise InputError(f"knn = {knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists.")
-    return run_clustering(opened, bundle, options, run_dir=run_dir, quiet=quiet)
+    return run_clustering(opened, bundle, options, on_bad=chosen["on_bad"], run_dir=run_dir, quiet=quiet)
 
 
 def _are_paths(features: Any) -> bool:

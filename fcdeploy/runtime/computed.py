@@ -26,9 +26,9 @@ def what_was_computed(run: "Run") -> dict[str, Any]:
     system; inference: used ("exact" is the published function) and asked; search: of every search its method, k and,
     where they apply, cells, probes, recall or file; settings: those of the recipe really used, by their dotted names,
     and options: what was given beside them; engine: path, digest, kind and precision; device: where it ran and the
-    execution provider that was opened; features: name, rows (that are faces), width, dtype, how
-    they were read and whether they were normalised; limits:
-    threads, memory and vram in bytes; versions.
+    execution provider that was opened; features: name, rows, how many of them were computed on (the
+    others are copies, or bad), width, dtype, how they were read and whether they were normalised; limits: threads,
+    memory and vram in bytes; versions.
     """
     options, bundle, features = run.options, run.bundle, run.features
     used = {name: value for name, value in settings_as_dict(run.settings).items() if name not in NOT_OF_A_RUN}
@@ -51,7 +51,8 @@ def what_was_computed(run: "Run") -> dict[str, Any]:
         },
         "features": {
             "name": features.name,
-            "rows": features.n,
+            "rows": features.given,
+            "computed": features.n,
             "width": features.dim,
             "dtype": str(features.array.dtype),
             "normalized": features.normalize,

@@ -24,6 +24,7 @@ import numpy as np
 
 from fcdeploy import machine
 from fcdeploy.data.atomic import atomic_file, check_parent
+from fcdeploy.data.bad_list import check_bad_list, remove_bad_list
 from fcdeploy.data.features import BLOCK_ROWS, new_hash, write_features
 from fcdeploy.data.filelist import NO_STAMP, Filelist, lines_outside, look_up_all
 from fcdeploy.data.images import FIRST_BAD, MAX_PIXELS, REASONS, State, import_pillow, read_image
@@ -432,7 +433,7 @@ def report_bad_lines(
         )
     if not len(bad):
         if bad_list is not None:
-            bad_list.unlink(missing_ok=True)
+            remove_bad_list(bad_list)
         return
     listed = ""
     if bad_list is not None:
@@ -474,6 +475,7 @@ def check_outputs(job: Job, output: Path, on_bad: str, labels: Path | None = Non
     lists = output.with_suffix(".bad.txt"), output.with_suffix(".filelist.txt")
     for path in (output, *lists):
         check_parent(path)
+    check_bad_list(lists[0])
     written = [output, lists[0], *([labels] if labels else [])]
     if on_bad == "skip" or not job.files.is_text:
         written.append(lists[1])

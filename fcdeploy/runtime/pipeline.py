@@ -26,12 +26,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numba
 import numpy as np
 
 from fcdeploy import machine
+from fcdeploy.clustering.copies import Copies, copies_from
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import BLOCK_ROWS, Features, check_features, check_unit_rows, hash_of, stamp_of
@@ -41,13 +42,33 @@ from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
 from fcdeploy.graph.alike import FEWEST, alike_sentence, random_pairs
 from fcdeploy.graph.cells import Cells, assign_cells, cell_count, train_cells
+from fcdeploy.graph.chosen_lists import ChosenLists
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.knn import PROBES, KnnGraph, KnnSearch, choose_method, similarities_of_lists
 from fcdeploy.graph.lists import ListsFile, RowsInOrder, check_lists, mostly_without_self
 from fcdeploy.graph.recall import Recall, measure_recall
 from fcdeploy.graph.threads import threads_limited
+from fcdeploy.runtime.bad_rows import (
+    IN_NO_CLUSTER,
+    check_on_bad,
+    counts_of_rows,
+    labels_with_bad_rows,
+)
+from fcdeploy.runtime.checked import Checked, checked_rows
 from fcdeploy.runtime.computed import what_was_computed
+from fcdeploy.runtime.copies import (
+    MERGE,
+    ROWS,
+    as_few_as_fit,
+    check_duplicates,
+    equal_copies,
+    keep_rows,
+    near_copies_of,
+    rows_key,
+    rows_of,
+    tell_of_copies,
+)
 from fcdeploy.runtime.keys import digest
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import (
@@ -63,6 +84,7 @@ from fcdeploy.runtime.run_folder import (
 from fcdeploy.systems import NAMES, System, Weights, check_recipe, get_system
 from fcdeploy.systems.settings import setting_of, settings_from_dict
 
+AnyRun = TypeVar("AnyRun", bound="Run")
 Work = Callable[[np.ndarray], Arrays]  # faces (m,) int32 -> their rows of every array
 KNN_METHODS = ("auto", "exact", "ivf")
 BLOCK = 8192  # faces
@@ -94,7 +116,9 @@ class Options:
     or 'cuda', where the engine runs; None means where it can, the CPU first. vram: bytes of device memory to get
     along with; 0 means what is there. tables: 'float32' or, rounded, 'float16', for what is kept between the layers of
     layer-wise inference. link: how clusters come about where there is a choice, 'density-peaks' or 'pairs'. scratch:
-    the folder for what does not fit into memory, None for one on a disk.
+    the folder for what does not fit into memory, None for one on a disk. duplicates: 'merge' lets equal rows, and
+    near-copies that fill neighbor lists, count once and have one label; 'as-published' computes on all rows as they
+    are.
     """
 
     knn: str = "auto"
@@ -113,6 +137,7 @@ class Options:
     tables: str = "float32"
     link: str | None = None
     scratch: Path | None = None
+    duplicates: str = MERGE
 
     @property
     def lists(self) -> dict[str, Path]:
@@ -133,7 +158,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """labels: (n,) int64, numbered by first appearance, -1 in no cluster; summary: what ``cluster --json`` prints."""
+    """labels: (n,) int64, numbered by first appearance, -1 in no cluster; summary: what ``cluster --json`` prints.
+
+    Labels are of all rows, those of copies and of bad rows among them.
+    """
 
     labels: np.ndarray
     summary: dict[str, Any]
@@ -146,6 +174,8 @@ def run_clustering(
     *,
     truth: np.ndarray | None = None,
     unknown: str = "ignore",
+    on_bad: str = "stop",
+    bad_list: Path | None = None,
     run_dir: Path | str | None = None,
     scratch_dir: Path | str | None = None,
     quiet: bool = True,
@@ -153,18 +183,22 @@ def run_clustering(
     """Cluster faces with a bundle.
 
     Raises InputError for anything that does not fit together: features of another width than the bundle's,
-    broken rows, lists of other faces. ``truth`` (n,) adds ``quality`` to the summary;
-    ``unknown`` says what of its -1, see ``evaluate``. With ``run_dir`` every
-    product is kept there and an interrupted run goes on where it stopped; without it, what does not fit into half
-    of the memory budget lies in a folder that is removed at the end, in ``options.scratch`` or ``scratch_dir``, where
-    the output goes; see ``scratch_folder``.
+    lists of other faces. on_bad: what becomes of rows with NaN, infinity or no direction: 'stop' raises InputError,
+    with 'skip' they are in no cluster (-1), with 'zero' each is in one of its own; all are listed in the file
+    ``bad_list``, where one is named. ``truth`` (n,) adds ``quality`` to the summary; ``unknown`` says what of its -1,
+    see ``evaluate``. With ``run_dir`` every product is kept there and an interrupted run goes on where it stopped;
+    without it, what does not fit into half of the memory budget lies in a folder that is removed at the end, in
+    ``options.scratch`` or ``scratch_dir``, where the output goes; see ``scratch_folder``.
     """
+    check_on_bad(on_bad)
     asked = options
-    system, features, settings, options, notes = prepare(features, bundle, options)
-    products = [*system.products(features.n, bundle.weights, settings, options), *system.unsized]
+    system, features, settings, options, _ = prepare(features, bundle, options)
+    products = [*system.products(features.n, bundle.weights, settings, options), *system.unsized, ROWS]
     if run_dir:
         check_not_kept_in(Path(run_dir), options, features, products)
     progress = Progress(quiet)
+    with progress.stage("features"), told_of_compiling(progress.compiling):
+        checked = checked_rows(features, options.duplicates, on_bad, bad_list, IN_NO_CLUSTER)
     with contextlib.ExitStack() as stack:
         folder = Path(run_dir) if run_dir else None
         if (
@@ -186,21 +220,76 @@ def run_clustering(
                 store.claims.claim(SUMMARY)
         stack.enter_context(threads_limited(options.cores))
         stack.enter_context(told_of_compiling(progress.compiling))
-        run = Run(features, bundle, settings, options, store, progress, asked=asked)
-        for note in notes:
-            run.note(note)
+        run = begin_run(checked, bundle, asked, store, progress, Run)
+        if checked.told:
+            run.notes.insert(0, checked.told)  # which the user has been told by now
         store.describe(what_was_computed(run))
-        labels = system.cluster(run)
+        found = system.cluster(run)
         store.drop_scratch()
-        note_extremes(labels, run)
+        note_extremes(
+            found, run
+        )  # of different faces: a thousand copies of one are no sign of a wrong threshold
+        labels = labels_with_bad_rows(run.labels_of_all(found), checked.scan, on_bad)
         summary = _summary(labels, run)
         store.describe(summary["computed"])
+        if bad := len(checked.scan.bad):
+            summary |= counts_of_rows(checked.scan)
+            if on_bad == "skip":
+                summary["faces"] -= bad
+                if others := summary.pop("uncovered") - bad:
+                    summary["uncovered"] = others
         if truth is not None:
             summary["quality"] = evaluate(labels, truth, unknown=unknown).as_dict()
         if run_dir:
             with atomic_file(Path(run_dir) / SUMMARY) as file:
                 file.write(json.dumps(summary, indent=1).encode())
     return Result(labels, summary)
+
+
+def begin_run(
+    checked: Checked, bundle: Bundle, options: Options, store: Store, progress: Progress, kind: type["AnyRun"]
+) -> "AnyRun":
+    """Begin a run over faces of which copies count once, and tell the user of them; see ``Options.duplicates``.
+
+    The run's ``labels_of_all`` gives labels to all ``checked.faces``.
+    """
+    faces = checked.faces
+
+    def opened(copies: Copies | None, prepared: Any) -> tuple[AnyRun, list[str]]:
+        _, features, settings, fitted, notes = prepared
+        run = kind(features, bundle, settings, fitted, store, progress, asked=options)
+        run.copies, run.stamp = copies, checked.stamp
+        return run, notes
+
+    def prepared(chosen: np.ndarray) -> Any:
+        return prepare(faces.select(chosen), bundle, options)
+
+    together = equal_copies(checked.equal, options)
+    if together is None:
+        copies, run, notes = None, *opened(None, prepare(faces, bundle, options))
+    elif options.lists:
+        copies, run, notes = together, *opened(together, prepare(faces, bundle, options))
+    else:
+        copies, found = as_few_as_fit(together, prepared)
+        run, notes = opened(copies, found)
+    system = get_system(bundle.system)
+    near = None
+    if options.duplicates == MERGE:
+        key = rows_key(run)
+        if not options.lists and (near := near_copies_of(system, run)) is not None:
+            made = (*run.products, *system.unsized) if "vectors" in run.__dict__ else ()
+            alone = copies if copies is not None else copies_from(np.arange(faces.n, dtype=np.int32))
+            copies, found = as_few_as_fit(alone.joined(near.leader), prepared)
+            for name in made:
+                store.drop(name)  # made of all faces, just now
+            told = run.notes, run.figures  # of all faces: that they are alike, for example
+            run, notes = opened(copies, found)
+            run.notes, run.figures = told
+        keep_rows(run, key, faces, copies, near.filled if near is not None else 0)
+    tell_of_copies(run, faces.name, together, copies, near)
+    for note in notes:  # behind: k may be more than the faces that are left
+        run.note(note)
+    return run
 
 
 def prepare(
@@ -326,6 +415,7 @@ def check_options(system: System, options: Options) -> None:
         raise InputError(f"--hops {options.hops}: should be two whole numbers, as in 80,10.")
     if options.min_probability is not None and not 0 <= options.min_probability <= 1:
         raise InputError(f"--min-probability {options.min_probability}: is no probability (0 to 1).")
+    check_duplicates(options.duplicates)
     if options.tables not in TABLES:
         raise InputError(f"--tables {options.tables}: is neither 'float32' nor 'float16'.")
     if options.uncovered not in (None, *UNCOVERED):
@@ -369,8 +459,8 @@ def open_lists(
     possible: whether a run with a smaller k is, which the error then says.
     """
     lists = ListsFile(path)
-    if lists.n != features.n:
-        raise InputError(f"{path}: holds lists of {lists.n:,} faces; {features.name} has {features.n:,}.")
+    if lists.n != features.given:
+        raise InputError(f"{path}: holds lists of {lists.n:,} faces; {features.name} has {features.given:,}.")
     if lists.k < k:
         advice = f"give --k {lists.k} or less" if possible(lists.k) else "make longer lists"
         raise InputError(f"{path}: holds {lists.k} neighbors a face, {k} are needed; {advice}.")
@@ -390,9 +480,9 @@ class Run:
     vectors: (n, d) float32 unit rows (or as they are, if the recipe says so); order: (n,) int32, the faces in
     the order in which they are best visited; recall: of searches that were not exact, and searches: how neighbors were
     found, by name; opened: the execution provider of every pass that was opened; asked: the options as they were
-    given. notes: sentences for
-    the user, and figures: what else the summary says, by name; see ``note``. final: whether its clusters are the ones
-    that the user gets, of which the user is told what limits did to them.
+    given. notes: sentences for the user, and figures: what else the summary says, by name; see ``note``. final: whether
+    its clusters are the ones that the user gets, of which the user is told what limits did to them. copies: faces that
+    are not computed on, and go with others, if there are any; stamp: of the features, when they were checked.
     """
 
     final: ClassVar[bool] = True
@@ -409,6 +499,8 @@ class Run:
     asked: Options = Options()
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
+    copies: Copies | None = None
+    stamp: tuple[int, ...] | None = None
 
     def note(self, sentence: str, **figures: Any) -> None:
         """Tell the user something about this run, now and in the summary; ``figures`` stand there by name.
@@ -423,6 +515,14 @@ class Run:
     @property
     def n(self) -> int:
         return self.features.n
+
+    def rows_of(self, faces: np.ndarray) -> np.ndarray:
+        """Return the numbers (m,) of some ``faces`` (m,) among all rows of the features."""
+        return rows_of(self.features)[faces]
+
+    def labels_of_all(self, labels: np.ndarray) -> np.ndarray:
+        """Return labels (given,) int64 of all faces that the run began with, copies with those they go with."""
+        return labels if self.copies is None else self.copies.labels_of_all(labels)
 
     @property
     def provider(self) -> str:
@@ -458,6 +558,11 @@ class Run:
     @cached_property
     def order(self) -> np.ndarray:
         return self.cells.order()
+
+    @cached_property
+    def features_hash(self) -> str:
+        """A hash of the features' bytes, and of which rows are faces here."""
+        return hash_of(self.features)
 
     @property
     def made_of_features(self) -> dict[str, Any]:
@@ -550,14 +655,16 @@ class Run:
             self.store.drop(name)
 
     def read_features(self) -> None:
-        """Check all features and keep them normalised as ``vectors``; ``features_hash`` is of their bytes."""
+        """Check all features, unless they are, and keep them normalised as ``vectors``; once is enough."""
+        if "vectors" in self.__dict__:
+            return
         with self.stage("features"):
-            stamp = stamp_of(self.features)
-            check_features(self.features)
+            stamp = stamp_of(self.features) if self.stamp is None else self.stamp
+            if self.stamp is None:
+                check_features(self.features)
             system = get_system(self.bundle.system)
             if not self.features.normalize and system.unit_rows:
                 check_unit_rows(self.features, system.title)
-            self.features_hash = hash_of(self.features)
 
             @contextlib.contextmanager
             def worker() -> Iterator[Work]:
@@ -652,24 +759,33 @@ class Run:
         in a row.
         """
         lists = open_lists(path, self.features)
-        k = k or lists.k
+        block = max(1, min(BLOCK, LISTS_BYTES // (ENTRY_BYTES * lists.k)))
+        chosen = None
+        if self.features.chosen is not None:
+            chosen = ChosenLists(lists, self.features.chosen, block)
+        if k is None:
+            k = lists.k if chosen is None else chosen.shortest()
+            self.settings.check_reranked(k, str(path))
         made_of = {"file": sha256_of(path), "k": k, **self.made_of_features, "sort": sort}
         self.searches[Path(name).stem] = {"method": "file", "file": str(path), "k": k}
         shape = (self.n, k)
         self.products[name] = {part: (shape, dtype) for part, (_, dtype) in self.products[name].items()}
 
-        block = max(1, min(BLOCK, LISTS_BYTES // (ENTRY_BYTES * lists.k)))
-
         @contextlib.contextmanager
         def worker() -> Iterator[Work]:
-            rows_of = RowsInOrder(lists, block)
+            read = RowsInOrder(lists, block)
 
             def work(faces: np.ndarray) -> Arrays:
-                start = int(faces[0])
-                ids, sims = rows_of(start, start + len(faces))
-                checked = check_lists(ids if sort else ids[:, :k], start, self.n, str(path))
+                start, none = int(faces[0]), None
+                if chosen is None:
+                    ids, sims = read(start, start + len(faces))
+                    checked = check_lists(ids if sort else ids[:, :k], start, self.n, str(path))
+                else:
+                    checked, sims, none = chosen(faces, k)
                 if sims is None:
                     sims = np.clip(similarities_of_lists(self.vectors, checked, faces), 0, 1)
+                if none is not None:
+                    sims[none] = -np.inf  # behind the k that are left
                 if sort:
                     order = np.argsort(-sims, axis=1, kind="stable")
                     checked, sims = (np.take_along_axis(rows, order, axis=1) for rows in (checked, sims))
@@ -708,7 +824,7 @@ class Run:
                 return
         bad = np.sort(faces[~np.isfinite(rows).all(axis=1)])
         if len(bad):
-            shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+            shown = ", ".join(map(str, self.rows_of(bad[:5]))) + (", ..." if len(bad) > 5 else "")
             raise FcdeployError(
                 f"{self.bundle.path}: the engine gave a {what} that is not finite for {len(bad):,} of {len(rows):,} "
                 f"faces (rows {shown} of {self.features.name}); stopped before linking."
@@ -757,7 +873,7 @@ def peak_bytes() -> int:
 
 
 def note_extremes(labels: np.ndarray, run: Run) -> None:
-    """Tell that all faces are alone, or most of them together; labels: (n,) int64."""
+    """Tell that all faces are alone, or most of them together; labels: (n,) int64, of those computed on."""
     placed = labels[labels >= 0]
     largest = int(np.bincount(placed).max()) if len(placed) else 0
     if run.n < FEWEST or 1 < largest <= max(run.n * MOST, run.figures.get("clustered_unasked", 0)):

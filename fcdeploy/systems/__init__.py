@@ -181,7 +181,8 @@ class System:
     name, in the order in which a run uses them. products(n, weights, settings, options) are the arrays of everything
     that a run makes, but for those whose size follows from the data, which are named in ``unsized``. options: those of
     a run that not every system has. inferences: the ways to evaluate it, "exact" first, with the passes of each (none
-    named: all). cluster(run) is its flow, from features to labels (see ``fcdeploy.runtime.pipeline.Run``).
+    named: all). cluster(run) is its flow, from features to labels (see ``fcdeploy.runtime.pipeline.Run``);
+    neighbors(run), where that begins: the kNN lists of the features and what they were made of.
     fit_lists(settings, k, where) fits settings to lists of k from a file, with notes, where shorter ones can be used.
     workload(settings, weights, options), which passes a run uses, and how. The files ``network`` and ``inputs`` hold a
     ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings ``NETWORKS`` and ``PARITY``.
@@ -200,6 +201,7 @@ class System:
     networks: Mapping[str, Network]
     products: Callable[[int, Weights, Any, "Options"], Products]
     cluster: Callable[[Any], Any]
+    neighbors: Callable[[Any], tuple[Any, dict[str, Any]]]
     options: tuple[str, ...]
     inferences: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"exact": ()})
     problem: Callable[[Weights], str | None] = lambda weights: None

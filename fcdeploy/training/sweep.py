@@ -36,17 +36,13 @@ class Trial:
 
 
 class SweepRun(Run):
-    """A run that clusters again and again: its features are read and hashed once, and what it tells is told once."""
+    """A run that clusters again and again, and tells what it tells once."""
 
     final: ClassVar[bool] = False
 
     def note(self, sentence: str, **figures: Any) -> None:
         if sentence not in self.notes:
             super().note(sentence, **figures)
-
-    def read_features(self) -> None:
-        if "vectors" not in self.__dict__:
-            super().read_features()
 
 
 class KeyedStore(MemoryStore):
@@ -93,7 +89,8 @@ def sweep(
             return
         run.settings = changed
         run.__dict__.pop("products", None)  # arrays of other settings may be others
-        trials.append(Trial(values, evaluate(system.cluster(run), truth, unknown=unknown)))
+        labels = run.labels_of_all(system.cluster(run))
+        trials.append(Trial(values, evaluate(labels, truth, unknown=unknown)))
         seen(trials[-1])
 
     try:

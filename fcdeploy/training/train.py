@@ -20,7 +20,7 @@ import torch
 from fcdeploy import __version__
 from fcdeploy.clustering.metrics import check_unknown
 from fcdeploy.data.atomic import atomic_file, check_parent
-from fcdeploy.data.features import Features, check_features
+from fcdeploy.data.features import Features
 from fcdeploy.data.labels import check_known
 from fcdeploy.data.run_record import Claims, check_run_folder, read_record
 from fcdeploy.data.side_files import check_replaceable
@@ -29,7 +29,9 @@ from fcdeploy.deploy.recipe import is_written_recipe, recipe_text
 from fcdeploy.deploy.recipe_beside import TRAINING, note_of_another, recipe_beside, recipe_place
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.kernels import told_of_compiling
+from fcdeploy.graph.scan import scan_rows
 from fcdeploy.graph.threads import threads_limited
+from fcdeploy.runtime.bad_rows import LEFT_OUT, check_on_bad, good_faces
 from fcdeploy.runtime.pipeline import Options, hash_of
 from fcdeploy.runtime.run_folder import RunFolder, Store
 from fcdeploy.systems import NAMES, Schedule, System, Training, Weights, check_recipe, get_system
@@ -85,6 +87,8 @@ def train(
     choices: Choices = PUBLISHED,
     unknown: str = "ignore",
     labels_name: str = "labels",
+    on_bad: str = "stop",
+    bad_list: Path | None = None,
     quiet: bool = True,
 ) -> Trained:
     """Train a network and write its checkpoint to ``output``, and the recipe beside it (``.toml``).
@@ -93,13 +97,15 @@ def train(
     identity of its own. network: which of the system's; recipe: the settings to train for, of any width; without one
     those beside ``checkpoints`` and ``init``, else the published ones. checkpoints: of the networks that run before it.
     init: weights to start from. key: where the weights stand in checkpoints that hold several, one for all, or one for
-    each of ``checkpoints`` and then for ``init``. run_dir: keeps the training, and goes on with one that is there
-    (``output`` with ``.run``). Raises InputError for what does not fit together, FcdeployError when the training
-    diverges or collapses.
+    each of ``checkpoints`` and then for ``init``. on_bad: rows that cannot be used raise InputError with 'stop' and are
+    left out, with their labels, with 'skip' and 'zero'; all are listed in the file ``bad_list``, where one is named.
+    run_dir: keeps the training, and goes on with one that is there (``output`` with ``.run``). Raises InputError for
+    what does not fit together, FcdeployError when the training diverges or collapses.
     """
     name, training = training_of(system, network)
     output, run_dir = Path(output), Path(run_dir) if run_dir else Path(output).with_suffix(".run")
     check_places(output, run_dir)
+    check_on_bad(on_bad)
     recipe, note = recipe_to_train_for(system, recipe, (*checkpoints, *filter(None, [init])), features.dim)
     if recipe.system != system.name:
         raise InputError(
@@ -112,10 +118,10 @@ def train(
     features = dataclasses.replace(features, normalize=recipe.features.normalize)
     check_unknown(unknown)
     check_known(labels, labels_name, unknown)
+    features, labels = without_bad_rows(features, labels, on_bad, bad_list)
     left_out = int((labels == -1).sum()) if unknown == "ignore" else 0
     if left_out:
         features, labels = features.select(np.flatnonzero(labels != -1)), labels[labels != -1]
-    check_features(features)
     identity = identities_of(labels)
     validating = split_identities(identity, choices.validation, choices.seed, labels_name)
     if choices.albums > features.n:
@@ -271,6 +277,17 @@ def recipe_to_train_for(
     return recipe, note_of_another(system, checkpoints, fitted, thresholds=False)
 
 
+def without_bad_rows(
+    features: Features, labels: np.ndarray, on_bad: str, bad_list: Path | None
+) -> tuple[Features, np.ndarray]:
+    """Return the features and labels (n,) of the rows that can be used; see ``good_faces``."""
+    scan = scan_rows(features)
+    if len(scan.bad) and bad_list is not None:
+        make_folder(bad_list.parent, "output")
+    faces, told = good_faces(features, scan, on_bad, bad_list, LEFT_OUT)
+    return faces, labels[scan.good] if told else labels
+
+
 def training_of(system: System, network: str | None) -> tuple[str, Training]:
     """Return which network of a system is trained, and how; raises InputError that names what there is."""
     trainings = system.trainings()
@@ -385,21 +402,24 @@ def made_folders(output: Path, run_dir: Path) -> Claims:
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"{run_dir}: is a file; give a folder as --run-dir.")
     for folder, remedy in ((output.parent, "output"), (run_dir, "--run-dir")):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise InputError(
-                f"{folder}: {error.filename} is a file, not a folder; choose another {remedy}."
-            ) from error
-        except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be made ({error.strerror}); choose another {remedy}."
-            ) from error
+        make_folder(folder, remedy)
         check_parent(output)
     claims = claims_of(run_dir)
     claims.begin()
     claims.claim(*KEPT)
     return claims
+
+
+def make_folder(folder: Path, remedy: str) -> None:
+    """Make a folder and those above it; raises InputError, with what to choose anew, where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"{folder}: {error.filename} is a file, not a folder; choose another {remedy}."
+        ) from error
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); choose another {remedy}.") from error
 
 
 def networks_before(

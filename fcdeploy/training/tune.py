@@ -21,8 +21,11 @@ from fcdeploy.engine.bundle import MANIFEST, Bundle
 from fcdeploy.errors import InputError
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
+from fcdeploy.runtime.bad_rows import LEFT_OUT, check_on_bad
+from fcdeploy.runtime.checked import checked_rows
 from fcdeploy.runtime.computed import what_was_computed
-from fcdeploy.runtime.pipeline import Options, prepare
+from fcdeploy.runtime.copies import ROWS
+from fcdeploy.runtime.pipeline import Options, begin_run, prepare
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import RunFolder, Store
 from fcdeploy.systems import NAMES, Tunable, get_system
@@ -97,6 +100,8 @@ def tune(
     min_precision: float = 0.0,
     unknown: str = "ignore",
     options: Options = DEFAULTS,
+    on_bad: str = "stop",
+    bad_list: Path | None = None,
     run_dir: Path | str | None = None,
     labels_name: str = "labels",
     quiet: bool = True,
@@ -105,9 +110,11 @@ def tune(
 
     truth: (n,) identities, -1 where unknown: such faces are clustered with the others and left out of the measures, or,
     with ``unknown`` "singleton", each is an identity of its own. objective: "pairwise" or "bcubed", whose F is the
-    highest among the settings that join faces with a precision of at least ``min_precision``. With ``run_dir`` products
-    are kept there and taken up again. Raises InputError when a system has nothing to choose, no setting is that
-    precise, or the labels, which come from ``labels_name``, cannot tell.
+    highest among the settings that join faces with a precision of at least ``min_precision``. on_bad: rows that cannot
+    be used raise InputError with 'stop' and are left out, with their labels, with 'skip' and 'zero'; all are listed in
+    the file ``bad_list``, where one is named. With ``run_dir`` products are kept there and taken up again. Raises
+    InputError when a system has nothing to choose, no setting is that precise, or the labels, which come from
+    ``labels_name``, cannot tell.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"--objective {objective}: is neither {' nor '.join(OBJECTIVES)}.")
@@ -116,24 +123,28 @@ def tune(
     check_unknown(unknown)
     check_truth(truth, features, labels_name, unknown)
     recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
-    asked = options
-    system, features, settings, options, notes = prepare(features, bundle, options)
-    tunables = system.tunable(bundle.weights, options)
+    check_on_bad(on_bad)
+    system, features, settings, fitted, _ = prepare(features, bundle, options)
+    tunables = system.tunable(bundle.weights, fitted)
     if not tunables:
         having = [name for name in NAMES if get_system(name).tunable is not type(system).tunable]
         raise InputError(f"{system.title} has no threshold to tune; {', '.join(having)} have.")
+    progress = Progress(quiet)
+    with progress.stage("features"), told_of_compiling(progress.compiling):
+        checked = checked_rows(features, options.duplicates, on_bad, bad_list, LEFT_OUT)
+    if checked.told:
+        truth = truth[checked.scan.good]
+        check_truth(truth, checked.faces, labels_name, unknown)
     with contextlib.ExitStack() as stack:
         stack.enter_context(threads_limited(options.cores))
         store: Store = KeyedStore()
         if run_dir:
             store = stack.enter_context(RunFolder(run_dir))
-            made = system.products(features.n, bundle.weights, settings, options)
-            store.check_free([*made, *system.unsized])
-        progress = Progress(quiet)
+            made = system.products(features.n, bundle.weights, settings, fitted)
+            store.check_free([*made, *system.unsized, ROWS])
         stack.enter_context(told_of_compiling(progress.compiling))
-        run = SweepRun(features, bundle, settings, options, store, progress, asked=asked)
-        for note in notes:
-            run.note(note)
+        run = begin_run(checked, bundle, options, store, progress, SweepRun)
+        settings = run.settings
         score = scored_by(objective, min_precision)
         as_they_are = [Tunable(key, (setting_of(settings, key),)) for key in (one.key for one in tunables)]
         (before,) = sweep(run, truth, as_they_are, score, unknown=unknown, rounds=0)

@@ -23,10 +23,11 @@ OLD = "7\n7\n8\n"  # the output of an earlier run
 
 
 def everything_in(folder: Path) -> dict[str, bytes | None]:
-    """Every file with its bytes, and every folder, hidden ones too."""
+    """Every file with its bytes, and every folder, hidden ones too; but for lists of bad rows, which are to be left."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
+        if not path.name.endswith(".bad.txt")
     }
 
 

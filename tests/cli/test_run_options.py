@@ -28,7 +28,7 @@ def test_commands_take_every_field_with_its_default(command):
 def test_python_takes_every_field_with_its_default(function):
     found = {name: entry.default for name, entry in inspect.signature(function).parameters.items()}
     assert {name: default for name, default in found.items() if name in DEFAULTS} == DEFAULTS
-    assert found.keys() - DEFAULTS.keys() <= {"features", "engine", "run_dir", "progress"}
+    assert found.keys() - DEFAULTS.keys() <= {"features", "engine", "column", "on_bad", "run_dir", "progress"}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_every_argument_of_cluster_reaches_the_run(monkeypatch):
     monkeypatch.setattr(
         api, "_run", lambda features, engine, chosen, run_dir, **_: reached.update(chosen) or Empty()
     )
-    given = {name: f"value of {name}" for name in DEFAULTS}
+    given = {name: f"value of {name}" for name in (*DEFAULTS, "on_bad")}
     fcdeploy.cluster([[0.0]], engine="x", **given)
     assert reached == given
     clusterer = fcdeploy.FaceClusterer("x", **given)

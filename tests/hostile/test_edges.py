@@ -54,9 +54,22 @@ def test_faces_that_are_equal_or_have_nothing_in_common_are_clustered_and_always
     features, bundle = rows(kind), bundle_of(name).path
     wanted = run_or_refusal(features, bundle, {"threads": 2})
     assert len(wanted) == len(features)
+    for copies in np.split(*sorted_by_row(features)):
+        assert len(set(wanted[copies])) == 1
     assert wanted.min() == 0
     assert set(np.unique(wanted)) == set(range(wanted.max() + 1))
     assert np.array_equal(run_or_refusal(features, bundle, {"threads": 1}), wanted)
+    # As published, too: copies need not have one label then, but always the same ones.
+    published = {"threads": 2, "duplicates": "as-published"}
+    wanted = run_or_refusal(features, bundle, published)
+    assert np.array_equal(run_or_refusal(features, bundle, {**published, "threads": 1}), wanted)
+
+
+def sorted_by_row(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the faces with equal rows behind each other, and where others begin."""
+    which = np.unique(features, axis=0, return_inverse=True)[1].ravel()
+    order = np.argsort(which, kind="stable")
+    return order, np.flatnonzero(np.diff(which[order])) + 1
 
 
 @pytest.mark.parametrize("name", ["pse-gcn", "l-gcn"])

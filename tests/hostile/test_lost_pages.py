@@ -11,7 +11,7 @@ import pytest
 from fcdeploy.data.features import open_features, stamp_of
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.errors import FcdeployError
-from fcdeploy.runtime import pipeline
+from fcdeploy.runtime import checked, pipeline
 from fcdeploy.runtime.lost_pages import SENTENCE
 
 CUT = """
@@ -55,16 +55,17 @@ def test_features_that_change_while_they_are_read_are_not_clustered(
     """Checked, hashed and normalised are three passes over a file; all have to see the same."""
     rows = np.random.default_rng(0).standard_normal((60, 32)).astype("<f4")
     rows.tofile(tmp_path / "features.bin")
-    straight, calls = pipeline.check_features, []
+    straight, calls = checked.scan_rows, []
 
-    def changing(features: object) -> None:
-        straight(features)  # type: ignore[arg-type]
+    def changing(features: object, **options: object) -> object:
+        found = straight(features, **options)  # type: ignore[arg-type]
         if not calls:
             calls.append(1)
             time.sleep(0.02)  # longer than the steps in which some kernels count the times of files
             (rows * 2).tofile(tmp_path / "features.bin")
+        return found
 
-    monkeypatch.setattr(pipeline, "check_features", changing)
+    monkeypatch.setattr(checked, "scan_rows", changing)
     bundle = read_bundle(bundle_of("sepfl").path)  # type: ignore[operator]
     run = tmp_path / "run"
     with pytest.raises(FcdeployError, match="was changed while it was being read"):

@@ -61,6 +61,7 @@ def test_other_options_use_nothing_of_the_old(cluster: Any, rows: np.ndarray, tm
     assert len(set(seen.values())) >= 5  # or the options would not have been seen to matter
 
 
+@pytest.mark.filterwarnings("ignore:.*equal to an earlier one:fcdeploy.errors.FcdeployWarning")
 def test_other_features_use_nothing_of_the_old(cluster: Any, rows: np.ndarray, tmp_path: Path) -> None:
     """Even when one number of one face is another, and when only the lengths of rows are."""
     labels = assert_as_fresh(cluster, tmp_path, rows)

@@ -9,7 +9,7 @@ of largest degree before the graph is normalised (behind it, all are 1 but for r
 """
 
 from fcdeploy.systems import System
-from fcdeploy.systems.gcn_d.flow import cluster
+from fcdeploy.systems.gcn_d.flow import cluster, nearest_neighbors
 from fcdeploy.systems.gcn_d.spec import (
     NETWORKS,
     Recipe,
@@ -28,6 +28,7 @@ SYSTEM = System(
     networks=NETWORKS,
     products=products,
     cluster=cluster,
+    neighbors=nearest_neighbors,
     unsized=("proposals.npz", "scores.npz", "members.npz", "cells"),
     options=("k", "uncovered"),
     problem=problem_of_networks,

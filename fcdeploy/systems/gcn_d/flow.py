@@ -439,7 +439,7 @@ def check_finite(run: "Run", values: np.ndarray, proposals: Proposals, chosen: n
     if len(bad := np.flatnonzero(~np.isfinite(values))):
         first = int(chosen[bad].min())
         nodes = proposals.nodes[proposals.offsets[first] : proposals.offsets[first + 1]]
-        shown = ", ".join(map(str, nodes[:5])) + (", ..." if len(nodes) > 5 else "")
+        shown = ", ".join(map(str, run.rows_of(nodes[:5]))) + (", ..." if len(nodes) > 5 else "")
         raise FcdeployError(
             f"{run.bundle.path}: the engine gave a {what} that is not finite for {len(bad):,} of {len(values):,} "
             f"proposals (the first is of rows {shown} of {run.features.name}); stopped before clustering."

@@ -10,7 +10,7 @@ position 0 is left out there.
 """
 
 from fcdeploy.systems import System, Tunable
-from fcdeploy.systems.l_gcn.flow import cluster
+from fcdeploy.systems.l_gcn.flow import cluster, nearest_neighbors
 from fcdeploy.systems.l_gcn.spec import NETWORK, Recipe, products, workload
 
 SYSTEM = System(
@@ -21,6 +21,7 @@ SYSTEM = System(
     networks={"links": NETWORK},
     products=products,
     cluster=cluster,
+    neighbors=nearest_neighbors,
     unsized=("links.npz", "cells", "unit_cells"),
     options=("k", "hops"),
     workload=workload,

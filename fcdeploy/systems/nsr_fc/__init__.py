@@ -12,7 +12,7 @@ the face itself. Ours where the publication is undefined: equal distances keep t
 """
 
 from fcdeploy.systems import System, get_system
-from fcdeploy.systems.nsr_fc.flow import cluster
+from fcdeploy.systems.nsr_fc.flow import cluster, nearest_neighbors
 from fcdeploy.systems.nsr_fc.spec import (
     NETWORKS,
     Recipe,
@@ -32,6 +32,7 @@ SYSTEM = System(
     networks=NETWORKS,
     products=products,
     cluster=cluster,
+    neighbors=nearest_neighbors,
     unsized=("candidates.npz", "links.npz", "cells"),
     options=("k", "hops", "tau", "reranked", "min_probability", "link"),
     tunable=tunable,

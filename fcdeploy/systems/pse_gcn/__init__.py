@@ -8,7 +8,7 @@ centre is always in its own neighborhood, and ties in re-ranking go by cosine si
 """
 
 from fcdeploy.systems import System, Tunable, thresholds
-from fcdeploy.systems.pse_gcn.flow import cluster
+from fcdeploy.systems.pse_gcn.flow import cluster, nearest_neighbors
 from fcdeploy.systems.pse_gcn.spec import NETWORK, Recipe, products
 
 SYSTEM = System(
@@ -19,6 +19,7 @@ SYSTEM = System(
     networks={"refine": NETWORK},
     products=products,
     cluster=cluster,
+    neighbors=nearest_neighbors,
     unsized=("links.npz", "cells", "refined_cells"),
     options=("k", "hops", "tau", "reranked"),
     tunable=lambda weights, options: (Tunable("links.tau", thresholds(0.0, 1.0), between=True),),

@@ -7,7 +7,7 @@ undefined: lists of a file are sorted by similarity with equal ones in the file'
 """
 
 from fcdeploy.systems import System, Tunable, probabilities, thresholds
-from fcdeploy.systems.sepfl.flow import cluster
+from fcdeploy.systems.sepfl.flow import cluster, nearest_neighbors
 from fcdeploy.systems.sepfl.spec import NETWORK, Recipe, products
 
 SYSTEM = System(
@@ -18,6 +18,7 @@ SYSTEM = System(
     networks={"pairwise": NETWORK},
     products=products,
     cluster=cluster,
+    neighbors=nearest_neighbors,
     options=("min_probability",),
     tunable=lambda weights, options: (
         Tunable("links.min_probability", probabilities(0.02, 0.98, 0.04), between=True),
