@@ -141,7 +141,10 @@ def test_tune_and_train_leave_them_out_with_their_labels(choice: str, exported: 
             *("train", "sepfl", "--features", f"{name}.npy", "--labels", labels, "-o", f"{name}.pth"),
             *("--steps", "2", "--batch", "4", "--quiet", "--on-bad", choice, "--recipe", case_recipe(here)),
         )
-    assert made["bad"] == made["good"]
+    assert made["bad"]["best"] == made["good"]["best"]
+    assert made["bad"]["trials"] == made["good"]["trials"]
+    features = made["bad"]["computed"]["features"]
+    assert (features["rows"], features["computed"]) == (120, 116)
     assert Path("bad.toml").read_text() == Path("good.toml").read_text()
     assert Path("bad.pth").read_bytes() == Path("good.pth").read_bytes()
     check_list(here / "bad.bad.txt")
