@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 from embedders import pictures_of, write_embedder
-from fuzzing import tries
 from PIL import Image
 from system_cases import CASES
 
@@ -34,6 +33,7 @@ from fcdeploy.runtime.run_folder import JOURNAL, SUMMARY, RunFolder
 from fcdeploy.systems import get_system
 
 N, DIM = 60, 32
+QUICK, MANY, PARTS = 34, 500, 10  # situations, and parts of the long form
 OURS_BESIDE = (
     *(
         "pred.bad.txt",
@@ -325,18 +325,30 @@ def made_before(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Calla
     return made
 
 
-@tries(34, 500)
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param(range(QUICK), id="quick"),
+        *(
+            pytest.param(range(at, at + MANY // PARTS), id=f"from {at}", marks=pytest.mark.faults)
+            for at in range(0, MANY, MANY // PARTS)
+        ),
+    ],
+)
 def test_nothing_that_is_not_ours_is_changed(
-    count: int, shelf: Shelf, made_before: Any, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    numbers: range,
+    shelf: Shelf,
+    made_before: Any,
+    command: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The user's files of random kinds, under names that we use and others, in the target and beside it."""
-    known = situations(shelf)
+    known, quick = situations(shelf), len(numbers) == QUICK
     outcomes: dict[int, int] = {}
-    for number in range(count):
+    for number in numbers:
         rng = random.Random(number)
         name = list(known)[number % len(known)]
-        if count < 100 and name in SLOW:
-            rng = random.Random(2 * number)  # chosen below: refused before the work
         situation = known[name]
         work = tmp_path / str(number)
         work.mkdir()
@@ -345,11 +357,8 @@ def test_nothing_that_is_not_ours_is_changed(
         victim.write_bytes(b"precious")
         ours = False
         if situation.target is not None:
-            before = (
-                made_before(name, command)
-                if rng.random() < 0.6 and not (count < 100 and name in SLOW)
-                else None
-            )
+            again = rng.random() < 0.6 and not (quick and name in SLOW)
+            before = made_before(name, command) if again else None
             ours = before is not None
             if before is not None:
                 shutil.copytree(before, work / situation.target, symlinks=True)
@@ -384,7 +393,7 @@ def test_nothing_that_is_not_ours_is_changed(
             assert code == 2, (number, name, "took the user's folder for one of ours")
         outcomes[code] = outcomes.get(code, 0) + 1
         shutil.rmtree(work)
-    assert min(outcomes.get(0, 0), outcomes.get(2, 0)) > count // 8, outcomes
+    assert min(outcomes.get(0, 0), outcomes.get(2, 0)) > len(numbers) // 8, outcomes
 
 
 def own_records(work: Path, ours: bool) -> set[Path]:
