@@ -43,7 +43,8 @@ class Features:
     divides every row by its 2-norm. files: those that they came from. chosen: (n,) int64, ascending: the rows of
     ``array`` that are faces here; None for all. ids: (given,) text or integers, of an id column. read_as: how the
     rows were understood, as in "2,670 rows of 128 float32 (raw)"; note: the sentence that says so where the file
-    does not say it of itself. sidecar: what `fcdeploy embed` noted of the file.
+    does not say it of itself; doubted: whether it also says why they may be something else. sidecar: what
+    `fcdeploy embed` noted of the file.
     """
 
     array: Rows
@@ -55,6 +56,7 @@ class Features:
     read_as: str = ""
     note: str = ""
     sidecar: Sidecar | None = None
+    doubted: bool = False
 
     @property
     def n(self) -> int:
@@ -157,7 +159,7 @@ def open_features(
     note = "" if told else f"{name}: read as {read_as}{doubts}."
     regular = tuple(file for file in files if not is_pipe(file))
     sidecar = parts[0].sidecar if len(parts) == 1 else None
-    return Features(rows, name, normalize, regular, None, ids, read_as, note, sidecar)
+    return Features(rows, name, normalize, regular, None, ids, read_as, note, sidecar, bool(doubts))
 
 
 def needs_width(path: Path | str) -> bool:

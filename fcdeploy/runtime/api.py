@@ -305,7 +305,7 @@ def _run(
     if _are_paths(features):
         scratch = Path(chosen["scratch"]) if chosen["scratch"] else None
         opened = open_features(features, bundle.feature_dim, column=column, scratch=scratch)
-        if opened.note:
+        if opened.doubted:  # what is read without doubt, the summary says
             warnings.warn(opened.note, FcdeployWarning, stacklevel=3)
     else:
         opened = features_from_array(features, bundle.feature_dim)
