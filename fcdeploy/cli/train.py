@@ -44,6 +44,13 @@ from fcdeploy.cli.types import PathType
     type=PathType,
     help="Checkpoint of a network that runs before this one; several if need be.",
 )
+@click.option(
+    "--knn",
+    type=PathType,
+    metavar="FILE",
+    help="Neighbor lists of all faces made elsewhere (.npz, .npy), for the training faces.  [default: searched]",
+)
+@click.option("--reranked", type=PathType, help="Re-ranked lists of all faces made elsewhere (.npz, .npy).")
 @click.option("--init", type=PathType, help="Checkpoint to start from instead of random weights.")
 @click.option(
     "--key",
@@ -119,7 +126,9 @@ from fcdeploy.cli.types import PathType
     help="Judge and save a running mean of the weights of this decay, such as 0.98; 0 for the weights themselves.",
 )
 @click.option(
-    "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: by the labels]"
+    "--dim",
+    type=click.IntRange(min=1),
+    help="Width of a .bin file's rows.  [default: its sidecar, or by the number of labels]",
 )
 @click.option(
     "--run-dir", type=PathType, help="Keep the training here, and go on with it.  [default: OUTPUT, .run]"
@@ -136,6 +145,8 @@ def command(
     network: str | None,
     recipe: str | None,
     checkpoints: tuple[Path, ...],
+    knn: Path | None,
+    reranked: Path | None,
     init: Path | None,
     keys: tuple[str, ...],
     epochs: int | None,
@@ -183,6 +194,7 @@ def command(
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.training.choices import Choices
     from fcdeploy.training.train import train, training_of
+    from fcdeploy.training.width import check_width
 
     record = get_system(system)
     training_of(record, network)
@@ -196,16 +208,17 @@ def command(
             )
         width = _width(feature_files(features), len(read_labels(labels, None, label_column)), labels)
     opened = open_and_tell(features, dim, width=width, column=column, output=output, quiet=quiet)
-    identities = read_labels(
-        labels, opened.n, label_column
-    )  # faces behind the last of a clusters.txt are in no cluster
+    # Faces behind the last of a clusters.txt are in no cluster.
+    identities = read_labels(labels, opened.n, label_column)
+    if width is not None:
+        check_width(opened, identities, str(labels))
     pairs = {}
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--set {text}: write it as NAME=VALUE.")
         pairs[name.strip()] = value.strip()
-    inputs = (*opened.files, labels, init, *checkpoints, Path(recipe) if recipe else None)
+    inputs = (*opened.files, labels, init, knn, reranked, *checkpoints, Path(recipe) if recipe else None)
     for written in (output, recipe_place(output)):
         check_not_an_input(written, inputs)
     beside = recipe_place(output)
@@ -245,6 +258,8 @@ def command(
             run_dir=run_dir,
             choices=choices,
             unknown=unknown,
+            knn=knn,
+            reranked=reranked,
             labels_name=str(labels),
             on_bad=on_bad,
             bad_list=bad_list,

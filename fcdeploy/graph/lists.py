@@ -81,9 +81,16 @@ class ListsFile:
             )
         self.has_sims = self._form == "stacked" or self._sims in headers
 
+    @property
+    def holds(self) -> str:
+        """What its values are by its form: "cosine similarities", or distances "1 - cosine"."""
+        return "cosine similarities" if self._form == "pair" else "1 - cosine"
+
     def _headers(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        if self.path.suffix == ".npy":
-            with open(self.path, "rb") as file:
+        with open(self.path, "rb") as file:
+            self._plain = file.read(6) == b"\x93NUMPY"  # whatever its name
+            if self._plain:
+                file.seek(0)
                 return {"": _read_header(file)[:2]}
         headers = {}
         with zipfile.ZipFile(self.path) as archive:
@@ -137,7 +144,7 @@ class ListsFile:
             yield start, block, sims.astype(np.float32)
 
     def _rows(self, name: str, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-        if self.path.suffix == ".npy":
+        if self._plain:
             array = np.load(self.path, mmap_mode="r", allow_pickle=False)
             for start in range(0, len(array), rows):
                 yield start, np.asarray(array[start : start + rows])

@@ -44,6 +44,7 @@ from fcdeploy.graph.alike import FEWEST, alike_sentence, random_pairs
 from fcdeploy.graph.cells import Cells, assign_cells, cell_count, train_cells
 from fcdeploy.graph.chosen_lists import ChosenLists
 from fcdeploy.graph.faiss_library import import_faiss
+from fcdeploy.graph.given_lists import check_lists_of
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.knn import PROBES, KnnGraph, KnnSearch, choose_method, similarities_of_lists
 from fcdeploy.graph.lists import ListsFile, RowsInOrder, check_lists, mostly_without_self
@@ -192,6 +193,8 @@ def run_clustering(
     """
     check_on_bad(on_bad)
     asked = options
+    if run_dir:
+        check_not_kept_in(Path(run_dir), options)  # before the lists are compared with the features
     system, features, settings, options, _ = prepare(features, bundle, options)
     products = [*system.products(features.n, bundle.weights, settings, options), *system.unsized, ROWS]
     if run_dir:
@@ -342,9 +345,13 @@ def prepare(
                 return False
             return True
 
-        open_lists(Path(options.knn), features, k, possible)
+        lists = open_lists(Path(options.knn), features, k, possible)
+        unit = recipe.features.normalize
+        check_lists_of(lists, features, unit=unit, sorted_later=sorts_lists(system, lists))
     if options.reranked is not None:
-        settings.check_reranked(open_lists(options.reranked, features).k, str(options.reranked))
+        lists = open_lists(options.reranked, features)
+        settings.check_reranked(lists.k, str(options.reranked))
+        check_lists_of(lists, features, reranked=True)
     return (
         system,
         dataclasses.replace(features, normalize=recipe.features.normalize),
@@ -451,6 +458,11 @@ def passes_of_run(system: System, settings: Any, weights: Weights, options: Opti
     return system.inferences[options.inference] or tuple(system.passes(weights))
 
 
+def sorts_lists(system: System, lists: ListsFile) -> bool:
+    """Tell whether a system sorts the neighbor lists of a file by similarity."""
+    return system.sorts_lists == "always" or (system.sorts_lists == "similarities" and lists.has_sims)
+
+
 def open_lists(
     path: Path, features: Features, k: int = 1, possible: Callable[[int], bool] = lambda k: True
 ) -> ListsFile:
@@ -481,11 +493,13 @@ class Run:
     the order in which they are best visited; recall: of searches that were not exact, and searches: how neighbors were
     found, by name; opened: the execution provider of every pass that was opened; asked: the options as they were
     given. notes: sentences for the user, and figures: what else the summary says, by name; see ``note``. final: whether
-    its clusters are the ones that the user gets, of which the user is told what limits did to them. copies: faces that
+    its clusters are the ones that the user gets, of which the user is told what limits did to them. refills_lists:
+    whether neighbors are searched for faces whose lists, of a file, hold too few faces of this run. copies: faces that
     are not computed on, and go with others, if there are any; stamp: of the features, when they were checked.
     """
 
     final: ClassVar[bool] = True
+    refills_lists: ClassVar[bool] = False
 
     features: Features
     bundle: Bundle
@@ -749,16 +763,19 @@ class Run:
         return graph, made_of
 
     def lists_from_file(
-        self, name: str, path: Path, k: int | None, text: str, *, sort: bool = False
+        self, name: str, path: Path, k: int | None, text: str
     ) -> tuple[KnnGraph, dict[str, Any]]:
         """Read lists that were made elsewhere; the first ``k`` columns, or all.
 
-        Similarities that the file does not hold are computed from the features and clipped to 0..1. sort: by
-        similarity, equal ones as they come, before the lists are cut to k; otherwise they stay in the file's order.
-        Returns the lists and what they were made of. Raises InputError when an entry is no face or stands twice
-        in a row.
+        Similarities that the file does not hold are computed from the features and clipped to 0..1. Lists of nearest
+        neighbors are sorted by similarity where the system does so, equal ones as they come, before they are cut to k;
+        otherwise they stay in the file's order. Where only some rows of the features are faces, the others are left
+        out of the lists; where these get too short they are refused, or with ``refills_lists`` neighbors are searched
+        for their faces (not for re-ranked lists). Returns the lists and what they were made of. Raises InputError when
+        an entry is no face or stands twice in a row.
         """
         lists = open_lists(path, self.features)
+        sort = name == KNN and sorts_lists(get_system(self.bundle.system), lists)
         block = max(1, min(BLOCK, LISTS_BYTES // (ENTRY_BYTES * lists.k)))
         chosen = None
         if self.features.chosen is not None:
@@ -766,6 +783,7 @@ class Run:
         if k is None:
             k = lists.k if chosen is None else chosen.shortest()
             self.settings.check_reranked(k, str(path))
+        refill = self.refills_lists and name == KNN and chosen is not None
         made_of = {"file": sha256_of(path), "k": k, **self.made_of_features, "sort": sort}
         self.searches[Path(name).stem] = {"method": "file", "file": str(path), "k": k}
         shape = (self.n, k)
@@ -781,7 +799,7 @@ class Run:
                     ids, sims = read(start, start + len(faces))
                     checked = check_lists(ids if sort else ids[:, :k], start, self.n, str(path))
                 else:
-                    checked, sims, none = chosen(faces, k)
+                    checked, sims, none = chosen(faces, 0 if refill else k)
                 if sims is None:
                     sims = np.clip(similarities_of_lists(self.vectors, checked, faces), 0, 1)
                 if none is not None:
@@ -789,9 +807,13 @@ class Run:
                 if sort:
                     order = np.argsort(-sims, axis=1, kind="stable")
                     checked, sims = (np.take_along_axis(rows, order, axis=1) for rows in (checked, sims))
-                return {"ids": checked[:, :k], "sims": sims[:, :k]}
+                checked, sims = checked[:, :k], sims[:, :k]
+                if refill and len(short := np.flatnonzero(sims[:, -1] == -np.inf)):
+                    checked[short], sims[short] = self._search_of_short_lists(faces[short], k)
+                return {"ids": checked, "sims": sims}
 
             yield work
+            self.__dict__.pop("_short_lists", None)
 
         arrays = self.make(name, made_of, worker, text=text, block=block)
         if name == KNN and mostly_without_self(arrays["ids"]):
@@ -800,6 +822,17 @@ class Run:
                 "put every face in front of its list."
             )
         return KnnGraph(arrays["ids"], arrays["sims"]), made_of
+
+    def _search_of_short_lists(self, faces: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find the k nearest neighbors of ``faces`` (m,), for whom the lists of a file hold too few."""
+        if "_short_lists" not in self.__dict__:
+            vectors = self.vectors
+            if not self.features.normalize:
+                vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            cells = self.cells if choose_method("auto", self.n) == "ivf" else None
+            self.__dict__["_short_lists"] = KnnSearch(vectors, cells)
+        ids, sims = self.__dict__["_short_lists"].search(faces, k)
+        return ids, np.clip(sims, 0, 1)
 
     @property
     def on_gpu(self) -> bool:

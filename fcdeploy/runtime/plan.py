@@ -70,6 +70,8 @@ def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path
 
     Raises InputError for what ``run_clustering`` would refuse before it starts.
     """
+    if run_dir is not None:
+        check_not_kept_in(run_dir, options)
     system, features, settings, options, notes = prepare(features, bundle, options)
     products = system.products(features.n, bundle.weights, settings, options)
     if run_dir is not None:

@@ -184,8 +184,10 @@ class System:
     named: all). cluster(run) is its flow, from features to labels (see ``fcdeploy.runtime.pipeline.Run``);
     neighbors(run), where that begins: the kNN lists of the features and what they were made of.
     fit_lists(settings, k, where) fits settings to lists of k from a file, with notes, where shorter ones can be used.
-    workload(settings, weights, options), which passes a run uses, and how. The files ``network`` and ``inputs`` hold a
-    ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings ``NETWORKS`` and ``PARITY``.
+    sorts_lists: whether lists of a file are sorted by similarity, as published: "never", "always", or where the file
+    holds "similarities". workload(settings, weights, options), which passes a run uses, and how. The files ``network``
+    and ``inputs`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings ``NETWORKS`` and
+    ``PARITY``.
     tunable(weights, options): what ``fcdeploy tune`` chooses, the threshold that trades precision for recall first.
     unit_rows: similarities are inner products of the rows as they are read, which have to be unit vectors.
 
@@ -213,6 +215,7 @@ class System:
     tunable: Callable[[Weights, "Options"], tuple[Tunable, ...]] = lambda weights, options: ()
     unit_rows: bool = True
     fit_lists: Callable[[Any, int, str], tuple[Any, list[str]]] = lambda settings, k, where: (settings, [])
+    sorts_lists: str = "never"
     unsized: tuple[str, ...] = ("links.npz", "cells")
 
     def module(self, name: str) -> ModuleType:

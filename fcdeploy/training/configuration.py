@@ -14,6 +14,7 @@ import torch
 from fcdeploy import __version__, machine
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.deploy.recipe_beside import TRAINING
+from fcdeploy.engine.bundle import sha256_of
 from fcdeploy.errors import InputError
 from fcdeploy.systems import Schedule
 from fcdeploy.systems.settings import settings_as_dict
@@ -35,11 +36,13 @@ def configuration(
     features: str,
     identity: np.ndarray,
     before: Sequence[Path],
+    lists: Mapping[str, Path],
 ) -> dict[str, Any]:
     """Describe all that the weights of a training depend on, but the machine, as JSON has it.
 
     settings: the network's own; mixed: whether products are of half precision; features: their hash; identity: (n,)
-    int64; before: checkpoints of other networks, and those to start from.
+    int64; lists: files of lists, by the options that name them; before: checkpoints of other networks, and those to
+    start from.
     """
     table = settings_as_dict(recipe)
     del table["feature_dim"]  # that of the features
@@ -60,6 +63,9 @@ def configuration(
         "features": features,
         "labels": hashlib.sha256(np.ascontiguousarray(identity).data).hexdigest(),
         "before": [hashlib.sha256(path.read_bytes()).hexdigest() for path in before],
+    }
+    described |= {
+        option: sha256_of(lists[option]) if option in lists else "" for option in ("knn", "reranked")
     }
     return dict(json.loads(json.dumps(described)))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numba
 import numpy as np
@@ -81,6 +81,8 @@ class LiveRun(SweepRun):
     specs: the passes of its networks, by name. torch_device: where they are evaluated. albums: (n,) int32, the set
     that each face belongs to; neighbors are found within it, as if each was clustered alone. None: all are one.
     """
+
+    refills_lists: ClassVar[bool] = True  # faces of validation are left out of them
 
     system: System
     specs: Mapping[str, PassSpec]

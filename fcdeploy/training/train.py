@@ -28,11 +28,12 @@ from fcdeploy.deploy.checkpoint import keys_of, load_state_dict
 from fcdeploy.deploy.recipe import is_written_recipe, recipe_text
 from fcdeploy.deploy.recipe_beside import TRAINING, note_of_another, recipe_beside, recipe_place
 from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.graph.given_lists import check_lists_of
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.scan import scan_rows
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.runtime.bad_rows import LEFT_OUT, check_on_bad, good_faces
-from fcdeploy.runtime.pipeline import Options, hash_of
+from fcdeploy.runtime.pipeline import Options, hash_of, open_lists, sorts_lists
 from fcdeploy.runtime.run_folder import RunFolder, Store
 from fcdeploy.systems import NAMES, Schedule, System, Training, Weights, check_recipe, get_system
 from fcdeploy.systems.settings import with_settings
@@ -86,6 +87,8 @@ def train(
     run_dir: Path | str | None = None,
     choices: Choices = PUBLISHED,
     unknown: str = "ignore",
+    knn: Path | None = None,
+    reranked: Path | None = None,
     labels_name: str = "labels",
     on_bad: str = "stop",
     bad_list: Path | None = None,
@@ -96,11 +99,12 @@ def train(
     labels: (n,) identities, -1 where unknown: these faces are left out or, with ``unknown`` "singleton", each is an
     identity of its own. network: which of the system's; recipe: the settings to train for, of any width; without one
     those beside ``checkpoints`` and ``init``, else the published ones. checkpoints: of the networks that run before it.
-    init: weights to start from. key: where the weights stand in checkpoints that hold several, one for all, or one for
-    each of ``checkpoints`` and then for ``init``. on_bad: rows that cannot be used raise InputError with 'stop' and are
-    left out, with their labels, with 'skip' and 'zero'; all are listed in the file ``bad_list``, where one is named.
-    run_dir: keeps the training, and goes on with one that is there (``output`` with ``.run``). Raises InputError for
-    what does not fit together, FcdeployError when the training diverges or collapses.
+    init: weights to start from. knn, reranked: files of neighbor lists and re-ranked lists of all faces of
+    ``features``, for the training faces. key: where the weights stand in checkpoints that hold several, one for all, or
+    one for each of ``checkpoints`` and then for ``init``. on_bad: rows that cannot be used raise InputError with 'stop'
+    and are left out, with their labels, with 'skip' and 'zero'; all are listed in the file ``bad_list``, where one is
+    named. run_dir: keeps the training, and goes on with one that is there (``output`` with ``.run``). Raises InputError
+    for what does not fit together, FcdeployError when the training diverges or collapses.
     """
     name, training = training_of(system, network)
     output, run_dir = Path(output), Path(run_dir) if run_dir else Path(output).with_suffix(".run")
@@ -161,6 +165,10 @@ def train(
             )
             for note in notes:
                 report.say(f"{side} faces: {note}")
+    k = system.products(int((~validating).sum()), weights, fitted["training"], options)["knn.npz"]["ids"][0][
+        1
+    ]
+    given_lists = check_given_lists(system, features, knn, reranked, choices, fitted["training"], k)
     smallest_album = int(np.bincount(albums[~validating]).min())
     if problem := settings.problem(fitted["training"], smallest_album):
         raise InputError(f"--set: {problem}.")
@@ -180,8 +188,9 @@ def train(
             part, own = faces_where(features, identity, chosen)
             # Progress of what is made once; of what every check makes again, none.
             once = kept is store
+            own_options = dataclasses.replace(options, **given_lists) if once else options
             run = live_run(
-                system, part, fitted[side], weights, options, kept, device, quiet=quiet or not once
+                system, part, fitted[side], weights, own_options, kept, device, quiet=quiet or not once
             )
             run.albums = None if choices.albums == 1 else albums[chosen]
             run.read_features()
@@ -213,6 +222,7 @@ def train(
             features=hash_of(features),  # of all: what is trained on differs by the split, too
             identity=identity,
             before=(*checkpoints, *filter(None, [init])),
+            lists={option: path for option, path in (("knn", knn), ("reranked", reranked)) if path},
         )
         try:
             check_config(folder, config)  # before anything of another training is replaced
@@ -286,6 +296,45 @@ def without_bad_rows(
         make_folder(bad_list.parent, "output")
     faces, told = good_faces(features, scan, on_bad, bad_list, LEFT_OUT)
     return faces, labels[scan.good] if told else labels
+
+
+def check_given_lists(
+    system: System,
+    features: Features,
+    knn: Path | None,
+    reranked: Path | None,
+    choices: Choices,
+    recipe: Any,
+    k: int,
+) -> dict[str, Any]:
+    """Return the options of the training faces' run for lists that were given, or raise InputError.
+
+    Lists are those of all faces: those of validation are left out of them, and get lists of their own. recipe: of the
+    training faces, and k: how many neighbors it wants.
+    """
+    given = {"knn": knn, "reranked": reranked}
+    for option, path in given.items():
+        if path is None:
+            continue
+        if choices.albums > 1:
+            raise InputError(
+                f"--{option} {path}: does not go with --albums {choices.albums}, which deals the faces into sets with "
+                "neighbors of their own; leave one of them out."
+            )
+        if option == "reranked" and option not in system.options:
+            raise InputError(f"--reranked does not apply to {system.title}, which has no re-ranking.")
+        lists = open_lists(path, features, k if option == "knn" else 1, lambda k: False)
+        if option == "reranked":
+            recipe.check_reranked(lists.k, str(path))
+        sorted_later = option == "knn" and sorts_lists(system, lists)
+        check_lists_of(
+            lists,
+            features,
+            unit=features.normalize,
+            reranked=option == "reranked",
+            sorted_later=sorted_later,
+        )
+    return {option: str(path) if option == "knn" else path for option, path in given.items() if path}
 
 
 def training_of(system: System, network: str | None) -> tuple[str, Training]:

@@ -276,7 +276,7 @@ def test_wrong_dim(refuse_cluster: Refuse, features: Path) -> None:
         ("labels.meta", "1.5\n" * 200, ("line 1", "'1.5'")),
         ("labels.meta", "", ("is empty",)),
         ("clusters.txt", "0 1\n2 200\n", ("line 2", "200")),
-        ("labels.csv", "1\n" * 200, ("labels.csv", ".meta")),
+        ("labels.yaml", "1\n" * 200, ("labels.yaml", ".meta")),
         ("labels.npy", "no array", ("np.save",)),
     ],
 )
@@ -785,7 +785,7 @@ def test_output_that_is_also_an_input(
     refuse("cluster", features, "--engine", bundle, "--labels", truth, "-o", truth, says=says)
 
 
-@pytest.mark.parametrize("name", ["pred.json", "pred.csv", "pred", "pred.meta.gz"])
+@pytest.mark.parametrize("name", ["pred.json", "pred.yaml", "pred", "pred.meta.gz"])
 def test_output_of_an_unknown_form(
     refuse: Refuse, features: Path, bundle: Path, here: Path, name: str
 ) -> None:

@@ -128,14 +128,14 @@ def test_other_lists_under_the_same_name_use_nothing_of_the_old(
     cluster(rows, run_dir=tmp_path / "lists")
     ids = np.load(tmp_path / "lists/knn.npz")["ids"]
     ranked = np.load(tmp_path / "lists/reranked.npz")["ids"]
-    rng = np.random.default_rng(5)
+    order = [0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 19, 18, 17]  # sorted well enough
     labels = []
     for _ in range(2):
         np.save(tmp_path / "knn.npy", ids)
         np.save(tmp_path / "ranked.npy", ranked)
         given = {"knn": str(tmp_path / "knn.npy"), "reranked": tmp_path / "ranked.npy"}
         labels.append(assert_as_fresh(cluster, tmp_path, rows, **given))
-        ids, ranked = ids[:, [0, *rng.permutation(np.arange(1, 20))]], ids[:, ::-1]
+        ids, ranked = ids[:, order], ids
     assert not np.array_equal(*labels)
 
 

@@ -273,14 +273,19 @@ def test_the_first_release_s_own_lists_are_read(few, tmp_path):
     assert np.array_equal(cluster(knn=tmp_path / "knn.graph.npy"), labels)
 
 
-def test_ids_alone_stay_in_their_order_and_lists_with_similarities_are_sorted(few, tmp_path):
+def test_ids_alone_have_to_be_sorted_and_lists_with_similarities_get_sorted(few, tmp_path):
     """As each release reads its own form. Turned round, ids make other sub-graphs; similarities put them right."""
     labels, folder, cluster = few
     lists = np.load(folder / "knn.npz")
     turned = np.hstack([lists["ids"][:, :1], lists["ids"][:, :0:-1]])
     np.save(tmp_path / "turned.npy", turned)
-    cluster(knn=tmp_path / "turned.npy", run_dir=tmp_path / "run")
-    assert np.array_equal(np.load(tmp_path / "run/links.npz")["ids"][:, 1], turned[:, 1:].ravel())
+    with pytest.raises(InputError, match=r"turned\.npy: is not sorted by similarity"):
+        cluster(knn=tmp_path / "turned.npy", run_dir=tmp_path / "run")
+    some = lists["ids"].copy()
+    some[:, [3, 4]] = some[:, [4, 3]]  # as an approximate search may have it
+    np.save(tmp_path / "some.npy", some)
+    cluster(knn=tmp_path / "some.npy", run_dir=tmp_path / "run")
+    assert np.array_equal(np.load(tmp_path / "run/links.npz")["ids"][:, 1], some[:, 1:].ravel())
     np.savez(tmp_path / "turned.npz", **{name: lists[name][:, ::-1] for name in lists.files})
     assert np.array_equal(cluster(knn=tmp_path / "turned.npz", run_dir=tmp_path / "run"), labels)
 

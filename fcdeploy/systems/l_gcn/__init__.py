@@ -30,5 +30,6 @@ SYSTEM = System(
         Tunable("propagation.step", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), between=True),
     ),
     fit_lists=Recipe.for_lists,
+    sorts_lists="similarities",
     unit_rows=False,  # neighbors are found among the normalised rows, whatever the network takes
 )

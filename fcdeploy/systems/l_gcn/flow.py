@@ -11,7 +11,6 @@ from fcdeploy.data.labels import renumber
 from fcdeploy.graph.alike import FEWEST
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.knn import KnnGraph
-from fcdeploy.graph.lists import ListsFile
 from fcdeploy.graph.subgraphs import own_positions
 from fcdeploy.systems.l_gcn.decode import probability, score_links
 from fcdeploy.systems.l_gcn.inputs import subgraph_batches
@@ -50,8 +49,7 @@ def nearest_neighbors(run: "Run") -> tuple[KnnGraph, Made]:
     """
     k = run.settings.neighborhood.k
     if run.knn_file is not None:
-        sort = ListsFile(run.knn_file).has_sims
-        return run.lists_from_file("knn.npz", run.knn_file, k, "kNN", sort=sort)
+        return run.lists_from_file("knn.npz", run.knn_file, k, "kNN")
     return run.knn(
         "knn.npz",
         unit_vectors(run),

@@ -34,6 +34,7 @@ SYSTEM = System(
     cluster=cluster,
     neighbors=nearest_neighbors,
     unsized=("candidates.npz", "links.npz", "cells"),
+    sorts_lists="always",
     options=("k", "hops", "tau", "reranked", "min_probability", "link"),
     tunable=tunable,
     inferences=get_system("pse-gcn").inferences,

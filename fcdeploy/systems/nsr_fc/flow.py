@@ -67,7 +67,7 @@ def nearest_neighbors(run: "Run") -> tuple[KnnGraph, Made]:
     """The nearest neighbors of the input features, most similar first, as many as the longest stage reads."""
     k = longest_list(run.bundle.weights, run.settings, link_of(run.bundle.weights, run.options.link))
     if run.knn_file is not None:
-        return run.lists_from_file("knn.npz", run.knn_file, k, "kNN", sort=True)
+        return run.lists_from_file("knn.npz", run.knn_file, k, "kNN")
     return run.knn(
         "knn.npz",
         run.vectors,

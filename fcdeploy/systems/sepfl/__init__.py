@@ -20,6 +20,7 @@ SYSTEM = System(
     cluster=cluster,
     neighbors=nearest_neighbors,
     options=("min_probability",),
+    sorts_lists="always",
     tunable=lambda weights, options: (
         Tunable("links.min_probability", probabilities(0.02, 0.98, 0.04), between=True),
         Tunable("links.rho", thresholds(0.4, 0.8)),

@@ -47,7 +47,7 @@ def nearest_neighbors(run: "Run") -> tuple[KnnGraph, Made]:
     """The k nearest neighbors of the input features, most similar first; k is a length of the weights."""
     k = run.settings.links.k
     if run.knn_file is not None:
-        return run.lists_from_file("knn.npz", run.knn_file, k, "kNN", sort=True)
+        return run.lists_from_file("knn.npz", run.knn_file, k, "kNN")
     return run.knn(
         "knn.npz",
         run.vectors,
