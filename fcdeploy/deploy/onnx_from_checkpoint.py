@@ -181,7 +181,7 @@ def _chosen_recipe(
     checkpoints: in the order of a run. given: a recipe or None; name: the file or built-in recipe that it was read
     from. Raises InputError for a recipe that is not for these networks.
     """
-    where, published = ", ".join(map(str, checkpoints)), system.recipe.for_weights(weights)
+    where = ", ".join(map(str, checkpoints))
     note: str | None
     if given is not None:
         recipe, note = given, None
@@ -189,7 +189,9 @@ def _chosen_recipe(
         if name is not None:
             note = note_of_another(system, checkpoints, recipe, name)
         source = {"source": "given", "files": [] if name is None else [Path(name).name]}
-    elif (beside := recipe_beside(system, checkpoints, published)) is not None:
+    elif (
+        beside := recipe_beside(system, checkpoints, lambda: system.recipe.for_weights(weights))
+    ) is not None:
         recipe, note = beside.recipe, beside.sentence
         names = " and ".join(map(str, beside.files))
         check_recipe(
@@ -197,7 +199,8 @@ def _chosen_recipe(
         )
         source = {"source": "beside the checkpoint", "files": [file.name for file in beside.files]}
     else:
-        recipe, note = published, published_sentence(checkpoints, published)
+        recipe = system.recipe.for_weights(weights)
+        note = published_sentence(checkpoints, recipe)
         source = {"source": "published", "files": []}
     if note:
         warnings.warn(note, FcdeployWarning, stacklevel=3)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,14 @@ def recipe_place(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(SUFFIX)
 
 
-def recipe_beside(system: System, checkpoints: Sequence[Path], published: Any) -> Beside | None:
+def recipe_beside(system: System, checkpoints: Sequence[Path], published: Callable[[], Any]) -> Beside | None:
     """Return the recipe that the files beside some checkpoints make together, or None where there are none.
 
     checkpoints: in the order in which their networks run. The recipe beside the last of them counts; the others have
     to agree with it in all but thresholds, which ``fcdeploy train`` chooses anew behind each network. A recipe of a
     system that shares a network with this one (PSE-GCN, of NSR-FC's refinement) says what the two have in common.
-    published: the recipe to take the rest from. Raises InputError for a file that is no recipe, one of another system,
-    and recipes that contradict each other.
+    published: makes the recipe to take the rest from, if one is needed. Raises InputError for a file that is no recipe,
+    one of another system, and recipes that contradict each other.
     """
     found = [(path, *one) for path in checkpoints if (one := _one_beside(path, published)) is not None]
     own, kin = [], []
@@ -59,7 +59,7 @@ def recipe_beside(system: System, checkpoints: Sequence[Path], published: Any) -
     if not found:
         return None
     files = tuple(dict.fromkeys(file for _, file, _ in found))
-    base_file, base = own[-1] if own else (kin[-1][0], _taking_common(published, kin[-1][1]))
+    base_file, base = own[-1] if own else (kin[-1][0], _taking_common(published(), kin[-1][1]))
     chosen = thresholds_of(system)
     notes = []
     for file, recipe in (*own, *kin):
@@ -93,7 +93,7 @@ def note_of_another(
     thresholds: whether these count, too.
     """
     try:
-        beside = recipe_beside(system, checkpoints, recipe)
+        beside = recipe_beside(system, checkpoints, lambda: recipe)
     except InputError:
         return None  # whatever lies there, the recipe that was given is the one to take
     if beside is None:
@@ -130,7 +130,7 @@ def published_sentence(checkpoints: Sequence[Path], recipe: Any) -> str:
     )
 
 
-def _one_beside(checkpoint: Path, published: Any) -> tuple[Path, Any] | None:
+def _one_beside(checkpoint: Path, published: Callable[[], Any]) -> tuple[Path, Any] | None:
     """Return the file beside a checkpoint, or beside what it is a link to, and the recipe in it."""
     for path in dict.fromkeys((checkpoint, checkpoint.resolve())):
         file = recipe_place(path)
@@ -145,7 +145,7 @@ def _one_beside(checkpoint: Path, published: Any) -> tuple[Path, Any] | None:
                 ) from error
     if checkpoint.name in TRAINED_WEIGHTS and (table := _trained_for(checkpoint.parent / TRAINING)):
         config = checkpoint.parent / TRAINING
-        return config, settings_from_dict({**table, "feature_dim": published.feature_dim}, str(config))
+        return config, settings_from_dict({**table, "feature_dim": published().feature_dim}, str(config))
     return None
 
 

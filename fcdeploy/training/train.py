@@ -279,7 +279,7 @@ def recipe_to_train_for(
     """Return the recipe that was given, else that beside the checkpoints, else the published one; and what to say."""
     published = dataclasses.replace(system.recipe(), feature_dim=dim)
     if recipe is None:
-        beside = recipe_beside(system, checkpoints, published)
+        beside = recipe_beside(system, checkpoints, lambda: published)
         return (beside.recipe, beside.sentence) if beside else (published, None)
     if recipe.system != system.name:
         return recipe, None

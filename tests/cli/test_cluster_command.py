@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -296,12 +295,7 @@ def test_the_python_interface_gives_the_labels_of_the_command(
     labels = labels_of(features)
     rows = rows_of(features)
     for given in (rows, rows.astype(np.float64), rows.tolist(), features, str(features)):
-        is_file = isinstance(given, (str, Path))
-        told = (
-            pytest.warns(FcdeployWarning, match="read as .* rows of 32 float32") if is_file else nullcontext()
-        )
-        with told:
-            found = cluster(given, engine=bundle)
+        found = cluster(given, engine=bundle)
         assert found.dtype == np.int64
         assert np.array_equal(found, labels)
     fewer = cluster(rows, engine=bundle, k=8, hops=(8, 5))  # less than the recipe's 10 active connections

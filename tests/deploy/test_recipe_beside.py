@@ -33,7 +33,7 @@ def leave(checkpoint, recipe, **values):
 @pytest.mark.parametrize("name", ["c.pth", "c.tar", "c", "epoch-0.65.pth", "c.pth.tar"])
 def test_it_is_found_where_train_leaves_it(name, tmp_path):
     recipe = leave(tmp_path / name, PSE.recipe(), links__tau=0.5)
-    beside = recipe_beside(PSE, [tmp_path / name], PSE.recipe())
+    beside = recipe_beside(PSE, [tmp_path / name], PSE.recipe)
     assert beside.recipe == recipe
     assert beside.files == (recipe_place(tmp_path / name),)
     assert str(recipe_place(tmp_path / name)) in beside.sentence
@@ -42,7 +42,7 @@ def test_it_is_found_where_train_leaves_it(name, tmp_path):
 def test_none_beside_is_none(tmp_path):
     (tmp_path / "other.toml").write_text("system = 'pse-gcn'")
     (tmp_path / "c.toml").mkdir()
-    assert recipe_beside(PSE, [tmp_path / "c.pth"], PSE.recipe()) is None
+    assert recipe_beside(PSE, [tmp_path / "c.pth"], PSE.recipe) is None
 
 
 def test_it_is_found_beside_what_a_link_points_to_unless_one_lies_beside_the_link(tmp_path):
@@ -51,9 +51,9 @@ def test_it_is_found_beside_what_a_link_points_to_unless_one_lies_beside_the_lin
     there.touch()
     link.symlink_to(there)
     far = leave(there, PSE.recipe(), links__tau=0.5)
-    assert recipe_beside(PSE, [link], PSE.recipe()).recipe == far
+    assert recipe_beside(PSE, [link], PSE.recipe).recipe == far
     near = leave(link, PSE.recipe(), links__tau=0.6)
-    assert recipe_beside(PSE, [link], PSE.recipe()).recipe == near
+    assert recipe_beside(PSE, [link], PSE.recipe).recipe == near
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def test_it_is_found_beside_what_a_link_points_to_unless_one_lies_beside_the_lin
 def test_a_toml_file_that_is_no_recipe_is_named_with_what_to_do(content, says, tmp_path):
     (tmp_path / "c.toml").write_bytes(content)
     with pytest.raises(InputError) as refused:
-        recipe_beside(PSE, [tmp_path / "c.pth"], PSE.recipe())
+        recipe_beside(PSE, [tmp_path / "c.pth"], PSE.recipe)
     assert all(word in str(refused.value) for word in (str(tmp_path / "c.toml"), says, "--recipe"))
 
 
 def test_a_recipe_of_another_system_is_refused(tmp_path):
     leave(tmp_path / "c.pth", get_system("l-gcn").recipe())
     with pytest.raises(InputError, match=r"c\.toml: .* recipe of l-gcn, not of pse-gcn; .*--recipe"):
-        recipe_beside(PSE, [tmp_path / "c.pth"], PSE.recipe())
+        recipe_beside(PSE, [tmp_path / "c.pth"], PSE.recipe)
 
 
 def test_recipes_of_a_chain_have_to_agree_in_what_networks_were_trained_with(tmp_path):
@@ -86,12 +86,12 @@ def test_recipes_of_a_chain_have_to_agree_in_what_networks_were_trained_with(tmp
     lce, pce = tmp_path / "lce.pth", tmp_path / "pce.pth"
     leave(lce, NSR.recipe(), pairs__min_probability=0.3)
     last = leave(pce, NSR.recipe(), pairs__min_probability=0.6)
-    beside = recipe_beside(NSR, [lce, pce], NSR.recipe())
+    beside = recipe_beside(NSR, [lce, pce], NSR.recipe)
     assert beside.recipe == last
     assert "pairs.min_probability (0.3 in " in beside.sentence
     leave(lce, NSR.recipe(), pairs__k=40)
     with pytest.raises(InputError) as refused:
-        recipe_beside(NSR, [lce, pce], NSR.recipe())
+        recipe_beside(NSR, [lce, pce], NSR.recipe)
     for word in (
         str(tmp_path / "lce.toml"),
         str(tmp_path / "pce.toml"),
@@ -105,13 +105,13 @@ def test_recipes_of_a_chain_have_to_agree_in_what_networks_were_trained_with(tmp
 def test_the_refinement_s_own_recipe_says_its_neighborhoods_in_a_chain(tmp_path):
     refine, rescore = tmp_path / "refine.pth", tmp_path / "rescore.pth"
     own = leave(refine, load_recipe("pse-gcn-demo"))
-    beside = recipe_beside(NSR, [refine, rescore], dataclasses.replace(NSR.recipe(), feature_dim=128))
+    beside = recipe_beside(NSR, [refine, rescore], lambda: dataclasses.replace(NSR.recipe(), feature_dim=128))
     assert beside.recipe.system == "nsr-fc"
     assert beside.recipe.neighborhood == own.neighborhood
     assert beside.recipe.rescore == NSR.recipe().rescore
     leave(rescore, NSR.recipe(), feature_dim=128)
     with pytest.raises(InputError, match=r"neighborhood\.k \(40 in .*refine\.toml, 80 in .*rescore\.toml\)"):
-        recipe_beside(NSR, [refine, rescore], NSR.recipe())
+        recipe_beside(NSR, [refine, rescore], NSR.recipe)
 
 
 def test_weights_in_a_run_folder_have_the_recipe_of_its_configuration(tmp_path):
@@ -119,11 +119,11 @@ def test_weights_in_a_run_folder_have_the_recipe_of_its_configuration(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"config": {"recipe": table}}))
     published = dataclasses.replace(PSE.recipe(), feature_dim=64)
     for name in ("best.pth", "last.pth"):
-        beside = recipe_beside(PSE, [tmp_path / name], published)
+        beside = recipe_beside(PSE, [tmp_path / name], lambda: published)
         assert (beside.recipe.neighborhood.k, beside.recipe.feature_dim) == (40, 64)
-    assert recipe_beside(PSE, [tmp_path / "other.pth"], published) is None
+    assert recipe_beside(PSE, [tmp_path / "other.pth"], lambda: published) is None
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
-    assert recipe_beside(PSE, [tmp_path / "best.pth"], published) is None
+    assert recipe_beside(PSE, [tmp_path / "best.pth"], lambda: published) is None
 
 
 def test_a_recipe_that_was_given_is_compared_with_the_one_beside(tmp_path):
