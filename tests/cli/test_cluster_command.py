@@ -64,7 +64,9 @@ def test_json_holds_exactly_what_is_documented(
     note = f"Note: {data}/features.bin: read as 1,283 rows of 32 float32 (raw).\n"
     assert (outcome.code, outcome.err) == (0, note)
     summary = json.loads(outcome.out)
-    assert summary.keys() == {"faces", "clusters", "singletons", "peak_bytes", "stages", "computed"}
+    assert summary.keys() == {
+        *("faces", "clusters", "singletons", "peak_bytes", "stages", "computed", "duplicates")
+    }
     assert summary["stages"].keys() == STAGES
     for stage in summary["stages"].values():
         assert stage.keys() == {"seconds", "faces_per_s"}
@@ -198,15 +200,17 @@ def test_a_handful_of_faces_is_clustered_with_a_shorter_k(
     assert labels.shape == (n,)
 
 
-def test_one_face_twice_is_one_cluster_or_two_but_always_the_same(
-    labels_of: Labels, features: Path, tmp_path: Path
+def test_one_face_twice_is_one_cluster_and_as_published_two(
+    labels_of: Labels, bundle: Path, features: Path, tmp_path: Path
 ) -> None:
-    """Two equal faces are equally dense, and equal densities do not link."""
+    """As published two equal faces are equally dense, and equal densities do not link."""
     np.repeat(rows_of(features)[:1], 2, axis=0).tofile(tmp_path / "twins.bin")
-    labels = labels_of(
-        tmp_path / "twins.bin", note="k = 20 is more than the number of faces, 2; k = 2 is used."
-    )
+    short = "k = 20 is more than the number of faces, 2; k = 2 is used."
+    labels = labels_of(tmp_path / "twins.bin", "--duplicates", "as-published", note=short)
     assert labels.tolist() == [0, 1]
+    with pytest.warns(FcdeployWarning, match="1 of 2 rows is equal to an earlier one"):
+        joined = cluster(tmp_path / "twins.bin", engine=bundle, k=1)
+    assert joined.tolist() == [0, 0]
 
 
 def test_a_given_k_beyond_the_number_of_faces_becomes_it(labels_of: Labels, features: Path) -> None:

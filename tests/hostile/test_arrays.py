@@ -233,7 +233,7 @@ def test_wide_lists_are_read_some_rows_at_a_time() -> None:
         def __init__(self) -> None:
             self.asked: list[int] = []
 
-        def blocks(self, rows: int = 0) -> Any:
+        def blocks(self, rows: int = 0, used: int | None = None) -> Any:
             for start in range(0, 100, rows):
                 self.asked.append(rows)
                 yield start, np.arange(start, min(start + rows, 100))[:, None], None

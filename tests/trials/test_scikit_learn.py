@@ -20,6 +20,9 @@ from sklearn.utils.validation import check_is_fitted
 import fcdeploy
 from fcdeploy.clustering.metrics import evaluate
 
+# Thresholds far from the best put all faces, or none, together, which a note says.
+pytestmark = pytest.mark.filterwarnings("ignore::fcdeploy.errors.FcdeployWarning")
+
 
 @pytest.fixture(scope="module")
 def faces(golden):
