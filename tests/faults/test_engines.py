@@ -173,8 +173,8 @@ def test_lists_of_a_file_are_read_in_halves_too(
     wanted = fcdeploy.cluster(rows, engine=bundle.path, knn=tmp_path / "lists.npz")
     blocks, asked = ListsFile.blocks, []
 
-    def failing(self: Any, size: int) -> Any:
-        for block in blocks(self, size):
+    def failing(self: Any, size: int, used: Any = None) -> Any:
+        for block in blocks(self, size, used):
             asked.append(1)
             if len(asked) in (1, 4):
                 raise MemoryError("no room")
