@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if threading.current_thread() is threading.main_thread():
     # A shell's background job ignores Ctrl-C, and so would every process that tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise, of nohup
 SHARED = HERE.parent.parent / "shared"
 
 

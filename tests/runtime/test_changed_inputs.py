@@ -187,8 +187,9 @@ def test_a_second_process_on_the_same_folder_says_so_and_leaves_the_first_alone(
 def test_files_and_folders_of_somebody_else_are_left_alone(
     cluster: Any, rows: np.ndarray, tmp_path: Path, inference: str
 ) -> None:
-    """Even those that have the names of a run's products."""
+    """Even those that have the names of a run's products; put into a folder that a run has made its own."""
     run = tmp_path / "run"
+    cluster(rows[:40], run_dir=run, inference=inference)
     theirs = [
         *(
             f"{name}/theirs.npy"

@@ -68,6 +68,7 @@ def test_every_system_says_what_it_computed(case, exported, features, command, t
         "dtype": "float32",
         "normalized": bundle.manifest["recipe"]["features"]["normalize"],
         "read_as": "400 rows of 32 float32 (raw)",
+        "computed": 400,
     }
     assert computed["limits"]["threads"] == 1
     assert computed["versions"] == {
