@@ -14,6 +14,7 @@ import numpy as np
 from fcdeploy.errors import InputError
 
 PIECES, PIECE = 64, 4096  # of the sample; bytes, a multiple of every item's
+LEAST_DIFFERENT = 1 / 8  # of the words of bfloat16 values
 LEAST_WORDS = 32
 LEAST_BYTES = 2048  # to tell 8-bit integers by
 ORDINARY = 12.0  # powers of two that 90 % of an embedding's values spread over, at most
@@ -103,7 +104,8 @@ def other_dtype(sample: np.ndarray) -> tuple[str, str] | None:
             continue  # only a double whose lower half is zero is an ordinary number as two floats, too
         if _absurd(as_is) and spread(sample.view(dtype)).ordinary:
             return what, dtype
-    if _bfloat16(sample):
+    # The same few numbers again and again have any pattern at all.
+    if _bfloat16(sample) and len(np.unique(sample.view("<u4"))) > words * LEAST_DIFFERENT:
         return "bfloat16", ""
     half = sample.view("<f2")
     halves = spread(half)
