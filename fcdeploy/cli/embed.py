@@ -31,7 +31,7 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
     type=ON_BAD,
     default="stop",
     show_default=True,
-    help="What becomes of lines that cannot be embedded: nothing is written, they are left out, or rows of zeros.",
+    help="Images that cannot be embedded: stop and write nothing, skip them, or write rows of zeros.",
 )
 @click.option(
     "--layout",

@@ -8,7 +8,7 @@ HEAD = """# The commands
 
 Made from the commands' own help by `python -m fcdeploy.cli.reference > docs/cli.md`.
 
-Results go to stdout, talk to stderr. Exit codes: 0 done; 1 something failed that is not your mistake; 2 the input or
+Results on stdout, messages on stderr. Exit codes: 0 done; 1 something failed that is not your mistake; 2 the input or
 the command line cannot be used, said in one sentence; 3 an exported graph misses its tolerance; 130 interrupted,
 143 stopped by SIGTERM, 129 by SIGHUP.
 """

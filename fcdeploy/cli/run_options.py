@@ -82,7 +82,7 @@ RUN_OPTIONS: dict[str, Callable[[Any], Any]] = {
         type=Bytes(),
         default=0,
         metavar="SIZE",
-        help="Memory to get along with, as in 4G.  [default: half of what it may use]",
+        help="Memory budget, e.g. 4G.  [default: half of the memory that the process may use]",
     ),
     "device": click.option(
         "--device",
@@ -94,7 +94,7 @@ RUN_OPTIONS: dict[str, Callable[[Any], Any]] = {
         type=Bytes(),
         default=0,
         metavar="SIZE",
-        help="Device memory to get along with in all, as in 8G.  [default: all]",
+        help="Device memory budget, e.g. 8G, shared by all that is open.  [default: all]",
     ),
     "scratch": click.option(
         "--scratch",

@@ -59,9 +59,9 @@ def cluster(
     network that accepts or refuses it (SEPFL, NSR-FC), beyond being accepted. link: how NSR-FC makes clusters,
     'density-peaks' or 'pairs' (by its pair networks, the default where the engine has them). inference: 'exact',
     'layerwise', or 'auto', which is exact up to 20,000 faces. threads: 0 means all cores that the process may use.
-    memory: bytes to get along with; 0 means half of what the process may use. uncovered: what becomes of faces that no
+    memory: budget in bytes; 0 means half of what the process may use. uncovered: what becomes of faces that no
     cluster was found for (GCN-D), 'singleton' (a cluster of one, the default) or 'drop' (-1). device: 'cpu' or 'cuda',
-    where the engine runs; vram: bytes of device memory to get along with, 0 for all. tables: 'float16' halves what
+    where the engine runs; vram: device memory budget in bytes, 0 for all. tables: 'float16' halves what
     layer-wise inference keeps between its layers, and rounds it. scratch: the folder for what does not fit into memory.
     duplicates: with 'merge' equal rows, and near-copies that fill neighbor lists, count once and have one label;
     'as-published' computes on all rows as they are. on_bad: rows with NaN, infinity or no direction raise InputError
