@@ -189,6 +189,7 @@ class FaceClusterer:
         scratch: PathLike | None = None,
         duplicates: str = "merge",
         on_bad: str = "stop",
+        column: str | None = None,
     ) -> None:
         self.engine = engine
         self.knn = knn
@@ -209,6 +210,7 @@ class FaceClusterer:
         self.scratch = scratch
         self.duplicates = duplicates
         self.on_bad = on_bad
+        self.column = column
 
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
@@ -255,8 +257,11 @@ class FaceClusterer:
         return self
 
     def _cluster(self, X: Any) -> tuple[Result, int]:
-        chosen = {name: value for name, value in self.get_params().items() if name != "engine"}
-        return _run(X, self.engine, chosen, None, quiet=True), read_bundle(self.engine).feature_dim
+        chosen = {
+            name: value for name, value in self.get_params().items() if name not in ("engine", "column")
+        }
+        result = _run(X, self.engine, chosen, None, quiet=True, column=self.column)
+        return result, read_bundle(self.engine).feature_dim
 
     # scikit-learn is not imported to be compatible with it: up to 1.5 it reads this attribute, from 1.6 on it asks for
     # tags (https://scikit-learn.org/stable/developers/develop.html#estimator-tags).

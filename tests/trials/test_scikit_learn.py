@@ -68,6 +68,18 @@ def test_a_grid_search_finds_the_threshold_of_highest_pairwise_f(pse_bundle, fac
     assert len(search.best_estimator_.labels_) == len(rows)
 
 
+def test_a_clusterer_takes_the_array_of_an_archive_that_column_names(pse_bundle, faces, tmp_path):
+    """Both arrays of the archive could be the features, so that without a column neither is taken."""
+    rows, _ = faces
+    np.savez(tmp_path / "two.npz", first=rows[::-1], second=rows)
+    clusterer = fcdeploy.FaceClusterer(pse_bundle.path, tau=0.7, column="second")
+    assert clone(clusterer).get_params()["column"] == "second"
+    expected = fcdeploy.cluster(rows, engine=pse_bundle.path, tau=0.7)
+    assert np.array_equal(clusterer.fit_predict(tmp_path / "two.npz"), expected)
+    with pytest.raises(fcdeploy.InputError, match="second"):
+        clusterer.set_params(column=None).fit(tmp_path / "two.npz")
+
+
 def test_folds_are_scored_on_their_own_faces(pse_bundle, faces):
     rows, identities = faces
     fold = (identities % 2).astype(int)
