@@ -16,8 +16,8 @@ import numpy as np
 from fcdeploy.data.damaged import DAMAGED
 from fcdeploy.data.forms.content import content_of
 from fcdeploy.data.torch_file import DTYPES, DamagedError, Opaque, Storage, Tensor, TorchFile, read_torch_file
+from fcdeploy.deploy.recognise import ALIKE, likeness
 from fcdeploy.errors import InputError
-from fcdeploy.systems import likeness
 
 if TYPE_CHECKING:
     import torch
@@ -332,7 +332,7 @@ def _may_be_ours(found: _Found) -> bool:
 
 
 def _is_like(found: _Found) -> bool:
-    return likeness(found.shapes)[1] >= 0.5
+    return likeness(found.shapes)[1] >= ALIKE
 
 
 def _is_empty(found: Any) -> bool:

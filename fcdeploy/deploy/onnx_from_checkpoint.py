@@ -22,6 +22,7 @@ from fcdeploy.deploy.precision import (
 )
 from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.deploy.recipe_beside import note_of_another, published_sentence, recipe_beside
+from fcdeploy.deploy.recognise import recognise
 from fcdeploy.engine.bundle import (
     Bundle,
     check_bundle_path,
@@ -34,7 +35,7 @@ from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import FcdeployWarning, InputError, ParityError
 from fcdeploy.packages import import_package
-from fcdeploy.systems import System, Weights, check_recipe, recognise
+from fcdeploy.systems import System, Weights, check_recipe
 from fcdeploy.systems.settings import settings_as_dict
 
 if TYPE_CHECKING:

@@ -2,14 +2,13 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import InputError
-from fcdeploy.systems.elsewhere import elsewhere
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Options
@@ -250,92 +249,6 @@ def get_system(name: str, where: str = "") -> System:
     return importlib.import_module(_package(name)).SYSTEM
 
 
-def recognise(checkpoints: Mapping[str, TensorShapes]) -> tuple[System, dict[str, str], dict[str, Widths]]:
-    """Tell which system checkpoints belong to together, and what each of them is in it.
-
-    checkpoints: where it came from -> tensor name -> shape, without wrappers and ``module.`` prefixes. A checkpoint
-    is the network that shares most tensor names with it; then every tensor has to be there in its shape. Where
-    networks look alike, checkpoints are taken for one after the other in the order in which they are given. Returns
-    the first system that has all these networks, the network of each checkpoint, and the widths of each network.
-    Raises InputError that says what was found and what is known, which tensors are missing, unexpected or of a wrong
-    shape, or which checkpoints do not belong together.
-    """
-    for where, shapes in checkpoints.items():
-        if not likeness(shapes)[0] and (sentence := elsewhere(shapes)):
-            raise InputError(f"{where}: {sentence}; known systems: {', '.join(NAMES)}.")
-    found = {where: _likeliest(shapes, where) for where, shapes in checkpoints.items()}
-    for where, candidates in found.items():
-        if not any(problem is None for *_, problem in candidates):
-            raise InputError(str(candidates[0][-1]))
-        found[where] = [candidate for candidate in candidates if candidate[-1] is None]
-    for system in map(get_system, NAMES):
-        own = {
-            where: {network: widths for of, network, widths, _ in candidates if of.name == system.name}
-            for where, candidates in found.items()
-        }
-        if not all(own.values()):
-            continue
-        places: dict[str, str] = {}
-        for where, fitting in own.items():
-            name = next((network for network in fitting if network not in places), next(iter(fitting)))
-            if name in places:
-                raise InputError(
-                    f"{where}: holds {system.title} weights of '{name}', as {places[name]} does; "
-                    "give one of them."
-                )
-            places[name] = where
-        weights: dict[str, Widths] = {
-            name: dict(own[places[name]][name]) for name in system.networks if name in places
-        }
-        if problem := system.problem(weights):
-            raise InputError(f"{', '.join(checkpoints)}: {problem}.")
-        return system, {where: name for name, where in places.items()}, weights
-    each = "; ".join(f"{where} holds {candidates[0][0].title} weights" for where, candidates in found.items())
-    raise InputError(f"{each}: no system has them all; export them one by one.")
-
-
-def likeness(shapes: TensorShapes) -> tuple[bool, float]:
-    """Tell whether tensors are those of a known network, and the largest share of names that they have of one."""
-    fits, most = False, 0.0
-    for system in map(get_system, NAMES):
-        for network in system.networks.values():
-            widths = network.widths_from_shapes(dict(shapes))
-            wanted = network.checkpoint_shapes(**(network.example if widths is None else widths))
-            most = max(most, len(wanted.keys() & shapes.keys()) / len(wanted.keys() | shapes.keys()))
-            fits |= widths is not None and not any(_differences(shapes, wanted))
-    return fits, most
-
-
-def _likeliest(shapes: TensorShapes, where: str) -> list[tuple[System, str, dict[str, Any], str | None]]:
-    """Return the networks that a state_dict is like, most alike first: system, network, widths, what does not fit."""
-    ranked = []
-    for system in map(get_system, NAMES):
-        for name, network in system.networks.items():
-            widths = network.widths_from_shapes(dict(shapes))
-            wanted = network.checkpoint_shapes(**(network.example if widths is None else widths))
-            common = len(wanted.keys() & shapes.keys()) / len(wanted.keys() | shapes.keys())
-            if widths is None:
-                problem = f"{where}: looks like {system.title} but does not say its feature width."
-            elif differences := list(_differences(shapes, wanted)):
-                more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-                problem = (
-                    f"{where}: looks like {system.title} with {describe({name: widths})}, but "
-                    f"{'; '.join(differences[:3])}{more}; it may be damaged or from a changed network."
-                )
-            else:
-                problem = None
-            if common >= 0.5:
-                ranked.append((problem is not None, -common, system, name, widths or {}, problem))
-    if not ranked:
-        shown = ", ".join(list(shapes)[:4]) + (", ..." if len(shapes) > 4 else "")
-        raise InputError(
-            f"{where}: its {len(shapes)} tensors ({shown or 'none'}) are those of no known system; "
-            f"known: {', '.join(NAMES)}."
-        )
-    ranked.sort(key=lambda entry: entry[:2])  # stable: equally alike ones stay in the order of NAMES
-    return [entry[2:] for entry in ranked]
-
-
 def check_recipe(
     system: System,
     recipe: Any,
@@ -365,17 +278,3 @@ def describe(weights: Weights) -> str:
 
 def _package(name: str) -> str:
     return f"fcdeploy.systems.{name.replace('-', '_')}"
-
-
-def _differences(found: TensorShapes, wanted: TensorShapes) -> Iterator[str]:
-    for name, shape in wanted.items():
-        if name not in found:
-            if not name.endswith(
-                ".num_batches_tracked"
-            ):  # absent before PyTorch 0.4.1, and unused at inference
-                yield f"{name} {shape} is missing"
-        elif tuple(found[name]) != shape:
-            yield f"{name} has shape {tuple(found[name])} instead of {shape}"
-    for name in found:
-        if name not in wanted:
-            yield f"{name} {tuple(found[name])} is not part of it"

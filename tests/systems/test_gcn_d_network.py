@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 import fcdeploy
 from fcdeploy.cli import main
 from fcdeploy.data.labels import renumber
+from fcdeploy.deploy.recognise import recognise
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.errors import InputError
 from fcdeploy.graph.knn import KnnGraph
-from fcdeploy.systems import describe, get_system, recognise
+from fcdeploy.systems import describe, get_system
 from fcdeploy.systems.gcn_d.decode import labels_from_scores
 from fcdeploy.systems.gcn_d.inputs import (
     Graphs,

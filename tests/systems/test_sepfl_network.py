@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fcdeploy.deploy.recognise import recognise
 from fcdeploy.errors import InputError
-from fcdeploy.systems import describe, get_system, recognise
+from fcdeploy.systems import describe, get_system
 from fcdeploy.systems.sepfl.decode import accepted, probability
 from fcdeploy.systems.sepfl.inputs import face_batches, parity_sizes, random_batch
 from fcdeploy.systems.sepfl.spec import LinkSettings, Recipe, checkpoint_shapes

@@ -80,8 +80,8 @@ def test_in_training_padding_changes_nothing(reduce, people):
 
 def test_segmentation_is_trained_behind_a_detection_network(people, vectors, identities, tmp_path):
     from fcdeploy.deploy.checkpoint import load_state_dict
+    from fcdeploy.deploy.recognise import recognise
     from fcdeploy.errors import InputError
-    from fcdeploy.systems import recognise
 
     detect = trained(
         ("gcn-d", "detect", {}, 16, 0.1), people, vectors, identities, tmp_path / "d.pth", steps=3

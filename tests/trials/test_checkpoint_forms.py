@@ -26,8 +26,8 @@ torch = pytest.importorskip("torch")
 
 from fcdeploy.data.torch_file import read_torch_file  # noqa: E402
 from fcdeploy.deploy.checkpoint import keys_of, load_state_dict, read_checkpoint  # noqa: E402
+from fcdeploy.deploy.recognise import likeness, recognise  # noqa: E402
 from fcdeploy.errors import FcdeployWarning, InputError  # noqa: E402
-from fcdeploy.systems import likeness, recognise  # noqa: E402
 
 State = dict[str, Any]
 
