@@ -1,22 +1,25 @@
-"""What ``torch.save`` wrote, read without PyTorch: tensors where they lie, containers as they are, and nothing is run.
+"""What ``torch.save`` or safetensors wrote, read without PyTorch: tensors where they lie, and nothing is run.
 
 A checkpoint is a pickle, a program for a stack machine that builds objects and may call anything. Here its
 instructions, told apart by the standard library, work on plain containers alone: the name of a class is a name, calling
 it makes a note of it, and only the few functions that stand for tensors and dictionaries mean something.
 """
 
+import json
 import math
 import pickletools
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from fcdeploy.data.damaged import DAMAGED, reason_of
+from fcdeploy.data.forms.numpy_files import offset_of
 
 MAGIC = 0x1950A86A20F9469CFC6C  # of files from before PyTorch 1.6
 DTYPES = {  # of storages and of tensors, as NumPy has them; bfloat16 as the upper half of a float32
@@ -44,6 +47,22 @@ DTYPES = {  # of storages and of tensors, as NumPy has them; bfloat16 as the upp
     "int64": "i8",
     "bool": "?",
 }
+SAFETENSORS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+LARGEST_HEADER = 100 << 20  # bytes, what the safetensors library allows
 UNTYPED = "UntypedStorage"
 COMPLEX = ("ComplexFloatStorage", "ComplexDoubleStorage", "complex32", "complex64", "complex128")
 QUANTIZED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
@@ -115,21 +134,54 @@ class _Global:
     name: str
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class TorchFile:
     """What a file holds: ``found`` is made of containers, numbers, texts, ``Tensor`` and ``Opaque``.
 
-    wanted: classes and functions, beyond those of weights and settings, that PyTorch would import for it. big: whether
-    values are big-endian. read(key) gives the bytes of a storage.
+    read(key) gives the bytes of a storage; place(key) where they lie in the file, offset and length, or None where they
+    are compressed. wanted: classes and functions, beyond those of weights and settings, that PyTorch would import for
+    it. big: whether values are big-endian.
     """
 
+    path: Path
     found: Any
-    wanted: tuple[str, ...]
-    big: bool
     read: Callable[[str], bytes]
+    place: Callable[[str], tuple[int, int] | None]
+    wanted: tuple[str, ...] = ()
+    big: bool = False
 
     def array(self, tensor: Tensor) -> np.ndarray:
         """Return a tensor's values, floats as float32: a copy. Raises ValueError, a reason, where there are none."""
+        dtype, storage = self._type_of(tensor)
+        content = self.read(storage.key)
+        count = math.prod(tensor.shape)
+        if count * dtype.itemsize > len(content):
+            raise ValueError(f"claims {count:,} numbers and holds fewer")
+        view = _view(tensor, dtype, content)
+        if DTYPES[tensor.kind] == "bfloat16":
+            return (view.astype(np.uint32) << 16).view(np.float32)
+        return view.astype(np.float32 if tensor.floating else dtype.newbyteorder("="))
+
+    def stored(self, tensor: Tensor) -> np.ndarray:
+        """Return a tensor's values as they lie in the file, bfloat16 as uint16: a memory map unless compressed.
+
+        Raises ValueError, a reason, where there are none.
+        """
+        dtype, storage = self._type_of(tensor)
+        place = self.place(storage.key)
+        if place is None or not place[1]:
+            return _view(tensor, dtype, self.read(storage.key))
+        if sum(place) > len(self._bytes):
+            raise ValueError("is cut short")
+        return _view(tensor, dtype, self._bytes[place[0] : sum(place)])
+
+    @cached_property
+    def _bytes(self) -> np.ndarray:
+        return np.memmap(
+            self.path, np.uint8, "r"
+        )  # once: a map per tensor would need a descriptor per tensor
+
+    def _type_of(self, tensor: Tensor) -> tuple[np.dtype[Any], Storage]:
         if tensor.problem:
             raise ValueError(tensor.problem)
         assert tensor.storage is not None
@@ -137,53 +189,93 @@ class TorchFile:
             raise ValueError(STRANGE)
         if tensor.kind not in DTYPES:
             raise ValueError(f"is of dtype {tensor.kind}, which is not read")
-        name = DTYPES[tensor.kind]
-        dtype = np.dtype("u2" if name == "bfloat16" else name).newbyteorder(">" if self.big else "<")
-        content = self.read(tensor.storage.key)
-        count = math.prod(tensor.shape)
-        if count * dtype.itemsize > len(content):
-            raise ValueError(f"claims {count:,} numbers and holds fewer")
-        if count == 0:
-            return np.empty(tensor.shape, np.float32 if tensor.floating else dtype.newbyteorder("="))
-        last = tensor.offset + sum(
-            (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
-        )
-        if (last + 1) * dtype.itemsize > len(content):
-            raise ValueError("reaches beyond the values that the file holds")
-        strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
-        view = np.ndarray(tensor.shape, dtype, content, tensor.offset * dtype.itemsize, strides)
-        if name == "bfloat16":
-            return (view.astype(np.uint32) << 16).view(np.float32)
-        return view.astype(np.float32 if tensor.floating else dtype.newbyteorder("="))
+        name = DTYPES[tensor.kind].replace("bfloat16", "u2")
+        return np.dtype(name).newbyteorder(">" if self.big else "<"), tensor.storage
 
 
-def read_torch_file(path: Path) -> TorchFile:
+def _view(tensor: Tensor, dtype: np.dtype[Any], content: Any) -> np.ndarray:
+    """Return a tensor's values out of the bytes of its storage; bounds are checked."""
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, dtype)
+    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
+    if (last + 1) * dtype.itemsize > len(content):
+        raise ValueError("reaches beyond the values that the file holds")
+    strides = tuple(step * dtype.itemsize for step in tensor.strides)
+    return np.ndarray(tensor.shape, dtype, content, tensor.offset * dtype.itemsize, strides)
+
+
+def read_torch_file(path: Path, largest: int | None = None) -> TorchFile:
     """Read what ``torch.save`` wrote, as a zip archive or, before PyTorch 1.6, as pickles one after the other.
 
-    Raises DamagedError where it is none, or cut short.
+    largest: bytes of the pickle in an archive, in which there are no values of tensors. Raises DamagedError where it is
+    none, longer, or cut short.
     """
     try:
         if zipfile.is_zipfile(path):
-            return _read_archive(path)
+            return _read_archive(path, largest)
         with open(path, "rb") as file:
             return _read_legacy(path, file)
     except DamagedError:
         raise
-    except (*DAMAGED, IndexError, AttributeError, RecursionError) as error:
+    except (*DAMAGED, IndexError, AttributeError, struct.error) as error:
         reason = reason_of(error)
         raise DamagedError(reason if " " in reason else "") from error
 
 
-def _read_archive(path: Path) -> TorchFile:
+def read_safetensors_file(path: Path) -> TorchFile:
+    """Read the tensors of a ``.safetensors`` file, which holds nothing else.
+
+    Raises DamagedError where it is cut short or no such file.
+    """
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(LARGEST_HEADER, size - 8):
+                raise ValueError("its header does not fit in the file")
+            header = json.loads(file.read(length))
+        places, tensors = {}, {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            shape = tuple(entry["shape"])
+            begin, end = entry["data_offsets"]
+            if (
+                any(type(number) is not int or number < 0 for number in (*shape, begin, end))
+                or 8 + length + end > size
+                or end < begin
+            ):
+                raise ValueError("it ends before its header says")
+            strides = tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
+            kind = SAFETENSORS.get(entry["dtype"], str(entry["dtype"]))
+            places[name] = 8 + length + begin, end - begin
+            tensors[name] = Tensor(shape, Storage(name, kind), 0, strides, kind)
+    except (*DAMAGED, AttributeError, struct.error) as error:
+        raise DamagedError(reason_of(error)) from error
+    return TorchFile(path, tensors, _reader(path, places), places.__getitem__)
+
+
+def _reader(path: Path, places: dict[str, tuple[int, int]]) -> Callable[[str], bytes]:
+    @lru_cache(maxsize=4)
+    def read(key: str) -> bytes:
+        at, length = places[key]
+        with open(path, "rb") as file:
+            file.seek(at)
+            return file.read(length)
+
+    return read
+
+
+def _read_archive(path: Path, largest: int | None) -> TorchFile:
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        pickled = next(
-            name for name in [*names, ""] if name == "data.pkl" or name.endswith("/data.pkl") or not name
-        )
-        if not pickled:
+        members = {info.filename: info for info in archive.infolist()}
+        pickled = next((name for name in members if name == "data.pkl" or name.endswith("/data.pkl")), None)
+        if pickled is None:
             raise DamagedError("it is a zip archive without data.pkl")
+        if largest is not None and members[pickled].file_size > largest:
+            raise DamagedError("it holds far more than tensors")
         prefix = pickled.removesuffix("data.pkl")
-        big = f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") == b"big"
+        big = f"{prefix}byteorder" in members and archive.read(f"{prefix}byteorder") == b"big"
         with archive.open(pickled) as file:
             machine = _Machine()
             found = machine.run(file)
@@ -193,7 +285,13 @@ def _read_archive(path: Path) -> TorchFile:
         with zipfile.ZipFile(path) as archive:
             return archive.read(f"{prefix}data/{key}")
 
-    return TorchFile(found, tuple(machine.wanted), big, read)
+    def place(key: str) -> tuple[int, int] | None:
+        info = members[f"{prefix}data/{key}"]
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            return None
+        return offset_of(path, info), info.file_size
+
+    return TorchFile(path, found, read, place, tuple(machine.wanted), big)
 
 
 def _read_legacy(path: Path, file: IO[bytes]) -> TorchFile:
@@ -221,14 +319,14 @@ def _read_legacy(path: Path, file: IO[bytes]) -> TorchFile:
         places[str(key)] = file.tell(), length
         file.seek(length, 1)
 
-    @lru_cache(maxsize=4)
-    def read(key: str) -> bytes:
-        at, length = places[key]
-        with open(path, "rb") as opened:
-            opened.seek(at)
-            return opened.read(length)
-
-    return TorchFile(found, tuple(machine.wanted), not system["little_endian"], read)
+    return TorchFile(
+        path,
+        found,
+        _reader(path, places),
+        places.__getitem__,
+        tuple(machine.wanted),
+        not system["little_endian"],
+    )
 
 
 @dataclass

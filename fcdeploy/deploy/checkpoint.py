@@ -1,10 +1,7 @@
 """Checkpoints: the one state_dict inside, under whatever wrapper and prefix, or what the file is instead."""
 
 import itertools
-import json
-import math
 import shlex
-import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +12,15 @@ import numpy as np
 
 from fcdeploy.data.damaged import DAMAGED
 from fcdeploy.data.forms.content import content_of
-from fcdeploy.data.torch_file import DTYPES, DamagedError, Opaque, Storage, Tensor, TorchFile, read_torch_file
+from fcdeploy.data.torch_file import (
+    DTYPES,
+    DamagedError,
+    Opaque,
+    Tensor,
+    TorchFile,
+    read_safetensors_file,
+    read_torch_file,
+)
 from fcdeploy.deploy.recognise import ALIKE, likeness
 from fcdeploy.errors import InputError
 
@@ -29,19 +34,6 @@ DEEPEST_PREFIX, MOST_NAMES = 4, 2000  # where a known network is looked for amon
 OPTIMIZER = "param_groups"  # of every optimizer's state
 SHOWN = 5  # names in a sentence
 WRAPPERS = ("state_dict", "net", "model", "model_state_dict", "network")
-SAFETENSORS = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-LARGEST_HEADER = 100 << 20  # bytes, what the safetensors library allows
 SAYINGS = {
     "a Git LFS pointer, not the file itself": "is a Git LFS pointer, not the checkpoint; fetch it with `git lfs pull`",
     "a web page": "is a web page, so that the download went wrong; fetch the checkpoint itself",
@@ -162,7 +154,12 @@ def _opened(path: Path) -> TorchFile:
         raise InputError(f"{path}: is not a checkpoint, it is empty; copy or download it again.")
     kind = content_of(path, "").kind
     if kind == "safetensors":
-        return _read_safetensors(path)
+        try:
+            return read_safetensors_file(path)
+        except DamagedError as error:
+            raise InputError(
+                f"{path}: is not a whole .safetensors file; copy or download it again."
+            ) from error
     with open(path, "rb") as opened:
         if opened.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(MARKUP):
             kind = "a web page"
@@ -410,39 +407,3 @@ def _unpacked_bytes(path: Path) -> int:
             return sum(info.file_size for info in archive.infolist())
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
         return 0  # the reader says what is wrong with it
-
-
-def _read_safetensors(path: Path) -> TorchFile:
-    """Read the tensors of a .safetensors file, which are weights and nothing else."""
-    size = path.stat().st_size
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(LARGEST_HEADER, size - 8):
-                raise ValueError("its header does not fit in the file")
-            header = json.loads(file.read(length))
-        places, tensors = {}, {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            shape = tuple(entry["shape"])
-            begin, end = entry["data_offsets"]
-            if (
-                any(type(number) is not int or number < 0 for number in (*shape, begin, end))
-                or 8 + length + end > size
-            ):
-                raise ValueError("it ends before its header says")
-            strides = tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
-            kind = SAFETENSORS.get(entry["dtype"], str(entry["dtype"]))
-            places[name] = 8 + length + begin, end - begin
-            tensors[name] = Tensor(shape, Storage(name, kind), 0, strides, kind)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
-        raise InputError(f"{path}: is not a whole .safetensors file; copy or download it again.") from error
-
-    def read(name: str) -> bytes:
-        at, count = places[name]
-        with open(path, "rb") as file:
-            file.seek(at)
-            return file.read(count)
-
-    return TorchFile(tensors, (), False, read)

@@ -5,9 +5,12 @@ rapidsai/cudf #19497, Eventual-Inc/Daft #4732, UKPLab/sentence-transformers #366
 #62, int-brain-lab/ibllib #730, nyoki-mtl/keras-facenet #2.
 """
 
+import argparse
+import datetime
 import json
 import os
 import pickle
+import resource
 import struct
 import subprocess
 import sys
@@ -294,6 +297,40 @@ def test_tensors_are_read_without_pytorch(rows: np.ndarray, tmp_path: Path) -> N
         [sys.executable, "-c", code, tmp_path / "t.pt"], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.returncode) == (f"{N}\n", 0), done.stderr
+
+
+def test_features_beside_settings_and_counters_are_read_and_the_settings_never_made(
+    rows: np.ndarray, tmp_path: Path
+) -> None:
+    """What a training keeps beside its weights is passed over beside features, too."""
+    beside = {"args": argparse.Namespace(epochs=3), "when": datetime.date(2024, 5, 17), "epoch": 3}
+    torch_save({"features": tensor(rows), **beside}, tmp_path / "t.pt")
+    assert np.array_equal(open_features(tmp_path / "t.pt", D, normalize=False).rows(0, N), rows)
+    torch_save(beside, tmp_path / "none.pt")
+    with pytest.raises(InputError, match=r"none\.pt: is a file of tensors without an \(n, d\) array"):
+        open_features(tmp_path / "none.pt", D)
+
+
+def test_tensors_that_are_none_of_numbers_are_named(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    for name, value in {"s": torch.eye(D).to_sparse(), "c": torch.ones(N, D, dtype=torch.complex64)}.items():
+        torch_save(value, tmp_path / f"{name}.pt")
+        with pytest.raises(
+            InputError, match=rf"{name}\.pt: the tensor is sparse, nested, quantized or complex"
+        ):
+            open_features(tmp_path / f"{name}.pt", D)
+
+
+def test_a_list_of_more_rows_than_files_may_be_open_is_read(tmp_path: Path) -> None:
+    rows = np.arange(4.0 * 300, dtype=np.float32).reshape(300, 4)
+    torch_save(list(tensor(rows)), tmp_path / "t.pt")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(200, soft), hard))
+    try:
+        opened = open_features(tmp_path / "t.pt", 4, normalize=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert np.array_equal(opened.rows(0, 300), rows)
 
 
 def test_of_several_arrays_the_column_chooses(rows: np.ndarray, tmp_path: Path) -> None:
