@@ -1,6 +1,5 @@
 """Recipes: TOML files that hold what a checkpoint does not say, read into a system's frozen dataclass."""
 
-import json
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -58,20 +57,10 @@ def is_written_recipe(path: Path) -> bool:
 
 def recipe_text(recipe: Any, heading: Sequence[str] = ()) -> str:
     """Write a recipe as ``load_recipe`` reads it, below ``heading`` as comments."""
-    tables = settings_as_dict(recipe)
-    lines = [f"# {line}".rstrip() for line in heading]
-    lines += [f"{key} = {_toml(value)}" for key, value in tables.items() if not isinstance(value, dict)]
-    for name, table in tables.items():
-        if isinstance(table, dict):
-            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
-    return "\n".join(lines) + "\n"
+    import tomlkit  # for those who write alone
 
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + " }"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, float):
-        return repr(value)  # what TOML reads, exponents, inf and nan, too
-    return json.dumps(value)  # texts and whole numbers are the same in both, and so are true and false
+    document = tomlkit.document()
+    for line in heading:
+        document.add(tomlkit.comment(line))
+    document.update(settings_as_dict(recipe))
+    return document.as_string()

@@ -1,13 +1,24 @@
-"""A system's settings between nested tables (TOML, a manifest) and its frozen dataclass."""
+"""A system's settings between nested tables (TOML, a manifest) and its frozen dataclass, and by dotted keys."""
 
+import contextlib
 import dataclasses
-import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from fcdeploy.data.toml import table_from_toml
+from fcdeploy.data.typed import described, fits, typed, types_of
 from fcdeploy.errors import InputError
 from fcdeploy.systems import NAMES, get_system
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a recipe: its dotted key, what a value has to be, in words, and the one that the recipe has."""
+
+    key: str
+    kind: str
+    value: Any
 
 
 def settings_from_dict(table: dict[str, Any], where: str) -> Any:
@@ -16,7 +27,7 @@ def settings_from_dict(table: dict[str, Any], where: str) -> Any:
     Raises InputError for an unknown key, a value of a wrong type, or values that are impossible together."""
     if "system" not in table:
         raise InputError(f"{where}: has no key 'system'; known systems: {', '.join(NAMES)}.")
-    recipe = _build(get_system(str(table["system"]), where).recipe, table, where, "")
+    recipe: Any = typed(get_system(str(table["system"]), where).recipe, table, where)
     if problem := recipe.problem():
         raise InputError(f"{where}: {problem}.")
     return recipe
@@ -24,7 +35,14 @@ def settings_from_dict(table: dict[str, Any], where: str) -> Any:
 
 def settings_as_dict(recipe: Any) -> dict[str, Any]:
     """Return a recipe as nested tables, the way ``settings_from_dict`` takes them."""
-    return dataclasses.asdict(recipe, dict_factory=lambda pairs: {k: _plain(v) for k, v in pairs})
+    return dataclasses.asdict(
+        recipe, dict_factory=lambda pairs: {k: list(v) if isinstance(v, tuple) else v for k, v in pairs}
+    )
+
+
+def list_settings(recipe: Any) -> list[Setting]:
+    """List the settings of a recipe in its order; ``system.recipe()`` has the published values, the defaults."""
+    return [Setting(key, described(kind), setting_of(recipe, key)) for key, kind in _kinds(type(recipe))]
 
 
 def setting_of(recipe: Any, key: str) -> Any:
@@ -34,57 +52,46 @@ def setting_of(recipe: Any, key: str) -> Any:
     return recipe
 
 
-def with_settings(recipe: Any, values: Mapping[str, Any]) -> Any:
-    """Return a recipe with other values at dotted places."""
+def with_settings(recipe: Any, values: Mapping[str, Any], where: str = "settings") -> Any:
+    """Return a recipe with other values at dotted places, as in {"links.tau": 0.8}; a whole table is a value, too.
+
+    A text is read as a TOML value where that fits, as in "0.8" and "[80, 10]", else as it is. where: names the values'
+    origin in messages. Raises InputError for a key that the recipe does not have and a value of a wrong type; whether
+    values are possible together says the recipe's ``problem``.
+    """
     for key, value in values.items():
-        first, _, rest = key.partition(".")
-        changed = with_settings(getattr(recipe, first), {rest: value}) if rest else value
-        recipe = dataclasses.replace(recipe, **{first: changed})
+        kind: Any = type(recipe)
+        for name in key.split("."):
+            kind = types_of(kind).get(name) if dataclasses.is_dataclass(kind) else None
+        if kind is None or key == "system":
+            known = ", ".join(known for known, _ in _kinds(type(recipe)))
+            raise InputError(f"{where}: unknown key '{key}'; known for {recipe.system}: {known}.")
+        if isinstance(value, str):
+            value = _from_text(kind, value)
+        recipe = _replaced(recipe, key, typed(kind, value, where, key))
     return recipe
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _kinds(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and type of each setting, tables taken apart; the system itself is none."""
+    for name, of in types_of(kind).items():
+        if dataclasses.is_dataclass(of):
+            yield from _kinds(of, f"{prefix}{name}.")
+        elif (prefix, name) != ("", "system"):
+            yield f"{prefix}{name}", of
 
 
-def _build(kind: Any, table: Any, where: str, prefix: str) -> Any:
-    """Turn ``table`` into the dataclass ``kind``, checking names and types; ``prefix`` names it in messages."""
-    if not isinstance(table, dict):
-        raise InputError(f"{where}: {prefix.rstrip('.')} should be a table of settings, found {table!r}.")
-    hints = typing.get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind)]
-    values = {}
-    for key, value in table.items():
-        if key not in known:
-            raise InputError(f"{where}: unknown key '{prefix}{key}'; known here: {', '.join(known)}.")
-        values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
-    return kind(**values)
+def _replaced(recipe: Any, key: str, value: Any) -> Any:
+    first, _, rest = key.partition(".")
+    return dataclasses.replace(
+        recipe, **{first: _replaced(getattr(recipe, first), rest, value) if rest else value}
+    )
 
 
-def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, where, f"{key}.")
-    if isinstance(kind, types.GenericAlias) and kind.__origin__ is tuple:
-        if kind.__args__[1:] == (Ellipsis,):
-            if not isinstance(value, list):
-                raise InputError(f"{where}: {key} should be a list, found {value!r}.")
-            return tuple(_convert(kind.__args__[0], v, where, f"{key}[{at}]") for at, v in enumerate(value))
-        if not isinstance(value, list) or len(value) != len(kind.__args__):
-            raise InputError(
-                f"{where}: {key} should be a list of {len(kind.__args__)} values, found {value!r}."
-            )
-        return tuple(_convert(k, v, where, key) for k, v in zip(kind.__args__, value, strict=True))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{where}: {key} should be {_KINDS.get(kind, kind)}, found {value!r}.")
-    return value
-
-
-_KINDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    bool | int: "true, false or a whole number",
-}
+def _from_text(kind: Any, text: str) -> Any:
+    """Return the value that a text stands for: as TOML, but the text itself where only that is a ``kind``."""
+    with contextlib.suppress(InputError):
+        table = table_from_toml(f"value = {text}", "")
+        if table.keys() == {"value"} and (fits(kind, table["value"]) or not fits(kind, text)):
+            return table["value"]
+    return text

@@ -18,7 +18,7 @@ from fcdeploy.deploy.recipe_beside import (
 )
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.systems import NAMES, get_system
-from fcdeploy.systems.settings import with_settings
+from fcdeploy.systems.settings import setting_of, with_settings
 
 PSE, NSR = get_system("pse-gcn"), get_system("nsr-fc")
 
@@ -142,7 +142,8 @@ def test_a_recipe_that_was_given_is_compared_with_the_one_beside(tmp_path):
 def test_thresholds_are_places_of_the_recipe(name):
     recipe = get_system(name).recipe()
     for key in thresholds_of(get_system(name)):
-        other = with_settings(recipe, {key: None})
+        value = setting_of(recipe, key)
+        other = with_settings(recipe, {key: value[:-1] if isinstance(value, tuple) else value + 1})
         assert [place for place, _ in differences(recipe, other)] == [key]
 
 

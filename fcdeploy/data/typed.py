@@ -1,0 +1,142 @@
+"""Plain values, as TOML and JSON give them, as dataclasses: msgspec checks the types, a sentence says what is wrong."""
+
+import dataclasses
+import reprlib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import msgspec
+
+from fcdeploy.errors import InputError
+
+T = TypeVar("T")
+WORDS = {
+    bool: ("true", "false"),
+    int: ("a whole number",),
+    float: ("a number",),
+    str: ("a text",),
+    type(None): ("null",),
+}
+SHOWN = reprlib.Repr()
+SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = 100
+SHOWN.maxlist = SHOWN.maxdict = 10
+
+
+def typed(kind: type[T], value: object, where: str, key: str = "", *, open_ended: bool = False) -> T:
+    """Return plain values as ``kind``, a dataclass or any other type that msgspec knows.
+
+    where: names their origin in messages, key: their place in it. open_ended: keys that no field is called are left
+    out, rather than refused. Raises InputError that says which key has to be what, and what was found.
+    """
+    if problem := misfit(kind, value, key, open_ended=open_ended):
+        raise InputError(f"{where}: {problem}.")
+    return msgspec.convert(value, kind)
+
+
+def misfit(kind: Any, value: object, key: str = "", *, open_ended: bool = False) -> str | None:
+    """Say what keeps plain values from being a ``kind``, as in "links.tau should be a number, found 'x'"; else None.
+
+    A type may be described for the sentence: ``Annotated[str, msgspec.Meta(description="a size, as in 4G")]``.
+    """
+    try:
+        if not open_ended and (problem := _unknown_key(kind, value, key)):
+            return problem
+        return None if fits(kind, value) else _innermost(kind, value, key)
+    except RecursionError:
+        return f"{key or 'the whole'} is nested too deeply"
+
+
+def fits(kind: Any, value: object) -> bool:
+    """Tell whether plain values are a ``kind``; keys that no field is called do not matter."""
+    try:
+        msgspec.convert(value, kind)
+    except (
+        msgspec.ValidationError,
+        SystemError,
+    ):  # before 0.22, the latter of whole numbers beyond all floats
+        return False
+    return True
+
+
+def types_of(kind: Any) -> dict[str, Any]:
+    """Return the type of each field of a dataclass by name."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def described(kind: Any) -> str:
+    """Say what a value of a type is, as in "true, false or a whole number"."""
+    *words, last = dict.fromkeys(_words(kind))
+    return f"{', '.join(words)} or {last}" if words else last
+
+
+def _words(kind: Any) -> Iterator[str]:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        said = next((meta.description for meta in args[1:] if isinstance(meta, msgspec.Meta)), None)
+        yield from [said] if said else _words(args[0])
+    elif origin in (types.UnionType, Union):
+        for one in args:
+            yield from _words(one)
+    elif origin is Literal:
+        yield from map(repr, args)
+    elif origin is tuple and args[1:] != (Ellipsis,):
+        yield f"a list of {len(args)} values"
+    elif origin in (tuple, list):
+        yield "a list"
+    elif origin in (dict, Mapping) or dataclasses.is_dataclass(kind):
+        yield "a table of settings"
+    else:
+        yield from WORDS.get(kind, (str(kind),))
+
+
+def _bare(kind: Any) -> Any:
+    """Return a type without what is said of it, and without None beside it."""
+    if get_origin(kind) is Annotated:
+        return _bare(get_args(kind)[0])
+    if get_origin(kind) in (types.UnionType, Union):
+        others = [one for one in get_args(kind) if one is not type(None)]
+        return _bare(others[0]) if len(others) == 1 else kind
+    return kind
+
+
+def _parts(kind: Any, value: object) -> Iterator[tuple[str, Any, object]]:
+    """Yield what a table or list holds, as far as ``kind`` says what that is: its name or [place], type and value."""
+    kind = _bare(kind)
+    origin, args = get_origin(kind), get_args(kind)
+    if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+        yield from ((name, of, value[name]) for name, of in types_of(kind).items() if name in value)
+    elif isinstance(value, dict) and origin in (dict, Mapping):
+        yield from ((str(name), args[1], part) for name, part in value.items())
+    elif isinstance(value, list | tuple) and origin in (tuple, list):
+        each = args if origin is tuple and args[1:] != (Ellipsis,) else (args[0],) * len(value)
+        if len(each) == len(value):
+            yield from ((f"[{at}]", of, part) for at, (of, part) in enumerate(zip(each, value, strict=True)))
+
+
+def _place(key: str, name: str) -> str:
+    return f"{key}.{name}" if key and not name.startswith("[") else key + name
+
+
+def _unknown_key(kind: Any, value: object, key: str) -> str | None:
+    if isinstance(value, dict) and dataclasses.is_dataclass(_bare(kind)):
+        known = types_of(_bare(kind))
+        for name in value:
+            if name not in known:
+                return f"unknown key '{_place(key, name)}'; known here: {', '.join(known)}"
+    found = (_unknown_key(of, part, _place(key, name)) for name, of, part in _parts(kind, value))
+    return next(filter(None, found), None)
+
+
+def _innermost(kind: Any, value: object, key: str) -> str:
+    """Say what is wrong with a value that does not fit, at the innermost place."""
+    for name, of, part in _parts(kind, value):
+        if not fits(of, part):
+            return _innermost(of, part, _place(key, name))
+    if isinstance(value, dict) and dataclasses.is_dataclass(_bare(kind)):
+        for field in dataclasses.fields(_bare(kind)):
+            if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
+                return f"has no key '{_place(key, field.name)}'"
+    return f"{key or 'the whole'} should be {described(kind)}, found {SHOWN.repr(value)}"
