@@ -19,10 +19,14 @@ ONE_CELL = 4096  # up to this many faces, order does not matter
 
 @dataclass(frozen=True)
 class Cells:
-    """centroids: (c, d) float32 unit rows; cell: (n,) int32, the most similar centroid of each face."""
+    """centroids: (c, d) float32 unit rows; cell: (n,) int32, the most similar centroid of each face.
+
+    nearest: (n, p) int32, the p most similar centroids of each face, where they were kept (see ``partition``).
+    """
 
     centroids: np.ndarray
     cell: np.ndarray
+    nearest: np.ndarray | None = None
 
     @property
     def count(self) -> int:

@@ -1,0 +1,245 @@
+"""The best of many integer scores: which lists a row is compared with, and which members of them score highest.
+
+Rows and the lists that they visit make pairs; the pairs of one list are a tile of scores, all computed in one product.
+The best of a row are those with the highest score, among equal ones those with the lower id: the same whatever the
+order of tiles. A score and an id are one key of 64 bits, so that keys compare as pairs of them do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.graph.kernels import njit
+from fcdeploy.graph.products import Products
+
+NO_KEY = -(2**62)  # below every key
+ID_BITS = 32
+LAST_ID = 2**31 - 1
+CHUNK = 64  # scores looked at together: nearly all chunks hold none that is wanted
+TILE = 2**17  # scores in one product: 512 KB, which the cache of a core holds
+BATCH = 2**18  # scores between two selections
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Members of lists, side by side: list l holds ids[first[l]:first[l + 1]], and their codes.
+
+    codes: (n, d) int8 rows in the order of ``ids`` (n,) int32; first: (lists + 1,) int64. packed: what
+    ``Products.packed`` makes of each list, or None to make it whenever it is needed.
+    """
+
+    codes: np.ndarray
+    ids: np.ndarray
+    first: np.ndarray
+    packed: Sequence[Any] | None = None
+
+
+class BestScores:
+    """The ``wide`` best members of lists for each of ``rows``, codes (m, d) int8."""
+
+    def __init__(self, products: Products, rows: np.ndarray, wide: int) -> None:
+        self.products = products
+        self.rows = rows
+        self.wide = wide
+        spare = max(128, wide)
+        self.keys = np.empty((len(rows), wide + spare), dtype=np.int64)
+        self.held = np.zeros(len(rows), dtype=np.int64)
+        self.floor = np.full(len(rows), NO_KEY, dtype=np.int64)
+        self._scores: np.ndarray = np.empty(BATCH, dtype=products.scores)
+        self._gathered: np.ndarray = np.empty((0, rows.shape[1]), dtype=products.rows)
+
+    def visit(self, lists: Lists, visited: np.ndarray) -> None:
+        """Compare each row with the lists ``visited`` (m, p) int32, none of them twice for one row."""
+        count = len(lists.first) - 1
+        first, rows = _pairs_by_list(visited, count)
+        tiles: list[tuple[int, int, int, int, int]] = []
+        used = 0
+        for which in np.flatnonzero(np.diff(first)).tolist():
+            member, end = int(lists.first[which]), int(lists.first[which + 1])
+            if member == end:
+                continue
+            packed = lists.packed[which] if lists.packed is not None else None
+            step = end - member if packed is not None else min(end - member, TILE // 32)
+            for start in range(member, end, step):
+                stop = min(start + step, end)
+                part = packed if packed is not None else self.products.packed(lists.codes[start:stop])
+                size = max(1, TILE // (stop - start))
+                for pair in range(int(first[which]), int(first[which + 1]), size):
+                    pairs = min(size, int(first[which + 1]) - pair)
+                    scores = pairs * (stop - start)
+                    if used + scores > len(self._scores):
+                        self._keep(tiles, rows, lists.ids)
+                        used = 0
+                        if scores > len(self._scores):
+                            self._scores = np.empty(scores, dtype=self.products.scores)
+                    gathered = self._gather(rows[pair : pair + pairs])
+                    self.products.multiply(gathered, part, self._scores[used : used + scores])
+                    tiles.append((used, pair, pairs, start, stop - start))
+                    used += scores
+        self._keep(tiles, rows, lists.ids)
+
+    def raise_floors(self) -> None:
+        """Drop what cannot be among the best any more, so that less is looked at from here on."""
+        _drop_all(self.keys, self.held, self.floor, self.wide)
+
+    def found(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids (m, wide) int32 of the best, in no order, and how many there are (m,) int64.
+
+        Where there are fewer than ``wide``, -1 follows.
+        """
+        self.raise_floors()
+        ids = np.empty((len(self.rows), self.wide), dtype=np.int32)
+        _ids_of_keys(self.keys, self.held, ids)
+        return ids, self.held
+
+    def ranked(self) -> np.ndarray:
+        """Return the ids (m, wide) int32 of the best, best first; -1 follows where there are fewer."""
+        self.raise_floors()
+        ids = np.empty((len(self.rows), self.wide), dtype=np.int32)
+        _sort_keys(self.keys, self.held)
+        _ids_of_keys(self.keys, self.held, ids)
+        return ids
+
+    def _gather(self, which: np.ndarray) -> np.ndarray:
+        if len(self._gathered) < len(which):
+            self._gathered = np.empty((len(which), self.rows.shape[1]), dtype=self.products.rows)
+        gathered = self._gathered[: len(which)]
+        _gather_rows(self.rows, which, gathered)
+        return gathered
+
+    def _keep(self, tiles: list[tuple[int, int, int, int, int]], rows: np.ndarray, ids: np.ndarray) -> None:
+        if tiles:
+            _keep_tiles(self._scores, np.array(tiles), rows, ids, self.keys, self.held, self.floor, self.wide)
+            tiles.clear()
+
+
+@njit(cache=True, nogil=True)
+def _pairs_by_list(visited: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the rows of each list begin, (lists + 1,) int64, and the rows, upwards within a list."""
+    first = np.zeros(count + 1, dtype=np.int64)
+    for i in range(visited.shape[0]):
+        for j in range(visited.shape[1]):
+            first[visited[i, j] + 1] += 1
+    for one in range(count):
+        first[one + 1] += first[one]
+    end = first.copy()
+    rows = np.empty(visited.size, dtype=np.int64)
+    for i in range(visited.shape[0]):
+        for j in range(visited.shape[1]):
+            one = visited[i, j]
+            rows[end[one]] = i
+            end[one] += 1
+    return first, rows
+
+
+@njit(cache=True, nogil=True)
+def _gather_rows(source: np.ndarray, which: np.ndarray, out: np.ndarray) -> None:
+    for i in range(which.shape[0]):
+        row = which[i]
+        for j in range(source.shape[1]):
+            out[i, j] = source[row, j]
+
+
+@njit(cache=True, nogil=True)
+def _any_from(scores: np.ndarray, least: np.ndarray) -> bool:
+    """Tell whether one of ``scores`` is at least least[0], of their dtype; compiled to a few vector instructions."""
+    found = False
+    for j in range(scores.shape[0]):
+        found |= scores[j] >= least[0]
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _keep_tiles(
+    scores: np.ndarray,
+    tiles: np.ndarray,
+    rows: np.ndarray,
+    ids: np.ndarray,
+    keys: np.ndarray,
+    held: np.ndarray,
+    floor: np.ndarray,
+    wide: int,
+) -> None:
+    """Keep the keys of scores above the floors of their rows; tiles: (t, 5) of scores, pairs and members."""
+    least = np.empty(1, dtype=scores.dtype)
+    for t in range(tiles.shape[0]):
+        at, members = tiles[t, 0], tiles[t, 4]
+        for pair in range(tiles[t, 1], tiles[t, 1] + tiles[t, 2]):
+            row = rows[pair]
+            least[0] = floor[row] >> ID_BITS
+            for start in range(0, members, CHUNK):
+                chunk = scores[at + start : at + min(start + CHUNK, members)]
+                if not _any_from(chunk, least):
+                    continue
+                for j in range(chunk.shape[0]):
+                    if chunk[j] < least[0]:
+                        continue
+                    key = (np.int64(chunk[j]) << ID_BITS) | (LAST_ID - ids[tiles[t, 3] + start + j])
+                    if key <= floor[row]:
+                        continue
+                    if held[row] == keys.shape[1]:
+                        _drop(keys[row], wide)
+                        held[row] = wide
+                        floor[row] = keys[row, wide - 1]
+                        least[0] = floor[row] >> ID_BITS
+                        if key <= floor[row]:
+                            continue
+                    keys[row, held[row]] = key
+                    held[row] += 1
+            at += members
+
+
+@njit(cache=True, nogil=True)
+def _drop(keys: np.ndarray, wide: int) -> None:
+    """Move the ``wide`` largest keys to the front, the least of them last."""
+    low, high, last = 0, keys.shape[0] - 1, wide - 1
+    while low < high:
+        middle = (low + high) >> 1
+        # The median of three as the pivot.
+        if keys[middle] > keys[low]:
+            keys[middle], keys[low] = keys[low], keys[middle]
+        if keys[high] > keys[low]:
+            keys[high], keys[low] = keys[low], keys[high]
+        if keys[high] > keys[middle]:
+            keys[high], keys[middle] = keys[middle], keys[high]
+        pivot = keys[middle]
+        i, j = low, high
+        while i <= j:
+            while keys[i] > pivot:
+                i += 1
+            while keys[j] < pivot:
+                j -= 1
+            if i <= j:
+                keys[i], keys[j] = keys[j], keys[i]
+                i += 1
+                j -= 1
+        if last <= j:
+            high = j
+        elif last >= i:
+            low = i
+        else:
+            return
+
+
+@njit(cache=True, nogil=True)
+def _drop_all(keys: np.ndarray, held: np.ndarray, floor: np.ndarray, wide: int) -> None:
+    for row in range(keys.shape[0]):
+        if held[row] >= wide:
+            _drop(keys[row, : held[row]], wide)
+            held[row] = wide
+            floor[row] = keys[row, wide - 1]
+
+
+@njit(cache=True, nogil=True)
+def _sort_keys(keys: np.ndarray, held: np.ndarray) -> None:
+    for row in range(keys.shape[0]):
+        keys[row, : held[row]] = -np.sort(-keys[row, : held[row]])
+
+
+@njit(cache=True, nogil=True)
+def _ids_of_keys(keys: np.ndarray, held: np.ndarray, out: np.ndarray) -> None:
+    for row in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[row, j] = LAST_ID - (keys[row, j] & LAST_ID) if j < held[row] else -1

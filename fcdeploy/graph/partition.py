@@ -1,0 +1,170 @@
+"""Cells by k-means in integers: the same on every machine, for any number of threads.
+
+Rows and centroids are codes (see ``codes``): the scores that decide between centroids are exact, and so are the sums
+of the rows of a cell. What is left in floating point is one division and one square root per number, which IEEE 754
+defines to the last bit.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.graph.best_scores import BestScores, Lists
+from fcdeploy.graph.cells import ITERATIONS, SAMPLE_PER_CELL, SEED, Cells
+from fcdeploy.graph.codes import CodeScale, code_scale, codes_of_faces, codes_of_rows
+from fcdeploy.graph.kernels import njit
+from fcdeploy.graph.products import Products, quickest_products, workers
+
+NEAREST = 32  # cells of a face that are kept with it
+ROWS = 2048  # of a task
+SCORES = 2**17  # of one product
+
+
+def make_cells(
+    vectors: np.ndarray, count: int, *, products: Products | None = None, nearest: int = NEAREST
+) -> Cells:
+    """Divide ``vectors`` (n, d) float32 unit rows into ``count`` cells, those of similar faces side by side.
+
+    nearest: how many cells are kept with each face, the most similar first.
+    """
+    products = products or quickest_products()
+    scale = code_scale(vectors)
+    centroids = trained_centroids(vectors, count, scale, products)
+    probes = nearest_cells(vectors, centroids, min(nearest, count), scale, products)
+    return Cells(centroids, np.ascontiguousarray(probes[:, 0]), probes)
+
+
+def trained_centroids(vectors: np.ndarray, count: int, scale: CodeScale, products: Products) -> np.ndarray:
+    """Return ``count`` centroids (count, d) float32 unit rows of a seeded sample of ``vectors`` (n, d)."""
+    n = len(vectors)
+    if count == 1:
+        return np.ascontiguousarray(vectors[:1], dtype=np.float32)
+    chosen = np.sort(np.random.default_rng(SEED).choice(n, min(n, SAMPLE_PER_CELL * count), replace=False))
+    codes = codes_of_faces(vectors, chosen, scale)
+    centroids = kmeans(codes, count, scale, products)
+    groups = max(1, int(np.sqrt(count)))
+    if groups > 1:  # similar cells side by side
+        codes = codes_of_rows(centroids, scale)
+        where = nearest_rows(codes, codes_of_rows(kmeans(codes, groups, scale, products), scale), products)
+        centroids = np.ascontiguousarray(centroids[np.argsort(where, kind="stable")])
+    return centroids
+
+
+def kmeans(codes: np.ndarray, count: int, scale: CodeScale, products: Products) -> np.ndarray:
+    """Return ``count`` centroids (count, d) float32 unit rows of ``codes`` (m, d) int8, of which there are more."""
+    starts = np.sort(np.random.default_rng(SEED).choice(len(codes), count, replace=False))
+    centroids = _unit_rows(codes[starts].astype(np.int64))
+    for _ in range(ITERATIONS):
+        cell = nearest_rows(codes, codes_of_rows(centroids, scale), products)
+        centroids = _unit_rows(_filled(_sums(codes, cell, count), codes, cell))
+    return centroids
+
+
+def nearest_rows(codes: np.ndarray, centroids: np.ndarray, products: Products) -> np.ndarray:
+    """Return which of ``centroids`` (c, d) int8 scores highest for each of ``codes`` (m, d) int8: (m,) int32.
+
+    The first of those with equal scores.
+    """
+    found = np.empty(len(codes), dtype=np.int32)
+    packed = products.packed(centroids)
+    step = max(1, SCORES // len(centroids))
+
+    def task(start: int) -> None:
+        scores: np.ndarray = np.empty(step * len(centroids), dtype=products.scores)
+        stop = min(start + ROWS, len(codes))
+        for at in range(start, stop, step):
+            rows = codes[at : min(at + step, stop)]
+            made = scores[: len(rows) * len(centroids)]
+            products.multiply(rows.astype(products.rows, copy=False), packed, made)
+            _first_best(made.reshape(len(rows), -1), found[at : at + len(rows)])
+
+    _each(task, range(0, len(codes), ROWS))
+    return found
+
+
+def nearest_cells(
+    vectors: np.ndarray, centroids: np.ndarray, nearest: int, scale: CodeScale, products: Products
+) -> np.ndarray:
+    """Return the ``nearest`` cells (n, nearest) int32 of each of ``vectors`` (n, d), the most similar first.
+
+    Of cells that are equally similar, the one with the lower number comes first.
+    """
+    every = all_cells(codes_of_rows(centroids, scale), products)
+    found = np.empty((len(vectors), nearest), dtype=np.int32)
+    step = 32 * ROWS
+    for start in range(0, len(vectors), step):
+        codes = codes_of_rows(np.ascontiguousarray(vectors[start : start + step]), scale)
+        found[start : start + step] = ranked_cells(codes, every, nearest, products)
+    return found
+
+
+def all_cells(codes: np.ndarray, products: Products) -> Lists:
+    """Return the codes (c, d) int8 of centroids as one list."""
+    count = len(codes)
+    return Lists(codes, np.arange(count, dtype=np.int32), np.array([0, count]), [products.packed(codes)])
+
+
+def ranked_cells(codes: np.ndarray, every: Lists, nearest: int, products: Products) -> np.ndarray:
+    """Return the ``nearest`` cells (m, nearest) int32 of rows ``codes`` (m, d) int8; every: see ``all_cells``."""
+    found = np.empty((len(codes), nearest), dtype=np.int32)
+
+    def task(start: int) -> None:
+        rows = codes[start : start + ROWS]
+        best = BestScores(products, rows, nearest)
+        best.visit(every, np.zeros((len(rows), 1), dtype=np.int32))
+        found[start : start + ROWS] = best.ranked()
+
+    _each(task, range(0, len(codes), ROWS))
+    return found
+
+
+def _each(task: Callable[[int], None], tasks: Any) -> None:
+    with workers() as run:
+        run(task, tasks)
+
+
+@njit(cache=True, nogil=True)
+def _first_best(scores: np.ndarray, out: np.ndarray) -> None:
+    chunk = 64
+    for i in range(scores.shape[0]):
+        best, where = scores[i, 0], 0
+        for start in range(0, scores.shape[1], chunk):
+            part = scores[i, start : min(start + chunk, scores.shape[1])]
+            better = False
+            for j in range(part.shape[0]):
+                better |= part[j] > best
+            if better:
+                for j in range(part.shape[0]):
+                    if part[j] > best:
+                        best, where = part[j], start + j
+        out[i] = where
+
+
+@njit(cache=True, nogil=True)
+def _sums(codes: np.ndarray, cell: np.ndarray, count: int) -> np.ndarray:
+    sums = np.zeros((count, codes.shape[1]), dtype=np.int64)
+    for i in range(codes.shape[0]):
+        of = sums[cell[i]]
+        for j in range(codes.shape[1]):
+            of[j] += codes[i, j]
+    return sums
+
+
+def _filled(sums: np.ndarray, codes: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Give empty cells, or such whose rows cancel out, a row each: the first rows of the largest cells."""
+    sizes = np.bincount(cell, minlength=len(sums))
+    empty = np.flatnonzero((sizes == 0) | ~sums.any(axis=1))
+    largest = np.argsort(-sizes, kind="stable")[: len(empty)]
+    first = np.full(len(sums), len(cell), dtype=np.int64)
+    np.minimum.at(first, cell, np.arange(len(cell)))
+    for one, large in zip(empty, largest, strict=True):
+        sums[one] = codes[first[large] if first[large] < len(cell) else 0]
+    return sums
+
+
+def _unit_rows(sums: np.ndarray) -> np.ndarray:
+    """Return (c, d) float32 unit rows in the directions of ``sums`` (c, d) int64; rows of zeros stay."""
+    norms = np.sqrt((sums * sums).sum(axis=1).astype(np.float64))
+    norms[norms == 0] = 1
+    return (sums / norms[:, None]).astype(np.float32)
