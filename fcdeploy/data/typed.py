@@ -75,21 +75,29 @@ def described(kind: Any) -> str:
 def _words(kind: Any) -> Iterator[str]:
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        said = next((meta.description for meta in args[1:] if isinstance(meta, msgspec.Meta)), None)
+        said = _description(kind)
         yield from [said] if said else _words(args[0])
     elif origin in (types.UnionType, Union):
         for one in args:
             yield from _words(one)
     elif origin is Literal:
-        yield from map(repr, args)
+        yield f"one of {', '.join(map(str, args))}"
     elif origin is tuple and args[1:] != (Ellipsis,):
         yield f"a list of {len(args)} values"
     elif origin in (tuple, list):
         yield "a list"
-    elif origin in (dict, Mapping) or dataclasses.is_dataclass(kind):
+    elif _is_table(kind):
         yield "a table of settings"
     else:
         yield from WORDS.get(kind, (str(kind),))
+
+
+def _description(kind: Any) -> str | None:
+    return next((meta.description for meta in get_args(kind)[1:] if isinstance(meta, msgspec.Meta)), None)
+
+
+def _is_table(kind: Any) -> bool:
+    return dataclasses.is_dataclass(_bare(kind)) or get_origin(_bare(kind)) in (dict, Mapping)
 
 
 def _bare(kind: Any) -> Any:
@@ -130,13 +138,22 @@ def _unknown_key(kind: Any, value: object, key: str) -> str | None:
     return next(filter(None, found), None)
 
 
+def _shown(value: object) -> str:
+    try:
+        return SHOWN.repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
 def _innermost(kind: Any, value: object, key: str) -> str:
     """Say what is wrong with a value that does not fit, at the innermost place."""
+    said = get_origin(kind) is Annotated and _description(kind)  # of the whole, but for tables in it
     for name, of, part in _parts(kind, value):
-        if not fits(of, part):
+        if not fits(of, part) and (not said or _is_table(of)):
             return _innermost(of, part, _place(key, name))
     if isinstance(value, dict) and dataclasses.is_dataclass(_bare(kind)):
         for field in dataclasses.fields(_bare(kind)):
             if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
-                return f"has no key '{_place(key, field.name)}'"
-    return f"{key or 'the whole'} should be {described(kind)}, found {SHOWN.repr(value)}"
+                kind = types_of(_bare(kind))[field.name]
+                return f"{_place(key, field.name)} should be {described(kind)}, and is missing"
+    return f"{key or 'the whole'} should be {described(kind)}, found {_shown(value)}"

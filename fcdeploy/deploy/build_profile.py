@@ -5,21 +5,48 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from fcdeploy.data.toml import table_from_toml
+from fcdeploy.data.typed import typed
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import InputError
 from fcdeploy.systems import NAMES
 
 BUILT_IN = resources.files("fcdeploy.deploy") / "profiles"
 DEFAULT = "rtx3090"
-FLAVOURS = ("tensorrt-rtx", "tensorrt", "onnxruntime")
 OTHER = "other"  # stands for every axis that is named nowhere
 CAPABILITY = re.compile(r"\d{1,2}\.\d")
+SIZE = re.compile(r"(\d+)([KMGT]?)")
+RISING = "[shortest, typical, longest], rising from 1"
 
 Range = tuple[int, int, int]  # shortest, typical, longest
 Ranges = dict[str, Range]  # axis name -> its range
+Length = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+WrittenRanges = dict[str, Annotated[tuple[Length, Length, Length], Meta(description=RISING)]]
+WrittenGroups = Annotated[tuple[WrittenRanges, ...], Meta(description="an array of tables")]
+Bytes = Annotated[int, Meta(ge=0)] | Annotated[str, Meta(pattern=rf"^{SIZE.pattern}\Z")]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The table [target] of a profile as it is written; workspace: bytes, or a text as in "4G" (powers of 1024)."""
+
+    flavour: Literal["tensorrt-rtx", "tensorrt", "onnxruntime"]
+    compute_capability: Annotated[str, Meta(description='a compute capability, as in "8.6"')] = ""
+    workspace: Annotated[Bytes, Meta(description='a size, as in "4G"')] = 0
+
+
+@dataclass(frozen=True)
+class Written:
+    """A profile as it is written; systems: system -> pass -> axes and groups of this pass."""
+
+    target: Target
+    axes: WrittenRanges = field(default_factory=dict)
+    groups: WrittenGroups = ()
+    systems: dict[str, dict[str, dict[str, object]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,85 +134,49 @@ def load_profile(source: Path | str) -> BuildProfile:
     return profile
 
 
-def profile_from_dict(table: Mapping[str, Any], name: str, where: str) -> BuildProfile:
+def profile_from_dict(table: Mapping[str, object], name: str, where: str) -> BuildProfile:
     """Build a profile from nested tables; ``where`` names their origin in messages."""
-    _only(table, ("target", "axes", "groups", "systems"), where, "")
-    target = _table(table.get("target"), where, "target")
-    _only(target, ("flavour", "compute_capability", "workspace"), where, "target.")
-    flavour = target.get("flavour")
-    if flavour not in FLAVOURS:
-        raise InputError(
-            f"{where}: target.flavour should be one of {', '.join(FLAVOURS)}, found {flavour!r}."
-        )
-    capability = target.get("compute_capability", "")
-    if flavour == "onnxruntime":
-        if len(table) > 1 or len(target) > 1:
-            raise InputError(f"{where}: for onnxruntime there is nothing to set beside target.flavour.")
-    else:
-        check_capability(capability, f"{where}: target.compute_capability")
-    everywhere = _pass_ranges(
-        {**_table(table.get("axes", {}), where, "axes"), "groups": table.get("groups", [])}, where, "axes."
-    )
+    written = typed(Written, table, where)
+    target = written.target
+    if target.flavour != "onnxruntime":
+        check_capability(target.compute_capability, f"{where}: target.compute_capability")
+    elif len(table) > 1 or target != Target("onnxruntime"):
+        raise InputError(f"{where}: for onnxruntime there is nothing to set beside target.flavour.")
     passes = {}
-    for system, tables in _table(table.get("systems", {}), where, "systems").items():
+    for system, tables in written.systems.items():
         if system not in NAMES:
             raise InputError(f"{where}: systems.{system} is no known system; known: {', '.join(NAMES)}.")
-        for of, ranges in _table(tables, where, f"systems.{system}").items():
+        for of, ranges in tables.items():
             key = f"systems.{system}.{of}"
-            passes[system, of] = _pass_ranges(_table(ranges, where, key), where, f"{key}.")
-    workspace = _bytes(target.get("workspace", 0), where)
-    return BuildProfile(name, flavour, capability, workspace, everywhere, passes)
+            passes[system, of] = _pass_ranges(ranges, where, key, f"{key}.groups")
+    everywhere = _pass_ranges({**written.axes, "groups": written.groups}, where, "axes", "groups")
+    return BuildProfile(
+        name, target.flavour, target.compute_capability, _bytes(target.workspace), everywhere, passes
+    )
 
 
-def check_capability(value: Any, where: str) -> None:
+def check_capability(value: str, where: str) -> None:
     """Raise InputError unless ``value`` is a compute capability as in "8.6"."""
-    if not isinstance(value, str) or not CAPABILITY.fullmatch(value):
+    if not CAPABILITY.fullmatch(value):
         raise InputError(f'{where} should be a compute capability, as in "8.6", found {value!r}.')
 
 
-def _pass_ranges(table: Mapping[str, Any], where: str, prefix: str) -> PassRanges:
-    table = dict(table)
-    groups = table.pop("groups", [])
-    if not isinstance(groups, list):
-        raise InputError(f"{where}: groups should be an array of tables, found {groups!r}.")
-    read = []
+def _pass_ranges(table: Mapping[str, object], where: str, key: str, groups_key: str) -> PassRanges:
+    """Read the ranges of axes, and of groups of these, that a table holds; the keys name both in messages."""
+    axes = typed(WrittenRanges, {axis: of for axis, of in table.items() if axis != "groups"}, where, key)
+    groups = typed(WrittenGroups, table.get("groups", ()), where, groups_key)
     for at, group in enumerate(groups):
-        ranges = _ranges(_table(group, where, f"groups[{at}]"), where, f"groups[{at}].")
-        if not ranges or OTHER in ranges:
-            raise InputError(f"{where}: groups[{at}] should name axes, each with its range.")
-        read.append(ranges)
-    return PassRanges(_ranges(table, where, prefix), tuple(read))
+        if not group or OTHER in group:
+            raise InputError(f"{where}: {groups_key}[{at}] should name axes, each with its range.")
+    for of, ranges in ((key, axes), *((f"{groups_key}[{at}]", group) for at, group in enumerate(groups))):
+        for axis, lengths in ranges.items():
+            if list(lengths) != sorted(lengths):
+                raise InputError(f"{where}: {of}.{axis} should be {RISING}, found {list(lengths)}.")
+    return PassRanges(axes, groups)
 
 
-def _ranges(table: Mapping[str, Any], where: str, prefix: str) -> Ranges:
-    ranges = {}
-    for axis, value in table.items():
-        whole = isinstance(value, list) and all(type(length) is int for length in value)
-        if not whole or len(value) != 3 or not 1 <= value[0] <= value[1] <= value[2] <= 2**31 - 1:
-            raise InputError(
-                f"{where}: {prefix}{axis} should be [shortest, typical, longest], rising from 1, found {value!r}."
-            )
-        ranges[axis] = (value[0], value[1], value[2])
-    return ranges
-
-
-def _table(value: Any, where: str, key: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: {key} should be a table of settings, found {value!r}.")
-    return value
-
-
-def _only(table: Mapping[str, Any], known: Collection[str], where: str, prefix: str) -> None:
-    for key in table:
-        if key not in known:
-            raise InputError(f"{where}: unknown key '{prefix}{key}'; known here: {', '.join(known)}.")
-
-
-def _bytes(value: Any, where: str) -> int:
-    """Read a size: a whole number of bytes, or a text as in "4G" (powers of 1024)."""
-    if type(value) is int and value >= 0:
+def _bytes(value: int | str) -> int:
+    if isinstance(value, int):
         return value
-    match = re.fullmatch(r"(\d+)([KMGT]?)", value) if isinstance(value, str) else None
-    if match is None:
-        raise InputError(f'{where}: target.workspace should be a size, as in "4G", found {value!r}.')
-    return int(match[1]) * 1024 ** (" KMGT".index(match[2] or " "))
+    digits, unit = SIZE.fullmatch(value).groups()  # type: ignore[union-attr]  # as its type says
+    return int(digits) * 1024 ** (" KMGT".index(unit or " "))

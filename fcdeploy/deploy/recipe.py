@@ -59,8 +59,5 @@ def recipe_text(recipe: Any, heading: Sequence[str] = ()) -> str:
     """Write a recipe as ``load_recipe`` reads it, below ``heading`` as comments."""
     import tomlkit  # for those who write alone
 
-    document = tomlkit.document()
-    for line in heading:
-        document.add(tomlkit.comment(line))
-    document.update(settings_as_dict(recipe))
-    return document.as_string()
+    comments = "".join(f"# {line}".rstrip() + "\n" for line in heading)
+    return comments + tomlkit.dumps(settings_as_dict(recipe))
