@@ -18,6 +18,7 @@ from typing import Any
 import faiss
 import numba
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import fcdeploy
 from fcdeploy.engine.batching import ahead
@@ -213,6 +214,62 @@ def test_two_runs_in_threads_have_their_own_settings(two_threads: tuple[int, int
     for seen in (one, other):
         assert seen[0] == seen[2]
     assert settings() == two_threads
+
+
+def pools() -> dict[str, int]:
+    return {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+
+
+def test_pools_of_blas_and_openmp_are_limited_and_come_back(two_threads: tuple[int, int]) -> None:
+    """NumPy's BLAS and every OpenMP that is loaded, whichever library brought it."""
+    with threadpool_limits(2):
+        before = pools()
+        assert {pool["user_api"] for pool in threadpool_info()} >= {"blas", "openmp"}
+        assert set(before.values()) == {2}
+        with threads_limited(1):
+            assert set(pools().values()) == {1}
+        assert pools() == before
+        with pytest.raises(RuntimeError), threads_limited(1):
+            raise RuntimeError
+        assert pools() == before
+
+
+def blas() -> int:
+    """How many threads NumPy's BLAS has."""
+    return next(p["num_threads"] for p in threadpool_info() if "numpy" in p["filepath"])
+
+
+def test_blas_gets_no_more_threads_than_the_caller_gave_it() -> None:
+    with threadpool_limits(1, user_api="blas"), threads_limited(2):
+        assert blas() == 1
+
+
+BLAS = """
+import numpy
+from concurrent.futures import ThreadPoolExecutor
+from threadpoolctl import threadpool_info
+from fcdeploy.graph.threads import threads_limited
+
+def blas():
+    print(next(pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"]))
+
+first, second = threads_limited(1), threads_limited(2)
+with ThreadPoolExecutor(1) as other:
+    with ThreadPoolExecutor(1) as one:
+        one.submit(first.__enter__).result()
+        other.submit(second.__enter__).result()
+        blas()
+        one.submit(first.__exit__, None, None, None).result()
+    blas()
+    other.submit(second.__exit__, None, None, None).result()
+blas()
+"""
+
+
+def test_blas_comes_back_when_runs_in_threads_end_in_the_order_they_began() -> None:
+    """It has one number for the process: the second run must not take the first one's for the caller's."""
+    done = python(BLAS, OPENBLAS_NUM_THREADS="2")
+    assert (done.stdout.split(), done.stderr) == (["1", "2", "2"], "")
 
 
 def test_the_thread_that_works_ahead_uses_as_many_threads(two_threads: tuple[int, int]) -> None:
