@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from fcdeploy.data.toml import table_from_toml
+from fcdeploy.data.typed import typed
 from fcdeploy.engine.onnx_file import file_digest, model_files
 from fcdeploy.engine.onnxruntime import open_session, run_error
 from fcdeploy.errors import FcdeployError, InputError
@@ -43,6 +45,10 @@ CONSTANT_DTYPES = DTYPES | {
     "tensor(uint64)": np.uint64,
     "tensor(string)": np.object_,
 }
+Pixels = Annotated[int, Meta(ge=1, le=4096)]
+Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+NUMBERS = "a number, or a list of one a channel"
+Numbers = Annotated[Number | tuple[Number, ...] | None, Meta(description=NUMBERS)]
 ALIKE = 1e-3  # of its length: how far an embedding may move with the pictures beside it, by rounding
 
 
@@ -76,30 +82,55 @@ def settings_beside(model: Path) -> EmbedderSettings:
     return settings_from_table(table_from_toml(path.read_bytes(), str(path)), str(path))
 
 
-def settings_from_table(table: dict[str, Any], where: str) -> EmbedderSettings:
+@dataclass(frozen=True)
+class WrittenSettings:
+    """``EmbedderSettings`` as they are written: one number for several alike, and names in capitals or without."""
+
+    layout: Annotated[
+        Annotated[str, Meta(pattern=r"(?i)^(NCHW|NHWC)\Z")] | None, Meta(description='"NCHW" or "NHWC"')
+    ] = None
+    # A tuple of fixed length beside a number in a range crashes msgspec 0.22.
+    size: Annotated[
+        Pixels | Annotated[tuple[Pixels, ...], Meta(min_length=2, max_length=2)] | None,
+        Meta(description="a whole number of pixels (1 to 4096) or [height, width]"),
+    ] = None
+    channels: Annotated[
+        Annotated[str, Meta(pattern=r"(?i)^(rgb|bgr|gray)\Z")] | None,
+        Meta(description='"rgb" or "bgr" or "gray"'),
+    ] = None
+    mean: Numbers = None
+    scale: Numbers = None
+    output_tensor: Annotated[
+        Annotated[str, Meta(min_length=1)] | None, Meta(description="the name of an output")
+    ] = None
+    inputs: Annotated[dict[str, object] | None, Meta(description="a table: name of an input = its value")] = (
+        None
+    )
+
+
+def settings_from_table(table: Mapping[str, object], where: str) -> EmbedderSettings:
     """Turn plain values into settings; raises InputError that says ``where`` an unknown key or value stood."""
-    known = [field.name for field in dataclasses.fields(EmbedderSettings)]
-    for key in table:
-        if key not in known:
-            raise InputError(f"{where}: unknown key '{key}'; known here: {', '.join(known)}.")
-    readers = {
-        "layout": _layout,
-        "size": _size,
-        "channels": _channels,
-        "mean": _numbers,
-        "scale": _numbers,
-        "output_tensor": _text,
-        "inputs": _constants,
-    }
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        try:
-            values[key] = readers[key](value)
-        except ValueError as error:
-            raise InputError(f"{where}: {key} should be {error}, found {value!r}.") from error
-    if any(number == 0 for number in values.get("scale", ())):
+    written = typed(WrittenSettings, dict(table), where)
+    inputs, size = written.inputs, written.size
+    try:
+        constants = tuple(sorted((name, _plain(value)) for name, value in (inputs or {}).items()))
+    except ValueError as error:
+        raise InputError(f"{where}: inputs should be {error}, found {inputs!r}.") from error
+    mean, scale = ((value,) if isinstance(value, float) else value for value in (written.mean, written.scale))
+    for name, numbers in (("mean", mean), ("scale", scale)):
+        if numbers is not None and len(numbers) not in (1, 3):
+            raise InputError(f"{where}: {name} should be {NUMBERS}, found {list(numbers)}.")
+    if scale and 0 in scale:
         raise InputError(f"{where}: a scale of 0 is not possible; pixels are divided by it.")
-    return EmbedderSettings(**values)
+    return EmbedderSettings(
+        layout=written.layout and written.layout.upper(),
+        size=None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1]),
+        channels=written.channels and written.channels.lower(),
+        mean=mean,
+        scale=scale,
+        output_tensor=written.output_tensor,
+        inputs=None if inputs is None else constants,
+    )
 
 
 def overridden(settings: EmbedderSettings, given: EmbedderSettings) -> EmbedderSettings:
@@ -411,40 +442,6 @@ def _bracketed(text: str) -> str:
     return f"[{text}]" if "," in text else text
 
 
-def _layout(value: Any) -> str:
-    if not isinstance(value, str) or value.upper() not in LAYOUTS:
-        raise ValueError(" or ".join(f'"{layout}"' for layout in LAYOUTS))
-    return value.upper()
-
-
-def _channels(value: Any) -> str:
-    if not isinstance(value, str) or value.lower() not in CHANNELS:
-        raise ValueError(" or ".join(f'"{name}"' for name in CHANNELS))
-    return value.lower()
-
-
-def _size(value: Any) -> tuple[int, int]:
-    pair = value if isinstance(value, list | tuple) else (value, value)
-    if len(pair) != 2 or any(type(length) is not int or not 1 <= length <= 4096 for length in pair):
-        raise ValueError("a whole number of pixels (1 to 4096) or [height, width]")
-    return int(pair[0]), int(pair[1])
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    numbers = value if isinstance(value, list | tuple) else (value,)
-    if len(numbers) not in (1, 3) or any(
-        type(number) not in (int, float) or not -LARGEST <= number <= LARGEST for number in numbers
-    ):
-        raise ValueError("a number, or a list of one a channel")
-    return tuple(float(number) for number in numbers)
-
-
-def _constants(value: Any) -> tuple[tuple[str, Any], ...]:
-    if not isinstance(value, Mapping):
-        raise ValueError("a table: name of an input = its value")
-    return tuple(sorted((str(name), _plain(entry)) for name, entry in value.items()))
-
-
 def _plain(value: Any) -> Any:
     """Return a constant as Python's own numbers and texts, in tuples."""
     if isinstance(value, np.ndarray | np.generic):
@@ -477,9 +474,3 @@ def _example(kind: str) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:60]}..."
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("the name of an output")
-    return value
