@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Schedule, Training
+from fcdeploy.systems.training_types import Schedule, Training
 
 HIGHEST_LR = 1e30  # a float32, which PyTorch makes of it, holds what is computed with it
 

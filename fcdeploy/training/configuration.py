@@ -16,8 +16,8 @@ from fcdeploy.data.atomic import atomic_file
 from fcdeploy.deploy.recipe_beside import TRAINING
 from fcdeploy.engine.bundle import sha256_of
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Schedule
 from fcdeploy.systems.settings import settings_as_dict
+from fcdeploy.systems.training_types import Schedule
 from fcdeploy.training.choices import Choices
 from fcdeploy.training.loop import STATE
 

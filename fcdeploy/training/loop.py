@@ -24,7 +24,8 @@ from fcdeploy.deploy.recipe_beside import TRAINED_WEIGHTS
 from fcdeploy.engine.batching import ahead
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.threads import threads_limited
-from fcdeploy.systems import Schedule, System, Task, Training
+from fcdeploy.systems import System
+from fcdeploy.systems.training_types import Schedule, Task, Training
 from fcdeploy.training.choices import Choices
 from fcdeploy.training.curves import draw_training, write_table
 from fcdeploy.training.live import LiveRun

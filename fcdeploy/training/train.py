@@ -35,8 +35,9 @@ from fcdeploy.graph.threads import threads_limited
 from fcdeploy.runtime.bad_rows import LEFT_OUT, check_on_bad, good_faces
 from fcdeploy.runtime.pipeline import Options, hash_of, open_lists, sorts_lists
 from fcdeploy.runtime.run_folder import RunFolder, Store
-from fcdeploy.systems import NAMES, Schedule, System, Training, Weights, check_recipe, get_system
+from fcdeploy.systems import NAMES, System, Weights, check_recipe, get_system
 from fcdeploy.systems.settings import with_settings
+from fcdeploy.systems.training_types import Schedule, Training
 from fcdeploy.training.choices import PUBLISHED, Choices, chosen_schedule, chosen_settings
 from fcdeploy.training.configuration import check_config, configuration, is_config
 from fcdeploy.training.identities import (

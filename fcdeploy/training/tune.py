@@ -28,8 +28,9 @@ from fcdeploy.runtime.copies import ROWS
 from fcdeploy.runtime.pipeline import Options, begin_run, prepare
 from fcdeploy.runtime.progress import Progress
 from fcdeploy.runtime.run_folder import RunFolder, Store
-from fcdeploy.systems import NAMES, Tunable, get_system
+from fcdeploy.systems import NAMES, get_system
 from fcdeploy.systems.settings import setting_of, settings_from_dict, with_settings
+from fcdeploy.systems.training_types import Tunable
 from fcdeploy.training.curves import draw_precision_recall, is_drawn_here
 from fcdeploy.training.identities import identities_of
 from fcdeploy.training.sweep import OBJECTIVES, KeyedStore, SweepRun, Trial, best_trial, curve_through, sweep

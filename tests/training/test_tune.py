@@ -16,7 +16,8 @@ from fcdeploy.training.tune import describe_values, tune
 
 pytest.importorskip("onnxscript")
 from fcdeploy.deploy.recipe import built_in_names, load_recipe, recipe_text
-from fcdeploy.systems import Tunable, get_system, probabilities
+from fcdeploy.systems import get_system
+from fcdeploy.systems.training_types import Tunable, probabilities
 
 FACES = 300
 ONE = Options(threads=1)

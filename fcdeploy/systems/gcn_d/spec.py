@@ -9,7 +9,8 @@ import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Network, Products, Tunable, Weights, thresholds
+from fcdeploy.systems import Network, Products, Weights
+from fcdeploy.systems.training_types import Tunable, thresholds
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Options

@@ -13,11 +13,12 @@ from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import InputError
 from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.pairs import connect_members
-from fcdeploy.systems import Schedule, Task, Training, Weights
+from fcdeploy.systems import Weights
 from fcdeploy.systems.gcn_d import flow
 from fcdeploy.systems.gcn_d.inputs import Graphs, seeds_of
 from fcdeploy.systems.gcn_d.network import Dsgcn, settle
 from fcdeploy.systems.gcn_d.spec import DETECT, SEGMENT, Recipe
+from fcdeploy.systems.training_types import Schedule, Task, Training
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run

@@ -9,9 +9,10 @@ without neighbors in its sub-graph is nobody's mean, not NaN, and a face that st
 position 0 is left out there.
 """
 
-from fcdeploy.systems import System, Tunable
+from fcdeploy.systems import System
 from fcdeploy.systems.l_gcn.flow import cluster, nearest_neighbors
 from fcdeploy.systems.l_gcn.spec import NETWORK, Recipe, products, workload
+from fcdeploy.systems.training_types import Tunable
 
 SYSTEM = System(
     name="l-gcn",

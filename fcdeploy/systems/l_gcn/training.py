@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from fcdeploy.engine.batching import Rows
 from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.subgraphs import LAYERS, Subgraphs, gather_subgraphs, own_positions
-from fcdeploy.systems import Schedule, Task, Training, Weights
+from fcdeploy.systems import Weights
 from fcdeploy.systems.l_gcn import flow
 from fcdeploy.systems.l_gcn.network import GraphConv, LGcn
 from fcdeploy.systems.l_gcn.spec import Recipe
+from fcdeploy.systems.training_types import Schedule, Task, Training
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run

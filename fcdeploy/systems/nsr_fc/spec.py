@@ -7,19 +7,10 @@ import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
-from fcdeploy.systems import (
-    Network,
-    Products,
-    TensorShapes,
-    Tolerance,
-    Tunable,
-    Weights,
-    Workload,
-    probabilities,
-    thresholds,
-)
+from fcdeploy.systems import Network, Products, TensorShapes, Tolerance, Weights, Workload
 from fcdeploy.systems.pse_gcn.spec import NETWORK as REFINE
 from fcdeploy.systems.pse_gcn.spec import FeatureSettings, NeighborhoodSettings, refinement_products
+from fcdeploy.systems.training_types import Tunable, probabilities, thresholds
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Options

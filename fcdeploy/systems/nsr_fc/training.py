@@ -20,11 +20,12 @@ from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import InputError
 from fcdeploy.graph.connectivity import symmetric_scores
 from fcdeploy.graph.links import NO_LINK
-from fcdeploy.systems import Schedule, Task, Training, Weights
+from fcdeploy.systems import Weights
 from fcdeploy.systems.nsr_fc import flow
 from fcdeploy.systems.nsr_fc.inputs import position_code
 from fcdeploy.systems.nsr_fc.network import Attention, Encoder, Layer, Lce, Pce, Rescore, with_gram
 from fcdeploy.systems.nsr_fc.spec import HEADS, Recipe
+from fcdeploy.systems.training_types import Schedule, Task, Training
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run

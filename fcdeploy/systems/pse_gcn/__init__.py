@@ -7,9 +7,10 @@ that is skipped whatever face it holds, N_10 in re-ranking whatever k is. Ours w
 centre is always in its own neighborhood, and ties in re-ranking go by cosine similarity and id.
 """
 
-from fcdeploy.systems import System, Tunable, thresholds
+from fcdeploy.systems import System
 from fcdeploy.systems.pse_gcn.flow import cluster, nearest_neighbors
 from fcdeploy.systems.pse_gcn.spec import NETWORK, Recipe, products
+from fcdeploy.systems.training_types import Tunable, thresholds
 
 SYSTEM = System(
     name="pse-gcn",

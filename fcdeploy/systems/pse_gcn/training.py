@@ -12,11 +12,12 @@ from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.marks import new_scratch, unmark
 from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods
-from fcdeploy.systems import Schedule, Task, Training, Weights, augmentation
+from fcdeploy.systems import Weights, augmentation
 from fcdeploy.systems.augmentation import mirrors, noisy
 from fcdeploy.systems.pse_gcn import flow
 from fcdeploy.systems.pse_gcn.network import PseGcn
 from fcdeploy.systems.pse_gcn.spec import Recipe
+from fcdeploy.systems.training_types import Schedule, Task, Training
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run

@@ -6,9 +6,10 @@ is the length of the token mixer's weights, so that a checkpoint fits one k only
 undefined: lists of a file are sorted by similarity with equal ones in the file's order.
 """
 
-from fcdeploy.systems import System, Tunable, probabilities, thresholds
+from fcdeploy.systems import System
 from fcdeploy.systems.sepfl.flow import cluster, nearest_neighbors
 from fcdeploy.systems.sepfl.spec import NETWORK, Recipe, products
+from fcdeploy.systems.training_types import Tunable, probabilities, thresholds
 
 SYSTEM = System(
     name="sepfl",

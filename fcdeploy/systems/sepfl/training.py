@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Schedule, Task, Training, Weights, augmentation
+from fcdeploy.systems import Weights, augmentation
 from fcdeploy.systems.augmentation import mirrors, noisy
 from fcdeploy.systems.sepfl import flow
 from fcdeploy.systems.sepfl.network import Sepfl
 from fcdeploy.systems.sepfl.spec import Recipe
+from fcdeploy.systems.training_types import Schedule, Task, Training
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run
