@@ -77,7 +77,7 @@ def _print(path: Path, manifest: dict[str, Any]) -> None:
     for section, values in manifest["recipe"].items():
         for line in _settings(section, values):
             console.print(f"  {line}")
-    checked_on = get_system(manifest["system"]).module("inputs").PARITY
+    checked_on = get_system(manifest["system"]).module("parity").PARITY
     for name, fields in manifest["networks"].items():
         meaning = checked_on[name].meaning if name in checked_on else "unknown"
         checkpoint, parity = fields["checkpoint"], fields["parity"]

@@ -17,7 +17,7 @@ from fcdeploy.systems import System, Widths
 
 SEED = 20240
 UNDECIDED = 1e-6  # a similarity this near to the threshold may fall on either side of it
-EDGES = "edges."  # prefix of decisions among outputs: those of a probed graph, or what decode makes of them
+EDGES = "edges."  # prefix of decisions among outputs: those of a probed graph, or what ``run_passes`` makes of them
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def measure_parity(
     tolerance and the largest size. The reference is the published form evaluated in float64. half: the graphs are in
     half precision, whose tolerance is that of ``fcdeploy.deploy.precision``. backend: what the report calls it.
     """
-    inputs, plain = system.module("inputs").PARITY[network], system.module("network").NETWORKS[network]
-    sizes = inputs.sizes(recipe)
+    checks, plain = system.module("parity").PARITY[network], system.module("network").NETWORKS[network]
+    sizes = checks.sizes(recipe)
     rng = np.random.default_rng(SEED)
     rows = rows_apart = nan = edges = flipped = undecided = 0
     errors: list[np.ndarray] = []
@@ -89,9 +89,9 @@ def measure_parity(
             for name, spec in system.networks[network].passes(**widths).items()
         }
         for b, n in sizes:
-            batch = inputs.random_batch(widths["dim"], b, n, rng)
+            batch = checks.random_batch(widths["dim"], b, n, rng)
             expected, sims = plain.plain_outputs(model, batch)
-            found = inputs.run_passes(engines, batch)
+            found = checks.run_passes(engines, batch)
             drawn = [array for name, array in found.items() if name.startswith(EDGES)]
             apart = np.zeros(b, dtype=bool)
             for values, kept in zip(sims, drawn, strict=True):

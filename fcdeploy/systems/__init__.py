@@ -105,7 +105,7 @@ class System:
     fit_lists(settings, k, where) fits settings to lists of k from a file, with notes, where shorter ones can be used.
     sorts_lists: whether lists of a file are sorted by similarity, as published: "never", "always", or where the file
     holds "similarities". workload(settings, weights, options), which passes a run uses, and how. The files ``network``
-    and ``inputs`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings ``NETWORKS`` and
+    and ``parity`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings ``NETWORKS`` and
     ``PARITY``.
     tunable(weights, options): what ``fcdeploy tune`` chooses, the threshold that trades precision for recall first.
     unit_rows: similarities are inner products of the rows as they are read, which have to be unit vectors.

@@ -107,7 +107,7 @@ def test_inspect_gives_the_manifest_and_says_what_parity_was_measured_on(case, b
     assert all(network["parity"]["within_tolerance"] for network in manifest["networks"].values())
     code, out, err = command("inspect", bundle.path)
     assert (code, err) == (0, "")
-    checked_on = get_system(case.name).module("inputs").PARITY
+    checked_on = get_system(case.name).module("parity").PARITY
     assert all(checked_on[name].meaning in out for name in bundle.weights)
     assert all(f"pass {name}" in out for name in bundle.passes)
 

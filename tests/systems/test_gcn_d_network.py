@@ -19,15 +19,8 @@ from fcdeploy.errors import InputError
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.systems import describe, get_system
 from fcdeploy.systems.gcn_d.decode import labels_from_scores
-from fcdeploy.systems.gcn_d.inputs import (
-    Graphs,
-    Proposals,
-    padded_sizes,
-    parity_sizes,
-    proposal_graphs,
-    random_batch,
-    seeds_of,
-)
+from fcdeploy.systems.gcn_d.inputs import Graphs, Proposals, padded_sizes, proposal_graphs, seeds_of
+from fcdeploy.systems.gcn_d.parity import parity_sizes, random_batch
 from fcdeploy.systems.gcn_d.spec import (
     NetworkSettings,
     OverlapSettings,

@@ -10,8 +10,9 @@ from fcdeploy.deploy.recognise import recognise
 from fcdeploy.errors import InputError
 from fcdeploy.graph.subgraphs import gather_subgraphs, own_positions
 from fcdeploy.systems import describe, get_system
-from fcdeploy.systems.l_gcn.decode import probability, run_passes, score_links
-from fcdeploy.systems.l_gcn.inputs import parity_sizes, random_batch, subgraph_batches
+from fcdeploy.systems.l_gcn.decode import probability, score_links
+from fcdeploy.systems.l_gcn.inputs import subgraph_batches
+from fcdeploy.systems.l_gcn.parity import parity_sizes, random_batch, run_passes
 from fcdeploy.systems.l_gcn.spec import NeighborhoodSettings, PropagationSettings, Recipe, checkpoint_shapes
 
 torch = pytest.importorskip("torch")

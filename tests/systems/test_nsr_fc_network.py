@@ -11,14 +11,8 @@ from fcdeploy.runtime.pipeline import Options
 from fcdeploy.systems import describe, get_system
 from fcdeploy.systems.nsr_fc import spec
 from fcdeploy.systems.nsr_fc.decode import distance, probability
-from fcdeploy.systems.nsr_fc.inputs import (
-    PARITY,
-    list_batches,
-    pce_batch,
-    position_batches,
-    position_code,
-    rescore_batch,
-)
+from fcdeploy.systems.nsr_fc.inputs import list_batches, position_batches, position_code
+from fcdeploy.systems.nsr_fc.parity import PARITY, pce_batch, rescore_batch
 from fcdeploy.systems.nsr_fc.spec import NETWORKS, Recipe, link_of, problem, refusal
 
 torch = pytest.importorskip("torch")

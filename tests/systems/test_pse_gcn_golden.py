@@ -6,7 +6,7 @@ import fcdeploy
 from fcdeploy.data.features import open_features
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods
-from fcdeploy.systems.pse_gcn.decode import run_passes
+from fcdeploy.systems.pse_gcn.parity import run_passes
 
 torch = pytest.importorskip("torch")
 from fcdeploy.deploy.checkpoint import load_state_dict  # noqa: E402

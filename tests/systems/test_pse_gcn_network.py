@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.marks import new_scratch
-from fcdeploy.systems.pse_gcn.inputs import neighborhood_batches, parity_sizes, random_batch
+from fcdeploy.systems.pse_gcn.inputs import neighborhood_batches
+from fcdeploy.systems.pse_gcn.parity import parity_sizes, random_batch
 from fcdeploy.systems.pse_gcn.spec import TABLES, NeighborhoodSettings, Recipe, checkpoint_shapes
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,8 @@ from fcdeploy.deploy.recognise import recognise
 from fcdeploy.errors import InputError
 from fcdeploy.systems import describe, get_system
 from fcdeploy.systems.sepfl.decode import accepted, probability
-from fcdeploy.systems.sepfl.inputs import face_batches, parity_sizes, random_batch
+from fcdeploy.systems.sepfl.inputs import face_batches
+from fcdeploy.systems.sepfl.parity import parity_sizes, random_batch
 from fcdeploy.systems.sepfl.spec import LinkSettings, Recipe, checkpoint_shapes
 
 torch = pytest.importorskip("torch")

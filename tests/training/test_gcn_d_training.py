@@ -11,7 +11,7 @@ from test_train import trained  # noqa: E402
 from fcdeploy.data.features import features_from_array  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.runtime.pipeline import Options  # noqa: E402
-from fcdeploy.systems.gcn_d.inputs import random_batch  # noqa: E402
+from fcdeploy.systems.gcn_d.parity import random_batch  # noqa: E402
 from fcdeploy.systems.gcn_d.spec import Recipe  # noqa: E402
 from fcdeploy.systems.gcn_d.training import (  # noqa: E402
     HIDDEN,

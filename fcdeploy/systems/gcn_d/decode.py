@@ -1,45 +1,17 @@
 """From scores, and perhaps members' probabilities, to clusters."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from fcdeploy.clustering.groups import join_groups
 from fcdeploy.clustering.overlap import UNCOVERED, first_holders, rank_proposals, select_members, suppress
 from fcdeploy.data.labels import renumber
-from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
-from fcdeploy.systems.gcn_d.spec import SEGMENT, Recipe
-
-if TYPE_CHECKING:
-    from fcdeploy.systems.gcn_d.inputs import Proposals
-
-HALF = 0.5
-
-
-def run_passes(
-    network: str, engines: Mapping[str, OnnxRuntimeEngine], batch: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Evaluate graphs with the passes of one network, as parity is measured.
-
-    batch: features (b, n, d) and adj (b, n, n), see ``inputs.random_batch``. Returns score (b,), or probability (b, n)
-    and what it decides, ``edges.members`` (b, n) bool.
-    """
-    features, adj = batch["features"], batch["adj"]
-    if f"{network}_faces" in engines:
-        b, n, d = features.shape
-        weighted = engines[f"{network}_faces"].run({"features": features.reshape(b * n, d)})["weighted"]
-        outputs = engines[network].run({"weighted": weighted.reshape(b, n, -1), "adj": adj})
-    else:
-        outputs = engines[network].run({"features": features, "adj": adj})
-    if network == SEGMENT:
-        outputs["edges.members"] = outputs["probability"] >= HALF
-    return outputs
+from fcdeploy.systems.gcn_d.inputs import Proposals
+from fcdeploy.systems.gcn_d.spec import Recipe
 
 
 def labels_from_scores(
     n: int,
-    proposals: "Proposals",
+    proposals: Proposals,
     scores: np.ndarray,
     probability: np.ndarray | None,
     settings: Recipe,

@@ -1,6 +1,5 @@
-"""Batches for GCN-D's passes: random graphs for parity, and the graphs of proposals for a run."""
+"""Batches for GCN-D's passes: the graphs of proposals."""
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,9 +8,6 @@ import numpy as np
 from fcdeploy.graph.kernels import njit
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.pairs import connect_members
-from fcdeploy.systems import ParityInputs
-from fcdeploy.systems.gcn_d.decode import run_passes
-from fcdeploy.systems.gcn_d.spec import DETECT, PURITY, SEGMENT, Recipe
 
 WIDTHS = ((32, 4), (64, 8), (256, 16))  # up to this size, graphs are padded to a multiple of this
 LARGE = 64
@@ -50,36 +46,6 @@ class Graphs:
     members: np.ndarray
     adj: np.ndarray
     degrees: np.ndarray
-
-
-def parity_sizes(recipe: Recipe) -> list[tuple[int, int]]:
-    """Return the (graphs, nodes) that an export is checked on: few and many, small and large."""
-    largest = max(settings.max_size for _, settings in recipe.levels())
-    return [(b, min(n, largest)) for b, n in ((1, 2), (40, 3), (20, 17), (5, 64), (2, 300), (1, largest))]
-
-
-def random_batch(dim: int, b: int, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Draw b graphs of up to n nodes (one of them full) that look like those of proposals.
-
-    Returns features (b, n, d) unit rows around a few centres and adj (b, n, n), rows divided by their sums; float32,
-    padding comes last and is zero. Every second graph has unit weights, the others similarities.
-    """
-    people = rng.standard_normal((b, max(1, n // 12), dim))
-    person = rng.integers(0, people.shape[1], (b, n))
-    spread = rng.uniform(0.3, 1.2, (b, n, 1))
-    features = people[np.arange(b)[:, None], person] + spread * rng.standard_normal((b, n, dim))
-    features /= np.linalg.norm(features, axis=-1, keepdims=True)
-    sizes = rng.integers(min(2, n), n + 1, b)
-    sizes[rng.integers(b)] = n
-    real = np.arange(n) < sizes[:, None]
-    sims = np.clip(features @ features.transpose(0, 2, 1), 0, 1)
-    sims[::2] = 1
-    edge = np.triu(rng.random((b, n, n)) < min(1.0, 20 / n), 1)
-    adj = np.where(edge | edge.transpose(0, 2, 1), sims, 0)
-    adj[:, np.arange(n), np.arange(n)] = 1
-    adj *= real[:, :, None] & real[:, None, :]
-    adj /= np.maximum(adj.sum(axis=2, keepdims=True), np.finfo(np.float64).tiny)
-    return {"features": (features * real[:, :, None]).astype(np.float32), "adj": adj.astype(np.float32)}
 
 
 def padded_sizes(sizes: np.ndarray) -> np.ndarray:
@@ -136,9 +102,3 @@ def seeds_of(graphs: Graphs, kind: str) -> np.ndarray:
     real = graphs.members >= 0
     mixed = np.where(real, graphs.members, 0).astype(np.uint64).sum(axis=1) * np.uint64(0x9E3779B97F4A7C15)
     return ((mixed >> np.uint64(33)) % real.sum(axis=1).astype(np.uint64)).astype(np.int64)
-
-
-PARITY = {
-    name: ParityInputs(parity_sizes, "graphs x nodes", random_batch, functools.partial(run_passes, name))
-    for name in (DETECT, PURITY, SEGMENT)
-}

@@ -141,7 +141,7 @@ def settle(net: Dsgcn, recipe: Recipe) -> None:
 
 
 def plain_outputs(net: Dsgcn, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """Evaluate the published form in float64, one graph of a batch from ``inputs.random_batch`` at a time.
+    """Evaluate the published form in float64, one graph of a batch from ``parity.random_batch`` at a time.
 
     Returns the outputs by name, padding 0, and the probabilities that decide whether a node is a member.
     """

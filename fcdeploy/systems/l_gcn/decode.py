@@ -10,7 +10,7 @@ import numpy as np
 
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.kernels import njit, prange
-from fcdeploy.graph.subgraphs import Subgraphs, gather_subgraphs, own_positions
+from fcdeploy.graph.subgraphs import Subgraphs
 
 K = TypeVar("K")
 
@@ -154,20 +154,3 @@ def _third_layer(
         for at in range(k1):
             out[g * k1 + at, :w] = x[at]
             _mean_of(x, connected[g, starts[g, at] : starts[g, at + 1]], out[g * k1 + at, w:])
-
-
-def run_passes(engines: Mapping[str, Engine], batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Score links from the features and lists of all faces, as parity is measured.
-
-    batch: features (n, d), ids (n, k), centres (b,), hops (3,): hops and active; see ``inputs.random_batch``. Returns
-    logits (b, hops[0], 2).
-    """
-    ids = batch["ids"]
-    one, two, active = batch["hops"].tolist()
-    encode = engines["encode"]
-    tables = encode.run({"features": batch["features"]})
-    origin = encode.run({"features": np.zeros_like(batch["features"][:1])})
-    own = own_positions(ids, np.arange(len(ids), dtype=np.int32))
-    graphs = gather_subgraphs(ids, own, batch["centres"], (one, two), active)
-    ((_, logits),) = score_links(engines, tables, origin, [(None, graphs)])
-    return {"logits": logits}

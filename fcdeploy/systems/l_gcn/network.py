@@ -174,7 +174,7 @@ def padded_subgraphs(
 
 
 def plain_outputs(net: LGcn, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """Evaluate the published form in float64 on a batch from ``inputs.random_batch``; nothing is decided."""
+    """Evaluate the published form in float64 on a batch from ``parity.random_batch``; nothing is decided."""
     net = copy.deepcopy(net).double().eval()
     one, two, active = batch["hops"].tolist()
     inputs = padded_subgraphs(

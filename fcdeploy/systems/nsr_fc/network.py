@@ -300,7 +300,7 @@ def pce_passes(net: Pce, dtype: torch.dtype = torch.float32) -> dict[str, nn.Mod
 
 
 def plain_rescore(net: Rescore, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """Evaluate the published form in float64 on a batch from ``inputs``: both ways to attend; it decides nothing."""
+    """Evaluate the published form in float64 on a batch from ``parity``: both ways to attend; it decides nothing."""
     net = copy.deepcopy(net).double().eval()
     features, code = (torch.from_numpy(batch[name]).double() for name in ("features", "code"))
     with torch.inference_mode():

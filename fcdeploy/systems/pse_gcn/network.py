@@ -338,7 +338,7 @@ def network_from_state_dict(state: dict[str, Tensor]) -> PseGcn:
 
 
 def plain_outputs(net: PseGcn, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """Evaluate the published form in float64 on a batch from ``inputs.random_batch``.
+    """Evaluate the published form in float64 on a batch from ``parity.random_batch``.
 
     Returns the outputs by name and the similarities that are compared with 0.5, block by block, in the form in
     which the exported graph compares them.

@@ -172,7 +172,7 @@ def network_from_state_dict(state: dict[str, Tensor]) -> Sepfl:
 
 
 def plain_outputs(net: Sepfl, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """Evaluate the published form in float64 on a batch from ``inputs.random_batch``.
+    """Evaluate the published form in float64 on a batch from ``parity.random_batch``.
 
     Returns the outputs by name and by how much logit 1 is above logit 0, which decides whether a link is accepted.
     """
