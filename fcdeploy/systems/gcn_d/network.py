@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fcdeploy.systems import TorchNetwork
+from fcdeploy.systems.folding import linear, product, split
 from fcdeploy.systems.gcn_d.spec import DETECT, PURITY, SEGMENT, Recipe, widths_from_shapes_of
 
 
@@ -76,9 +77,7 @@ class Faces(nn.Module):
 
     def __init__(self, net: Dsgcn) -> None:
         super().__init__()
-        weight: Tensor = next(net.layers.parameters())
-        self.product = nn.Linear(weight.shape[0], weight.shape[1], bias=False, dtype=weight.dtype)
-        self.product.weight.data.copy_(weight.T)
+        self.product = linear(product(next(net.layers.parameters())))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.product(features)
@@ -119,9 +118,8 @@ class Graphs(nn.Module):
 
 def passes_from_network(name: str, net: Dsgcn, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     """Return the modules behind the passes of a network of the bundle, by name, in evaluation mode."""
-    net = copy.deepcopy(net).eval().to(dtype)
-    modules: dict[str, nn.Module] = {f"{name}_faces": Faces(net)} if len(net.layers) else {}
-    return {key: module.to(dtype).eval() for key, module in {**modules, name: Graphs(net)}.items()}
+    first = {f"{name}_faces": Faces} if len(net.layers) else {}
+    return split(net, {**first, name: Graphs}, dtype)
 
 
 def network_from_state_dict(state: dict[str, Tensor]) -> Dsgcn:

@@ -23,20 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcdeploy.systems import TorchNetwork
+from fcdeploy.systems.folding import GraphConv, chain, linear, near, norm, own, split, whole
 from fcdeploy.systems.l_gcn.spec import WIDTHS
-
-
-class GraphConv(nn.Module):
-    """relu([x, A x] W + b), [ , ] along features."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(2 * width_in, width_out))
-        self.bias = nn.Parameter(torch.zeros(width_out))
-        nn.init.xavier_uniform_(self.weight)
-
-    def forward(self, x: Tensor, adj: Tensor) -> Tensor:
-        return F.relu(torch.cat([x, adj @ x], dim=-1) @ self.weight + self.bias)
 
 
 class LGcn(nn.Module):
@@ -70,11 +58,8 @@ class Encode(nn.Module):
 
     def __init__(self, net: LGcn) -> None:
         super().__init__()
-        scale = 1 / torch.sqrt(net.bn0.running_var.double() + net.bn0.eps)
-        shift = -net.bn0.running_mean.double() * scale
-        own, near, bias = _halves(net.conv1)
-        self.own = _linear(scale[:, None] * own, shift @ own + bias)
-        self.near = _linear(scale[:, None] * near, shift @ near)
+        self.own = linear(chain(norm(net.bn0), own(net.conv1)))
+        self.near = linear(chain(norm(net.bn0), near(net.conv1)))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         return self.own(features), self.near(features)
@@ -85,9 +70,8 @@ class Convolve(nn.Module):
 
     def __init__(self, net: LGcn) -> None:
         super().__init__()
-        self.conv2 = _linear(net.conv2.weight.detach().double(), net.conv2.bias.detach().double())
-        own, near, bias = _halves(net.conv3)
-        self.own, self.near = _linear(own, bias), _linear(near, None)
+        self.conv2 = linear(whole(net.conv2))
+        self.own, self.near = linear(own(net.conv3)), linear(near(net.conv3))
 
     def forward(self, first: Tensor) -> tuple[Tensor, Tensor]:
         """A face's output of conv1 beside the mean of those connected, (m, 1024)."""
@@ -100,7 +84,7 @@ class Score(nn.Module):
 
     def __init__(self, net: LGcn) -> None:
         super().__init__()
-        self.conv4 = _linear(net.conv4.weight.detach().double(), net.conv4.bias.detach().double())
+        self.conv4 = linear(whole(net.conv4))
         self.classifier = net.classifier
 
     def forward(self, third: Tensor) -> Tensor:
@@ -108,27 +92,9 @@ class Score(nn.Module):
         return self.classifier(F.relu(self.conv4(third)))
 
 
-def _halves(conv: GraphConv) -> tuple[Tensor, Tensor, Tensor]:
-    """The parts of a convolution's weight that act on a face itself and on the mean, and its bias, in float64."""
-    weight = conv.weight.detach().double()
-    width = len(weight) // 2
-    return weight[:width], weight[width:], conv.bias.detach().double()
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """x W + b as a layer; weight (in, out)."""
-    layer = nn.Linear(weight.shape[0], weight.shape[1], bias=bias is not None, dtype=torch.float64)
-    layer.weight.data.copy_(weight.T)
-    if bias is not None:
-        layer.bias.data.copy_(bias)
-    return layer
-
-
 def passes_from_network(net: LGcn, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     """Return the modules behind the passes of the bundle, by name, in evaluation mode."""
-    net = copy.deepcopy(net).eval()
-    makers: dict[str, type[nn.Module]] = {"encode": Encode, "convolve": Convolve, "score": Score}
-    return {name: maker(net).to(dtype).eval() for name, maker in makers.items()}
+    return split(net, {"encode": Encode, "convolve": Convolve, "score": Score}, dtype)
 
 
 def network_from_state_dict(state: dict[str, Tensor]) -> LGcn:

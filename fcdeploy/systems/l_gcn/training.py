@@ -12,8 +12,9 @@ from fcdeploy.engine.batching import Rows
 from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.subgraphs import LAYERS, Subgraphs, gather_subgraphs, own_positions
 from fcdeploy.systems import Weights
+from fcdeploy.systems.folding import GraphConv
 from fcdeploy.systems.l_gcn import flow
-from fcdeploy.systems.l_gcn.network import GraphConv, LGcn
+from fcdeploy.systems.l_gcn.network import LGcn
 from fcdeploy.systems.l_gcn.spec import Recipe
 from fcdeploy.systems.training_types import Schedule, Task, Training
 

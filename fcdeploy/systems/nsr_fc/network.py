@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcdeploy.systems import TorchNetwork
+from fcdeploy.systems.folding import columns, linear, split
 from fcdeploy.systems.nsr_fc.spec import HEADS
 from fcdeploy.systems.pse_gcn.network import NETWORKS as PSE_NETWORKS
 
@@ -175,12 +176,9 @@ class Split(nn.Module):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        width, dtype = layer.in_features // 2, layer.weight.dtype
-        self.own = nn.Linear(width, layer.out_features, dtype=dtype)
-        self.other = nn.Linear(width, layer.out_features, bias=False, dtype=dtype)
-        self.own.weight.data.copy_(layer.weight.data[:, :width])
-        self.own.bias.data.copy_(layer.bias.data)
-        self.other.weight.data.copy_(layer.weight.data[:, width:])
+        width = layer.in_features // 2
+        self.own = linear(columns(layer, 0, width, bias=True))
+        self.other = linear(columns(layer, width, 2 * width))
 
 
 class RescoreFirst(nn.Module):
@@ -280,23 +278,18 @@ def _loaded(net: Any, state: dict[str, Tensor]) -> Any:
 
 def rescore_passes(net: Rescore, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     """Return the modules behind the re-scoring's passes, by name: the batch-wise form, and the neighbor-wise one."""
-    net = copy.deepcopy(net).eval().to(dtype)
-    makers: dict[str, type[nn.Module]] = {
-        "rescore_first": RescoreFirst,
-        "rescore": RescoreAt,
-        "rescore_neighbors": RescoreNeighbors,
-    }
-    return {name: maker(net).eval() for name, maker in makers.items()}
+    makers = {"rescore_first": RescoreFirst, "rescore": RescoreAt, "rescore_neighbors": RescoreNeighbors}
+    return split(net, makers, dtype)
 
 
 def lce_passes(net: Lce, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     """Return the module behind LCENet's pass, by name."""
-    return {"connect": Connect(copy.deepcopy(net).to(dtype)).eval()}
+    return split(net, {"connect": Connect}, dtype)
 
 
 def pce_passes(net: Pce, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     """Return the module behind PCENet's pass, by name."""
-    return {"confirm": Confirm(copy.deepcopy(net).to(dtype)).eval()}
+    return split(net, {"confirm": Confirm}, dtype)
 
 
 def plain_rescore(net: Rescore, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

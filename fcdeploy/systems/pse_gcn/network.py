@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcdeploy.systems import TorchNetwork
+from fcdeploy.systems.folding import GraphConv, affine, chain, columns, linear, near, norm, own, split
 
 SUM_EPS = 1e-5  # in rownorm; counts
 THRESHOLD = 0.5  # of the re-drawn graph
@@ -44,19 +45,6 @@ class Redraw(nn.Module):
 
     def forward(self, sims: Tensor) -> Tensor:
         return row_normalise(torch.where(sims >= THRESHOLD, sims, torch.zeros_like(sims)))
-
-
-class GraphConv(nn.Module):
-    """relu([x, A x] W + b), [ , ] along features."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(2 * width_in, width_out))
-        self.bias = nn.Parameter(torch.zeros(width_out))
-        nn.init.xavier_uniform_(self.weight)
-
-    def forward(self, x: Tensor, adj: Tensor) -> Tensor:
-        return F.relu(torch.cat([x, adj @ x], dim=-1) @ self.weight + self.bias)
 
 
 class PseGcn(nn.Module):
@@ -111,16 +99,16 @@ class Encode(nn.Module):
     def __init__(self, net: PseGcn) -> None:
         super().__init__()
         h = 2 * net.feature_dim
-        trans1_in, trans1_out = _fold(net.bn0, net.trans1[0]), _affine(net.trans1[2])
-        trans_x = _fold(net.bn0, net.trans_x)
-        out_t1 = _columns(net.classifier_out, 2 * h, 3 * h)
-        self.trans1 = _linear(trans1_in)
-        self.local = _linear(_chain(trans1_out, _own(net.local_conv1)))
-        self.local_near = _linear(_chain(trans1_out, _near(net.local_conv1)))
-        self.drawn = _linear(_chain(trans_x, _own(net.conv1)))
-        self.drawn_near = _linear(_chain(trans_x, _near(net.conv1)))
-        self.skip = _linear(_fold(net.bn0, net.Up_dim))
-        self.out = _linear(_chain(trans1_out, out_t1))
+        trans1_in, trans1_out = chain(norm(net.bn0), affine(net.trans1[0])), affine(net.trans1[2])
+        trans_x = chain(norm(net.bn0), affine(net.trans_x))
+        out_t1 = columns(net.classifier_out, 2 * h, 3 * h, bias=True)
+        self.trans1 = linear(trans1_in)
+        self.local = linear(chain(trans1_out, own(net.local_conv1)))
+        self.local_near = linear(chain(trans1_out, near(net.local_conv1)))
+        self.drawn = linear(chain(trans_x, own(net.conv1)))
+        self.drawn_near = linear(chain(trans_x, near(net.conv1)))
+        self.skip = linear(chain(norm(net.bn0), affine(net.Up_dim)))
+        self.out = linear(chain(trans1_out, out_t1))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """features (m, d) unit rows -> local, local_near, drawn, drawn_near, skip, out: each (m, 2d)."""
@@ -141,20 +129,20 @@ class Refine(nn.Module):
     def __init__(self, net: PseGcn) -> None:
         super().__init__()
         h = 2 * net.feature_dim
-        trans2_out = _affine(net.trans2[2])
-        self.similar1 = _linear(_fold(net.local_classifier1[0], net.local_classifier1[1]))
-        self.block1_in = _linear(_fold(net.classifier1[0], net.classifier1[1]))
-        self.block1_out = _linear(_affine(net.classifier1[3]))
-        self.trans2 = _linear(_affine(net.trans2[0]))
-        self.local2 = _linear(_chain(trans2_out, _own(net.local_conv2)))
-        self.local2_near = _linear(_chain(trans2_out, _near(net.local_conv2)))
-        self.similar2 = _linear(_fold(net.local_classifier2[0], net.local_classifier2[1]))
-        self.drawn2 = _linear(_own(net.conv2))
-        self.drawn2_near = _linear(_near(net.conv2))
-        self.block2_in = _linear(_fold(net.classifier2[0], net.classifier2[1]))
-        self.block2_out = _linear(_affine(net.classifier2[3]))
-        self.out_x2 = _linear(_columns(net.classifier_out, 0, h))
-        self.out_x1 = _linear(_columns(net.classifier_out, h, 2 * h))
+        trans2_out = affine(net.trans2[2])
+        self.similar1 = linear(chain(norm(net.local_classifier1[0]), affine(net.local_classifier1[1])))
+        self.block1_in = linear(chain(norm(net.classifier1[0]), affine(net.classifier1[1])))
+        self.block1_out = linear(affine(net.classifier1[3]))
+        self.trans2 = linear(affine(net.trans2[0]))
+        self.local2 = linear(chain(trans2_out, own(net.local_conv2)))
+        self.local2_near = linear(chain(trans2_out, near(net.local_conv2)))
+        self.similar2 = linear(chain(norm(net.local_classifier2[0]), affine(net.local_classifier2[1])))
+        self.drawn2 = linear(own(net.conv2))
+        self.drawn2_near = linear(near(net.conv2))
+        self.block2_in = linear(chain(norm(net.classifier2[0]), affine(net.classifier2[1])))
+        self.block2_out = linear(affine(net.classifier2[3]))
+        self.out_x2 = linear(columns(net.classifier_out, 0, h))
+        self.out_x1 = linear(columns(net.classifier_out, h, 2 * h))
         self.redraw = Redraw()
 
     def forward(
@@ -192,8 +180,8 @@ class Near1(nn.Module):
 
     def __init__(self, net: PseGcn) -> None:
         super().__init__()
-        self.trans1 = _linear(_fold(net.bn0, net.trans1[0]))
-        self.near = _linear(_chain(_affine(net.trans1[2]), _near(net.local_conv1)))
+        self.trans1 = linear(chain(norm(net.bn0), affine(net.trans1[0])))
+        self.near = linear(chain(affine(net.trans1[2]), near(net.local_conv1)))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.near(F.gelu(self.trans1(features)))
@@ -204,10 +192,10 @@ class Similar1(nn.Module):
 
     def __init__(self, net: PseGcn) -> None:
         super().__init__()
-        self.trans1 = _linear(_fold(net.bn0, net.trans1[0]))
-        self.own = _linear(_chain(_affine(net.trans1[2]), _own(net.local_conv1)))
-        self.similar = _linear(_fold(net.local_classifier1[0], net.local_classifier1[1]))
-        self.near = _linear(_chain(_fold(net.bn0, net.trans_x), _near(net.conv1)))
+        self.trans1 = linear(chain(norm(net.bn0), affine(net.trans1[0])))
+        self.own = linear(chain(affine(net.trans1[2]), own(net.local_conv1)))
+        self.similar = linear(chain(norm(net.local_classifier1[0]), affine(net.local_classifier1[1])))
+        self.near = linear(chain(norm(net.bn0), affine(net.trans_x), near(net.conv1)))
 
     def forward(self, features: Tensor, connected: Tensor) -> tuple[Tensor, Tensor]:
         """features (m, d), connected (m, 2d): sums of near1 -> h1, near_drawn1."""
@@ -220,12 +208,12 @@ class Block1(nn.Module):
 
     def __init__(self, net: PseGcn) -> None:
         super().__init__()
-        self.own = _linear(_chain(_fold(net.bn0, net.trans_x), _own(net.conv1)))
-        self.skip = _linear(_fold(net.bn0, net.Up_dim))
-        self.inner = _linear(_fold(net.classifier1[0], net.classifier1[1]))
-        self.outer = _linear(_affine(net.classifier1[3]))
-        self.trans2 = _linear(_affine(net.trans2[0]))
-        self.near = _linear(_chain(_affine(net.trans2[2]), _near(net.local_conv2)))
+        self.own = linear(chain(norm(net.bn0), affine(net.trans_x), own(net.conv1)))
+        self.skip = linear(chain(norm(net.bn0), affine(net.Up_dim)))
+        self.inner = linear(chain(norm(net.classifier1[0]), affine(net.classifier1[1])))
+        self.outer = linear(affine(net.classifier1[3]))
+        self.trans2 = linear(affine(net.trans2[0]))
+        self.near = linear(chain(affine(net.trans2[2]), near(net.local_conv2)))
 
     def forward(self, features: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """features (m, d), drawn (m, 2d): sums of near_drawn1 -> x1, near2."""
@@ -238,9 +226,9 @@ class Similar2(nn.Module):
 
     def __init__(self, net: PseGcn) -> None:
         super().__init__()
-        self.trans2 = _linear(_affine(net.trans2[0]))
-        self.own = _linear(_chain(_affine(net.trans2[2]), _own(net.local_conv2)))
-        self.similar = _linear(_fold(net.local_classifier2[0], net.local_classifier2[1]))
+        self.trans2 = linear(affine(net.trans2[0]))
+        self.own = linear(chain(affine(net.trans2[2]), own(net.local_conv2)))
+        self.similar = linear(chain(norm(net.local_classifier2[0]), affine(net.local_classifier2[1])))
 
     def forward(self, x1: Tensor, connected: Tensor) -> Tensor:
         """x1 (m, 2d), connected (m, 2d): sums of near2 -> h2."""
@@ -253,14 +241,16 @@ class Block2(nn.Module):
     def __init__(self, net: PseGcn) -> None:
         super().__init__()
         h = 2 * net.feature_dim
-        self.own = _linear(_own(net.conv2))
-        self.near = _linear(_near(net.conv2))
-        self.inner = _linear(_fold(net.classifier2[0], net.classifier2[1]))
-        self.outer = _linear(_affine(net.classifier2[3]))
-        self.trans1 = _linear(_fold(net.bn0, net.trans1[0]))
-        self.out_x2 = _linear(_columns(net.classifier_out, 0, h))
-        self.out_x1 = _linear(_columns(net.classifier_out, h, 2 * h))
-        self.out_t1 = _linear(_chain(_affine(net.trans1[2]), _columns(net.classifier_out, 2 * h, 3 * h)))
+        self.own = linear(own(net.conv2))
+        self.near = linear(near(net.conv2))
+        self.inner = linear(chain(norm(net.classifier2[0]), affine(net.classifier2[1])))
+        self.outer = linear(affine(net.classifier2[3]))
+        self.trans1 = linear(chain(norm(net.bn0), affine(net.trans1[0])))
+        self.out_x2 = linear(columns(net.classifier_out, 0, h))
+        self.out_x1 = linear(columns(net.classifier_out, h, 2 * h))
+        self.out_t1 = linear(
+            chain(affine(net.trans1[2]), columns(net.classifier_out, 2 * h, 3 * h, bias=True))
+        )
 
     def forward(self, features: Tensor, x1: Tensor, drawn: Tensor) -> Tensor:
         """features (m, d), x1 (m, 2d), drawn (m, 2d): sums of x1 -> refined."""
@@ -268,56 +258,9 @@ class Block2(nn.Module):
         return unit(self.out_x2(x2) + self.out_x1(x1) + self.out_t1(F.gelu(self.trans1(features))))
 
 
-# An affine map is a pair (weight (in, out), bias (out,)) in float64 until it is rounded once into a Linear.
-Affine = tuple[Tensor, Tensor]
-
-
-def _affine(layer: nn.Linear) -> Affine:
-    return layer.weight.detach().double().T, layer.bias.detach().double()
-
-
-def _fold(norm: nn.BatchNorm1d, layer: nn.Linear) -> Affine:
-    scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    shift = norm.bias.detach().double() - norm.running_mean.double() * scale
-    return _chain((torch.diag(scale), shift), _affine(layer))
-
-
-def _chain(first: Affine, second: Affine) -> Affine:
-    return first[0] @ second[0], first[1] @ second[0] + second[1]
-
-
-def _own(conv: GraphConv) -> Affine:
-    """The half of a graph convolution that acts on the node itself, with the bias."""
-    width = conv.weight.shape[0] // 2
-    return conv.weight.detach().double()[:width], conv.bias.detach().double()
-
-
-def _near(conv: GraphConv) -> Affine:
-    """The half of a graph convolution that acts on the mean over neighbors."""
-    width = conv.weight.shape[0] // 2
-    weight = conv.weight.detach().double()[width:]
-    return weight, torch.zeros(weight.shape[1], dtype=torch.float64)
-
-
-def _columns(layer: nn.Linear, start: int, stop: int) -> Affine:
-    """A Linear's action on inputs start..stop-1; the bias goes with the last of them."""
-    weight, bias = _affine(layer)
-    return weight[start:stop], bias if stop == len(weight) else torch.zeros_like(bias)
-
-
-def _linear(affine: Affine) -> nn.Linear:
-    weight, bias = affine
-    layer = nn.Linear(weight.shape[0], weight.shape[1], bias=bool(bias.any()), dtype=torch.float64)
-    layer.weight.data.copy_(weight.T)
-    if layer.bias is not None:
-        layer.bias.data.copy_(bias)
-    return layer
-
-
 def passes_from_network(net: PseGcn, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     """Return the modules behind the passes of the bundle, by name, in evaluation mode."""
-    net = copy.deepcopy(net).eval()
-    makers: dict[str, type[nn.Module]] = {
+    makers = {
         "encode": Encode,
         "neighborhood": Refine,
         "near1": Near1,
@@ -326,7 +269,7 @@ def passes_from_network(net: PseGcn, dtype: torch.dtype = torch.float32) -> dict
         "similar2": Similar2,
         "block2": Block2,
     }
-    return {name: maker(net).to(dtype).eval() for name, maker in makers.items()}
+    return split(net, makers, dtype)
 
 
 def network_from_state_dict(state: dict[str, Tensor]) -> PseGcn:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcdeploy.systems import TorchNetwork
+from fcdeploy.systems.folding import affine, chain, columns, linear, norm, product, split
 
 THRESHOLD = 0.0  # of logit 1 less logit 0
 
@@ -70,8 +71,8 @@ class Near(nn.Module):
 
     def __init__(self, net: Sepfl) -> None:
         super().__init__()
-        weight, _ = _affine(net.channel_mix[0])
-        self.near = _linear((weight[net.feature_dim :], None))
+        d = net.feature_dim
+        self.near = linear(columns(net.channel_mix[0], d, 2 * d))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.near(features)
@@ -82,23 +83,22 @@ class Encode(nn.Module):
 
     def __init__(self, net: Sepfl) -> None:
         super().__init__()
-        weight, bias = _affine(net.channel_mix[0])
-        self.own = _linear((weight[: net.feature_dim], bias))
-        self.channels = _linear(_chain(_affine(net.channel_mix[3]), _norm(net.channel_bn)))
-        into, into_bias = _affine(net.token_mix[0])
-        out, out_bias = _affine(net.token_mix[3])
+        self.own = linear(columns(net.channel_mix[0], 0, net.feature_dim, bias=True))
+        self.channels = linear(chain(affine(net.channel_mix[3]), norm(net.channel_bn)))
+        into, into_bias = affine(net.token_mix[0])
+        out, out_bias = affine(net.token_mix[3])
         self.tokens_in = nn.Parameter(into.T.contiguous())  # (2k, k)
         self.tokens_in_bias = nn.Parameter(into_bias[:, None].contiguous())
         self.tokens_out = nn.Parameter(out.T.contiguous())  # (k, 2k)
-        scale, shift = _norm(net.token_bn)
+        scale, shift = norm(net.token_bn)
         self.tokens_scale = nn.Parameter(scale)
-        attention = _chain(_norm(net.attention_bn), _affine(net.attention_layer[0]))
-        self.attention = _linear((attention[0], None))
+        attention = chain(norm(net.attention_bn), affine(net.attention_layer[0]))
+        self.attention = linear(product(attention[0]))
         # What is added to neighbor p's features behind the token mixer: scale * out_bias[p] + shift.
         self.attention_bias = nn.Parameter(
             (out_bias[:, None] * scale + shift) @ attention[0] + attention[1]  # (k, d)
         )
-        self.weights = _linear(_affine(net.attention_layer[3]))
+        self.weights = linear(affine(net.attention_layer[3]))
 
     def forward(self, features: Tensor, neighbors: Tensor, near: Tensor) -> Tensor:
         """features (b, d), neighbors (b, k, d), near (b, k, 4d) of the neighbors -> (b, 2d)."""
@@ -116,51 +116,19 @@ class Pair(nn.Module):
     def __init__(self, net: Sepfl) -> None:
         super().__init__()
         norm0, linear1, norm2, _, _, linear5, norm6, _, _, linear9 = net.classifier
-        self.first = _linear(_chain(_chain(_norm(norm0), _affine(linear1)), _norm(norm2)))
-        self.second = _linear(_chain(_affine(linear5), _norm(norm6)))
-        self.third = _linear(_affine(linear9))
+        self.first = linear(chain(norm(norm0), affine(linear1), norm(norm2)))
+        self.second = linear(chain(affine(linear5), norm(norm6)))
+        self.third = linear(affine(linear9))
 
     def forward(self, face: Tensor, denser: Tensor) -> Tensor:
         """Encoded faces (m, 2d) and their denser neighbors (m, 2d) -> (m, 2)."""
         return self.third(F.gelu(self.second(F.gelu(self.first(torch.cat([face, denser], dim=-1))))))
 
 
-# An affine map is a pair (weight (in, out), bias (out,)) in float64; a weight (out,) stands for its diagonal matrix.
-Affine = tuple[Tensor, Tensor]
-
-
-def _affine(layer: nn.Linear) -> Affine:
-    return layer.weight.detach().double().T, layer.bias.detach().double()
-
-
-def _norm(norm: nn.BatchNorm1d) -> Affine:
-    scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    return scale, norm.bias.detach().double() - norm.running_mean.double() * scale
-
-
-def _chain(first: Affine, second: Affine) -> Affine:
-    (a, shift), (b, bias) = first, second
-    if a.ndim == 1:
-        return a[:, None] * b, shift @ b + bias
-    if b.ndim == 1:
-        return a * b, shift * b + bias
-    return a @ b, shift @ b + bias
-
-
-def _linear(affine: tuple[Tensor, Tensor | None]) -> nn.Linear:
-    weight, bias = affine
-    layer = nn.Linear(weight.shape[0], weight.shape[1], bias=bias is not None, dtype=torch.float64)
-    layer.weight.data.copy_(weight.T)
-    if bias is not None:
-        layer.bias.data.copy_(bias)
-    return layer
-
-
 def passes_from_network(net: Sepfl, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     """Return the modules behind the passes of the bundle, by name, in evaluation mode."""
-    net = copy.deepcopy(net).eval()
-    makers: dict[str, type[nn.Module]] = {"near": Near, "encode": Encode, "pair": Pair}
-    return {name: maker(net).to(dtype).eval() for name, maker in makers.items()}
+    makers = {"near": Near, "encode": Encode, "pair": Pair}
+    return split(net, makers, dtype)
 
 
 def network_from_state_dict(state: dict[str, Tensor]) -> Sepfl:
