@@ -16,7 +16,7 @@ from fcdeploy.data.scratch import temporary_folder
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
 from fcdeploy.runtime.pipeline import Options, run_clustering, ways_of
-from fcdeploy.systems import System, get_system
+from fcdeploy.systems import Recipe, System, get_system
 from fcdeploy.systems.settings import settings_as_dict
 
 FACES = 1000
@@ -59,7 +59,7 @@ def describe_agreement(fields: Mapping[str, Any]) -> str:
     )
 
 
-def faces_for_agreement(recipe: Any, dim: int) -> Features:
+def faces_for_agreement(recipe: Recipe, dim: int) -> Features:
     """Make up faces to compare clusters on: 1,000, or more where a recipe's k needs them."""
     n = max(FACES, 4 * max(_values_of("k", settings_as_dict(recipe)), default=1))
     return dataclasses.replace(features_from_array(generated_faces(n, dim), dim), name="generated faces")

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,10 @@ from fcdeploy.data.scratch import temporary_folder
 from fcdeploy.deploy.precision import ERROR, FLIPS
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
-from fcdeploy.systems import System, Widths
+from fcdeploy.systems import Recipe, System, Widths
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SEED = 20240
 UNDECIDED = 1e-6  # a similarity this near to the threshold may fall on either side of it
@@ -61,9 +64,9 @@ def measure_parity(
     system: System,
     network: str,
     widths: Widths,
-    model: Any,
+    model: "nn.Module",
     folder: Path,
-    recipe: Any,
+    recipe: Recipe,
     *,
     half: bool = False,
     backend: str = "onnxruntime",

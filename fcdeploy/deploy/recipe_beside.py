@@ -10,7 +10,7 @@ from typing import Any
 from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.errors import InputError
 from fcdeploy.runtime.pipeline import Options
-from fcdeploy.systems import NAMES, System, get_system
+from fcdeploy.systems import NAMES, Recipe, System, get_system
 from fcdeploy.systems.settings import setting_of, settings_as_dict, settings_from_dict, with_settings
 
 SUFFIX = ".toml"
@@ -25,7 +25,7 @@ SHOWN = 4  # differing settings in a sentence
 class Beside:
     """A recipe made of those beside some checkpoints; ``files`` are these, ``sentence`` says what was taken."""
 
-    recipe: Any
+    recipe: Recipe
     files: tuple[Path, ...]
     sentence: str
 
@@ -35,7 +35,9 @@ def recipe_place(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(SUFFIX)
 
 
-def recipe_beside(system: System, checkpoints: Sequence[Path], published: Callable[[], Any]) -> Beside | None:
+def recipe_beside(
+    system: System, checkpoints: Sequence[Path], published: Callable[[], Recipe]
+) -> Beside | None:
     """Return the recipe that the files beside some checkpoints make together, or None where there are none.
 
     checkpoints: in the order in which their networks run. The recipe beside the last of them counts; the others have
@@ -86,7 +88,7 @@ def recipe_beside(system: System, checkpoints: Sequence[Path], published: Callab
 
 
 def note_of_another(
-    system: System, checkpoints: Sequence[Path], recipe: Any, name: str = "", *, thresholds: bool = True
+    system: System, checkpoints: Sequence[Path], recipe: Recipe, name: str = "", *, thresholds: bool = True
 ) -> str | None:
     """Say in what a recipe that was given differs from those beside the checkpoints; None where it does not.
 
@@ -113,7 +115,7 @@ def thresholds_of(system: System) -> set[str]:
     return {tunable.key for link in links for tunable in system.tunable(weights, Options(link=link))}
 
 
-def differences(one: Any, other: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def differences(one: Recipe, other: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """Yield the dotted places where two recipes of a system differ, each with the value in ``other`` and in ``one``."""
     for key in _places(settings_as_dict(one)):
         values = setting_of(other, key), setting_of(one, key)
@@ -121,7 +123,7 @@ def differences(one: Any, other: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
             yield key, values
 
 
-def published_sentence(checkpoints: Sequence[Path], recipe: Any) -> str:
+def published_sentence(checkpoints: Sequence[Path], recipe: Recipe) -> str:
     """Say that there is no recipe, and what is used instead."""
     looked = " or ".join(str(recipe_place(path)) for path in checkpoints)
     return (
@@ -130,7 +132,7 @@ def published_sentence(checkpoints: Sequence[Path], recipe: Any) -> str:
     )
 
 
-def _one_beside(checkpoint: Path, published: Callable[[], Any]) -> tuple[Path, Any] | None:
+def _one_beside(checkpoint: Path, published: Callable[[], Recipe]) -> tuple[Path, Recipe] | None:
     """Return the file beside a checkpoint, or beside what it is a link to, and the recipe in it."""
     for path in dict.fromkeys((checkpoint, checkpoint.resolve())):
         file = recipe_place(path)
@@ -162,7 +164,7 @@ def _share_networks(system: System, other: System) -> bool:
     return any(record in system.networks.values() for record in other.networks.values())
 
 
-def _taking_common(recipe: Any, kin: Any) -> Any:
+def _taking_common(recipe: Recipe, kin: Recipe) -> Recipe:
     """Return a recipe with the tables that another system's has, too."""
     common = {
         field.name: getattr(kin, field.name)
@@ -181,7 +183,7 @@ def _places(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _describe(differing: Mapping[str, tuple[Any, Any]], one: Any, other: Any) -> str:
+def _describe(differing: Mapping[str, tuple[Any, Any]], one: object, other: object) -> str:
     """Say in what two recipes differ: "links.tau (0.6 in a.toml, 0.7 in b.toml)"."""
     texts = [
         f"{key} ({_value(pair[0])} in {one}, {_value(pair[1])} in {other})"

@@ -3,21 +3,86 @@
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
-from fcdeploy.engine.tensors import PassSpec
+import numpy as np
+
+from fcdeploy.engine.tensors import Engine, PassSpec
 from fcdeploy.errors import InputError
 from fcdeploy.systems.training_types import Training, Tunable
 
 if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Options
+    from torch import Tensor, nn
+
+    from fcdeploy.runtime.pipeline import Options, Run
 
 Widths = Mapping[str, Any]  # name of a length of the weights -> whole number, or a tuple of them; "dim" first
 Weights = Mapping[str, Widths]  # network -> its widths
 TensorShapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
 Products = dict[str, Mapping[str, tuple[tuple[int, ...], Any]]]  # product -> array name -> (shape, dtype)
+Net = TypeVar("Net", bound="nn.Module")
+R = TypeVar("R", bound="Recipe")
+
+
+class FeatureSettings(Protocol):
+    """How every system reads features; normalize: divide every row by its 2-norm after reading."""
+
+    @property
+    def normalize(self) -> bool: ...
+
+
+@runtime_checkable
+class Tolerance(Protocol):
+    """What an export may be off by: the largest error, absolute or over the outputs' scale, and decisions flipped."""
+
+    @property
+    def error(self) -> float: ...
+
+    @property
+    def flips(self) -> int: ...
+
+    @property
+    def relative(self) -> bool: ...
+
+
+class Recipe(Protocol):
+    """What every system's recipe has and does: a frozen dataclass of all that checkpoints do not say.
+
+    tolerance: a ``Tolerance``, or what the system's own function ``tolerance`` makes one of for each network.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field]]
+
+    @property
+    def system(self) -> str: ...
+
+    @property
+    def feature_dim(self) -> int: ...
+
+    @property
+    def features(self) -> FeatureSettings: ...
+
+    @property
+    def tolerance(self) -> object: ...
+
+    @classmethod
+    def for_weights(cls, weights: Weights) -> Self:
+        """Return the published settings for weights of these widths."""
+
+    def mismatch(self, weights: Weights) -> str | None:
+        """Say what the recipe is for when it is not for these weights."""
+
+    def problem(self) -> str | None:
+        """Return what is wrong with these values together, or None."""
+
+    @property
+    def for_run(self) -> Callable[..., tuple[Self, list[str]]]:
+        """for_run(n, **options): the settings of a run over n faces, and a sentence for each that had to be changed.
+
+        options: those that the system has; for a system of several networks the ``weights``, too.
+        """
 
 
 @dataclass(frozen=True)
@@ -29,14 +94,14 @@ class Network:
     widths, to know the tensors' names by.
     """
 
-    widths_from_shapes: Callable[[dict[str, tuple[int, ...]]], dict[str, Any] | None]
+    widths_from_shapes: Callable[[dict[str, tuple[int, ...]]], Widths | None]
     checkpoint_shapes: Callable[..., dict[str, tuple[int, ...]]]
     passes: Callable[..., dict[str, PassSpec]]
     example: Widths
 
 
 @dataclass(frozen=True)
-class TorchNetwork:
+class TorchNetwork(Generic[Net]):
     """What a network's part of a system's file ``network`` can do; all of it needs PyTorch.
 
     from_state_dict(state) builds the authors' module; settle(module, recipe) tells it what no state_dict does, if
@@ -46,35 +111,26 @@ class TorchNetwork:
     computed in half precision.
     """
 
-    from_state_dict: Callable[[dict[str, Any]], Any]
-    passes: Callable[[Any], dict[str, Any]]
-    plain_outputs: Callable[[Any, dict[str, Any]], tuple[dict[str, Any], list[Any]]]
+    from_state_dict: Callable[[dict[str, "Tensor"]], Net]
+    passes: Callable[[Net], dict[str, "nn.Module"]]
+    plain_outputs: Callable[[Net, Mapping[str, np.ndarray]], tuple[dict[str, np.ndarray], list[np.ndarray]]]
     threshold: float = 0.5
-    settle: Callable[[Any, Any], None] = lambda module, recipe: None
+    settle: Callable[..., None] = lambda module, recipe: None
     deciding: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class ParityInputs:
+class ParityInputs(Generic[R]):
     """What a network's exported graphs are checked on.
 
     sizes(recipe): pairs of numbers, which ``meaning`` explains; random_batch(dim, *size, rng): arrays by name;
     run_passes(engines, batch): the graphs' outputs by name, and decisions under names that start with "edges.".
     """
 
-    sizes: Callable[[Any], list[tuple[int, int]]]
+    sizes: Callable[[R], list[tuple[int, int]]]
     meaning: str
-    random_batch: Callable[..., dict[str, Any]]
-    run_passes: Callable[..., dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What an export may be off by: the largest error, absolute or over the outputs' scale, and decisions flipped."""
-
-    error: float
-    flips: int
-    relative: bool
+    random_batch: Callable[[int, int, int, np.random.Generator], dict[str, np.ndarray]]
+    run_passes: Callable[[Mapping[str, Engine], Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -91,8 +147,14 @@ class Workload:
     kernels: float = 0.0
 
 
+def own_tolerance(recipe: Recipe, network: str) -> Tolerance:
+    """Return the tolerance of a recipe that has one for all networks."""
+    assert isinstance(recipe.tolerance, Tolerance)
+    return recipe.tolerance
+
+
 @dataclass(frozen=True)
-class System:
+class System(Generic[R]):
     """The record of one system: what it is, and its functions that need no PyTorch.
 
     recipe: its dataclass of settings, whose defaults are the published ones; ``recipe.for_weights(weights)`` fits
@@ -118,22 +180,22 @@ class System:
     name: str
     title: str
     paper: str
-    recipe: type[Any]
+    recipe: type[R]
     networks: Mapping[str, Network]
-    products: Callable[[int, Weights, Any, "Options"], Products]
-    cluster: Callable[[Any], Any]
+    products: Callable[[int, Weights, R, "Options"], Products]
+    cluster: Callable[["Run"], np.ndarray]
     neighbors: Callable[[Any], tuple[Any, dict[str, Any]]]
     options: tuple[str, ...]
     inferences: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"exact": ()})
     problem: Callable[[Weights], str | None] = lambda weights: None
     refusal: Callable[[Weights, "Options"], str | None] = lambda weights, options: None
-    tolerance: Callable[[Any, str], Tolerance] = lambda recipe, network: recipe.tolerance
-    workload: Callable[[Any, Weights, "Options"], Mapping[str, Workload]] | None = None
-    searches: Callable[[Any], Mapping[str, int]] = lambda settings: {}
-    graphs: Callable[[int, Any, int], float] = lambda n, settings, nodes: n
+    tolerance: Callable[[R, str], Tolerance] = own_tolerance
+    workload: Callable[[R, Weights, "Options"], Mapping[str, Workload]] | None = None
+    searches: Callable[[R], Mapping[str, int]] = lambda settings: {}
+    graphs: Callable[[int, R, int], float] = lambda n, settings, nodes: n
     tunable: Callable[[Weights, "Options"], tuple[Tunable, ...]] = lambda weights, options: ()
     unit_rows: bool = True
-    fit_lists: Callable[[Any, int, str], tuple[Any, list[str]]] = lambda settings, k, where: (settings, [])
+    fit_lists: Callable[[R, int, str], tuple[R, list[str]]] = lambda settings, k, where: (settings, [])
     sorts_lists: str = "never"
     unsized: tuple[str, ...] = ("links.npz", "cells")
 
@@ -171,7 +233,7 @@ def get_system(name: str, where: str = "") -> System:
 
 def check_recipe(
     system: System,
-    recipe: Any,
+    recipe: Recipe,
     weights: Weights,
     where: str,
     remedy: str = "give the recipe that they were trained with",

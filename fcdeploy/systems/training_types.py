@@ -1,11 +1,19 @@
 """What training and tuning ask of a system: its tasks, the published schedules, and the settings to choose."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import Field, dataclass
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
 
 if TYPE_CHECKING:
-    from fcdeploy.systems import Weights
+    from torch import Tensor, nn
+
+    from fcdeploy.systems import Recipe, Weights
+
+Net = TypeVar("Net", bound="nn.Module")
+R = TypeVar("R", bound="Recipe")
+Value = bool | int | float | str | tuple[float, ...]  # of a setting
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class Tunable:
     """
 
     key: str
-    values: tuple[Any, ...]
+    values: tuple[Value, ...]
     between: bool = False
 
 
@@ -50,7 +58,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Generic[Net]):
     """What a network is trained on: ``size`` items of training faces, and what is lost on some of them.
 
     batch(items, rng): the arrays of ``items`` (b,), by name; whatever is drawn comes from ``rng``. loss(net, batch):
@@ -59,13 +67,22 @@ class Task:
     """
 
     size: int
-    batch: Callable[[Any, Any], dict[str, Any]]
-    loss: Callable[[Any, dict[str, Any]], tuple[Any, Any]]
-    start: Callable[[Any], None] | None = None
+    batch: Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]]
+    loss: Callable[[Net, dict[str, "Tensor"]], tuple["Tensor", "Tensor"]]
+    start: Callable[[Net], None] | None = None
+
+
+class TrainingSettings(Protocol):
+    """The settings of a network's training: a frozen dataclass; problem(recipe, n) is what is wrong with them."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field]]
+
+    @property
+    def problem(self) -> Callable[..., str | None]: ...
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Generic[R]):
     """How a network of a system is trained; the file ``training`` holds one of each in its mapping ``TRAINING``.
 
     settings: a dataclass of what else may be chosen; where that is what new weights begin as, it is named ``start``,
@@ -80,10 +97,10 @@ class Training:
     """
 
     schedule: Schedule
-    settings: type[Any]
-    network: Callable[[Any, "Weights"], Any]
+    settings: type[TrainingSettings]
+    network: Callable[[R, "Weights"], "nn.Module"]
     task: Callable[..., Task]
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     mixes: bool = False
-    outcome: Callable[..., tuple[dict[str, float], dict[str, Any]]] | None = None
+    outcome: Callable[..., tuple[dict[str, float], dict[str, Value]]] | None = None

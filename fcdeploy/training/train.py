@@ -35,7 +35,7 @@ from fcdeploy.graph.threads import threads_limited
 from fcdeploy.runtime.bad_rows import LEFT_OUT, check_on_bad, good_faces
 from fcdeploy.runtime.pipeline import Options, hash_of, open_lists, sorts_lists
 from fcdeploy.runtime.run_folder import RunFolder, Store
-from fcdeploy.systems import NAMES, System, Weights, check_recipe, get_system
+from fcdeploy.systems import NAMES, System, Weights, Widths, check_recipe, get_system
 from fcdeploy.systems.settings import with_settings
 from fcdeploy.systems.training_types import Schedule, Training
 from fcdeploy.training.choices import PUBLISHED, Choices, chosen_schedule, chosen_settings
@@ -509,7 +509,7 @@ def networks_before(
     return found
 
 
-def widths_of(system: System, network: str, module: torch.nn.Module) -> dict[str, Any]:
+def widths_of(system: System, network: str, module: torch.nn.Module) -> Widths:
     """Read the widths of a network off its weights."""
     widths = system.networks[network].widths_from_shapes(shapes_of(module.state_dict()))
     assert widths is not None

@@ -12,8 +12,9 @@ weights and together give its outputs. What makes them equal:
 import copy
 import functools
 import itertools
-from typing import Any
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,7 +139,9 @@ def settle(net: Dsgcn, recipe: Recipe) -> None:
     net.depth = 0 if len(net.layers) else recipe.network.depth
 
 
-def plain_outputs(net: Dsgcn, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def plain_outputs(
+    net: Dsgcn, batch: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Evaluate the published form in float64, one graph of a batch from ``parity.random_batch`` at a time.
 
     Returns the outputs by name, padding 0, and the probabilities that decide whether a node is a member.

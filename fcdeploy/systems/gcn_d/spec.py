@@ -3,13 +3,13 @@
 import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Network, Products, Weights
+from fcdeploy.systems import Network, Products, Weights, Widths
 from fcdeploy.systems.training_types import Tunable, thresholds
 
 if TYPE_CHECKING:
@@ -374,7 +374,7 @@ def checkpoint_shapes_of(outputs: int, dim: int, hidden: tuple[int, ...]) -> dic
     return {**shapes, "classifier.weight": (outputs, widths[-1]), "classifier.bias": (outputs,)}
 
 
-def widths_from_shapes_of(outputs: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
+def widths_from_shapes_of(outputs: int, shapes: dict[str, tuple[int, ...]]) -> Widths | None:
     """Read node and layer widths off a state_dict's shapes; None for a network of another number of outputs."""
     classifier = shapes.get("classifier.weight", ())
     if len(classifier) != 2 or classifier[0] != outputs:

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from fcdeploy.graph.pairs import connect_members
 from fcdeploy.systems import Weights
 from fcdeploy.systems.gcn_d import flow
 from fcdeploy.systems.gcn_d.inputs import Graphs, seeds_of
-from fcdeploy.systems.gcn_d.network import Dsgcn, settle
+from fcdeploy.systems.gcn_d.network import Dsgcn, Layer, settle
 from fcdeploy.systems.gcn_d.spec import DETECT, SEGMENT, Recipe
 from fcdeploy.systems.training_types import Schedule, Task, Training
 
@@ -44,7 +44,7 @@ class Settings:
         )
 
 
-def task(name: str, run: "Run", labels: np.ndarray, settings: Settings) -> Task:
+def task(name: str, run: "Run", labels: np.ndarray, settings: Settings) -> Task[Dsgcn]:
     """An item is a proposal as a graph, padded to the largest of its batch.
 
     What a detection network learns is a proposal's IoU with the faces of its majority identity; a segmentation
@@ -116,20 +116,21 @@ def best_matches(
     return majority, overlap
 
 
-def convolved(net: Any, batch: dict[str, Tensor], dropout: float) -> Tensor:
+def convolved(net: Dsgcn, batch: dict[str, Tensor], dropout: float) -> Tensor:
     """The nodes behind all layers, (b, n, h); padding is 0."""
     real = batch["real"].unsqueeze(-1)
     sums = batch["adj"].sum(dim=2, keepdim=True)
     sums = torch.where(real, sums, torch.ones_like(sums))
     x = batch["nodes"]
-    for layer in net.layers:
+    for module in net.layers:
+        layer: Layer = module  # type: ignore[assignment]
         x = F.dropout(torch.relu(batch["adj"] @ (x @ layer.gc.weight) / sums), dropout, net.training)
     for _ in range(net.depth):
         x = batch["adj"] @ x / sums
     return x
 
 
-def detection_loss(net: Any, batch: dict[str, Tensor], dropout: float) -> tuple[Tensor, Tensor]:
+def detection_loss(net: Dsgcn, batch: dict[str, Tensor], dropout: float) -> tuple[Tensor, Tensor]:
     """Mean squared error of the scores; with the scores."""
     x, real = convolved(net, batch, dropout), batch["real"].unsqueeze(-1)
     if net.reduce == "max":
@@ -141,7 +142,7 @@ def detection_loss(net: Any, batch: dict[str, Tensor], dropout: float) -> tuple[
     return F.mse_loss(scores, batch["overlap"]), scores
 
 
-def segmentation_loss(net: Any, batch: dict[str, Tensor], dropout: float) -> tuple[Tensor, Tensor]:
+def segmentation_loss(net: Dsgcn, batch: dict[str, Tensor], dropout: float) -> tuple[Tensor, Tensor]:
     """Negative log likelihood of the nodes; with by how much each is taken for a member."""
     logits = net.classifier(convolved(net, batch, dropout))[batch["real"]].float()
     return F.cross_entropy(logits, batch["same"][batch["real"]]), logits[:, 1] - logits[:, 0]

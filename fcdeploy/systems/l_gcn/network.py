@@ -15,7 +15,7 @@
 """
 
 import copy
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -139,7 +139,9 @@ def padded_subgraphs(
     return torch.from_numpy(x), torch.from_numpy(adj), torch.from_numpy(one_hop)
 
 
-def plain_outputs(net: LGcn, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def plain_outputs(
+    net: LGcn, batch: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Evaluate the published form in float64 on a batch from ``parity.random_batch``; nothing is decided."""
     net = copy.deepcopy(net).double().eval()
     one, two, active = batch["hops"].tolist()

@@ -1,7 +1,7 @@
 """How L-GCN is trained: sub-graphs round faces, whose links to their one-hop neighbors are told real or not."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Settings:
         return None
 
 
-def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
+def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task[LGcn]:
     """An item is a face with the sub-graph round it, padded to the largest of its batch.
 
     What is learned is whether each one-hop neighbor is of the face's identity. Faces stand in the order of their
@@ -108,7 +108,7 @@ def _fill_means(within: np.ndarray, connected: np.ndarray, starts: np.ndarray, a
                 adj[g, at, place] = np.float32(1) / np.float32(len(places))
 
 
-def loss(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def loss(net: LGcn, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Cross entropy of all links of the batch; with by how much each is taken for a real one."""
     x = normalised(net, batch["features"], batch["real"])
     convs = (net.conv1, net.conv2, net.conv3, net.conv4)

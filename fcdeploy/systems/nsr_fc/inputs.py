@@ -1,7 +1,6 @@
 """Batches for NSR-FC's passes, gathered by ids."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ def position_code(k: int, dim: int) -> np.ndarray:
 
 def position_batches(
     table: np.ndarray, ids: np.ndarray, code: np.ndarray, most: int
-) -> Iterator[tuple[slice, dict[str, Any]]]:
+) -> Iterator[tuple[slice, dict[str, np.ndarray | Rows]]]:
     """Yield a batch of faces at up to ``most`` positions of their lists at a time.
 
     table: (n, d) float32; ids: (b, k) int32, the lists of the batch; code: (k, d). Yields (which positions, feeds
@@ -34,7 +33,9 @@ def position_batches(
         yield part, {"features": Rows(table, np.ascontiguousarray(ids[:, part].T)), "code": code[part]}
 
 
-def list_batches(table: np.ndarray, ids: np.ndarray, most: int) -> Iterator[tuple[slice, dict[str, Any]]]:
+def list_batches(
+    table: np.ndarray, ids: np.ndarray, most: int
+) -> Iterator[tuple[slice, dict[str, np.ndarray | Rows]]]:
     """Yield lists with their features, up to ``most`` lists at a time.
 
     table: (n, d) float32; ids: (m, w) int32. Yields (which lists, feeds features (b, w, d)).

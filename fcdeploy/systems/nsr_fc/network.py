@@ -12,14 +12,15 @@ equal:
 """
 
 import copy
-from typing import Any
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcdeploy.systems import TorchNetwork
-from fcdeploy.systems.folding import columns, linear, split
+from fcdeploy.systems.folding import Net, columns, linear, split
 from fcdeploy.systems.nsr_fc.spec import HEADS
 from fcdeploy.systems.pse_gcn.network import NETWORKS as PSE_NETWORKS
 
@@ -271,7 +272,7 @@ def _layers(state: dict[str, Tensor]) -> int:
     return sum(name.startswith("encoder.layers.") and name.endswith(".norm1.weight") for name in state)
 
 
-def _loaded(net: Any, state: dict[str, Tensor]) -> Any:
+def _loaded(net: Net, state: dict[str, Tensor]) -> Net:
     net.load_state_dict(state)
     return net.eval()
 
@@ -292,7 +293,9 @@ def pce_passes(net: Pce, dtype: torch.dtype = torch.float32) -> dict[str, nn.Mod
     return split(net, {"confirm": Confirm}, dtype)
 
 
-def plain_rescore(net: Rescore, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def plain_rescore(
+    net: Rescore, batch: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Evaluate the published form in float64 on a batch from ``parity``: both ways to attend; it decides nothing."""
     net = copy.deepcopy(net).double().eval()
     features, code = (torch.from_numpy(batch[name]).double() for name in ("features", "code"))
@@ -303,7 +306,9 @@ def plain_rescore(net: Rescore, batch: dict[str, Any]) -> tuple[dict[str, Any], 
         }, []
 
 
-def plain_pairs(net: Lce | Pce, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def plain_pairs(
+    net: Lce | Pce, batch: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Evaluate the published form in float64: logits, and by how much logit 1 is above logit 0, which decides."""
     net = copy.deepcopy(net).double().eval()
     with torch.inference_mode():

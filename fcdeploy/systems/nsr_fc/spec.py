@@ -7,7 +7,7 @@ import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Network, Products, TensorShapes, Tolerance, Weights, Workload
+from fcdeploy.systems import Network, Products, TensorShapes, Weights, Workload
 from fcdeploy.systems.pse_gcn.spec import NETWORK as REFINE
 from fcdeploy.systems.pse_gcn.spec import FeatureSettings, NeighborhoodSettings, refinement_products
 from fcdeploy.systems.training_types import Tunable, probabilities, thresholds
@@ -270,12 +270,21 @@ def refusal(weights: Weights, options: "Options") -> str | None:
     return None
 
 
-def tolerance(recipe: Recipe, network: str) -> Tolerance:
+@dataclass(frozen=True)
+class NetworkTolerance:
+    """What an export of one network may be off by."""
+
+    error: float
+    flips: int
+    relative: bool
+
+
+def tolerance(recipe: Recipe, network: str) -> NetworkTolerance:
     """Return what an export of a network may be off by."""
     allowed = recipe.tolerance
     if network == "refine":
-        return Tolerance(allowed.refined, allowed.flipped_edges, relative=False)
-    return Tolerance(allowed.logits, allowed.flipped_links, relative=True)
+        return NetworkTolerance(allowed.refined, allowed.flipped_edges, relative=False)
+    return NetworkTolerance(allowed.logits, allowed.flipped_links, relative=True)
 
 
 def rescore_passes(dim: int, ff: int, layers: int, norms: int) -> dict[str, PassSpec]:

@@ -7,7 +7,7 @@ lists, PCENet on the candidate links that the networks before it leave.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from fcdeploy.systems.nsr_fc import flow
 from fcdeploy.systems.nsr_fc.inputs import position_code
 from fcdeploy.systems.nsr_fc.network import Attention, Encoder, Layer, Lce, Pce, Rescore, with_gram
 from fcdeploy.systems.nsr_fc.spec import HEADS, Recipe
-from fcdeploy.systems.training_types import Schedule, Task, Training
+from fcdeploy.systems.training_types import Net, Schedule, Task, Training, Value
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Run
@@ -87,7 +87,7 @@ def _problem_of(dropout: float) -> str | None:
     return None if 0 <= dropout < 1 else f"dropout = {dropout} should lie in 0 to 1, 1 not included"
 
 
-def rescore_task(run: "Run", labels: np.ndarray, settings: RescoreSettings) -> Task:
+def rescore_task(run: "Run", labels: np.ndarray, settings: RescoreSettings) -> Task[Rescore]:
     """An item is a face with the refined features of its neighbors; a batch attends as the recipe says."""
     knn, made_of = flow.nearest_neighbors(run)
     features, _ = flow.refined_features(run, knn, made_of)
@@ -107,7 +107,7 @@ def rescore_task(run: "Run", labels: np.ndarray, settings: RescoreSettings) -> T
     )
 
 
-def lce_task(run: "Run", labels: np.ndarray, settings: LceSettings) -> Task:
+def lce_task(run: "Run", labels: np.ndarray, settings: LceSettings) -> Task[Lce]:
     """An item is a face with the features of its neighbors."""
     knn, _ = flow.nearest_neighbors(run)
     ids = flow.first_columns(knn, run.settings.pairs.k).ids
@@ -120,7 +120,7 @@ def lce_task(run: "Run", labels: np.ndarray, settings: LceSettings) -> Task:
     return Task(run.n, batch, functools.partial(lce_loss, dropout=settings.dropout))
 
 
-def pce_task(run: "Run", labels: np.ndarray, settings: PceSettings) -> Task:
+def pce_task(run: "Run", labels: np.ndarray, settings: PceSettings) -> Task[Pce]:
     """An item is a link from a face to a denser neighbor, with the neighbors of both."""
     knn, made_of = flow.nearest_neighbors(run)
     features, features_made_of = flow.refined_features(run, knn, made_of)
@@ -192,7 +192,7 @@ def strongest_of_others(
 
 
 def rescore_loss(
-    net: Any, batch: dict[str, Tensor], across_neighbors: bool, dropout: float
+    net: Rescore, batch: dict[str, Tensor], across_neighbors: bool, dropout: float
 ) -> tuple[Tensor, Tensor]:
     """Binary cross entropy of "the same person as the face", the face itself among its neighbors; with the logits."""
     features, code = batch["features"], batch["code"]
@@ -204,14 +204,14 @@ def rescore_loss(
     return F.binary_cross_entropy_with_logits(logits, batch["same"]), logits.reshape(-1)
 
 
-def lce_loss(net: Any, batch: dict[str, Tensor], dropout: float) -> tuple[Tensor, Tensor]:
+def lce_loss(net: Lce, batch: dict[str, Tensor], dropout: float) -> tuple[Tensor, Tensor]:
     """Cross entropy of "the same person as the face" over all its neighbors; with by how much each is taken for it."""
     y = encoded(net.encoder, with_gram(batch["features"]), dropout)
     logits = net.classifier[1:](first_with_each(net.classifier[0], y)).float().reshape(-1, 2)
     return F.cross_entropy(logits, batch["same"].reshape(-1)), logits[:, 1] - logits[:, 0]
 
 
-def pce_loss(net: Any, batch: dict[str, Tensor], dropout: float) -> tuple[Tensor, Tensor]:
+def pce_loss(net: Pce, batch: dict[str, Tensor], dropout: float) -> tuple[Tensor, Tensor]:
     """Cross entropy of "both are one person"; with by how much each link is confirmed."""
     features = batch["features"]
     y = encoded(net.encoder, with_gram(features), dropout, rows=(0, net.k))
@@ -265,7 +265,7 @@ def attended(attention: Attention, query: Tensor, key: Tensor, value: Tensor, dr
     return attention.out_proj(mixed.transpose(1, 2).reshape(query.shape))
 
 
-def lce_outcome(run: "Run", truth: np.ndarray) -> tuple[dict[str, float], dict[str, Any]]:
+def lce_outcome(run: "Run", truth: np.ndarray) -> tuple[dict[str, float], dict[str, Value]]:
     """How good the clusters of LCENet's candidates are, at the probability that suits them best."""
     knn, made_of = flow.nearest_neighbors(run)
     k = run.settings.pairs.k
@@ -318,7 +318,7 @@ def check_heads(width: int, what: str) -> None:
         )
 
 
-def settled(net: Any) -> Any:
+def settled(net: Net) -> Net:
     """Start attentions without biases, as PyTorch's own do."""
     for module in net.modules():
         if isinstance(module, Attention):

@@ -1,7 +1,6 @@
 """Batches for PSE-GCN's passes, gathered from tables."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ def neighborhood_batches(
     *,
     rows: int,
     most: int,
-) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray | Rows]]]:
     """Yield the neighborhoods of ``centres`` in groups of nearly equal size, ready for the engine.
 
     tables: the encode pass's outputs, (n, 2d) each; ranked: (n, k) re-ranked ids; knn: the original lists;
@@ -32,7 +31,7 @@ def neighborhood_batches(
     for group in groups_by_size(sizes, rows, most):
         width = int(sizes[group[0]])
         faces = np.ascontiguousarray(nodes[group, :width])
-        feeds: dict[str, Any] = {name: Rows(tables[name], faces) for name in TABLES}
+        feeds: dict[str, np.ndarray | Rows] = {name: Rows(tables[name], faces) for name in TABLES}
         feeds["out"] = tables["out"][faces[:, 0]]
         feeds["adj"] = np.empty((len(group), width, width), dtype=np.float32)
         connect_neighborhoods(faces, sizes[group], knn.ids, knn.sims, near.active, feeds["adj"])

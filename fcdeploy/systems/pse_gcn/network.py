@@ -17,8 +17,9 @@ Where all faces share one neighborhood it equals the published network, which is
 """
 
 import copy
-from typing import Any
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -280,7 +281,9 @@ def network_from_state_dict(state: dict[str, Tensor]) -> PseGcn:
     return net.eval()
 
 
-def plain_outputs(net: PseGcn, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def plain_outputs(
+    net: PseGcn, batch: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Evaluate the published form in float64 on a batch from ``parity.random_batch``.
 
     Returns the outputs by name and the similarities that are compared with 0.5, block by block, in the form in

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class Settings:
         return augmentation.problem(self.flips, self.noise)
 
 
-def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
+def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task[PseGcn]:
     """An item is a face with its neighborhood, all of the same number of nodes."""
     knn, made_of = flow.nearest_neighbors(run)
     return neighborhood_task(run, knn, flow.reranked_lists(run, knn, made_of)[0], labels, settings)
@@ -66,7 +66,7 @@ def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
 
 def neighborhood_task(
     run: "Run", knn: KnnGraph, ranked: np.ndarray, labels: np.ndarray, settings: Settings
-) -> Task:
+) -> Task[PseGcn]:
     """The same from kNN lists and re-ranked ones, (n, k) int32."""
     near = run.settings.neighborhood
     cap = min(settings.nodes or near.hops[0] * near.hops[1] + 1, run.n)
@@ -166,13 +166,13 @@ def fill_neighborhoods(
     return out
 
 
-def similarities(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def similarities(net: PseGcn, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the similarities of all nodes of a neighborhood, refined, and which are of one person: (b, n, n) each."""
     refined = net(batch["features"], batch["adj"], torch.ones((), device=batch["adj"].device)).float()
     return refined @ refined.transpose(1, 2), batch["identity"][:, :, None] == batch["identity"][:, None, :]
 
 
-def loss(net: Any, batch: dict[str, Tensor], margin: float) -> tuple[Tensor, Tensor]:
+def loss(net: PseGcn, batch: dict[str, Tensor], margin: float) -> tuple[Tensor, Tensor]:
     """The published loss: of every node against its least similar same and its most similar other identity.
 
     Means over all nodes; a node that meets no other identity in its neighborhood has no part in what compares with
@@ -190,7 +190,7 @@ def loss(net: Any, batch: dict[str, Tensor], margin: float) -> tuple[Tensor, Ten
     return between + apart + together, sims[:, 0, 1:].reshape(-1)
 
 
-def multi_similarity_loss(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def multi_similarity_loss(net: PseGcn, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """A loss that no hopeless pair decides: of every node against all others, hard pairs weighing more.
 
     The published loss sees one pair of a node and stands still while that pair is out of reach, one person's two

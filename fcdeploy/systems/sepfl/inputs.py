@@ -1,7 +1,6 @@
 """Batches for SEPFL's passes: faces gathered with their neighbors."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from fcdeploy.engine.batching import Rows
 
 def face_batches(
     vectors: np.ndarray, near: np.ndarray, ids: np.ndarray, faces: np.ndarray, most: int
-) -> Iterator[tuple[slice, dict[str, Any]]]:
+) -> Iterator[tuple[slice, dict[str, np.ndarray | Rows]]]:
     """Yield ``faces`` (m,) with their neighbors, up to ``most`` at a time, ready for the engine.
 
     vectors: (n, d) float32; near: (n, 4d) float32, the near pass's output; ids: (n, k) int32. Yields (where in

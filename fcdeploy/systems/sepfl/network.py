@@ -12,8 +12,9 @@
 """
 
 import copy
-from typing import Any
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -139,7 +140,9 @@ def network_from_state_dict(state: dict[str, Tensor]) -> Sepfl:
     return net.eval()
 
 
-def plain_outputs(net: Sepfl, batch: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def plain_outputs(
+    net: Sepfl, batch: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Evaluate the published form in float64 on a batch from ``parity.random_batch``.
 
     Returns the outputs by name and by how much logit 1 is above logit 0, which decides whether a link is accepted.

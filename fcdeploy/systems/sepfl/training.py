@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcdeploy.engine.batching import Rows
@@ -69,7 +69,7 @@ class Settings:
         return augmentation.problem(self.flips, self.noise)
 
 
-def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
+def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task[Sepfl]:
     """An item is a link from a face to one of its neighbors, and both faces' lists; with ``group``, a face."""
     knn, _ = flow.nearest_neighbors(run)
     reach = settings.reach or max(1, knn.k // 2 - 1)
@@ -81,7 +81,9 @@ def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task:
     return replace(made, start=partial(start_from_similarity, variance=some.var(axis=0, dtype=np.float64)))
 
 
-def task_of_links(run: "Run", labels: np.ndarray, ids: np.ndarray, settings: Settings, reach: int) -> Task:
+def task_of_links(
+    run: "Run", labels: np.ndarray, ids: np.ndarray, settings: Settings, reach: int
+) -> Task[Sepfl]:
     """An item is a link, from a face to one of the first ``reach`` others of its list in ``ids`` (n, k)."""
     faces, others = drawn_links(ids[:, 1 : 1 + reach], labels, settings.links)
     same = (labels[faces] == labels[others]).astype(np.int64)
@@ -96,7 +98,9 @@ def task_of_links(run: "Run", labels: np.ndarray, ids: np.ndarray, settings: Set
     return Task(len(faces), batch, loss)
 
 
-def task_of_groups(run: "Run", labels: np.ndarray, ids: np.ndarray, settings: Settings, reach: int) -> Task:
+def task_of_groups(
+    run: "Run", labels: np.ndarray, ids: np.ndarray, settings: Settings, reach: int
+) -> Task[Sepfl]:
     """An item is a face, with its nearest: the first ``settings.group`` of its list in ``ids`` (n, k)."""
     n = len(ids)
     drawn_links(ids[:, 1 : 1 + reach], labels, 1)  # there are links of both kinds
@@ -158,13 +162,13 @@ def drawn_links(ids: np.ndarray, labels: np.ndarray, most: int) -> tuple[np.ndar
     return (chosen // r).astype(np.int32), ids.ravel()[chosen]
 
 
-def loss(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def loss(net: Sepfl, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Cross entropy of "the same person"; with by how much each link is accepted."""
     logits = net(batch["face"], batch["face_neighbors"], batch["other"], batch["other_neighbors"]).float()
     return F.cross_entropy(logits, batch["same"]), logits[:, 1] - logits[:, 0]
 
 
-def loss_of_groups(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def loss_of_groups(net: Sepfl, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The same of all links of some faces, those within persons weighing as much together as the others.
 
     features (f, d) of all faces and their neighbors; faces (m,) and neighbors (m, k), their places; links (p, 2),
@@ -178,16 +182,16 @@ def loss_of_groups(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return (weights * F.cross_entropy(logits, same, reduction="none")).sum(), logits[:, 1] - logits[:, 0]
 
 
-def encode(net: Any, features: Tensor, faces: Tensor, neighbors: Tensor) -> Tensor:
+def encode(net: Sepfl, features: Tensor, faces: Tensor, neighbors: Tensor) -> Tensor:
     """Return the network's branch (m, 2d) of ``faces``, what its first layer makes of a neighbor computed once."""
-    first = net.channel_mix[0]
+    first: nn.Linear = net.channel_mix[0]  # type: ignore[assignment]
     own, near = first.weight.split(features.shape[1], dim=1)
     shared = F.linear(features, near).index_select(0, neighbors.flatten()).view(*neighbors.shape, -1)
     x = features[faces]
     return net.branch(x, features[neighbors], F.linear(x, own, first.bias).unsqueeze(1) + shared)
 
 
-def start_from_similarity(net: Any, variance: np.ndarray) -> None:
+def start_from_similarity(net: Sepfl, variance: np.ndarray) -> None:
     """Set the classifier's weights so that links are as probable as their two faces are similar; others stay small.
 
     A classifier with random weights has to find out that two faces are compared coordinate by coordinate, from few
@@ -196,7 +200,8 @@ def start_from_similarity(net: Any, variance: np.ndarray) -> None:
     made all coordinates equally wide, which ``variance`` (d,), of the features, takes back. What a face attends to,
     and half of the second layer, begin with next to no weight.
     """
-    _, first, spread, _, _, second, above, _, _, third = net.classifier
+    first, second, third = (layer for layer in net.classifier if isinstance(layer, nn.Linear))
+    _, spread, above = (layer for layer in net.classifier if isinstance(layer, nn.BatchNorm1d))
     d = net.feature_dim
     half = max(1, d // 2)
     with torch.no_grad():
@@ -215,7 +220,7 @@ def start_from_similarity(net: Any, variance: np.ndarray) -> None:
         above.bias[:half] = ABOVE
         no_yes = torch.tensor([-1.0, 1.0]).to(third.weight)
         third.weight[:, :half] += no_yes[:, None] * (GAIN / 2 / half)
-        third.bias -= no_yes * (ABOVE * GAIN / 2)
+        third.bias.sub_(no_yes * (ABOVE * GAIN / 2))
 
 
 def network(recipe: Recipe, weights: Weights) -> Sepfl:
