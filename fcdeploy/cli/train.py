@@ -8,6 +8,7 @@ from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option
 from fcdeploy.cli.outputs import check_default_output
+from fcdeploy.cli.run_options import RUN_OPTIONS
 from fcdeploy.cli.types import PathType
 
 
@@ -133,6 +134,7 @@ from fcdeploy.cli.types import PathType
 @click.option(
     "--run-dir", type=PathType, help="Keep the training here, and go on with it.  [default: OUTPUT, .run]"
 )
+@RUN_OPTIONS["scratch"]
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     system: str,
@@ -166,6 +168,7 @@ def command(
     average: float,
     dim: int | None,
     run_dir: Path | None,
+    scratch: Path | None,
     quiet: bool,
 ) -> None:
     """Train a network of SYSTEM on your own labelled faces.
@@ -207,7 +210,9 @@ def command(
                 f"{features} would follow; give --dim."
             )
         width = _width(feature_files(features), len(read_labels(labels, None, label_column)), labels)
-    opened = open_and_tell(features, dim, width=width, column=column, output=output, quiet=quiet)
+    opened = open_and_tell(
+        features, dim, width=width, column=column, output=output, scratch=scratch, quiet=quiet
+    )
     # Faces behind the last of a clusters.txt are in no cluster.
     identities = read_labels(labels, opened.n, label_column)
     if width is not None:

@@ -10,6 +10,7 @@ from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.outputs import check_default_output
+from fcdeploy.cli.run_options import RUN_OPTIONS
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
 )
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
+@RUN_OPTIONS["scratch"]
 @click.option("--json", "as_json", is_flag=True, help="Print all that was tried as JSON.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
@@ -94,6 +96,7 @@ def command(
     on_bad: str,
     threads: int,
     run_dir: Path | None,
+    scratch: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -123,7 +126,13 @@ def command(
     check_bad_list(bad_list, (features, labels))
     bundle = read_bundle(engine)
     opened = open_and_tell(
-        features, None, width=bundle.feature_dim, column=column, output=output, quiet=quiet
+        features,
+        None,
+        width=bundle.feature_dim,
+        column=column,
+        output=output,
+        scratch=scratch,
+        quiet=quiet,
     )
     try:
         truth = read_labels(labels, opened.n, label_column)
@@ -139,10 +148,13 @@ def command(
             objective=objective,
             min_precision=min_precision,
             unknown=unknown,
-            options=Options(inference=inference, threads=threads, link=link, duplicates=duplicates),
+            options=Options(
+                inference=inference, threads=threads, link=link, duplicates=duplicates, scratch=scratch
+            ),
             on_bad=on_bad,
             bad_list=bad_list,
             run_dir=run_dir,
+            scratch_dir=output.parent,
             labels_name=str(labels),
             quiet=quiet or as_json,
         )

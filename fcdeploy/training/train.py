@@ -227,7 +227,8 @@ def train(
         )
         try:
             check_config(folder, config)  # before anything of another training is replaced
-            task = training.task(run, own if training.mixes else people_of(own, run.albums), settings)
+            with advice_of_training():
+                task = training.task(run, own if training.mixes else people_of(own, run.albums), settings)
         except InputError:
             store.drop_scratch()
             raise
@@ -326,7 +327,8 @@ def check_given_lists(
             raise InputError(f"--reranked does not apply to {system.title}, which has no re-ranking.")
         lists = open_lists(path, features, k if option == "knn" else 1, lambda k: False)
         if option == "reranked":
-            recipe.check_reranked(lists.k, str(path))
+            with advice_of_training():
+                recipe.check_reranked(lists.k, str(path))
         sorted_later = option == "knn" and sorts_lists(system, lists)
         check_lists_of(
             lists,
@@ -336,6 +338,21 @@ def check_given_lists(
             sorted_later=sorted_later,
         )
     return {option: str(path) if option == "knn" else path for option, path in given.items() if path}
+
+
+@contextlib.contextmanager
+def advice_of_training() -> Iterator[None]:
+    """Say what there is here instead of an option that only commands with an engine have."""
+    try:
+        yield
+    except InputError as error:
+        told, advised, _ = str(error).partition("give --hops")
+        if not advised:
+            raise
+        raise InputError(
+            f"{told}give longer lists (faces of validation and unknown ones are left out of them), or smaller hops in "
+            "the [neighborhood] of a --recipe."
+        ) from error
 
 
 def training_of(system: System, network: str | None) -> tuple[str, Training]:

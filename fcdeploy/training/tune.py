@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from fcdeploy.clustering.metrics import PrecisionRecall, check_unknown
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.features import Features
 from fcdeploy.data.labels import check_known
+from fcdeploy.data.scratch import scratch_folder
 from fcdeploy.data.side_files import check_replaceable
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.engine.bundle import MANIFEST, Bundle
@@ -25,9 +27,9 @@ from fcdeploy.runtime.bad_rows import LEFT_OUT, check_on_bad
 from fcdeploy.runtime.checked import checked_rows
 from fcdeploy.runtime.computed import what_was_computed
 from fcdeploy.runtime.copies import ROWS
-from fcdeploy.runtime.pipeline import Options, begin_run, prepare
+from fcdeploy.runtime.pipeline import Options, begin_run, prepare, sum_of_products
 from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import RunFolder, Store
+from fcdeploy.runtime.run_folder import SCRATCH_FOLDER, RunFolder, Store
 from fcdeploy.systems import NAMES, get_system
 from fcdeploy.systems.settings import setting_of, settings_from_dict, with_settings
 from fcdeploy.systems.training_types import Tunable
@@ -104,6 +106,7 @@ def tune(
     on_bad: str = "stop",
     bad_list: Path | None = None,
     run_dir: Path | str | None = None,
+    scratch_dir: Path | str | None = None,
     labels_name: str = "labels",
     quiet: bool = True,
 ) -> Tuned:
@@ -113,9 +116,10 @@ def tune(
     with ``unknown`` "singleton", each is an identity of its own. objective: "pairwise" or "bcubed", whose F is the
     highest among the settings that join faces with a precision of at least ``min_precision``. on_bad: rows that cannot
     be used raise InputError with 'stop' and are left out, with their labels, with 'skip' and 'zero'; all are listed in
-    the file ``bad_list``, where one is named. With ``run_dir`` products are kept there and taken up again. Raises
-    InputError when a system has nothing to choose, no setting is that precise, or the labels, which come from
-    ``labels_name``, cannot tell.
+    the file ``bad_list``, where one is named. With ``run_dir`` products are kept there and taken up again; without it,
+    what does not fit into half of the memory budget lies in a folder that is removed at the end, in ``options.scratch``
+    or ``scratch_dir``, where the output goes. Raises InputError when a system has nothing to choose, no setting is that
+    precise, or the labels, which come from ``labels_name``, cannot tell.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"--objective {objective}: is neither {' nor '.join(OBJECTIVES)}.")
@@ -139,8 +143,15 @@ def tune(
     with contextlib.ExitStack() as stack:
         stack.enter_context(threads_limited(options.cores))
         store: Store = KeyedStore()
-        if run_dir:
-            store = stack.enter_context(RunFolder(run_dir))
+        folder = Path(run_dir) if run_dir else None
+        if (
+            folder is None
+            and sum_of_products(system, features.n, bundle, settings, fitted) > fitted.budget // 2
+        ):
+            place = scratch_folder(options.scratch, scratch_dir)
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=place)))
+        if folder:
+            store = stack.enter_context(RunFolder(folder))
             made = system.products(features.n, bundle.weights, settings, fitted)
             store.check_free([*made, *system.unsized, ROWS])
         stack.enter_context(told_of_compiling(progress.compiling))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fcdeploy.data.features import Features, features_from_array
+from fcdeploy.data.forms import spool
 from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.errors import InputError
 from fcdeploy.graph.knn import KnnSearch
@@ -73,8 +74,15 @@ def test_re_ranked_lists_are_taken_for_all_faces_and_refused_where_too_few_remai
         validation=0,
         reranked=tmp_path / "own.npy",
     )
-    with pytest.raises(InputError, match=r"ranked\.npy: its lists of \d+ are too short for hops"):
+    remedy = r"longer lists \(faces of validation .*smaller hops in the \[neighborhood\] of a --recipe\.$"
+    with pytest.raises(
+        InputError, match=r"ranked\.npy: its lists of \d+ are too short for hops .*" + remedy
+    ) as said:
         weights_of(people, vectors, identities, tmp_path / "b.pth", reranked=tmp_path / "ranked.npy")
+    assert "--hops" not in str(said.value)  # which `train` does not have
+    np.save(tmp_path / "shorter.npy", ids[:, :5])
+    with pytest.raises(InputError, match=r"shorter\.npy: its lists of 5 are too short.*" + remedy):
+        weights_of(people, vectors, identities, tmp_path / "c.pth", reranked=tmp_path / "shorter.npy")
 
 
 def test_lists_that_cannot_be_used_are_refused_and_nothing_is_written(
@@ -128,6 +136,26 @@ def test_a_run_goes_on_only_with_the_lists_that_it_began_with(lists, people, fcd
     done = fcdeploy(*line)
     assert done.code == 2
     assert "other settings (--knn)" in done.err
+
+
+def test_features_that_are_unpacked_go_where_scratch_says(people, fcdeploy, tmp_path, monkeypatch):
+    """Large compressed features are unpacked beside the output, unless a folder is given."""
+    opened = []
+    monkeypatch.setattr(spool, "IN_MEMORY", 0)
+    straight = spool.nameless_file
+    monkeypatch.setattr(spool, "nameless_file", lambda place: opened.append(place) or straight(place))
+    np.savez_compressed(tmp_path / "f.npz", np.fromfile(people / "f.bin", "<f4").reshape(400, -1))
+    (tmp_path / "room").mkdir()
+    data = ("--features", tmp_path / "f.npz", "--labels", people / "f.meta")
+    line = ("train", "sepfl", *data, "--recipe", people / "sepfl.toml", *FEW, "-o", tmp_path / "c.pth")
+    done = fcdeploy(*line, "--scratch", tmp_path / "none")
+    assert (done.code, done.err) == (
+        2,
+        f"Error: --scratch {tmp_path}/none: is no folder; create it or choose another.\n",
+    )
+    assert fcdeploy(*line, "--scratch", tmp_path / "room").code == 0
+    assert opened == [tmp_path / "room"]
+    assert not list((tmp_path / "room").iterdir())
 
 
 @pytest.mark.parametrize("order", ["by person", "mixed"])

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 import fcdeploy
+from fcdeploy.cli import main
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.features import features_from_array
 from fcdeploy.errors import InputError
 from fcdeploy.runtime.pipeline import Options
+from fcdeploy.runtime.run_folder import RunFolder
 from fcdeploy.systems.settings import settings_as_dict
+from fcdeploy.training import tune as tuning
 from fcdeploy.training.sweep import Trial, best_trial, near
 from fcdeploy.training.tune import describe_values, tune
 
@@ -195,3 +198,28 @@ def test_a_recipe_that_is_written_reads_as_it_was(name, tmp_path):
     assert again == recipe
     assert settings_as_dict(again) == settings_as_dict(recipe)
     assert (tmp_path / "x.toml").read_text().startswith("# What it is for\n#\n")
+
+
+def test_what_does_not_fit_into_memory_lies_in_scratch_until_the_end(bundle, faces, tmp_path, monkeypatch):
+    """What a run over 300 faces makes is more than half of a budget of 100 kB, and the trials are the same."""
+    features, truth = faces
+    rooms = []
+    monkeypatch.setattr(tuning, "RunFolder", lambda folder: rooms.append(folder) or RunFolder(folder))
+    in_memory = tune(features_from_array(features), bundle, truth, options=ONE)
+    assert rooms == []
+    little = Options(threads=1, memory=100_000, scratch=tmp_path)
+    on_disk = tune(features_from_array(features), bundle, truth, options=little)
+    assert [room.parent for room in rooms] == [tmp_path]
+    assert on_disk.trials == in_memory.trials
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_takes_scratch(bundle, faces, tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "f.npy", faces[0])
+    np.save(tmp_path / "l.npy", faces[1])
+    data = ("--features", tmp_path / "f.npy", "--labels", tmp_path / "l.npy", "-o", tmp_path / "tuned.toml")
+    line = ("fcdeploy", "tune", "--engine", bundle.path, *data, "--scratch", tmp_path / "none")
+    monkeypatch.setattr("sys.argv", [*map(str, line)])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"--scratch {tmp_path}/none: is no folder" in capsys.readouterr().err
