@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,24 +67,9 @@ def build_bundle(
     called with a line after each pass.
     Raises InputError for a bundle, profile or graph that cannot be used, FcdeployError when TensorRT fails.
     """
-    bundle = read_bundle(source)
-    if bundle.kind != ONNX:
-        raise InputError(
-            f"{bundle.path}: holds plans already; give the ONNX bundle that they were built from, "
-            f"{bundle.manifest['source']['bundle']}."
-        )
-    bundle.check_files()
+    bundle = _source_bundle(source)
     given_profile = None if isinstance(profile, BuildProfile) else Path(profile)
-    if not isinstance(profile, BuildProfile):
-        profile = load_profile(profile)
-    for name, given in (("--compute-capability", compute_capability), ("--log-file", log_file)):
-        if given is not None and profile.flavour == "onnxruntime":
-            raise InputError(
-                f"{name}: is for TensorRT, and profile {profile.name} is for ONNX Runtime; leave it out."
-            )
-    if compute_capability is not None:
-        check_capability(compute_capability, "--compute-capability")
-        profile = dataclasses.replace(profile, compute_capability=compute_capability)
+    profile = _chosen_profile(profile, compute_capability, log_file)
     output = Path(output or bundle.path.with_suffix(f".{PLAN}").name)
     if output.exists() and output.samefile(bundle.path):
         raise InputError(f"{output}: is the bundle to build from; choose another output.")
@@ -102,13 +87,7 @@ def build_bundle(
         _device(trt, profile),
         profile.name,
     )
-    for system, name in profile.passes:
-        if system == bundle.system and name not in bundle.passes:
-            raise InputError(
-                f"profile {profile.name}: systems.{system}.{name} is no pass of {bundle.path}; "
-                f"it has {', '.join(bundle.passes)}."
-            )
-    ranges = {name: profile.ranges(bundle.system, spec) for name, spec in bundle.passes.items()}
+    ranges = _ranges_of_passes(profile, bundle)
     handle = open_own(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with os.fdopen(handle, "w", encoding="utf-8") as log, new_bundle(output, bundle.passes, PLAN) as folder:
         for name, spec in bundle.passes.items():
@@ -120,29 +99,80 @@ def build_bundle(
                 )
             (folder / f"{name}.{PLAN}").write_bytes(plan)
             tell(f"{name}: {plan.nbytes:,} bytes in {time.perf_counter() - started:.1f} s")
-        write_manifest(
-            folder,
-            bundle.passes,
-            {
-                **_inherited(bundle),
-                "versions": {
-                    **bundle.manifest["versions"],
-                    "fcdeploy": __version__,
-                    target.flavour: target.version,
-                },
-                "target": {**dataclasses.asdict(target), "workspace": profile.workspace},
-                "source": {"bundle": bundle.path.resolve().name, "digest": bundle.digest()},
-            },
-            kind=PLAN,
-            of_passes={
-                name: {
-                    "profiles": [{axis: list(r) for axis, r in group.items()} for group in ranges[name]],
-                    "source": {key: bundle.manifest["passes"][name][key] for key in ("file", "sha256")},
-                }
-                for name in bundle.passes
-            },
-        )
+        _write_manifest_of_plans(folder, bundle, target, profile, ranges)
     return read_bundle(output)
+
+
+def _source_bundle(source: Path | str) -> Bundle:
+    """Read the bundle to build from; raises InputError where it is not one of ONNX graphs, or damaged."""
+    bundle = read_bundle(source)
+    if bundle.kind != ONNX:
+        raise InputError(
+            f"{bundle.path}: holds plans already; give the ONNX bundle that they were built from, "
+            f"{bundle.manifest['source']['bundle']}."
+        )
+    bundle.check_files()
+    return bundle
+
+
+def _chosen_profile(
+    profile: BuildProfile | Path | str, compute_capability: str | None, log_file: Path | str | None
+) -> BuildProfile:
+    """Return the profile with the compute capability given; raises InputError for options that are not for it."""
+    if not isinstance(profile, BuildProfile):
+        profile = load_profile(profile)
+    for name, given in (("--compute-capability", compute_capability), ("--log-file", log_file)):
+        if given is not None and profile.flavour == "onnxruntime":
+            raise InputError(
+                f"{name}: is for TensorRT, and profile {profile.name} is for ONNX Runtime; leave it out."
+            )
+    if compute_capability is None:
+        return profile
+    check_capability(compute_capability, "--compute-capability")
+    return dataclasses.replace(profile, compute_capability=compute_capability)
+
+
+def _ranges_of_passes(profile: BuildProfile, bundle: Bundle) -> dict[str, list[Ranges]]:
+    """Return the ranges to build each pass for; raises InputError where the profile names passes that are none."""
+    for system, name in profile.passes:
+        if system == bundle.system and name not in bundle.passes:
+            raise InputError(
+                f"profile {profile.name}: systems.{system}.{name} is no pass of {bundle.path}; "
+                f"it has {', '.join(bundle.passes)}."
+            )
+    return {name: profile.ranges(bundle.system, spec) for name, spec in bundle.passes.items()}
+
+
+def _write_manifest_of_plans(
+    folder: Path,
+    bundle: Bundle,
+    target: PlanTarget,
+    profile: BuildProfile,
+    ranges: Mapping[str, list[Ranges]],
+) -> None:
+    """Write the manifest of plans: what its bundle says, what they were built for, and from which files."""
+    write_manifest(
+        folder,
+        bundle.passes,
+        {
+            **_inherited(bundle),
+            "versions": {
+                **bundle.manifest["versions"],
+                "fcdeploy": __version__,
+                target.flavour: target.version,
+            },
+            "target": {**dataclasses.asdict(target), "workspace": profile.workspace},
+            "source": {"bundle": bundle.path.resolve().name, "digest": bundle.digest()},
+        },
+        kind=PLAN,
+        of_passes={
+            name: {
+                "profiles": [{axis: list(r) for axis, r in group.items()} for group in ranges[name]],
+                "source": {key: bundle.manifest["passes"][name][key] for key in ("file", "sha256")},
+            }
+            for name in bundle.passes
+        },
+    )
 
 
 def _check_side_files(

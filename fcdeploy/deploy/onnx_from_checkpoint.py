@@ -1,8 +1,10 @@
 """Export: authors' checkpoints become a bundle of ONNX graphs, checked against PyTorch before it appears."""
 
+import functools
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from fcdeploy import __version__
 from fcdeploy.data.features import Features, open_features
 from fcdeploy.data.scratch import temporary_folder
 from fcdeploy.deploy.agreement import Agreement, faces_for_agreement, measure_agreement
-from fcdeploy.deploy.checkpoint import keys_of, read_checkpoint
+from fcdeploy.deploy.checkpoint import Checkpoint, keys_of, read_checkpoint
 from fcdeploy.deploy.parity import Parity, measure_parity
 from fcdeploy.deploy.precision import (
     AGREEMENT,
@@ -35,7 +37,7 @@ from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import FcdeployWarning, InputError, ParityError
 from fcdeploy.packages import import_package
-from fcdeploy.systems import System, Weights, check_recipe
+from fcdeploy.systems import Recipe, System, Weights, check_recipe
 from fcdeploy.systems.settings import settings_as_dict
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ OPSET = 20  # the first with Gelu
 def export_checkpoint(
     checkpoint: Path | str | Sequence[Path | str],
     output: Path | str | None = None,
-    recipe: Path | str | Any = None,
+    recipe: Path | str | Recipe | None = None,
     *,
     key: str | Sequence[str] | None = None,
     precision: str = "fp32",
@@ -72,111 +74,177 @@ def export_checkpoint(
     """
     import_export_extra()
     _check_precision(precision, keep, agreement)
-    name = str(recipe) if isinstance(recipe, (str, Path)) else None
-    recipe = recipe if name is None else load_recipe(name)
+    if isinstance(recipe, (str, Path)):
+        name, given = str(recipe), load_recipe(recipe)
+    else:
+        name, given = None, recipe
     if output:
         check_bundle_path(output)
-    checkpoints = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
-    given = list(zip(map(Path, checkpoints), keys_of(key, len(checkpoints)), strict=True))
-    # One file may hold several networks: then their keys tell them apart.
-    several = {path for path, _ in given if len({one for other, one in given if other == path}) > 1}
-    files = {f"{path}, {one}" if path in several else str(path): (path, one) for path, one in given}
-    read = {where: read_checkpoint(path, one) for where, (path, one) in files.items()}
-    states = {where: one.state for where, one in read.items()}
-    system, network_of, weights = recognise(
-        {
-            path: {name: tuple(tensor.shape) for name, tensor in state.items()}
-            for path, state in states.items()
-        }
-    )
-    for where, one in read.items():
-        if one.beside:
-            left_out = f"tensors beside them are left out ({one.beside:,})"
-            warnings.warn(
-                f"{where}: the weights are those under {one.key}; {left_out}.", FcdeployWarning, stacklevel=2
-            )
-    in_order = sorted(states, key=lambda where: list(weights).index(network_of[where]))
-    recipe, recipe_from = _chosen_recipe(
-        system, [files[where][0] for where in in_order], weights, recipe, name
-    )
+    read = _read_all([checkpoint] if isinstance(checkpoint, (str, Path)) else checkpoint, key)
+    system, weights, sources = _recognised(read)
+    paths = [source.path for source in sources]
+    chosen, recipe_from = _chosen_recipe(system, paths, weights, given, name)
     output = Path(output or f"{system.name}.onnx")
-    faces = open_features(agreement, recipe.feature_dim) if agreement else None
-    parities: dict[str, Parity] = {}
-    networks: dict[str, dict[str, Any]] = {}
+    faces = open_features(agreement, chosen.feature_dim) if agreement else None
     passes = system.passes(weights)
-    with (
-        new_bundle(output, passes) as folder,
-        temporary_folder(output.parent) as scratch,
-    ):
-        full, spelled = folder, Path(scratch) / "spelled"
-        if precision == "fp16":
-            full = Path(scratch) / "fp32"
-            full.mkdir()
-            spelled.mkdir()
-        products: dict[str, dict[str, int]] = {}
-        for where, state in ((where, states[where]) for where in in_order):
-            path, name = files[where][0], network_of[where]
-            torch_network = system.module("network").NETWORKS[name]
-            model = torch_network.from_state_dict(state)
-            torch_network.settle(model, recipe)
-            modules = torch_network.passes(model)
-            for of, module in modules.items():
-                _export_pass(module, passes[of], full / f"{of}.onnx")
-            of_network = (system, name, weights[name], model)
-            parity = measure_parity(*of_network, full, recipe)
-            if not parity.within_tolerance and not allow_mismatch:
-                raise ParityError(
-                    f"{path}: the exported graphs miss the tolerance ({parity}); nothing was written. "
-                    "Raise the recipe's [tolerance] or give --allow-mismatch to keep them."
-                )
-            if precision == "fp16":
-                products |= _write_halves(full, folder, spelled, modules, torch_network.deciding, keep)
-                shipped = measure_parity(*of_network, folder, recipe, half=True)
-                parity = measure_parity(
-                    *of_network,
-                    spelled,
-                    recipe,
-                    half=True,
-                    backend="onnxruntime, float16 rounding spelled out",
-                )
-                for measured in (shipped, parity):
-                    if not measured.within_tolerance and not allow_mismatch:
-                        raise ParityError(
-                            f"{path}: in half precision the graphs miss the tolerance ({measured}); nothing was "
-                            "written. Export it in fp32, or give --allow-mismatch to keep them."
-                        )
-            parities[name] = parity
-            networks[name] = {
-                "widths": dict(weights[name]),
-                "checkpoint": {
-                    "file": path.name,
-                    "sha256": sha256_of(path),
-                    **({"key": read[where].key} if read[where].key else {}),
-                },
-                "parity": parity.as_dict(),
-            }
+    parities: dict[str, Parity] = {}
+    products: dict[str, dict[str, int]] = {}
+    with new_bundle(output, passes) as folder, temporary_folder(output.parent) as scratch:
+        export = _Export(system, weights, chosen, folder, Path(scratch), precision, keep, allow_mismatch)
+        for source in sources:
+            parities[source.network], halved = _export_network(export, source)
+            products |= halved
         fields = {
             "system": system.name,
-            "feature_dim": recipe.feature_dim,
+            "feature_dim": chosen.feature_dim,
             "precision": precision,
-            "recipe": settings_as_dict(recipe),
+            "recipe": settings_as_dict(chosen),
             "recipe_from": recipe_from,
-            "networks": networks,
+            "networks": {
+                source.network: _network_fields(source, weights, parities[source.network])
+                for source in sources
+            },
             "versions": _versions(),
         }
         if precision == "fp16":
-            for place in (full, spelled):
+            for place in (export.full, export.spelled):
                 write_manifest(place, passes, fields)
-            measured_on = faces or faces_for_agreement(recipe, recipe.feature_dim)
-            agreed = _measured_agreement(full, spelled, measured_on, allow_mismatch, ", ".join(states))
+            measured_on = faces or faces_for_agreement(chosen, chosen.feature_dim)
+            agreed = _measured_agreement(
+                export.full, export.spelled, measured_on, allow_mismatch, ", ".join(read)
+            )
             fields["fp16"] = {"keep": keep, "products": products, "agreement": agreed.as_dict()}
         write_manifest(folder, passes, fields)
     return read_bundle(output), parities
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint of an export: what messages call it, its file, what was read, and which network it holds."""
+
+    where: str
+    path: Path
+    checkpoint: Checkpoint
+    network: str
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What all networks of an export have in common.
+
+    folder: of the bundle; scratch: for what does not stay. keep, precision: see ``export_checkpoint``.
+    """
+
+    system: System
+    weights: Weights
+    recipe: Recipe
+    folder: Path
+    scratch: Path
+    precision: str
+    keep: str
+    allow_mismatch: bool
+
+    @property
+    def full(self) -> Path:
+        """Where graphs in single precision are written: the bundle itself unless it is in half precision."""
+        return self.folder if self.precision == "fp32" else self.scratch / "fp32"
+
+    @property
+    def spelled(self) -> Path:
+        """Where graphs in half precision are written with their rounding spelled out."""
+        return self.scratch / "spelled"
+
+
+def _read_all(
+    checkpoints: Sequence[Path | str], key: str | Sequence[str] | None
+) -> dict[str, tuple[Path, Checkpoint]]:
+    """Read all checkpoints: what messages call each of them -> its file and its weights."""
+    given = list(zip(map(Path, checkpoints), keys_of(key, len(checkpoints)), strict=True))
+    # One file may hold several networks: then their keys tell them apart.
+    several = {path for path, _ in given if len({one for other, one in given if other == path}) > 1}
+    files = {f"{path}, {one}" if path in several else str(path): (path, one) for path, one in given}
+    return {where: (path, read_checkpoint(path, one)) for where, (path, one) in files.items()}
+
+
+def _recognised(read: Mapping[str, tuple[Path, Checkpoint]]) -> tuple[System, Weights, list[_Source]]:
+    """Return the system of checkpoints, the widths of its networks, and the checkpoints in the order of a run.
+
+    Tells the user where tensors beside the weights are left out.
+    """
+    system, network_of, weights = recognise(
+        {
+            where: {name: tuple(tensor.shape) for name, tensor in checkpoint.state.items()}
+            for where, (_, checkpoint) in read.items()
+        }
+    )
+    for where, (_, checkpoint) in read.items():
+        if checkpoint.beside:
+            left_out = f"tensors beside them are left out ({checkpoint.beside:,})"
+            warnings.warn(
+                f"{where}: the weights are those under {checkpoint.key}; {left_out}.",
+                FcdeployWarning,
+                stacklevel=3,
+            )
+    sources = [
+        _Source(where, path, checkpoint, network_of[where]) for where, (path, checkpoint) in read.items()
+    ]
+    return system, weights, sorted(sources, key=lambda source: list(weights).index(source.network))
+
+
+def _export_network(export: _Export, source: _Source) -> tuple[Parity, dict[str, dict[str, int]]]:
+    """Write the graphs of one network, checked against PyTorch; in half precision with its products, as counted.
+
+    Raises ParityError when the tolerance is missed.
+    """
+    system, name = export.system, source.network
+    network = system.module("network").NETWORKS[name]
+    model = network.from_state_dict(source.checkpoint.state)
+    network.settle(model, export.recipe)
+    specs, modules = system.passes(export.weights), network.passes(model)
+    export.full.mkdir(exist_ok=True)
+    for of, module in modules.items():
+        _export_pass(module, specs[of], export.full / f"{of}.onnx")
+    measured = functools.partial(
+        measure_parity, system, name, export.weights[name], model, recipe=export.recipe
+    )
+    parity = measured(export.full)
+    if not parity.within_tolerance and not export.allow_mismatch:
+        raise ParityError(
+            f"{source.path}: the exported graphs miss the tolerance ({parity}); nothing was written. "
+            "Raise the recipe's [tolerance] or give --allow-mismatch to keep them."
+        )
+    if export.precision == "fp32":
+        return parity, {}
+    export.spelled.mkdir(exist_ok=True)
+    products = _write_halves(export, modules, network.deciding)
+    shipped = measured(export.folder, half=True)
+    spelled = measured(export.spelled, half=True, backend="onnxruntime, float16 rounding spelled out")
+    for parity in (shipped, spelled):
+        if not parity.within_tolerance and not export.allow_mismatch:
+            raise ParityError(
+                f"{source.path}: in half precision the graphs miss the tolerance ({parity}); nothing was "
+                "written. Export it in fp32, or give --allow-mismatch to keep them."
+            )
+    return spelled, products
+
+
+def _network_fields(source: _Source, weights: Weights, parity: Parity) -> dict[str, Any]:
+    """Return what the manifest says of a network."""
+    key = source.checkpoint.key
+    return {
+        "widths": dict(weights[source.network]),
+        "checkpoint": {
+            "file": source.path.name,
+            "sha256": sha256_of(source.path),
+            **({"key": key} if key else {}),
+        },
+        "parity": parity.as_dict(),
+    }
+
+
 def _chosen_recipe(
-    system: System, checkpoints: Sequence[Path], weights: Weights, given: Any, name: str | None
-) -> tuple[Any, dict[str, Any]]:
+    system: System, checkpoints: Sequence[Path], weights: Weights, given: Recipe | None, name: str | None
+) -> tuple[Recipe, dict[str, Any]]:
     """Return the recipe to export with and where it is from, and tell the user where that is not what they said.
 
     checkpoints: in the order of a run. given: a recipe or None; name: the file or built-in recipe that it was read
@@ -219,12 +287,7 @@ def _check_precision(precision: str, keep: str, agreement: Path | str | None) ->
 
 
 def _write_halves(
-    full: Path,
-    folder: Path,
-    spelled: Path,
-    passes: Iterable[str],
-    deciding: Mapping[str, tuple[str, ...]],
-    keep: str,
+    export: _Export, passes: Iterable[str], deciding: Mapping[str, tuple[str, ...]]
 ) -> dict[str, dict[str, int]]:
     """Write a network's graphs in half precision, as they are shipped and with rounding spelled out.
 
@@ -232,14 +295,16 @@ def _write_halves(
     """
     import onnx
 
-    graphs = {name: onnx.load(full / f"{name}.onnx") for name in passes}
-    float32 = float32_products(graphs, deciding, keep)
+    graphs = {name: onnx.load(export.full / f"{name}.onnx") for name in passes}
+    float32 = float32_products(graphs, deciding, export.keep)
     products = {}
     for name, graph in graphs.items():
         half = with_half_products(graph, float32[name])
         onnx.checker.check_model(half, full_check=True)
-        _write_graph(half, folder / f"{name}.onnx")
-        _write_graph(with_half_products(graph, float32[name], spelled_out=True), spelled / f"{name}.onnx")
+        _write_graph(half, export.folder / f"{name}.onnx")
+        _write_graph(
+            with_half_products(graph, float32[name], spelled_out=True), export.spelled / f"{name}.onnx"
+        )
         products[name] = count_products(half)
     return products
 
