@@ -4,16 +4,15 @@ Both give the same integers (see ``codes``); which is used decides nothing but s
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numba
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from fcdeploy.errors import MissingDependencyError
+from fcdeploy.graph.threads import blas_limited
 from fcdeploy.packages import import_package, tell_if_broken
 
 # With one of these instructions, int8 products are quicker than single precision.
@@ -94,11 +93,6 @@ def quickest_products() -> Products:
     return Int8Products() if any(found.get(unit) for unit in INT8_UNITS) else FloatProducts()
 
 
-@functools.cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
 @contextlib.contextmanager
 def workers() -> Iterator[Callable[[Callable[[Any], None], Iterable[Any]], None]]:
     """Give a function that calls another for each of some tasks, on as many threads as numba is set to.
@@ -107,7 +101,7 @@ def workers() -> Iterator[Callable[[Callable[[Any], None], Iterable[Any]], None]
     """
     threads = numba.get_num_threads()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_libraries().limit(limits=1, user_api="blas"))
+        stack.enter_context(blas_limited(1))
         if threads == 1:
 
             def run(task: Callable[[Any], None], tasks: Iterable[Any]) -> None:

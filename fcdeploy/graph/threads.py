@@ -58,9 +58,7 @@ def threads_limited(threads: int) -> Iterator[None]:
         openmp = 1 if faiss_inherited() else threads
         pools = ThreadpoolController()
         stack.enter_context(pools.select(user_api="openmp").limit(limits=openmp))
-        # faiss's own OpenBLAS counts as OpenMP does.
-        blas = [pool for pool in pools.select(user_api="blas").lib_controllers if not follows_openmp(pool)]
-        stack.enter_context(_blas_limited(blas, threads))
+        stack.enter_context(blas_limited(threads))
         if faiss is not None:
             stack.callback(faiss.omp_set_num_threads, faiss.omp_get_max_threads())
             faiss.omp_set_num_threads(openmp)
@@ -73,7 +71,13 @@ def follows_openmp(pool: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _blas_limited(pools: list[Any], threads: int) -> Iterator[None]:
+def blas_limited(threads: int) -> Iterator[None]:
+    """Let BLAS use ``threads`` threads inside the block at most, whichever thread calls it.
+
+    One that follows OpenMP, as faiss's own OpenBLAS, has what OpenMP has in the thread that calls it.
+    """
+    found = ThreadpoolController().select(user_api="blas").lib_controllers
+    pools = [pool for pool in found if not follows_openmp(pool)]
     with _blas_lock:
         for pool in pools:
             _blas_before.setdefault(pool.filepath, (pool, pool.num_threads))

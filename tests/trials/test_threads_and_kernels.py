@@ -334,3 +334,27 @@ for quiet in (True, False):
 """
     done = python(code)
     assert done.stderr == "compiling kernels, which later runs find in a cache\n"
+
+
+SEARCH = """
+from concurrent.futures import ThreadPoolExecutor
+from threadpoolctl import threadpool_info
+from fcdeploy.graph.products import workers
+from fcdeploy.graph.threads import threads_limited
+
+def blas():
+    print(next(pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"]))
+
+run = threads_limited(1)
+with ThreadPoolExecutor(1) as other:
+    other.submit(run.__enter__).result()
+    with workers():
+        other.submit(run.__exit__, None, None, None).result()
+        blas()
+    blas()
+"""
+
+
+def test_a_search_that_outlives_a_run_in_another_thread_keeps_blas_to_one_thread_and_gives_it_back() -> None:
+    done = python(SEARCH, OPENBLAS_NUM_THREADS="2")
+    assert (done.stdout.split(), done.stderr) == (["1", "2"], "")
