@@ -30,6 +30,10 @@ USUAL_MOUNTS = (
     ("memory", "sys/fs/cgroup/memory"),
 )
 IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")  # file systems whose files are memory
+LOCAL = (
+    *("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "jfs", "overlay"),
+    *IN_MEMORY,
+)
 ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
@@ -182,13 +186,22 @@ def read_mounts(root: Path = ROOT) -> list[Mount]:
 
 def is_in_memory(folder: Path, root: Path = ROOT) -> bool:
     """Tell whether files in ``folder``, which exists, are kept in memory (tmpfs), as those of some ``/tmp`` are."""
+    return _kind_of(folder, root) in IN_MEMORY
+
+
+def is_local(folder: Path, root: Path = ROOT) -> bool:
+    """Tell whether ``folder`` is on a file system that no other machine can have mounted, as far as is known."""
+    return _kind_of(folder, root) in LOCAL
+
+
+def _kind_of(folder: Path, root: Path) -> str:
     try:
         number = os.stat(folder).st_dev
     except OSError:
-        return False
+        return ""
     device = f"{os.major(number)}:{os.minor(number)}"
     kinds = [mount.kind for mount in read_mounts(root) if mount.device == device]
-    return bool(kinds) and kinds[-1] in IN_MEMORY
+    return kinds[-1] if kinds else ""
 
 
 def _unescaped(text: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from fcdeploy.data.leftovers import part_file, remove_leftovers
 from fcdeploy.errors import FcdeployError, InputError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
@@ -40,8 +41,8 @@ def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
     at ``path`` is replaced, never followed. Raises FcdeployError when the disk is full.
     """
     path = check_parent(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    part = Path(name)
+    remove_leftovers(path.parent)
+    handle, part = part_file(path)
     try:
         with no_space_left(path), os.fdopen(handle, "w+b") as file:
             yield file
@@ -50,7 +51,7 @@ def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
                 # mkstemp's 0600 is for secrets; results are ordinary files.
                 os.fchmod(file.fileno(), 0o666 & ~umask())
             os.fsync(file.fileno())
-        os.replace(part, path)
+            os.replace(part, path)  # while the file is open, and with it its lock held
         sync_folder(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)

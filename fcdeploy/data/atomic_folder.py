@@ -10,11 +10,11 @@ import errno
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from fcdeploy.data import atomic
+from fcdeploy.data.leftovers import part_folder, remove_leftovers
 from fcdeploy.errors import InputError
 
 Ours = Callable[[Path], Collection[str] | None]
@@ -48,28 +48,33 @@ def atomic_folder(path: Path | str, ours: Ours, names: Collection[str] = ()) -> 
     and ``names`` and what is refused see ``check_folder``; files that were not named are looked at when the block ends.
     """
     path = check_folder(path, ours, names)
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    try:
-        with atomic.no_space_left(path):
-            part.chmod(0o777 & ~atomic.umask())
-            yield part
-            made = [file for file in part.rglob("*") if file.is_file()]
-            old = _ours_at(path, ours, [str(file.relative_to(part)) for file in made])
-            _take_along(path, part, old)
-            for file in made:
-                atomic.sync_file(file)
-            for folder in [part, *{file.parent for file in made}]:
-                atomic.sync_folder(folder)
-        if os.path.lexists(path):
-            atomic.exchange(part, path)
-        else:
-            os.rename(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    atomic.sync_folder(path.parent)
-    if part.exists():
-        _let_go(part, path, old)
+    remove_leftovers(path.parent)
+    with part_folder(path) as part:
+        try:
+            with atomic.no_space_left(path):
+                part.chmod(0o777 & ~atomic.umask())
+                yield part
+                made = [file for file in part.rglob("*") if file.is_file()]
+                old = _ours_at(path, ours, [str(file.relative_to(part)) for file in made])
+                _take_along(path, part, old)
+                for file in made:
+                    atomic.sync_file(file)
+                for folder in [part, *{file.parent for file in made}]:
+                    atomic.sync_folder(folder)
+            if os.path.lexists(path):
+                # From here on it may hold the user's files, and is no leftover that anybody removes.
+                swapped = part.with_suffix(".swap")
+                os.rename(part, swapped)
+                part = swapped
+                atomic.exchange(part, path)
+            else:
+                os.rename(part, path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        atomic.sync_folder(path.parent)
+        if part.exists():
+            _let_go(part, path, old)
 
 
 def _ours_at(path: Path, ours: Ours, names: Collection[str]) -> set[str]:

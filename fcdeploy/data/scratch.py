@@ -3,8 +3,10 @@
 import contextlib
 import os
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from fcdeploy.data.leftovers import remove_leftovers, temporary_folder_in
 from fcdeploy.errors import InputError
 from fcdeploy.machine import is_in_memory
 
@@ -27,6 +29,7 @@ def scratch_folder(
             raise InputError(f"--scratch {given}: is no folder; create it or choose another.")
         if not os.access(given, os.W_OK | os.X_OK):
             raise InputError(f"--scratch {given}: is not writable; choose another.")
+        remove_leftovers(given)
         return given
     places = [] if beside is None else [Path(beside)]
     with contextlib.suppress(OSError):  # there is none
@@ -35,8 +38,10 @@ def scratch_folder(
     usable = [place for place in places if place.is_dir() and os.access(place, os.W_OK | os.X_OK)]
     for place in usable:
         if not is_in_memory(place):
+            remove_leftovers(place)
             return place
     if usable and not needed:
+        remove_leftovers(usable[0])
         return usable[0]
     shown = ", ".join(map(str, dict.fromkeys(usable))) or "none"
     raise InputError(
@@ -45,6 +50,6 @@ def scratch_folder(
     )
 
 
-def temporary_folder(beside: Path) -> tempfile.TemporaryDirectory[str]:
+def temporary_folder(beside: Path) -> AbstractContextManager[str]:
     """Return a new folder, which a ``with`` deletes, where ``scratch_folder`` says."""
-    return tempfile.TemporaryDirectory(prefix=".fcdeploy-", dir=scratch_folder(beside=beside, needed=False))
+    return temporary_folder_in(scratch_folder(beside=beside, needed=False))
