@@ -83,9 +83,7 @@ from fcdeploy.cli.types import PathType
     show_default=True,
     help="Checks without a better validation F after which training ends; 0 for never.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is drawn."
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option(
     "--device",
     default="auto",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     type=click.Choice(["pairwise", "bcubed"]),
     default="pairwise",
     show_default=True,
-    help="Whose F is to be the highest.",
+    help="Metric to maximise: pairwise F or BCubed F.",
 )
 @click.option(
     "--min-precision",

@@ -21,12 +21,11 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntimeEngine:
-    """A loaded graph; a ``with`` frees it.
+    """An ONNX graph that is loaded and runs batches; a ``with`` frees it.
 
-    path: an ONNX file; graph: its content, if it was read before; spec: what it must take and give, checked against
-    the file when it is opened. The arrays
-    that ``run`` returns are new each time and yours to keep. Not safe to share between threads while it runs.
-    vram: bytes of device memory to get along with on a GPU, 0 for what is there.
+    path: the ONNX file; graph: its content, if it was read before; spec: its inputs and outputs, checked against the
+    file on opening; vram: device memory budget in bytes on a GPU, 0 for all that is free. The arrays that ``run``
+    returns are newly allocated and not reused. Not thread-safe.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class OnnxRuntimeEngine:
         """Evaluate the graph.
 
         Raises FcdeployError when ``feeds`` is not what ``spec`` says or the graph cannot be computed, MemoryError when
-        there is no room for it.
+        it runs out of memory.
         """
         check_feeds(feeds, self.spec.inputs, self._where)
         try:
@@ -62,16 +61,16 @@ class OnnxRuntimeEngine:
         return dict(zip(self._outputs, outputs, strict=True))
 
     def run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
-        """Evaluate batches one after the other, in order, while the next are made in a thread of their own.
+        """Evaluate batches in order, while a background thread prepares the next ones.
 
-        With one thread on a CPU, all is done in turn.
+        With a single CPU thread there is no background thread.
         """
         alone = self._threads if self.device == "cpu" else 0
         for key, feeds in ahead(((key, gathered(feeds)) for key, feeds in batches), threads=alone):
             yield key, self.run(feeds)
 
     def timed_run(self, feeds: Feeds) -> tuple[dict[str, np.ndarray], Timing]:
-        """Evaluate the graph like ``run``, one step after the other, and tell how long each of them took."""
+        """Evaluate the graph like ``run``, without overlap, and return how long each step took."""
         ort = import_onnxruntime()
         started = time.perf_counter()
         check_feeds(feeds, self.spec.inputs, self._where)
@@ -129,7 +128,7 @@ class OnnxRuntimeEngine:
 
 
 def run_error(error: Exception, where: str) -> Exception:
-    """Return what to raise when ONNX Runtime cannot compute a graph: MemoryError when it found no room."""
+    """Return the exception for a graph that ONNX Runtime failed to compute: MemoryError where memory ran out."""
     text = str(error)
     if isinstance(error, MemoryError) or any(words in text for words in NO_ROOM):
         return MemoryError(f"{where}: no room for a batch")

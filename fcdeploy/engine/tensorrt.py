@@ -1,7 +1,7 @@
 """Run one plan of a bundle with TensorRT.
 
-A plan belongs to one version of one flavour of TensorRT and to one kind of GPU; both are checked before TensorRT is
-shown the file. Nothing is built here.
+A plan runs only with the version and flavour of TensorRT that built it, on the kind of GPU that it was built for; both
+are checked before TensorRT reads the file. Nothing is built here.
 """
 
 import itertools
@@ -88,16 +88,14 @@ def check_target(target: PlanTarget, where: str, remake: str) -> tuple[Any, Gpu]
 
 
 class TensorRtEngine:
-    """A loaded plan; a ``with`` frees it.
+    """A TensorRT plan that is loaded and runs batches; a ``with`` frees it.
 
-    path: the plan; spec: what it must take and give, checked against the plan when it is opened; profiles: its
-    optimization profiles. The arrays that ``run`` returns are new each time and yours to keep. Not safe to share
-    between threads while it runs. vram: bytes of device memory to get along with; 0 for what is there,
-    of which ``share`` engines have as much each. Batches
-    outside the plan's ranges, or too large for the memory, are taken in parts where the pass allows it.
+    path: the plan file; spec: its inputs and outputs, checked against the plan on opening; profiles: its optimization
+    profiles; vram: device memory budget in bytes, 0 for all that is free, divided evenly among ``share`` engines. The
+    arrays that ``run`` returns are newly allocated and not reused. Not thread-safe. Batches outside the plan's ranges,
+    or too large for the memory, are split where the pass allows it.
 
-    There are two sets of buffers, so that one batch is copied to the device, on a stream of its own, while the
-    engine works on the one before it.
+    Buffers are doubled: while the engine computes one batch, the next is copied to the device on another stream.
     """
 
     def __init__(
@@ -150,7 +148,7 @@ class TensorRtEngine:
         return outputs
 
     def run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
-        """Evaluate batches in order, while the next one is copied to the device and those after it are made."""
+        """Evaluate batches in order; the next one is copied to the device, and those after it prepared, meanwhile."""
         yield from self._run_each(ahead(batches))
 
     def _run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
@@ -222,7 +220,7 @@ class TensorRtEngine:
             )
 
     def _pieces(self, feeds: Feeds) -> list[tuple[int, Feeds]]:
-        """Cut a batch into pieces that an optimization profile, and the memory, are large enough for."""
+        """Split a batch into parts that fit an optimization profile and the memory budget."""
         lengths = lengths_of(self.spec.inputs, feeds)
         self._tables_of(feeds)  # what they take is not there for batches
         profile, most = self._choose(lengths)
@@ -238,7 +236,7 @@ class TensorRtEngine:
         ]
 
     def _choose(self, lengths: Mapping[str, int]) -> tuple[int, int]:
-        """Return the profile for a batch of these lengths, and how much of the divisible axis goes at a time."""
+        """Return the profile for a batch of these lengths, and the largest length of the divisible axis per call."""
         axis = self._axis
         best: tuple[bool, int, int] | None = None
         for at, ranges in enumerate(self._profiles):
@@ -270,7 +268,7 @@ class TensorRtEngine:
         return at, min(self._profiles[at][axis][2], self._most_in_memory(at, lengths, axis))
 
     def _most_in_memory(self, profile: int, lengths: Mapping[str, int], axis: str) -> int:
-        """Return how much of the divisible axis the device memory allows at a time."""
+        """Return the largest length of the divisible axis per call that fits into the memory budget."""
         each = len(self._slots) * sum(
             _bytes_of(tensor, {**lengths, axis: 1}) for tensor in self.spec.inputs + self.spec.outputs
         )
@@ -324,7 +322,7 @@ class TensorRtEngine:
             raise FcdeployError(f"{self._where}: CUDA failed ({error}).") from error
 
     def _tables_of(self, feeds: Feeds) -> dict[str, Any]:
-        """Return the tables on the device that inputs are gathered from, by input; none when they do not all fit."""
+        """Return the device tables that inputs are gathered from, by input; none unless all of them fit."""
         rows = {name: array for name, array in feeds.items() if isinstance(array, Rows)}
         held = self._tables.get(*(array.table for array in rows.values())) if rows else None
         return dict(zip(rows, held, strict=True)) if held else {}
@@ -360,7 +358,7 @@ class TensorRtEngine:
         return {name: host.copy() for name, host in slot.results.items()}
 
     def _use_profile(self, profile: int) -> None:
-        """Make a profile the context's, with as much scratch memory as it needs."""
+        """Switch the context to a profile, with the scratch memory that it needs."""
         if profile == self._profile:
             return
         size = max(self._engine.get_device_memory_size_for_profile_v2(profile), 1)
@@ -413,7 +411,7 @@ class _Slot:
 
 
 def lengths_of(specs: Iterable[TensorSpec], arrays: Feeds) -> dict[str, int]:
-    """Return the length of every free axis of ``arrays``."""
+    """Return the lengths of the dynamic axes of ``arrays``, by axis name."""
     return {
         axis: length
         for spec in specs

@@ -1,4 +1,4 @@
-"""The sums of ``aggregation`` on a GPU: the same neighborhoods, weights and members, another order of additions."""
+"""The sums of ``aggregation`` on a GPU: the same neighborhoods and weights, added in another order."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ SHARE = 2  # of the free device memory, the half is for tables
 
 @contextlib.contextmanager
 def sums_on(*, gpu: bool, vram: int = 0) -> Iterator[Any]:
-    """Give the block what has the functions ``sum_connected`` and ``sum_similar``.
+    """Open an object with the functions ``sum_connected`` and ``sum_similar``.
 
-    The module ``aggregation``, or a ``DeviceSums`` when there is a GPU to use and CuPy is installed; what it holds on
-    the device is freed behind the block.
+    It is a ``DeviceSums`` if ``gpu`` is set and CuPy is installed, else the module ``aggregation``. Device memory is
+    freed when the block ends.
     """
     try:
         sums = DeviceSums(vram) if gpu else None
@@ -39,10 +39,10 @@ def sums_on(*, gpu: bool, vram: int = 0) -> Iterator[Any]:
 
 
 class DeviceSums:
-    """Sums whose lists and tables stay on the device; what does not fit there is summed on the CPU.
+    """Sums on the GPU, with lists and tables kept in device memory; what does not fit is summed on the CPU.
 
-    vram: bytes of device memory to get along with, 0 for what is free. The functions take and give what those of
-    ``aggregation`` do. A block of 4,096 faces at a time is a good measure.
+    vram: device memory budget in bytes, 0 for all that is free. Arguments and results are those of ``aggregation``.
+    Blocks of about 4,096 faces per call work well.
     """
 
     def __init__(self, vram: int = 0) -> None:
@@ -102,7 +102,7 @@ class DeviceSums:
         return out.get()
 
     def close(self) -> None:
-        """Free what is on the device."""
+        """Free the device memory."""
         self._arrays.clear()
         self._cupy.get_default_memory_pool().free_all_blocks()
 
@@ -123,7 +123,7 @@ class DeviceSums:
 
 
 def slots_for(hops: tuple[int, int]) -> int:
-    """Return how large a block's hash table is, or 0 when a neighborhood does not fit into its shared memory."""
+    """Return the size of a thread block's hash table; 0 if a neighborhood does not fit into shared memory."""
     slots = 1 << int(largest_neighborhood(hops)).bit_length()
     return slots if _shared_bytes(hops, slots) <= SHARED_BYTES else 0
 

@@ -1,4 +1,4 @@
-"""faiss, or the sentence that says how to install it; and its indexes on a GPU."""
+"""faiss: importing it, with install instructions if it is missing, and copying its indexes to a GPU."""
 
 from typing import Any
 
@@ -19,10 +19,10 @@ def import_faiss() -> Any:
 
 
 def copied_to_gpu(faiss: Any, vectors: np.ndarray, index: Any, vram: int) -> Any | None:
-    """Return an index on the GPU that finds what ``index`` does; None without a GPU, or (as far as is known) room.
+    """Copy an index to the GPU; returns None if there is no GPU, or not enough free memory as far as is known.
 
-    index: an IVF index of halves, or None for one that compares all of ``vectors`` (n, d) float32. vram: bytes of
-    device memory to get along with, 0 for what is free.
+    index: an IVF index of float16 vectors, or None for a flat index of ``vectors`` (n, d) float32. vram: device memory
+    budget in bytes, 0 for all that is free.
     """
     if not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():  # some builds of faiss-cpu have none
         return None
