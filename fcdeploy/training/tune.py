@@ -113,8 +113,8 @@ def tune(
     """Find the settings of links and clusters that give ``features`` the best clusters.
 
     truth: (n,) identities, -1 where unknown: such faces are clustered with the others and left out of the measures, or,
-    with ``unknown`` "singleton", each is an identity of its own. objective: "pairwise" or "bcubed", whose F is the
-    highest among the settings that join faces with a precision of at least ``min_precision``. on_bad: rows that cannot
+    with ``unknown`` "singleton", each is an identity of its own. objective: which F to maximise, "pairwise"
+    or "bcubed", among settings that join faces with a precision of at least ``min_precision``. on_bad: rows that cannot
     be used raise InputError with 'stop' and are left out, with their labels, with 'skip' and 'zero'; all are listed in
     the file ``bad_list``, where one is named. With ``run_dir`` products are kept there and taken up again; without it,
     what does not fit into half of the memory budget lies in a folder that is removed at the end, in ``options.scratch``
