@@ -24,9 +24,9 @@ from faces import generate
 from report import write_report
 
 from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
-from fcdeploy.deploy.parity import Parity
 from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.engine.bundle import Bundle
+from fcdeploy.engine.manifest import Parity
 from fcdeploy.systems.nsr_fc.network import Lce, Pce, Rescore
 
 RECIPE = "nsr-fc-ms1m"

@@ -52,9 +52,9 @@ def command(
     )
     if quiet:
         return
-    size = sum(fields["bytes"] for fields in built.manifest["passes"].values())
+    size = sum(described.bytes for described in built.about.passes.values())
     click.echo(
-        f"{built.path}: {built.system}, {built.manifest['precision']}, passes {', '.join(built.passes)}, {size:,} bytes"
+        f"{built.path}: {built.system}, {built.about.precision}, passes {', '.join(built.passes)}, {size:,} bytes"
     )
     if built.kind == "plan":
         target = built.target

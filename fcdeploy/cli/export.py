@@ -73,7 +73,6 @@ def command(
       fcdeploy export --ckpt authors.pth -o pse.onnx --recipe pse-gcn-ms1m
       fcdeploy export --ckpt saves/checkpoint.pth -o pse16.onnx --precision fp16 --agreement features.bin
     """
-    from fcdeploy.deploy.agreement import describe_agreement
     from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 
     bundle, parities = export_checkpoint(
@@ -91,5 +90,5 @@ def command(
         click.echo(f"{bundle.path}: {bundle.system}, {bundle.feature_dim}-d features, passes {passes}")
         for name, parity in parities.items():
             click.echo(f"{name}: {parity}")
-        if "fp16" in bundle.manifest:
-            click.echo(f"fp16: {describe_agreement(bundle.manifest['fp16']['agreement'])}")
+        if bundle.about.fp16 is not None:
+            click.echo(f"fp16: {bundle.about.fp16.agreement}")

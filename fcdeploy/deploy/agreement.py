@@ -2,8 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from fcdeploy.data.features import Features, features_from_array
 from fcdeploy.data.generated import generated_faces
 from fcdeploy.data.scratch import temporary_folder
 from fcdeploy.engine.bundle import Bundle
+from fcdeploy.engine.manifest import Agreement, AgreementRun
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
 from fcdeploy.runtime.pipeline import Options, run_clustering, ways_of
 from fcdeploy.systems import Recipe, System, get_system
@@ -25,38 +25,6 @@ THRESHOLDS: dict[str, tuple[float, ...]] = {  # option -> values tried beside th
     "tau": (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.87, 0.9),
     "min_probability": (0.6, 0.75, 0.9),
 }
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """faces: how many, and where they are from; runs: one mapping a run, with inference, options, share, clusters.
-
-    share: of the faces whose cluster is the same set of faces in both bundles; clusters: how many, in either.
-    """
-
-    faces: int
-    source: str
-    runs: tuple[dict[str, Any], ...]
-
-    @property
-    def least(self) -> float:
-        return float(min(run["share"] for run in self.runs))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "runs": list(self.runs), "least": self.least}
-
-    def __str__(self) -> str:
-        return describe_agreement(self.as_dict())
-
-
-def describe_agreement(fields: Mapping[str, Any]) -> str:
-    """Say in one line what ``Agreement.as_dict`` holds."""
-    worst = min(fields["runs"], key=lambda run: run["share"])
-    options = "".join(f", {name} = {value:g}" for name, value in worst["options"].items())
-    return (
-        f"at least {fields['least']:.2%} of {fields['faces']:,} faces ({fields['source']}) are in the same cluster as "
-        f"in fp32 ({worst['inference']}{options})"
-    )
 
 
 def faces_for_agreement(recipe: Recipe, dim: int) -> Features:
@@ -74,7 +42,7 @@ def measure_agreement(
     run of ``second`` that gives no finite numbers agrees on no face. Raises InputError for features that do not fit.
     """
     system = get_system(first.system)
-    runs: list[dict[str, Any]] = []
+    runs: list[AgreementRun] = []
     with (
         temporary_folder(first.path.parent) as folder,
         warnings.catch_warnings(),
@@ -99,14 +67,8 @@ def measure_agreement(
                     pass
                 else:
                     share, clusters = share_in_same_cluster(labels, found), int(found.max(initial=-1)) + 1
-                runs.append(
-                    {
-                        "inference": inference,
-                        "options": varied,
-                        "share": share,
-                        "clusters": [int(labels.max(initial=-1)) + 1, clusters],
-                    }
-                )
+                both = (int(labels.max(initial=-1)) + 1, clusters)
+                runs.append(AgreementRun(inference, varied, share, both))
     return Agreement(features.n, Path(features.name).name, tuple(runs))
 
 

@@ -109,7 +109,7 @@ def _source_bundle(source: Path | str) -> Bundle:
     if bundle.kind != ONNX:
         raise InputError(
             f"{bundle.path}: holds plans already; give the ONNX bundle that they were built from, "
-            f"{bundle.manifest['source']['bundle']}."
+            f"{bundle.source.bundle}."
         )
     bundle.check_files()
     return bundle
@@ -157,7 +157,7 @@ def _write_manifest_of_plans(
         {
             **_inherited(bundle),
             "versions": {
-                **bundle.manifest["versions"],
+                **bundle.about.versions,
                 "fcdeploy": __version__,
                 target.flavour: target.version,
             },
@@ -168,9 +168,9 @@ def _write_manifest_of_plans(
         of_passes={
             name: {
                 "profiles": [{axis: list(r) for axis, r in group.items()} for group in ranges[name]],
-                "source": {key: bundle.manifest["passes"][name][key] for key in ("file", "sha256")},
+                "source": {"file": described.file, "sha256": described.sha256},
             }
-            for name in bundle.passes
+            for name, described in bundle.about.passes.items()
         },
     )
 
@@ -350,7 +350,7 @@ def _optimised(bundle: Bundle, output: Path, profile: BuildProfile) -> Bundle:
             {
                 **_inherited(bundle),
                 "versions": {
-                    **bundle.manifest["versions"],
+                    **bundle.about.versions,
                     "fcdeploy": __version__,
                     "onnxruntime": ort.__version__,
                 },

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from fcdeploy import __version__
 from fcdeploy.data.features import Features, open_features
 from fcdeploy.data.scratch import temporary_folder
-from fcdeploy.deploy.agreement import Agreement, faces_for_agreement, measure_agreement
+from fcdeploy.deploy.agreement import faces_for_agreement, measure_agreement
 from fcdeploy.deploy.checkpoint import Checkpoint, keys_of, read_checkpoint
-from fcdeploy.deploy.parity import Parity, measure_parity
+from fcdeploy.deploy.parity import measure_parity
 from fcdeploy.deploy.precision import (
     AGREEMENT,
     KEEPS,
@@ -33,6 +33,7 @@ from fcdeploy.engine.bundle import (
     sha256_of,
     write_manifest,
 )
+from fcdeploy.engine.manifest import Agreement, Parity
 from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import FcdeployWarning, InputError, ParityError
@@ -313,7 +314,7 @@ def _measured_agreement(
     full: Path, half: Path, features: Features, allow_mismatch: bool, where: str
 ) -> Agreement:
     agreed = measure_agreement(read_bundle(full), read_bundle(half), features)
-    if agreed.least < AGREEMENT and not allow_mismatch:
+    if agreed.worst.share < AGREEMENT and not allow_mismatch:
         raise ParityError(
             f"{where}: in half precision {agreed}, fewer than {AGREEMENT:.0%}; nothing was written. Export it in fp32, "
             "or give --allow-mismatch to keep it."

@@ -1,9 +1,7 @@
 """Is the exported graph the network? Values, NaN and threshold decisions, held against PyTorch in float64."""
 
 import contextlib
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from fcdeploy.data.scratch import temporary_folder
 from fcdeploy.deploy.precision import ERROR, FLIPS
+from fcdeploy.engine.manifest import Parity
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.systems import Recipe, System, Widths
@@ -21,43 +20,6 @@ if TYPE_CHECKING:
 SEED = 20240
 UNDECIDED = 1e-6  # a similarity this near to the threshold may fall on either side of it
 EDGES = "edges."  # prefix of decisions among outputs: those of a probed graph, or what ``run_passes`` makes of them
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far the graphs in ONNX Runtime are from the plain PyTorch module.
-
-    max_error: largest difference of an output, absolute or over the outputs' scale as the system's tolerance says,
-    over the rows that are not apart: those with a flipped undecided edge, in half precision with any flipped edge.
-    flipped: decisions that differ (S >= 0.5, or whether a link is accepted), of ``edges`` compared; undecided: of
-    those that differ, the ones within 1e-6 of the threshold, not counted as flipped. sizes: the batches tried.
-    """
-
-    backend: str
-    tolerance: float
-    allowed_flips: int
-    sizes: list[list[int]]
-    rows: int
-    rows_apart: int
-    max_error: float
-    mean_error: float
-    nan: int
-    edges: int
-    flipped: int
-    undecided: int
-
-    @property
-    def within_tolerance(self) -> bool:
-        return self.nan == 0 and self.max_error <= self.tolerance and self.flipped <= self.allowed_flips
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "within_tolerance": self.within_tolerance}
-
-    def __str__(self) -> str:
-        return (
-            f"largest error {self.max_error:.1e} of {self.tolerance:.0e} allowed, {self.nan} NaN, "
-            f"{self.flipped} of {self.edges:,} edges flipped"
-        )
 
 
 def measure_parity(
@@ -118,7 +80,7 @@ def measure_parity(
         backend=backend,
         tolerance=ERROR if half else allowed.error,
         allowed_flips=int(FLIPS * edges) if half else allowed.flips,
-        sizes=[list(size) for size in sizes],
+        sizes=tuple(sizes),
         rows=rows,
         rows_apart=rows_apart,
         max_error=float(np.nanmax(joined, initial=0.0)),

@@ -68,7 +68,7 @@ def write_model_repository(bundle: Bundle, output: Path | str, prefix: str | Non
     source: dict[str, Any] = {
         "bundle": bundle.path.resolve().name,
         "system": bundle.system,
-        "precision": bundle.manifest["precision"],
+        "precision": bundle.about.precision,
         "digest": bundle.digest(),
         "models": {name: f"{prefix}_{name}" for name in bundle.passes},
     }
@@ -85,7 +85,7 @@ def write_model_repository(bundle: Bundle, output: Path | str, prefix: str | Non
             model = folder / models[name].name
             (model / VERSION).mkdir(parents=True)
             shutil.copyfile(bundle.file(name), model / VERSION / file)
-            profiles = bundle.manifest["passes"][name].get("profiles") or []
+            profiles = bundle.about.passes[name].profiles or ()
             (model / CONFIG).write_text(config_text(model.name, spec, platform, len(profiles)))
             for made in (model / VERSION / file, model / CONFIG):
                 files[str(made.relative_to(folder))] = sha256_of(made)

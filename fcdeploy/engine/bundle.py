@@ -5,70 +5,61 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from fcdeploy.data.atomic_folder import atomic_folder, check_folder
+from fcdeploy.data.typed import typed
+from fcdeploy.engine.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    ONNX,
+    PLAN,
+    Manifest,
+    Source,
+    Widths,
+    manifest_from_dict,
+)
 from fcdeploy.engine.onnx_file import takes_other_files
 from fcdeploy.engine.onnxruntime import PROVIDERS, OnnxRuntimeEngine, import_onnxruntime
-from fcdeploy.engine.tensorrt import PlanTarget, TensorRtEngine, check_target, target_from_dict
+from fcdeploy.engine.tensorrt import PlanTarget, TensorRtEngine, check_target
 from fcdeploy.engine.tensorrt_library import TITLES
 from fcdeploy.engine.tensors import Engine, PassSpec, pass_from_dict
 from fcdeploy.errors import InputError
 
-MANIFEST = "manifest.json"
-FORMAT = "fcdeploy-bundle"
-FORMAT_VERSION = 2
-ONNX, PLAN = "onnx", "plan"  # kinds of bundles, and the suffixes of their graph files
-FIELDS = {
-    "system": str,
-    "feature_dim": int,
-    "precision": str,
-    "recipe": dict,
-    "passes": dict,
-    "networks": dict,
-    "versions": dict,
-}
-ANY = "*"  # whatever the fields are called
-NUMBER = (int, float)
-PASS_FIELDS = {"file": str, "sha256": str, "bytes": int}
-NETWORK_FIELDS = {
-    "widths": dict,
-    "checkpoint": {"file": str, "sha256": str},
-    "parity": {
-        "backend": str,
-        "sizes": [[int]],
-        **dict.fromkeys(("max_error", "mean_error", "tolerance"), NUMBER),
-        **dict.fromkeys(("nan", "edges", "flipped", "undecided"), int),
-    },
-}
-HALF_FIELDS = {
-    "keep": str,
-    "products": {ANY: {"fp16": int, "fp32": int}},
-    "agreement": {
-        "faces": int,
-        "source": str,
-        "least": NUMBER,
-        "runs": [
-            {"inference": str, "options": {ANY: NUMBER}, "share": NUMBER, "clusters": [(int, NoneType)]}
-        ],
-    },
-}
+
+@dataclass(frozen=True)
+class Named:
+    file: str
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What a manifest of ours has in any version."""
+
+    format: Literal["fcdeploy-bundle"]
+    passes: dict[str, Named]
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A bundle as its manifest describes it; nothing is loaded yet.
 
-    manifest holds: kind, system, feature_dim, precision, recipe, passes (name -> file, sha256, bytes, inputs,
-    outputs), networks (name -> widths, checkpoint (file, sha256), parity), versions. Where the kind is "plan", also
-    target (flavour, version, compute_capability, device, profile), source (bundle, digest), and of each pass its
-    profiles (axis -> shortest, typical, longest) and source (file, sha256).
+    manifest: the JSON text as tables, keys that fcdeploy does not know among them; ``about`` is what it says. That of
+    a run in training holds system, feature_dim, the widths of networks, and passes without sizes only.
     """
 
     path: Path
     manifest: Mapping[str, Any]
+
+    @cached_property
+    def about(self) -> Manifest:
+        """What the manifest says; raises InputError where it is none."""
+        return manifest_from_dict(self.manifest, str(self.path / MANIFEST))
 
     @property
     def kind(self) -> str:
@@ -78,7 +69,14 @@ class Bundle:
     @property
     def target(self) -> PlanTarget:
         """What plans were built for."""
-        return target_from_dict(self.manifest["target"])
+        assert self.about.target is not None, "of plans only"
+        return self.about.target
+
+    @property
+    def source(self) -> Source:
+        """What plans were built from."""
+        assert self.about.source is not None, "of plans only"
+        return self.about.source
 
     @property
     def system(self) -> str:
@@ -91,7 +89,10 @@ class Bundle:
     @property
     def weights(self) -> dict[str, dict[str, Any]]:
         """The networks that the bundle holds, each with the widths of its weights."""
-        return {name: _as_widths(fields["widths"]) for name, fields in self.manifest["networks"].items()}
+        return {
+            name: msgspec.convert(fields["widths"], Widths)
+            for name, fields in self.manifest["networks"].items()
+        }
 
     @property
     def passes(self) -> dict[str, PassSpec]:
@@ -118,20 +119,20 @@ class Bundle:
     @property
     def remake(self) -> str:
         """What to do about a bundle that cannot be used as it is."""
-        return _remake(self.manifest, self.path)
+        return self.about.remake(self.path.name)
 
     def check_files(self) -> None:
         """Raise InputError when a graph file is not the one that the manifest was written for."""
-        for name in self.manifest["passes"]:
+        for name in self.about.passes:
             self._checked(name)
 
     def _checked(self, name: str) -> bytes:
         """Read a graph file, once, so that what was checked is what is loaded."""
         file = self.file(name)
-        fields = self.manifest["passes"][name]
+        described = self.about.passes[name]
         content = file.read_bytes()
-        if hashlib.sha256(content).hexdigest() != fields["sha256"]:
-            size, wanted = len(content), fields["bytes"]
+        if hashlib.sha256(content).hexdigest() != described.sha256:
+            size, wanted = len(content), described.bytes
             short = f" (it holds {size:,} of {wanted:,} bytes)" if size < wanted else ""
             raise InputError(
                 f"{file}: is not the file that the manifest was written for{short}; {self.remake}."
@@ -150,7 +151,7 @@ class Bundle:
         if self.kind == PLAN and asked == "cpu":
             raise InputError(
                 f"{self.path}: holds TensorRT plans, which run on a GPU only; leave --device out, "
-                f"or give the ONNX bundle that it was built from, {self.manifest['source']['bundle']}."
+                f"or give the ONNX bundle that it was built from, {self.source.bundle}."
             )
         return asked or ("cuda" if self.kind == PLAN else "cpu")
 
@@ -191,7 +192,7 @@ class Bundle:
         if self.kind == PLAN:
             check_target(self.target, str(path), self.remake)  # before the file is read
             self._checked(name)
-            profiles = self.manifest["passes"][name]["profiles"]
+            profiles = self.about.passes[name].profiles or ()
             with TensorRtEngine(
                 path, spec, self.target, profiles, remake=self.remake, vram=vram, share=share
             ) as on_gpu:
@@ -222,61 +223,30 @@ def read_bundle(path: Path | str) -> Bundle:
             f"{path}: no {MANIFEST} in {folder}; an engine is the folder that `fcdeploy export` wrote."
         )
     try:
-        manifest = json.loads(file.read_bytes())
-        if manifest["format"] != FORMAT:
-            raise KeyError("format")
-        if manifest["format_version"] > FORMAT_VERSION:
+        bundle = Bundle(folder, json.loads(file.read_bytes()))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: is not a bundle's manifest ({error}); export the bundle again.") from error
+    for name, described in bundle.about.passes.items():
+        if Path(described.file).name != described.file:
             raise InputError(
-                f"{file}: has format {manifest['format_version']}, this fcdeploy reads up to {FORMAT_VERSION}; "
-                "upgrade fcdeploy."
+                f"{file}: pass {name} names {described.file!r}, which is not a file in the bundle."
             )
-        if manifest["format_version"] < FORMAT_VERSION:
+        if not (folder / described.file).is_file():
             raise InputError(
-                f"{file}: has format {manifest['format_version']}, of an older fcdeploy; export the bundle again."
+                f"{folder}: the file {described.file} of pass {name} is missing; {bundle.remake}."
             )
-        for key, kind in FIELDS.items():
-            if type(manifest[key]) is not kind:
-                raise TypeError(f"'{key}' should be of type {kind.__name__}")
-        for name, fields in manifest["networks"].items():
-            _check_fields(fields, NETWORK_FIELDS, f"networks.{name}")
-            _as_widths(fields["widths"])
-        if "fp16" in manifest:
-            _check_fields(manifest["fp16"], HALF_FIELDS, "fp16")
-        _check_kind(manifest)
-        if not manifest["networks"] or not manifest["passes"]:
-            raise TypeError("there should be networks and passes")
-        for name, fields in manifest["passes"].items():
-            _check_fields(fields, PASS_FIELDS, f"passes.{name}")
-            try:
-                pass_from_dict(name, fields)
-            except InputError as error:
-                raise InputError(f"{file}: {error}") from error
-            if Path(fields["file"]).name != fields["file"]:
-                raise InputError(
-                    f"{file}: pass {name} names {fields['file']!r}, which is not a file in the bundle."
-                )
-            if not (folder / fields["file"]).is_file():
-                raise InputError(
-                    f"{folder}: the file {fields['file']} of pass {name} is missing; {_remake(manifest, folder)}."
-                )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{file}: is not a bundle's manifest ({error!r}); export the bundle again."
-        ) from error
-    return Bundle(folder, manifest)
+    return bundle
 
 
 def files_of_bundle(folder: Path) -> set[str] | None:
     """Return the names of our own files in a bundle, of any version and complete or not; None where none is ours."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT or (folder / MANIFEST).is_symlink():
-            return None
-        files = {fields["file"] for fields in manifest["passes"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        ours = typed(Ours, json.loads((folder / MANIFEST).read_bytes()), MANIFEST, open_ended=True)
+    except (OSError, ValueError, RecursionError):
         return None
+    if (folder / MANIFEST).is_symlink():
+        return None
+    files = {described.file for described in ours.passes.values()}
     graphs = (f".{ONNX}", f".{PLAN}")
     if not all(Path(name).name == name and Path(name).suffix in graphs for name in files):
         return None
@@ -337,55 +307,6 @@ def write_manifest(
         "passes": described,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-
-
-def _remake(manifest: Mapping[str, Any], folder: Path) -> str:
-    if manifest.get("kind", ONNX) != PLAN:
-        return "export the bundle again"
-    target = target_from_dict(manifest["target"])
-    return f"rebuild it with `{target.command(manifest['source']['bundle'], folder.name)}`"
-
-
-def _check_kind(manifest: Mapping[str, Any]) -> None:
-    """Raise TypeError or KeyError unless the manifest says all that its kind needs."""
-    if manifest.get("kind", ONNX) not in (ONNX, PLAN):
-        raise TypeError(f"'kind' should be {ONNX} or {PLAN}")
-    if manifest.get("kind") == PLAN:
-        target_from_dict(manifest["target"])
-        _check_fields(manifest["source"], {"bundle": str, "digest": str}, "source")
-        for name, fields in manifest["passes"].items():
-            for ranges in fields["profiles"]:
-                for lengths in ranges.values():
-                    if [type(length) for length in lengths] != [int, int, int]:
-                        raise TypeError(f"'profiles' of pass {name} should hold three whole numbers an axis")
-
-
-def _check_fields(value: Any, wanted: Any, where: str) -> None:
-    """Raise TypeError or KeyError unless ``value`` has fields of the types ``wanted``; ``where`` names it."""
-    if isinstance(wanted, dict):
-        if not isinstance(value, dict):
-            raise TypeError(f"'{where}' should be a table")
-        for name, inner in dict.fromkeys(value, wanted[ANY]).items() if ANY in wanted else wanted.items():
-            _check_fields(value[name], inner, f"{where}.{name}")
-    elif isinstance(wanted, list):
-        if not isinstance(value, list):
-            raise TypeError(f"'{where}' should be a list")
-        for entry in value:
-            _check_fields(entry, wanted[0], where)
-    elif not isinstance(value, wanted) or isinstance(value, bool):
-        raise TypeError(f"'{where}' should not be {value!r:.40}")
-
-
-def _as_widths(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a network's widths: whole numbers, and lists of them as tuples."""
-    widths = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    if "dim" not in widths:
-        raise TypeError("there should be a width 'dim'")
-    for name, value in widths.items():
-        for number in value if isinstance(value, tuple) else (value,):
-            if type(number) is not int or number < 1:
-                raise TypeError(f"width '{name}' should be of positive whole numbers")
-    return widths
 
 
 def sha256_of(path: Path) -> str:

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from msgspec import Meta
 
 from fcdeploy.engine.batching import Rows, ahead
 from fcdeploy.engine.cuda import Gpu, find_gpu
@@ -36,7 +37,7 @@ class PlanTarget:
     GPU's name where the plan was measured on one, else empty; profile: name of the build profile.
     """
 
-    flavour: str
+    flavour: Annotated[str, Meta(pattern=r"^tensorrt(-rtx)?\Z", description="tensorrt or tensorrt-rtx")]
     version: str
     compute_capability: str
     device: str
@@ -46,16 +47,6 @@ class PlanTarget:
         """Return the command that builds such plans from an ONNX bundle, perhaps for another GPU."""
         other = f" --compute-capability {capability}" if capability else ""
         return f"fcdeploy build {bundle} -o {output} --profile {self.profile}{other}"
-
-
-def target_from_dict(fields: Mapping[str, Any]) -> PlanTarget:
-    """Read a manifest's target; raises KeyError or TypeError when it is none."""
-    target = PlanTarget(*(fields[name] for name in PlanTarget.__dataclass_fields__))
-    if target.flavour not in ("tensorrt", "tensorrt-rtx") or not all(
-        isinstance(value, str) for value in vars(target).values()
-    ):
-        raise TypeError("'target' should hold a flavour of TensorRT and texts")
-    return target
 
 
 def check_target(target: PlanTarget, where: str, remake: str) -> tuple[Any, Gpu]:

@@ -3,22 +3,32 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Annotated, Any, Protocol, Self, TypeVar
 
 import numpy as np
+from msgspec import Meta
 
-from fcdeploy.errors import FcdeployError, InputError
+from fcdeploy.data.typed import typed
+from fcdeploy.errors import FcdeployError
 
 K = TypeVar("K")
+Axis = Annotated[str, Meta(min_length=1)] | Annotated[int, Meta(ge=1, le=2**31 - 1)]
+DTYPES = (
+    "bool",
+    *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64"),
+)
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output: an axis is a number, or a name where its length is free (equal names, equal lengths)."""
 
-    name: str
-    axes: tuple[str | int, ...]
-    dtype: str = "float32"
+    name: Annotated[str, Meta(min_length=1)]
+    axes: Annotated[tuple[Axis, ...], Meta(min_length=1)]
+    dtype: Annotated[str, Meta(pattern=rf"^({'|'.join(DTYPES)})\Z", description=", ".join(DTYPES))] = (
+        "float32"
+    )
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(map(str, self.axes))}) {self.dtype}"
@@ -87,41 +97,21 @@ class Engine(Protocol):
     ) -> None: ...
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """What goes into and comes out of a pass."""
+
+    inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+
+
 def pass_from_dict(name: str, fields: Mapping[str, Any]) -> PassSpec:
     """Read what ``PassSpec.as_dict`` wrote; raises InputError when it is something else."""
-    try:
-        inputs, outputs = (
-            tuple(_tensor_from_dict(tensor) for tensor in fields[side]) for side in ("inputs", "outputs")
-        )
-        if not inputs or not outputs:
-            raise TypeError("there should be inputs and outputs")
-    except (KeyError, TypeError) as error:
-        raise InputError(f"pass {name}: its tensors are not described as expected ({error!r}).") from error
-    return PassSpec(name, inputs, outputs)
+    tensors = typed(Tensors, fields, f"pass {name}", open_ended=True)
+    return PassSpec(name, tensors.inputs, tensors.outputs)
 
 
 INDEPENDENT = ("m", "b")
-DTYPES = (
-    "bool",
-    *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
-    *("float16", "float32", "float64"),
-)
-LONGEST_AXIS = 2**31 - 1
-
-
-def _tensor_from_dict(fields: Mapping[str, Any]) -> TensorSpec:
-    name, axes, dtype = fields["name"], fields["axes"], fields["dtype"]
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"a tensor is called {name!r}")
-    if dtype not in DTYPES:
-        raise TypeError(f"{name} is of type {dtype!r}")
-    if not isinstance(axes, list) or not axes:
-        raise TypeError(f"{name} has the axes {axes!r:.40}")
-    for axis in axes:
-        whole = type(axis) is int and 1 <= axis <= LONGEST_AXIS
-        if not whole and not (isinstance(axis, str) and axis):
-            raise TypeError(f"{name} has an axis {axis!r}")
-    return TensorSpec(name, tuple(axes), dtype)
 
 
 def divisible_axis(spec: PassSpec) -> str | None:

@@ -127,7 +127,7 @@ def tune(
         raise InputError(f"--min-precision {min_precision}: is no precision (0 to 1).")
     check_unknown(unknown)
     check_truth(truth, features, labels_name, unknown)
-    recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
+    recipe = settings_from_dict(bundle.about.recipe, f"{bundle.path}/{MANIFEST}")
     check_on_bad(on_bad)
     system, features, settings, fitted, _ = prepare(features, bundle, options)
     tunables = system.tunable(bundle.weights, fitted)

@@ -7,7 +7,7 @@ import pytest
 
 from fcdeploy.cli import main
 from fcdeploy.deploy import onnx_from_checkpoint
-from fcdeploy.deploy.agreement import Agreement
+from fcdeploy.engine.manifest import Agreement, AgreementRun
 from fcdeploy.errors import InputError, ParityError
 
 pytest.importorskip("torch")
@@ -49,7 +49,7 @@ def test_python_gets_the_same_sentence(given, golden):
 
 
 def test_a_bundle_that_moves_too_many_faces_is_not_written_unless_allowed(monkeypatch):
-    run = {"inference": "exact", "options": {"tau": 0.8}, "share": 0.5, "clusters": [10, 12]}
+    run = AgreementRun("exact", {"tau": 0.8}, 0.5, (10, 12))
     measured = Agreement(100, "features.bin", (run,))
     monkeypatch.setattr(onnx_from_checkpoint, "measure_agreement", lambda *args: measured)
     monkeypatch.setattr(onnx_from_checkpoint, "read_bundle", lambda path: path)
