@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.locks import CONTENT
+from fcdeploy.data.typed import fits, typed
 from fcdeploy.errors import FcdeployError, InputError
 
 RECORD = "run.json"
@@ -32,6 +33,14 @@ OLD_JOURNAL = re.compile(rb"[0-9a-f]{64} \S+ [\w-]+\n(\d+\n)*")
 Names = Callable[[Path], set[str] | None]
 
 
+class Product(TypedDict):
+    """What a folder's record says of a finished product: what it was made of, its size, since which boot it is safe."""
+
+    key: str
+    bytes: int
+    boot: str
+
+
 @dataclass
 class Record:
     """names: what in the folder is ours; products: what ``RunFolder`` knows of its finished products, by name.
@@ -40,8 +49,8 @@ class Record:
     """
 
     names: set[str] = field(default_factory=set)
-    products: dict[str, dict[str, Any]] = field(default_factory=dict)
-    computed: dict[str, Any] = field(default_factory=dict)
+    products: dict[str, Product] = field(default_factory=dict)
+    computed: dict[str, object] = field(default_factory=dict)
 
 
 def check_run_folder(folder: Path | str, choice: str = "--run-dir", older: Names | None = None) -> Record:
@@ -187,15 +196,11 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) and Path(name).name == name and name not in ("", "..")
 
 
-def _products(found: Any) -> dict[str, dict[str, Any]]:
-    try:
-        return {
-            str(name): {"key": str(entry["key"]), "bytes": int(entry["bytes"]), "boot": str(entry["boot"])}
-            for name, entry in found.items()
-            if _is_name(name)
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
+def _products(found: object) -> dict[str, Product]:
+    if not fits(dict[str, Product], found):
         return {}  # everything is made again
+    products = typed(dict[str, Product], found, RECORD, open_ended=True)
+    return {name: product for name, product in products.items() if _is_name(name)}
 
 
 def _names_before_records(folder: Path, products: Iterable[str]) -> set[str]:

@@ -6,12 +6,16 @@ It is ours by its ``written_by``; any other ``.json`` beside features is somebod
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from msgspec import Meta
+
+from fcdeploy.data.typed import fits, typed
 from fcdeploy.errors import InputError
 
 WRITTEN_BY = "fcdeploy embed"
 LARGEST = 1 << 20  # bytes
+Positive = Annotated[int, Meta(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,10 @@ class Sidecar:
     model, model_sha256: the embedder, with its settings in the hash; list, list_sha256: whose lines the rows are.
     """
 
-    rows: int
-    width: int
+    rows: Positive
+    width: Positive
     dtype: str
-    bytes: int
+    bytes: Positive
     hash: str
     model: str = ""
     model_sha256: str = ""
@@ -48,16 +52,15 @@ def read_sidecar(features: Path) -> Sidecar | None:
     try:
         if not path.is_file() or path.stat().st_size > LARGEST:
             return None
-        fields: Any = json.loads(path.read_bytes())
+        fields = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(fields, dict) or fields.pop("written_by", None) != WRITTEN_BY:
+    if not isinstance(fields, dict) or fields.get("written_by") != WRITTEN_BY:
         return None
-    known = {name: value for name, value in fields.items() if name in Sidecar.__dataclass_fields__}
-    numbers = all(type(known.get(name)) is int and known[name] > 0 for name in ("rows", "width", "bytes"))
-    if not numbers or not isinstance(known.get("hash"), str):
+    fields = {"dtype": "float32", **fields}
+    if not fits(Sidecar, fields):
         raise InputError(f"{path}: is damaged; delete it, or run `fcdeploy embed` again.")
-    return Sidecar(**{"dtype": "float32", **known})
+    return typed(Sidecar, fields, str(path), open_ended=True)
 
 
 def check_sidecar_path(features: Path) -> Path:

@@ -5,13 +5,14 @@ import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
 from fcdeploy.errors import InputError
 
 T = TypeVar("T")
+Kind: TypeAlias = Any  # whatever may be the type of a field
 WORDS = {
     bool: ("true", "false"),
     int: ("a whole number",),
@@ -35,7 +36,7 @@ def typed(kind: type[T], value: object, where: str, key: str = "", *, open_ended
     return msgspec.convert(value, kind)
 
 
-def misfit(kind: Any, value: object, key: str = "", *, open_ended: bool = False) -> str | None:
+def misfit(kind: Kind, value: object, key: str = "", *, open_ended: bool = False) -> str | None:
     """Say what keeps plain values from being a ``kind``, as in "links.tau should be a number, found 'x'"; else None.
 
     A type may be described for the sentence: ``Annotated[str, msgspec.Meta(description="a size, as in 4G")]``.
@@ -48,7 +49,7 @@ def misfit(kind: Any, value: object, key: str = "", *, open_ended: bool = False)
         return f"{key or 'the whole'} is nested too deeply"
 
 
-def fits(kind: Any, value: object) -> bool:
+def fits(kind: Kind, value: object) -> bool:
     """Tell whether plain values are a ``kind``; keys that no field is called do not matter."""
     try:
         msgspec.convert(value, kind)
@@ -57,19 +58,19 @@ def fits(kind: Any, value: object) -> bool:
     return True
 
 
-def types_of(kind: Any) -> dict[str, Any]:
+def types_of(kind: Kind) -> dict[str, Kind]:
     """Return the type of each field of a dataclass by name."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def described(kind: Any) -> str:
+def described(kind: Kind) -> str:
     """Say what a value of a type is, as in "true, false or a whole number"."""
     *words, last = dict.fromkeys(_words(kind))
     return f"{', '.join(words)} or {last}" if words else last
 
 
-def _words(kind: Any) -> Iterator[str]:
+def _words(kind: Kind) -> Iterator[str]:
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         said = _description(kind)
@@ -89,15 +90,15 @@ def _words(kind: Any) -> Iterator[str]:
         yield from WORDS.get(kind, (str(kind),))
 
 
-def _description(kind: Any) -> str | None:
+def _description(kind: Kind) -> str | None:
     return next((meta.description for meta in get_args(kind)[1:] if isinstance(meta, msgspec.Meta)), None)
 
 
-def _is_table(kind: Any) -> bool:
+def _is_table(kind: Kind) -> bool:
     return dataclasses.is_dataclass(_bare(kind)) or get_origin(_bare(kind)) in (dict, Mapping)
 
 
-def _bare(kind: Any) -> Any:
+def _bare(kind: Kind) -> Kind:
     """Return a type without what is said of it, and without None beside it."""
     if get_origin(kind) is Annotated:
         return _bare(get_args(kind)[0])
@@ -107,7 +108,7 @@ def _bare(kind: Any) -> Any:
     return kind
 
 
-def _parts(kind: Any, value: object) -> Iterator[tuple[str, Any, object]]:
+def _parts(kind: Kind, value: object) -> Iterator[tuple[str, Kind, object]]:
     """Yield what a table or list holds, as far as ``kind`` says what that is: its name or [place], type and value."""
     kind = _bare(kind)
     origin, args = get_origin(kind), get_args(kind)
@@ -125,7 +126,7 @@ def _place(key: str, name: str) -> str:
     return f"{key}.{name}" if key and not name.startswith("[") else key + name
 
 
-def _unknown_key(kind: Any, value: object, key: str) -> str | None:
+def _unknown_key(kind: Kind, value: object, key: str) -> str | None:
     if isinstance(value, dict) and dataclasses.is_dataclass(_bare(kind)):
         known = types_of(_bare(kind))
         for name in value:
@@ -142,7 +143,7 @@ def _shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
-def _innermost(kind: Any, value: object, key: str) -> str:
+def _innermost(kind: Kind, value: object, key: str) -> str:
     """Say what is wrong with a value that does not fit, at the innermost place."""
     said = get_origin(kind) is Annotated and _description(kind)  # of the whole, but for tables in it
     for name, of, part in _parts(kind, value):

@@ -1,20 +1,23 @@
 """A model repository for Triton Inference Server: one model a pass, each with its configuration."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from fcdeploy.data.atomic_folder import atomic_folder
+from fcdeploy.data.typed import typed
 from fcdeploy.engine.bundle import PLAN, Bundle, sha256_of
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import FcdeployWarning, InputError
 
 MARKER = "fcdeploy.json"  # in the repository, where Triton looks at folders only
-FORMAT = "fcdeploy-models"
 FORMAT_VERSION = 1
 CONFIG = "config.pbtxt"
 VERSION = "1"
@@ -38,6 +41,30 @@ TYPES = {
     "float32": "TYPE_FP32",
     "float64": "TYPE_FP64",
 }
+
+
+@dataclass(frozen=True)
+class Served:
+    """An engine in a repository; models: pass -> folder.
+
+    files: name -> SHA-256 when it was written; empty where an earlier version wrote it.
+    """
+
+    bundle: str
+    system: str
+    digest: str
+    models: dict[str, str]
+    precision: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The record in a repository: its engines by the prefix of their models."""
+
+    format: Literal["fcdeploy-models"]
+    engines: dict[str, Served]
+    format_version: int = FORMAT_VERSION
 
 
 def write_model_repository(bundle: Bundle, output: Path | str, prefix: str | None = None) -> dict[str, Path]:
@@ -65,14 +92,14 @@ def write_model_repository(bundle: Bundle, output: Path | str, prefix: str | Non
             stacklevel=2,
         )
     output = Path(output)
-    source: dict[str, Any] = {
-        "bundle": bundle.path.resolve().name,
-        "system": bundle.system,
-        "precision": bundle.about.precision,
-        "digest": bundle.digest(),
-        "models": {name: f"{prefix}_{name}" for name in bundle.passes},
-    }
-    models = {name: output / model for name, model in source["models"].items()}
+    source = Served(
+        bundle=bundle.path.resolve().name,
+        system=bundle.system,
+        precision=bundle.about.precision,
+        digest=bundle.digest(),
+        models={name: f"{prefix}_{name}" for name in bundle.passes},
+    )
+    models = {name: output / model for name, model in source.models.items()}
     engines = read_marker(output)
     check_models(output, prefix, source, engines)
 
@@ -89,21 +116,15 @@ def write_model_repository(bundle: Bundle, output: Path | str, prefix: str | Non
             (model / CONFIG).write_text(config_text(model.name, spec, platform, len(profiles)))
             for made in (model / VERSION / file, model / CONFIG):
                 files[str(made.relative_to(folder))] = sha256_of(made)
-        marker = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "engines": {**engines, prefix: {**source, "files": files}},
-        }
-        (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
+        marker = Marker("fcdeploy-models", {**engines, prefix: dataclasses.replace(source, files=files)})
+        (folder / MARKER).write_text(json.dumps(dataclasses.asdict(marker), indent=1) + "\n")
     return models
 
 
-def read_marker(repository: Path) -> dict[str, dict[str, Any]]:
+def read_marker(repository: Path) -> dict[str, Served]:
     """Return what a repository's fcdeploy.json says of its engines, by the prefix of their models.
 
-    Of each: bundle, system, precision, digest, models (pass -> folder) and files (name -> SHA-256 when it was written;
-    empty where an earlier version wrote it). None where there is no such file. Raises InputError for one of somebody
-    else's.
+    Raises InputError for a file of somebody else's.
     """
     file = repository / MARKER
     if not file.exists() and not file.is_symlink():
@@ -112,63 +133,56 @@ def read_marker(repository: Path) -> dict[str, dict[str, Any]]:
         found = json.loads(file.read_bytes())
         if "format" not in found:  # of one engine, as an earlier version wrote it
             first, name = next(iter(found["models"].items()))
-            found = {"format": FORMAT, "engines": {name.removesuffix(f"_{first}"): {**found, "files": {}}}}
-        if found["format"] != FORMAT or file.is_symlink():
-            raise KeyError("format")
-        for engine in found["engines"].values():
-            names = [*engine["models"].values(), *(Path(name).parts[0] for name in engine["files"])]
-            paths = [*engine["files"], *(engine[key] for key in ("bundle", "system", "digest"))]
+            found = {"format": "fcdeploy-models", "engines": {name.removesuffix(f"_{first}"): found}}
+        engines = typed(Marker, found, str(file), open_ended=True).engines
+        for engine in engines.values():
+            names = [*engine.models.values(), *(Path(name).parts[0] for name in engine.files)]
+            paths = [*engine.files, engine.bundle, engine.system, engine.digest]
             if not all(NAME.fullmatch(name) for name in names) or any(
                 ".." in Path(path).parts for path in paths
             ):
                 raise KeyError("models")
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        RecursionError,
-        StopIteration,
-    ):
+        if file.is_symlink():
+            raise KeyError("format")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, StopIteration):
         raise InputError(
             f"{file}: was not written by fcdeploy and has the name of its record of models; move it, or choose another "
             "output."
         ) from None
-    return dict(found["engines"])
+    return engines
 
 
-def check_models(
-    repository: Path, prefix: str, source: dict[str, Any], engines: dict[str, dict[str, Any]]
-) -> None:
+def check_models(repository: Path, prefix: str, source: Served, engines: Mapping[str, Served]) -> None:
     """Raise InputError when a model of ``source`` would take the place of another bundle's or of somebody else's."""
     known = engines.get(prefix)
-    same = known is None or all(known[key] == source[key] for key in ("bundle", "system"))
-    if known and not same and known["digest"] != source["digest"]:
-        shown = ", ".join(known["models"].values())
+    if (
+        known
+        and (known.bundle, known.system) != (source.bundle, source.system)
+        and known.digest != source.digest
+    ):
+        shown = ", ".join(known.models.values())
         raise InputError(
-            f"{repository}: its models {shown} are of another bundle, {known['bundle']}; give --prefix NAME to add "
+            f"{repository}: its models {shown} are of another bundle, {known.bundle}; give --prefix NAME to add "
             "these beside them."
         )
     others = {
-        model: other
+        model: engine
         for other, engine in engines.items()
         if other != prefix
-        for model in engine["models"].values()
+        for model in engine.models.values()
     }
-    own = set(known["models"].values()) if known else set()
-    for model in source["models"].values():
+    own = set(known.models.values()) if known else set()
+    for model in source.models.values():
         if model in others:
             raise InputError(
-                f"{repository / model}: is a model of {engines[others[model]]['bundle']}; give another --prefix."
+                f"{repository / model}: is a model of {others[model].bundle}; give another --prefix."
             )
         if (repository / model).exists() and model not in own:
             raise InputError(
                 f"{repository / model}: is a model that was not written by fcdeploy; give --prefix NAME to add these "
                 "under other names."
             )
-    for name, digest in (known or {}).get("files", {}).items():
+    for name, digest in (known.files if known else {}).items():
         if (repository / name).is_file() and sha256_of(repository / name) != digest:
             raise InputError(
                 f"{repository / name}: was changed since it was written here and would be replaced; move it, or give "
@@ -183,9 +197,9 @@ def ours_in_repository(repository: Path, prefix: str) -> set[str] | None:
         return None
     if prefix not in engines:
         return {MARKER}
-    files = engines[prefix]["files"] or [
+    files = engines[prefix].files or [
         f"{model}/{file}"
-        for model in engines[prefix]["models"].values()
+        for model in engines[prefix].models.values()
         for file in (CONFIG, *(f"{VERSION}/{name}" for _, name in PLATFORMS.values()))
     ]
     return {MARKER, *(name for name in files if (repository / name).exists())}
