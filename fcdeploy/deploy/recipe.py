@@ -9,6 +9,7 @@ from typing import Any
 from fcdeploy.data.side_files import head_of
 from fcdeploy.data.toml import table_from_toml
 from fcdeploy.errors import InputError
+from fcdeploy.systems import Recipe
 from fcdeploy.systems.settings import settings_as_dict, settings_from_dict
 
 # Headings of training.train and training.tune.
@@ -55,7 +56,7 @@ def is_written_recipe(path: Path) -> bool:
     return WRITTEN.match(head_of(path)) is not None
 
 
-def recipe_text(recipe: Any, heading: Sequence[str] = ()) -> str:
+def recipe_text(recipe: Recipe, heading: Sequence[str] = ()) -> str:
     """Write a recipe as ``load_recipe`` reads it, below ``heading`` as comments."""
     import tomlkit  # for those who write alone
 

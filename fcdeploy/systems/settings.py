@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fcdeploy.data.toml import table_from_toml
 from fcdeploy.data.typed import described, fits, typed, types_of
 from fcdeploy.errors import InputError
-from fcdeploy.systems import NAMES, get_system
+from fcdeploy.systems import NAMES, Recipe, get_system
+
+R = TypeVar("R", bound=Recipe)
 
 
 @dataclass(frozen=True)
@@ -21,38 +24,36 @@ class Setting:
     value: Any
 
 
-def settings_from_dict(table: dict[str, Any], where: str) -> Any:
+def settings_from_dict(table: Mapping[str, object], where: str) -> Any:
     """Build a system's recipe from nested tables; ``where`` names their origin in messages.
 
     Raises InputError for an unknown key, a value of a wrong type, or values that are impossible together."""
     if "system" not in table:
         raise InputError(f"{where}: has no key 'system'; known systems: {', '.join(NAMES)}.")
-    recipe: Any = typed(get_system(str(table["system"]), where).recipe, table, where)
+    recipe: Recipe = typed(get_system(str(table["system"]), where).recipe, table, where)
     if problem := recipe.problem():
         raise InputError(f"{where}: {problem}.")
     return recipe
 
 
-def settings_as_dict(recipe: Any) -> dict[str, Any]:
+def settings_as_dict(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe as nested tables, the way ``settings_from_dict`` takes them."""
     return dataclasses.asdict(
         recipe, dict_factory=lambda pairs: {k: list(v) if isinstance(v, tuple) else v for k, v in pairs}
     )
 
 
-def list_settings(recipe: Any) -> list[Setting]:
+def list_settings(recipe: Recipe) -> list[Setting]:
     """List the settings of a recipe in its order; ``system.recipe()`` has the published values, the defaults."""
     return [Setting(key, described(kind), setting_of(recipe, key)) for key, kind in _kinds(type(recipe))]
 
 
-def setting_of(recipe: Any, key: str) -> Any:
+def setting_of(recipe: Recipe, key: str) -> Any:
     """Return the value at a dotted place of a recipe, as in "links.tau"."""
-    for name in key.split("."):
-        recipe = getattr(recipe, name)
-    return recipe
+    return functools.reduce(getattr, key.split("."), recipe)
 
 
-def with_settings(recipe: Any, values: Mapping[str, Any], where: str = "settings") -> Any:
+def with_settings(recipe: R, values: Mapping[str, object], where: str = "settings") -> R:
     """Return a recipe with other values at dotted places, as in {"links.tau": 0.8}; a whole table is a value, too.
 
     A text is read as a TOML value where that fits, as in "0.8" and "[80, 10]", else as it is. where: names the values'
@@ -81,7 +82,7 @@ def _kinds(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", of
 
 
-def _replaced(recipe: Any, key: str, value: Any) -> Any:
+def _replaced(recipe: Any, key: str, value: object) -> Any:
     first, _, rest = key.partition(".")
     return dataclasses.replace(
         recipe, **{first: _replaced(getattr(recipe, first), rest, value) if rest else value}
