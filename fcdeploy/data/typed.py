@@ -79,13 +79,13 @@ def _words(kind: Kind) -> Iterator[str]:
         for one in args:
             yield from _words(one)
     elif origin is Literal:
-        yield f"one of {', '.join(map(str, args))}"
+        yield f"one of {', '.join(map(str, args))}" if len(args) > 1 else repr(args[0])
     elif origin is tuple and args[1:] != (Ellipsis,):
         yield f"a list of {len(args)} values"
     elif origin in (tuple, list):
         yield "a list"
     elif _is_table(kind):
-        yield "a table of settings"
+        yield "a table"
     else:
         yield from WORDS.get(kind, (str(kind),))
 

@@ -280,10 +280,10 @@ def _files(passes: Collection[str], kind: str) -> list[str]:
 def write_manifest(
     folder: Path,
     passes: Mapping[str, PassSpec],
-    fields: Mapping[str, Any],
+    fields: Mapping[str, object],
     *,
     kind: str = ONNX,
-    of_passes: Mapping[str, Mapping[str, Any]] | None = None,
+    of_passes: Mapping[str, Mapping[str, object]] | None = None,
 ) -> None:
     """Write the manifest of the graph files ``<pass>.<kind>`` in ``folder``, with their sizes and hashes.
 

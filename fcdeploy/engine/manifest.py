@@ -172,8 +172,8 @@ class Manifest:
     feature_dim: int
     precision: str
     recipe: dict[str, Any]
-    passes: Annotated[dict[str, GraphFile], Meta(min_length=1)]
-    networks: Annotated[dict[str, NetworkRecord], Meta(min_length=1)]
+    passes: Annotated[dict[str, GraphFile], Meta(min_length=1, description="a table of passes")]
+    networks: Annotated[dict[str, NetworkRecord], Meta(min_length=1, description="a table of networks")]
     versions: dict[str, object]
     kind: Literal["onnx", "plan"] = "onnx"
     recipe_from: RecipeOrigin = field(default_factory=RecipeOrigin)

@@ -25,7 +25,7 @@ class TensorSpec:
     """One input or output: an axis is a number, or a name where its length is free (equal names, equal lengths)."""
 
     name: Annotated[str, Meta(min_length=1)]
-    axes: Annotated[tuple[Axis, ...], Meta(min_length=1)]
+    axes: Annotated[tuple[Axis, ...], Meta(min_length=1, description="a list of names and lengths")]
     dtype: Annotated[str, Meta(pattern=rf"^({'|'.join(DTYPES)})\Z", description=", ".join(DTYPES))] = (
         "float32"
     )
@@ -97,12 +97,15 @@ class Engine(Protocol):
     ) -> None: ...
 
 
+TensorSpecs = Annotated[tuple[TensorSpec, ...], Meta(min_length=1, description="a list of tensors")]
+
+
 @dataclass(frozen=True)
 class Tensors:
     """What goes into and comes out of a pass."""
 
-    inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
-    outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    inputs: TensorSpecs
+    outputs: TensorSpecs
 
 
 def pass_from_dict(name: str, fields: Mapping[str, Any]) -> PassSpec:

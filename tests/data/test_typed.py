@@ -74,7 +74,7 @@ def test_tables_become_dataclasses_with_their_defaults() -> None:
         ({"maybe": "1"}, "maybe should be a whole number or null, found '1'"),
         ({"part": {}}, "part.k should be a whole number, and is missing"),
         ({"part": {"k": 1, "name": 2}}, "part.name should be a text, found 2"),
-        ({"part": 3}, "part should be a table of settings or null, found 3"),
+        ({"part": 3}, "part should be a table or null, found 3"),
         ({"parts": {"k": 3}}, "parts should be a list, found {'k': 3}"),
         ({"parts": [{"k": 1}, {"k": 1, "parts": [{"k": ""}]}]}, "parts[1].parts[0].k should be a whole number"),
         ({"sizes": {"b": [1], "m": [1, None]}}, "sizes.m[1] should be a whole number, found None"),
@@ -82,7 +82,7 @@ def test_tables_become_dataclasses_with_their_defaults() -> None:
         ({"part": {"k": 1, "kk": 1}}, "unknown key 'part.kk'; known here: name, k, parts"),
         ({"parts": [{"k": 1}, {"l": 1}]}, "unknown key 'parts[1].l'"),
         ({"relative": False}, "unknown key 'relative'"),
-        ([1], "the whole should be a table of settings, found [1]"),
+        ([1], "the whole should be a table, found [1]"),
     ],
     ids=lambda value: reprlib.repr(value)[:40] if isinstance(value, str) else "",
 )  # fmt: skip
@@ -125,7 +125,7 @@ def test_types_are_said_in_words() -> None:
         "share": "a share, 0 to 1",
         "kind": "one of a, b",
         "maybe": "a whole number or null",
-        "part": "a table of settings or null",
+        "part": "a table or null",
         "parts": "a list",
-        "sizes": "a table of settings",
+        "sizes": "a table",
     }

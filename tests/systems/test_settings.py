@@ -70,7 +70,7 @@ def test_tables_and_lists_of_tables_are_values_too() -> None:
         (PSE, {"links.tau": None}, "links.tau should be a number, found None."),
         (PSE, {"neighborhood.k": "2.0"}, "neighborhood.k should be a whole number, found 2.0."),
         (PSE, {"neighborhood.hops": "[20]"}, "neighborhood.hops should be a list of 2 values, found [20]."),
-        (PSE, {"links": 3}, "links should be a table of settings, found 3."),
+        (PSE, {"links": 3}, "links should be a table, found 3."),
         (PSE, {"links": {"tua": 3}}, "unknown key 'links.tua'; known here: k, tau."),
         (GCN_D, {"proposals": "[{k = 'x'}]"}, "proposals[0].k should be a whole number, found 'x'."),
         *(
