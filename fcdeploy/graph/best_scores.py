@@ -17,7 +17,9 @@ from fcdeploy.graph.products import Products
 NO_KEY = -(2**62)  # below every key
 ID_BITS = 32
 LAST_ID = 2**31 - 1
-CHUNK = 64  # scores looked at together: nearly all chunks hold none that is wanted
+CHUNK = 64  # scores looked at together: most chunks hold none that is wanted
+PART = 16  # of a chunk
+SPARE = 32  # keys beyond ``wide`` that a row holds at least before it drops the lowest
 TILE = 2**17  # scores in one product: 512 KB, which the cache of a core holds
 BATCH = 2**18  # scores between two selections
 
@@ -43,21 +45,23 @@ class BestScores:
         self.products = products
         self.rows = rows
         self.wide = wide
-        spare = max(128, wide)
+        spare = max(SPARE, wide)
         self.keys = np.empty((len(rows), wide + spare), dtype=np.int64)
         self.held = np.zeros(len(rows), dtype=np.int64)
         self.floor = np.full(len(rows), NO_KEY, dtype=np.int64)
         self._scores: np.ndarray = np.empty(BATCH, dtype=products.scores)
         self._gathered: np.ndarray = np.empty((0, rows.shape[1]), dtype=products.rows)
 
-    def visit(self, lists: Lists, visited: np.ndarray) -> None:
-        """Compare each row with the lists ``visited`` (m, p) int32, none of them twice for one row."""
-        count = len(lists.first) - 1
-        first, rows = _pairs_by_list(visited, count)
+    def visit(self, lists: Lists, first: np.ndarray, rows: np.ndarray) -> None:
+        """Compare rows with lists, none with a list that it was compared with before.
+
+        rows: (pairs,) int64, list l is compared with rows[first[l]:first[l + 1]]; see ``pairs_by_list``.
+        """
         tiles: list[tuple[int, int, int, int, int]] = []
         used = 0
+        starts, members = first.tolist(), lists.first.tolist()
         for which in np.flatnonzero(np.diff(first)).tolist():
-            member, end = int(lists.first[which]), int(lists.first[which + 1])
+            member, end = members[which], members[which + 1]
             if member == end:
                 continue
             packed = lists.packed[which] if lists.packed is not None else None
@@ -66,8 +70,8 @@ class BestScores:
                 stop = min(start + step, end)
                 part = packed if packed is not None else self.products.packed(lists.codes[start:stop])
                 size = max(1, TILE // (stop - start))
-                for pair in range(int(first[which]), int(first[which + 1]), size):
-                    pairs = min(size, int(first[which + 1]) - pair)
+                for pair in range(starts[which], starts[which + 1], size):
+                    pairs = min(size, starts[which + 1] - pair)
                     scores = pairs * (stop - start)
                     if used + scores > len(self._scores):
                         self._keep(tiles, rows, lists.ids)
@@ -80,19 +84,21 @@ class BestScores:
                     used += scores
         self._keep(tiles, rows, lists.ids)
 
+    def visit_all(self, lists: Lists) -> None:
+        """Compare all rows with all lists."""
+        count, m = len(lists.first) - 1, len(self.rows)
+        self.visit(lists, m * np.arange(count + 1), np.tile(np.arange(m), count))
+
     def raise_floors(self) -> None:
         """Drop what cannot be among the best any more, so that less is looked at from here on."""
         _drop_all(self.keys, self.held, self.floor, self.wide)
 
-    def found(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids (m, wide) int32 of the best, in no order, and how many there are (m,) int64.
-
-        Where there are fewer than ``wide``, -1 follows.
-        """
+    def found(self) -> np.ndarray:
+        """Return the ids (m, wide) int32 of the best, in no order; -1 follows where there are fewer."""
         self.raise_floors()
         ids = np.empty((len(self.rows), self.wide), dtype=np.int32)
         _ids_of_keys(self.keys, self.held, ids)
-        return ids, self.held
+        return ids
 
     def ranked(self) -> np.ndarray:
         """Return the ids (m, wide) int32 of the best, best first; -1 follows where there are fewer."""
@@ -116,22 +122,19 @@ class BestScores:
 
 
 @njit(cache=True, nogil=True)
-def _pairs_by_list(visited: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the rows of each list begin, (lists + 1,) int64, and the rows, upwards within a list."""
+def pairs_by_list(lists: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sort pairs of lists (pairs,) and rows (pairs,) by list: where each begins, (count + 1,) int64, and the rows."""
     first = np.zeros(count + 1, dtype=np.int64)
-    for i in range(visited.shape[0]):
-        for j in range(visited.shape[1]):
-            first[visited[i, j] + 1] += 1
+    for pair in range(lists.shape[0]):
+        first[lists[pair] + 1] += 1
     for one in range(count):
         first[one + 1] += first[one]
     end = first.copy()
-    rows = np.empty(visited.size, dtype=np.int64)
-    for i in range(visited.shape[0]):
-        for j in range(visited.shape[1]):
-            one = visited[i, j]
-            rows[end[one]] = i
-            end[one] += 1
-    return first, rows
+    sorted_rows = np.empty(lists.shape[0], dtype=np.int64)
+    for pair in range(lists.shape[0]):
+        sorted_rows[end[lists[pair]]] = rows[pair]
+        end[lists[pair]] += 1
+    return first, sorted_rows
 
 
 @njit(cache=True, nogil=True)
@@ -173,21 +176,25 @@ def _keep_tiles(
                 chunk = scores[at + start : at + min(start + CHUNK, members)]
                 if not _any_from(chunk, least):
                     continue
-                for j in range(chunk.shape[0]):
-                    if chunk[j] < least[0]:
+                for part in range(0, chunk.shape[0], PART):
+                    few = chunk[part : min(part + PART, chunk.shape[0])]
+                    if not _any_from(few, least):
                         continue
-                    key = (np.int64(chunk[j]) << ID_BITS) | (LAST_ID - ids[tiles[t, 3] + start + j])
-                    if key <= floor[row]:
-                        continue
-                    if held[row] == keys.shape[1]:
-                        _drop(keys[row], wide)
-                        held[row] = wide
-                        floor[row] = keys[row, wide - 1]
-                        least[0] = floor[row] >> ID_BITS
+                    for j in range(few.shape[0]):
+                        if few[j] < least[0]:
+                            continue
+                        key = (np.int64(few[j]) << ID_BITS) | (LAST_ID - ids[tiles[t, 3] + start + part + j])
                         if key <= floor[row]:
                             continue
-                    keys[row, held[row]] = key
-                    held[row] += 1
+                        if held[row] == keys.shape[1]:
+                            _drop(keys[row], wide)
+                            held[row] = wide
+                            floor[row] = keys[row, wide - 1]
+                            least[0] = floor[row] >> ID_BITS
+                            if key <= floor[row]:
+                                continue
+                        keys[row, held[row]] = key
+                        held[row] += 1
             at += members
 
 

@@ -1,12 +1,14 @@
 """kNN lists of unit vectors by products of whole cells, in integers.
 
-Each face is compared with the faces of its nearest cells, by the scores of their codes (see ``codes``). The faces of a
-call that visit the same cell are multiplied with it in one product. Scores are exact, so that which faces become
+Each face is compared with the faces of some cells, by the scores of their codes (see ``codes``): of its nearest few,
+and of all others whose centroids score high enough beside the candidates from the first (see ``Reach``). The faces of
+a call that visit the same cell are multiplied with it in one product. Scores are exact, so that which faces become
 candidates does not depend on how calls, threads or products were cut, nor on the processor; the similarities of
 candidates are then computed from the vectors, as everywhere (``order_candidates``).
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,29 +19,36 @@ import numpy as np
 
 from fcdeploy.data.atomic import no_space_left, open_own
 from fcdeploy.errors import InputError
-from fcdeploy.graph.best_scores import BestScores, Lists
+from fcdeploy.graph.best_scores import ID_BITS, NO_KEY, TILE, BestScores, Lists, pairs_by_list
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.codes import code_scale, codes_of_faces, codes_of_rows
+from fcdeploy.graph.kernels import njit
 from fcdeploy.graph.knn import order_candidates
-from fcdeploy.graph.partition import all_cells, ranked_cells
+from fcdeploy.graph.partition import all_cells, dot
 from fcdeploy.graph.products import Products, quickest_products, workers
 
 SPARE = 32  # candidates beyond k: scores of codes are less precise than similarities
-REACH = 16  # cells that a face is compared with where nothing else is asked for
+FIRST = 4  # cells that every face is compared with, more where they hold fewer faces than are asked for
+NEAREST = 32  # cells of a face that are looked at before it is compared with all centroids
+CUT_BITS = 10  # a cut is a share in 1,024ths
+MOST_CUT = 2**20
 RECALL = 0.98
-SAMPLE = 500
+SAMPLE = 1000
 SEED = 77
 ROWS = 65536
-TASK = 4096  # rows of a task at most
+TASK = 16384  # rows of a task at most
 TASK_BYTES = 2**26  # that the keys of a task take at most
-EVERY_ROWS = 64  # faces that are compared with all others at a time
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How many cells a face is compared with, and the share of true neighbors that are in them, on a sample."""
+    """How far faces look for neighbors, and the share of the true ones that they find so, on a sample.
 
-    cells: int
+    cut: a face is compared with the cells whose centroids score at least cut / 1024 of what its (k + SPARE)th best
+    candidate in the nearest cells does; 0 is all cells.
+    """
+
+    cut: int
     recall: float
     sample: int
 
@@ -47,10 +56,10 @@ class Reach:
 class CellSearch:
     """Finds neighbors among ``vectors`` (n, d) float32, C-contiguous unit rows (a memory map will do).
 
-    cells: their partition. reach: how many cells each face is compared with, the most similar ones; None for as many
-    as give RECALL at the first search's k. lists_file: keeps the codes, n d bytes, in this file instead of memory,
-    where they are held twice. products: what multiplies them, by default what is quickest here. As many threads are
-    used as numba is set to.
+    cells: their partition. cut: how far faces look, see ``Reach``; None for as far as finds the share RECALL at the
+    k of the first search. lists_file: keeps the codes, n d bytes, in this file instead of memory, where they are
+    held twice. products: what multiplies them, by default what is quickest here. As many threads are used as numba is
+    set to.
     """
 
     def __init__(
@@ -58,19 +67,21 @@ class CellSearch:
         vectors: np.ndarray,
         cells: Cells,
         *,
-        reach: int | None = REACH,
+        cut: int | None = None,
         lists_file: Path | None = None,
         products: Products | None = None,
     ) -> None:
         self.vectors = vectors
         self.cells = cells
-        self.reach = None if reach is None else min(max(1, reach), cells.count)
+        self.cut = cut
         self.products = products or quickest_products()
         self.scale = code_scale(vectors)
-        self._every_cell = all_cells(codes_of_rows(cells.centroids, self.scale), self.products)
+        self._centroids = codes_of_rows(cells.centroids, self.scale)
+        self._every_cell = all_cells(self._centroids, self.products)
         order = cells.order()
+        self._sizes = np.bincount(cells.cell, minlength=cells.count)
         first = np.zeros(cells.count + 1, dtype=np.int64)
-        np.cumsum(np.bincount(cells.cell, minlength=cells.count), out=first[1:])
+        np.cumsum(self._sizes, out=first[1:])
         self._place = np.empty(len(order), dtype=np.int32)
         self._place[order] = np.arange(len(order), dtype=np.int32)
         codes = self._codes(order, lists_file)
@@ -85,80 +96,105 @@ class CellSearch:
     def search(self, faces: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return ids (m, k) int32 and sims (m, k) float32 of ``faces`` (m,); k is at most n.
 
-        Quickest for thousands of faces in the order of cells; lists do not depend on which faces share a call.
+        Quickest for tens of thousands of faces in the order of cells; lists do not depend on which faces share a call.
         """
-        if self.reach is None:
-            self.reach = self.reach_for(k).cells
-        n = len(self.vectors)
-        wide = min(n, k + SPARE)
-        found, held = self._candidates(faces, self.nearest_cells(faces, self.reach), wide)
-        short = np.flatnonzero(held < wide)
-        if len(short):  # their cells hold fewer faces than were asked for
-            found[short] = self._all_pairs(faces[short], wide)
+        if self.cut is None:
+            self.cut = self.reach_for(k).cut
+        cut = self.cut
+        wide = min(len(self.vectors), k + SPARE)
+        found = np.empty((len(faces), wide), dtype=np.int32)
+
+        def candidates(rows: slice) -> None:
+            best = BestScores(self.products, self._codes_at(faces[rows]), wide)
+            near = self._near(faces[rows], best.rows, wide)
+            count = self._visit_nearest(best, near)
+            self._visit_others(best, near, count, cut)
+            found[rows] = best.found()
+
+        self._in_parts(candidates, len(faces), wide)
         return order_candidates(self.vectors, found, faces, k)
 
-    def nearest_cells(self, faces: np.ndarray, count: int) -> np.ndarray:
-        """Return the ``count`` cells (m, count) int32 most similar to each of ``faces``, the most similar first."""
-        kept = self.cells.nearest
-        if kept is not None and kept.shape[1] >= count:
-            return np.ascontiguousarray(kept[faces, :count])
-        return ranked_cells(self._codes_at(faces), self._every_cell, count, self.products)
-
     def reach_for(self, k: int, recall: float = RECALL, sample: int = SAMPLE) -> Reach:
-        """Return how many cells hold the share ``recall`` of the k neighbors of each of ``sample`` seeded faces.
+        """Return how far faces must look to find the share ``recall`` of the k neighbors of ``sample`` seeded faces.
 
-        Their neighbors are found among all faces, and looked up in the cells of the face in order of similarity: the
-        same on every machine.
+        Their neighbors are found among all faces; what their cells score then says which cut reaches them. The same
+        on every machine.
         """
         if not 0 < recall <= 1:
             raise InputError(f"recall: expected a share above 0 and at most 1, found {recall}.")
-        n, count = len(self.vectors), self.cells.count
+        n = len(self.vectors)
         k = min(k, n)
-        faces = np.sort(np.random.default_rng(SEED).choice(n, min(n, sample), replace=False)).astype(np.int32)
         wide = min(n, k + SPARE)
-        ids, _ = order_candidates(self.vectors, self._all_pairs(faces, wide), faces, k)
-        ranks = np.empty((len(faces), count), dtype=np.int32)
-        ranked = ranked_cells(self._codes_at(faces), self._every_cell, count, self.products)
-        np.put_along_axis(ranks, ranked, np.arange(count, dtype=np.int32)[None], axis=1)
-        needed = np.take_along_axis(ranks, self.cells.cell[ids], axis=1)
-        within = np.cumsum(np.bincount(needed.ravel(), minlength=count))
-        cells = min(int(np.searchsorted(within, np.ceil(recall * ids.size))) + 1, count)
-        return Reach(cells, float(within[cells - 1] / ids.size), len(faces))
+        faces = np.sort(np.random.default_rng(SEED).choice(n, min(n, sample), replace=False)).astype(np.int32)
+        found = np.empty((len(faces), wide), dtype=np.int32)
+        cuts = np.empty((len(faces), k), dtype=np.int64)
+
+        def compare_all(rows: slice) -> None:
+            best = BestScores(self.products, self._codes_at(faces[rows]), wide)
+            best.visit_all(self.lists)
+            found[rows] = best.found()
+
+        self._in_parts(compare_all, len(faces), wide)
+        ids = order_candidates(self.vectors, found, faces, k)[0]
+
+        def look_up(rows: slice) -> None:
+            best = BestScores(self.products, self._codes_at(faces[rows]), wide)
+            near = self._near(faces[rows], best.rows, wide)
+            count = self._visit_nearest(best, near)
+            where = self.cells.cell[ids[rows]]
+            _cuts_needed(best.rows, self._centroids, where, near, count, best.floor, cuts[rows])
+
+        self._in_parts(look_up, len(faces), wide)
+        needed = np.sort(cuts, axis=None)[::-1]
+        cut = min(int(needed[int(np.ceil(recall * len(needed))) - 1]), MOST_CUT)
+        return Reach(cut, float((needed >= cut).mean()), len(faces))
+
+    def _near(self, faces: np.ndarray, codes: np.ndarray, wide: int) -> np.ndarray:
+        """Return the nearest cells (m, p) int32 of faces, the most similar first; p depends on ``wide`` alone."""
+        count = self.cells.count
+        size = -(-2 * wide * count // len(self.vectors))
+        p = min(count, max(NEAREST, FIRST + size))
+        kept = self.cells.nearest
+        if kept is not None and kept.shape[1] >= p:
+            return np.ascontiguousarray(kept[faces, :p])
+        best = BestScores(self.products, codes, p)
+        best.visit_all(self._every_cell)
+        return best.ranked()
+
+    def _visit_nearest(self, best: BestScores, near: np.ndarray) -> np.ndarray:
+        """Compare rows with the first few of ``near`` (m, p), which hold what is asked for; return how many (m,)."""
+        count = _first_cells(near, self._sizes, best.wide, FIRST)
+        lists, rows = _first_pairs(near, count)
+        best.visit(self.lists, *pairs_by_list(lists, rows, self.cells.count))
+        best.raise_floors()
+        return count
+
+    def _visit_others(self, best: BestScores, near: np.ndarray, count: np.ndarray, cut: int) -> None:
+        """Compare rows with all other cells that score high enough; ``count`` (m,) of ``near`` are done."""
+        limits = _limits(best.floor, cut)
+        last = _last_cells(best.rows, self._centroids, near, count, limits)
+        lists, rows = _pairs_between(near, count, last)
+        far = np.flatnonzero(last == BEYOND)
+        every, step = self._every_cell, max(1, TILE // self.cells.count)
+        scores: np.ndarray = np.empty(step * self.cells.count, dtype=self.products.scores)
+        parts = [(lists, rows)]
+        for start in range(0, len(far), step):
+            some = far[start : start + step]
+            made = scores[: len(some) * self.cells.count]
+            assert every.packed is not None
+            self.products.multiply(best.rows[some].astype(self.products.rows), every.packed[0], made)
+            parts.append(_pairs_above(made.reshape(len(some), -1), some, near, count, limits))
+        lists, rows = (np.concatenate(pairs) for pairs in zip(*parts, strict=True))
+        best.visit(self.lists, *pairs_by_list(lists, rows, self.cells.count))
 
     def _codes_at(self, faces: np.ndarray) -> np.ndarray:
         return self.lists.codes[self._place[faces]]
 
-    def _all_pairs(self, faces: np.ndarray, wide: int) -> np.ndarray:
-        """Return the best ``wide`` (m, wide) int32 among all faces."""
-        every = np.arange(self.cells.count, dtype=np.int32)
-        found = np.empty((len(faces), wide), dtype=np.int32)
-        step = EVERY_ROWS * numba.get_num_threads()
-        for start in range(0, len(faces), step):
-            some = faces[start : start + step]
-            visited = np.broadcast_to(every, (len(some), len(every)))
-            found[start : start + step] = self._candidates(some, visited, wide)[0]
-        return found
-
-    def _candidates(self, faces: np.ndarray, visited: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best ``wide`` (m, wide) int32 in the cells ``visited`` (m, p), and how many there are (m,)."""
-        found = np.empty((len(faces), wide), dtype=np.int32)
-        held = np.empty(len(faces), dtype=np.int64)
-        threads = numba.get_num_threads()
-        size = min(TASK, -(-len(faces) // threads), TASK_BYTES // (16 * wide))
-        size = max(1, size)
-
-        def task(start: int) -> None:
-            these = slice(start, start + size)
-            best = BestScores(self.products, self._codes_at(faces[these]), wide)
-            # The nearest cell apart: what it holds lets nearly all else be passed over.
-            best.visit(self.lists, visited[these, :1])
-            best.raise_floors()
-            best.visit(self.lists, visited[these, 1:])
-            found[these], held[these] = best.found()
-
+    def _in_parts(self, task: Callable[[slice], None], count: int, wide: int) -> None:
+        """Call ``task`` for parts of ``count`` rows, on several threads."""
+        size = max(1, min(TASK, -(-count // numba.get_num_threads()), TASK_BYTES // (16 * wide)))
         with workers() as run:
-            run(task, range(0, len(faces), size))
-        return found, held
+            run(task, [slice(start, min(start + size, count)) for start in range(0, count, size)])
 
     def _codes(self, order: np.ndarray, file: Path | None) -> np.ndarray:
         """Return the codes (n, d) int8 in the order of cells, in memory or in a file that is mapped."""
@@ -170,3 +206,120 @@ class CellSearch:
                 opened.write(codes_of_faces(self.vectors, order[start : start + ROWS], self.scale).data)
         mapped: Any = np.memmap(file, dtype=np.int8, mode="r", shape=self.vectors.shape)
         return np.asarray(mapped)
+
+
+BEYOND = -1  # a face whose nearest cells all score high enough, so that others may, too
+
+
+@njit(cache=True, nogil=True)
+def _first_cells(near: np.ndarray, sizes: np.ndarray, wide: int, least: int) -> np.ndarray:
+    """Return how many of the nearest cells (m, p) hold ``wide`` faces, at least ``least``, at most p."""
+    count = np.empty(near.shape[0], dtype=np.int64)
+    for i in range(near.shape[0]):
+        held, p = 0, 0
+        while p < near.shape[1] and (p < least or held < wide):
+            held += sizes[near[i, p]]
+            p += 1
+        count[i] = p
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _first_pairs(near: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return _pairs_between(near, np.zeros_like(count), count)
+
+
+@njit(cache=True, nogil=True)
+def _pairs_between(near: np.ndarray, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cells near[i, start[i]:stop[i]] of all rows i, and these rows; none of a row BEYOND."""
+    lists = np.empty(np.maximum(stop - start, 0).sum(), dtype=np.int32)
+    rows = np.empty(len(lists), dtype=np.int64)
+    at = 0
+    for i in range(near.shape[0]):
+        for p in range(start[i], stop[i]):
+            lists[at] = near[i, p]
+            rows[at] = i
+            at += 1
+    return lists, rows
+
+
+@njit(cache=True, nogil=True)
+def _limits(floor: np.ndarray, cut: int) -> np.ndarray:
+    """Return what the scores of cells, times 1024, must reach; a row that holds too few reaches all of them."""
+    limits = np.full(len(floor), NO_KEY, dtype=np.int64)
+    for i in range(len(floor)):
+        if floor[i] != NO_KEY and cut > 0:
+            limits[i] = cut * max(floor[i] >> ID_BITS, 0)
+    return limits
+
+
+@njit(cache=True, nogil=True)
+def _last_cells(
+    codes: np.ndarray, centroids: np.ndarray, near: np.ndarray, count: np.ndarray, limits: np.ndarray
+) -> np.ndarray:
+    """Return how many of the nearest cells of each row score high enough, or BEYOND."""
+    last = np.empty(near.shape[0], dtype=np.int64)
+    for i in range(near.shape[0]):
+        p = count[i]
+        while p < near.shape[1] and (np.int64(dot(codes[i], centroids[near[i, p]])) << CUT_BITS) >= limits[i]:
+            p += 1
+        last[i] = BEYOND if p == near.shape[1] and p < len(centroids) else p
+    return last
+
+
+@njit(cache=True, nogil=True)
+def _pairs_above(
+    scores: np.ndarray, which: np.ndarray, near: np.ndarray, count: np.ndarray, limits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cells that score high enough and were not visited, and their rows.
+
+    scores: (m, cells) of the rows ``which`` (m,).
+    """
+    wanted = np.zeros(scores.shape[1], dtype=np.bool_)
+    total = 0
+    for fill in (False, True):
+        lists = np.empty(total if fill else 0, dtype=np.int32)
+        rows = np.empty(total if fill else 0, dtype=np.int64)
+        total = 0
+        for i in range(len(which)):
+            row = which[i]
+            for c in range(scores.shape[1]):
+                wanted[c] = np.int64(scores[i, c]) << CUT_BITS >= limits[row]
+            for p in range(count[row]):
+                wanted[near[row, p]] = False
+            if not fill:
+                total += wanted.sum()
+                continue
+            for c in range(scores.shape[1]):
+                if wanted[c]:
+                    lists[total] = c
+                    rows[total] = row
+                    total += 1
+    return lists, rows
+
+
+@njit(cache=True, nogil=True)
+def _cuts_needed(
+    codes: np.ndarray,
+    centroids: np.ndarray,
+    where: np.ndarray,
+    near: np.ndarray,
+    count: np.ndarray,
+    floor: np.ndarray,
+    cuts: np.ndarray,
+) -> None:
+    """Write the highest cut with which each row visits the cells ``where`` (m, k) to ``cuts`` (m, k)."""
+    for i in range(where.shape[0]):
+        for j in range(where.shape[1]):
+            visited = floor[i] == NO_KEY
+            for p in range(count[i]):
+                visited |= near[i, p] == where[i, j]
+            if visited:
+                cuts[i, j] = MOST_CUT
+                continue
+            score = np.int64(dot(codes[i], centroids[where[i, j]])) << CUT_BITS
+            least = floor[i] >> ID_BITS
+            if least > 0:
+                cuts[i, j] = min(max(score // least, 0), MOST_CUT)
+            else:
+                cuts[i, j] = MOST_CUT if score >= 0 else 0

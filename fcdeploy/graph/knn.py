@@ -23,6 +23,7 @@ EXACT_LIMIT = 50_000  # faces up to which --knn auto compares all pairs
 PROBES = 16  # cells that an IVF search looks into
 SPARE = 8  # candidates beyond k, so that rounding inside faiss rarely decides who is k-th
 ADD_ROWS = 65536
+LOW_BITS = 2**31 - 1
 GPU_MOST = 2048  # candidates that faiss selects on a GPU
 
 
@@ -164,13 +165,21 @@ def _sort_rows(
 ) -> None:
     """Fill the columns behind the first, which holds the face itself."""
     for row in prange(found.shape[0]):
-        order = np.argsort(found[row], kind="mergesort")
-        order = order[np.argsort(-sims[row][order], kind="mergesort")]
+        bits = (sims[row] + np.float32(0)).view(np.int32)  # + 0: there is one zero only
+        keys = np.empty(bits.shape[0], dtype=np.int64)
+        for p in range(bits.shape[0]):
+            # As integers, similarities are in order, negative ones backwards.
+            similar = np.int64(bits[p] if bits[p] >= 0 else bits[p] ^ np.int32(LOW_BITS))
+            keys[p] = (-similar << 32) | np.int64(found[row, p])
+        keys.sort()
+        out_bits = out_sims[row].view(np.int32)
         count = 1
-        for p in order:
-            if found[row, p] != faces[row] and count < k:
-                out_ids[row, count] = found[row, p]
-                out_sims[row, count] = sims[row, p]
+        for p in range(keys.shape[0]):
+            face = np.int32(keys[p] & LOW_BITS)
+            if face != faces[row] and count < k:
+                value = np.int32(-(keys[p] >> 32))
+                out_ids[row, count] = face
+                out_bits[count] = value if value >= 0 else value ^ np.int32(LOW_BITS)
                 count += 1
 
 

@@ -13,9 +13,11 @@ import numpy as np
 from fcdeploy.graph.best_scores import BestScores, Lists
 from fcdeploy.graph.cells import ITERATIONS, SAMPLE_PER_CELL, SEED, Cells
 from fcdeploy.graph.codes import CodeScale, code_scale, codes_of_faces, codes_of_rows
-from fcdeploy.graph.kernels import njit
+from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.products import Products, quickest_products, workers
 
+FULL_ITERATIONS = 3  # of k-means, in which rows are compared with all centroids
+NEAR = 16  # centroids that a row is compared with afterwards: the nearest in the last full iteration
 NEAREST = 32  # cells of a face that are kept with it
 ROWS = 2048  # of a task
 SCORES = 2**17  # of one product
@@ -55,8 +57,15 @@ def kmeans(codes: np.ndarray, count: int, scale: CodeScale, products: Products) 
     """Return ``count`` centroids (count, d) float32 unit rows of ``codes`` (m, d) int8, of which there are more."""
     starts = np.sort(np.random.default_rng(SEED).choice(len(codes), count, replace=False))
     centroids = _unit_rows(codes[starts].astype(np.int64))
-    for _ in range(ITERATIONS):
-        cell = nearest_rows(codes, codes_of_rows(centroids, scale), products)
+    for at in range(ITERATIONS):
+        own = codes_of_rows(centroids, scale)
+        if at < FULL_ITERATIONS - 1:
+            cell = nearest_rows(codes, own, products)
+        elif at == FULL_ITERATIONS - 1:
+            near = ranked_cells(codes, all_cells(own, products), min(NEAR, count), products)
+            cell = near[:, 0]
+        else:
+            cell = _nearest_of(codes, own, near)
         centroids = _unit_rows(_filled(_sums(codes, cell, count), codes, cell))
     return centroids
 
@@ -112,7 +121,7 @@ def ranked_cells(codes: np.ndarray, every: Lists, nearest: int, products: Produc
     def task(start: int) -> None:
         rows = codes[start : start + ROWS]
         best = BestScores(products, rows, nearest)
-        best.visit(every, np.zeros((len(rows), 1), dtype=np.int32))
+        best.visit_all(every)
         found[start : start + ROWS] = best.ranked()
 
     _each(task, range(0, len(codes), ROWS))
@@ -122,6 +131,30 @@ def ranked_cells(codes: np.ndarray, every: Lists, nearest: int, products: Produc
 def _each(task: Callable[[int], None], tasks: Any) -> None:
     with workers() as run:
         run(task, tasks)
+
+
+@njit(cache=True, nogil=True)
+def dot(one: np.ndarray, other: np.ndarray) -> np.int32:
+    """Return the product of two rows of codes (d,) int8."""
+    total = np.int32(0)
+    for j in range(one.shape[0]):
+        total += np.int32(one[j]) * np.int32(other[j])
+    return total
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _nearest_of(codes: np.ndarray, centroids: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Return which of ``near`` (m, p) scores highest for each of ``codes`` (m, d), the lowest of equal ones."""
+    found = np.empty(codes.shape[0], dtype=np.int32)
+    for i in prange(codes.shape[0]):
+        where = near[i, 0]
+        best = dot(codes[i], centroids[where])
+        for p in range(1, near.shape[1]):
+            score = dot(codes[i], centroids[near[i, p]])
+            if score > best or (score == best and near[i, p] < where):
+                best, where = score, near[i, p]
+        found[i] = where
+    return found
 
 
 @njit(cache=True, nogil=True)
