@@ -100,14 +100,6 @@ class BestScores:
         _ids_of_keys(self.keys, self.held, ids)
         return ids
 
-    def ranked(self) -> np.ndarray:
-        """Return the ids (m, wide) int32 of the best, best first; -1 follows where there are fewer."""
-        self.raise_floors()
-        ids = np.empty((len(self.rows), self.wide), dtype=np.int32)
-        _sort_keys(self.keys, self.held)
-        _ids_of_keys(self.keys, self.held, ids)
-        return ids
-
     def _gather(self, which: np.ndarray) -> np.ndarray:
         if len(self._gathered) < len(which):
             self._gathered = np.empty((len(which), self.rows.shape[1]), dtype=self.products.rows)
@@ -187,9 +179,7 @@ def _keep_tiles(
                         if key <= floor[row]:
                             continue
                         if held[row] == keys.shape[1]:
-                            _drop(keys[row], wide)
-                            held[row] = wide
-                            floor[row] = keys[row, wide - 1]
+                            held[row], floor[row] = _drop(keys[row], wide, floor[row])
                             least[0] = floor[row] >> ID_BITS
                             if key <= floor[row]:
                                 continue
@@ -199,7 +189,50 @@ def _keep_tiles(
 
 
 @njit(cache=True, nogil=True)
-def _drop(keys: np.ndarray, wide: int) -> None:
+def _drop(keys: np.ndarray, wide: int, floor: int) -> tuple[int, int]:
+    """Drop keys that are not among the ``wide`` largest; return how many are left, in front, and the new floor.
+
+    Those that score as the least of the ``wide`` does may stay, unless that would be all.
+    """
+    least, most = _range_of(keys)
+    low, high = max(least >> ID_BITS, floor >> ID_BITS), (most >> ID_BITS) + 1
+    while high - low > 1:  # at least ``wide`` keys score ``low``, fewer score ``high``
+        middle = (low + high) >> 1
+        if _count_from(keys, middle << ID_BITS) >= wide:
+            low = middle
+        else:
+            high = middle
+    bound = low << ID_BITS
+    held = 0
+    for j in range(keys.shape[0]):
+        key = keys[j]
+        keys[held] = key
+        held += key >= bound
+    if held < keys.shape[0] - keys.shape[0] // 8:
+        return held, max(floor, bound - 1)
+    _select(keys[:held], wide)
+    return wide, keys[wide - 1]
+
+
+@njit(cache=True, nogil=True)
+def _range_of(keys: np.ndarray) -> tuple[int, int]:
+    least, most = keys[0], keys[0]
+    for j in range(keys.shape[0]):
+        least = min(least, keys[j])
+        most = max(most, keys[j])
+    return least, most
+
+
+@njit(cache=True, nogil=True)
+def _count_from(keys: np.ndarray, bound: int) -> int:
+    count = 0
+    for j in range(keys.shape[0]):
+        count += keys[j] >= bound
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _select(keys: np.ndarray, wide: int) -> None:
     """Move the ``wide`` largest keys to the front, the least of them last."""
     low, high, last = 0, keys.shape[0] - 1, wide - 1
     while low < high:
@@ -232,17 +265,15 @@ def _drop(keys: np.ndarray, wide: int) -> None:
 
 @njit(cache=True, nogil=True)
 def _drop_all(keys: np.ndarray, held: np.ndarray, floor: np.ndarray, wide: int) -> None:
+    """Leave the ``wide`` largest keys of each row, and make the least of them its floor."""
     for row in range(keys.shape[0]):
-        if held[row] >= wide:
-            _drop(keys[row, : held[row]], wide)
+        if held[row] > wide:
+            held[row], _ = _drop(keys[row, : held[row]], wide, floor[row])
+        if held[row] > wide:
+            _select(keys[row, : held[row]], wide)
             held[row] = wide
-            floor[row] = keys[row, wide - 1]
-
-
-@njit(cache=True, nogil=True)
-def _sort_keys(keys: np.ndarray, held: np.ndarray) -> None:
-    for row in range(keys.shape[0]):
-        keys[row, : held[row]] = -np.sort(-keys[row, : held[row]])
+        if held[row] == wide:
+            floor[row] = _range_of(keys[row, :wide])[0]
 
 
 @njit(cache=True, nogil=True)
@@ -250,3 +281,58 @@ def _ids_of_keys(keys: np.ndarray, held: np.ndarray, out: np.ndarray) -> None:
     for row in range(out.shape[0]):
         for j in range(out.shape[1]):
             out[row, j] = LAST_ID - (keys[row, j] & LAST_ID) if j < held[row] else -1
+
+
+@njit(cache=True, nogil=True)
+def rank_columns(scores: np.ndarray, out: np.ndarray) -> None:
+    """Write the columns with the best scores of each row to ``out`` (m, p), the best first, of equal ones the lower.
+
+    scores: (m, columns), no fewer than p. The best of the parts of a row say what is worth looking at: as many parts
+    as are wanted hold one each that is at least the bound.
+    """
+    columns, wide = scores.shape[1], out.shape[1]
+    parts = columns // PART
+    best = np.empty(parts, dtype=scores.dtype)
+    keys = np.empty(columns, dtype=np.int64)
+    for i in range(scores.shape[0]):
+        row = scores[i]
+        bound = NO_KEY
+        for part in range(parts):
+            few = row[part * PART : (part + 1) * PART]
+            most = few[0]
+            for j in range(1, few.shape[0]):
+                most = few[j] if few[j] > most else most
+            best[part] = most
+        if parts > wide:
+            bound = _bound_of(best, wide)
+        held = 0
+        for part in range(parts + 1):
+            if part < parts and np.int64(best[part]) < bound:
+                continue
+            for column in range(part * PART, min((part + 1) * PART, columns)):
+                if np.int64(row[column]) >= bound:
+                    keys[held] = (np.int64(row[column]) << ID_BITS) | (LAST_ID - column)
+                    held += 1
+        if held > 2 * wide:
+            _select(keys[:held], wide)
+            held = wide
+        few_keys = keys[:held]
+        few_keys.sort()
+        for p in range(wide):
+            out[i, p] = LAST_ID - (keys[held - 1 - p] & LAST_ID)
+
+
+@njit(cache=True, nogil=True)
+def _bound_of(scores: np.ndarray, wide: int) -> np.int64:
+    """Return the highest number that ``wide`` of ``scores`` reach."""
+    low, high = np.int64(scores.min()), np.int64(scores.max()) + 1
+    while high - low > 1:
+        middle = (low + high) >> 1
+        reached = 0
+        for j in range(scores.shape[0]):
+            reached += scores[j] >= middle
+        if reached >= wide:
+            low = middle
+        else:
+            high = middle
+    return low

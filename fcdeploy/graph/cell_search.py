@@ -19,12 +19,12 @@ import numpy as np
 
 from fcdeploy.data.atomic import no_space_left, open_own
 from fcdeploy.errors import InputError
-from fcdeploy.graph.best_scores import ID_BITS, NO_KEY, TILE, BestScores, Lists, pairs_by_list
+from fcdeploy.graph.best_scores import ID_BITS, NO_KEY, TILE, BestScores, Lists, pairs_by_list, rank_columns
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.codes import code_scale, codes_of_faces, codes_of_rows
 from fcdeploy.graph.kernels import njit
 from fcdeploy.graph.knn import order_candidates
-from fcdeploy.graph.partition import all_cells, dot
+from fcdeploy.graph.partition import dot
 from fcdeploy.graph.products import Products, quickest_products, workers
 
 SPARE = 32  # candidates beyond k: scores of codes are less precise than similarities
@@ -77,7 +77,7 @@ class CellSearch:
         self.products = products or quickest_products()
         self.scale = code_scale(vectors)
         self._centroids = codes_of_rows(cells.centroids, self.scale)
-        self._every_cell = all_cells(self._centroids, self.products)
+        self._packed_centroids = self.products.packed(self._centroids)
         order = cells.order()
         self._sizes = np.bincount(cells.cell, minlength=cells.count)
         first = np.zeros(cells.count + 1, dtype=np.int64)
@@ -157,9 +157,25 @@ class CellSearch:
         kept = self.cells.nearest
         if kept is not None and kept.shape[1] >= p:
             return np.ascontiguousarray(kept[faces, :p])
-        best = BestScores(self.products, codes, p)
-        best.visit_all(self._every_cell)
-        return best.ranked()
+        near = np.empty((len(faces), p), dtype=np.int32)
+        every = np.arange(len(faces))
+        self._for_centroid_scores(codes, every, lambda scores, rows: rank_columns(scores, near[rows]))
+        return near
+
+    def _for_centroid_scores(
+        self, codes: np.ndarray, which: np.ndarray, use: Callable[[np.ndarray, slice], None]
+    ) -> None:
+        """Call ``use`` with the scores (rows, cells) of some of the rows ``which``, and the slice of these."""
+        count = self.cells.count
+        step = max(1, TILE // count)
+        scores: np.ndarray = np.empty(step * count, dtype=self.products.scores)
+        for start in range(0, len(which), step):
+            rows = slice(start, min(start + step, len(which)))
+            made = scores[: (rows.stop - start) * count]
+            self.products.multiply(
+                codes[which[rows]].astype(self.products.rows), self._packed_centroids, made
+            )
+            use(made.reshape(-1, count), rows)
 
     def _visit_nearest(self, best: BestScores, near: np.ndarray) -> np.ndarray:
         """Compare rows with the first few of ``near`` (m, p), which hold what is asked for; return how many (m,)."""
@@ -175,15 +191,12 @@ class CellSearch:
         last = _last_cells(best.rows, self._centroids, near, count, limits)
         lists, rows = _pairs_between(near, count, last)
         far = np.flatnonzero(last == BEYOND)
-        every, step = self._every_cell, max(1, TILE // self.cells.count)
-        scores: np.ndarray = np.empty(step * self.cells.count, dtype=self.products.scores)
         parts = [(lists, rows)]
-        for start in range(0, len(far), step):
-            some = far[start : start + step]
-            made = scores[: len(some) * self.cells.count]
-            assert every.packed is not None
-            self.products.multiply(best.rows[some].astype(self.products.rows), every.packed[0], made)
-            parts.append(_pairs_above(made.reshape(len(some), -1), some, near, count, limits))
+
+        def look_at_all(scores: np.ndarray, some: slice) -> None:
+            parts.append(_pairs_above(scores, far[some], near, count, limits))
+
+        self._for_centroid_scores(best.rows, far, look_at_all)
         lists, rows = (np.concatenate(pairs) for pairs in zip(*parts, strict=True))
         best.visit(self.lists, *pairs_by_list(lists, rows, self.cells.count))
 

@@ -6,11 +6,10 @@ defines to the last bit.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from fcdeploy.graph.best_scores import BestScores, Lists
+from fcdeploy.graph.best_scores import rank_columns
 from fcdeploy.graph.cells import ITERATIONS, SAMPLE_PER_CELL, SEED, Cells
 from fcdeploy.graph.codes import CodeScale, code_scale, codes_of_faces, codes_of_rows
 from fcdeploy.graph.kernels import njit, prange
@@ -62,7 +61,7 @@ def kmeans(codes: np.ndarray, count: int, scale: CodeScale, products: Products) 
         if at < FULL_ITERATIONS - 1:
             cell = nearest_rows(codes, own, products)
         elif at == FULL_ITERATIONS - 1:
-            near = ranked_cells(codes, all_cells(own, products), min(NEAR, count), products)
+            near = ranked_cells(codes, own, min(NEAR, count), products)
             cell = near[:, 0]
         else:
             cell = _nearest_of(codes, own, near)
@@ -76,20 +75,41 @@ def nearest_rows(codes: np.ndarray, centroids: np.ndarray, products: Products) -
     The first of those with equal scores.
     """
     found = np.empty(len(codes), dtype=np.int32)
+    _for_scores(codes, centroids, products, lambda scores, rows: _first_best(scores, found[rows]))
+    return found
+
+
+def ranked_cells(codes: np.ndarray, centroids: np.ndarray, nearest: int, products: Products) -> np.ndarray:
+    """Return which ``nearest`` of ``centroids`` (c, d) int8 score highest for each of ``codes`` (m, d) int8.
+
+    (m, nearest) int32, the best first, of those with equal scores the first.
+    """
+    found = np.empty((len(codes), nearest), dtype=np.int32)
+    _for_scores(codes, centroids, products, lambda scores, rows: rank_columns(scores, found[rows]))
+    return found
+
+
+def _for_scores(
+    codes: np.ndarray,
+    centroids: np.ndarray,
+    products: Products,
+    use: Callable[[np.ndarray, slice], None],
+) -> None:
+    """Call ``use`` with the scores (rows, c) of some rows of ``codes``, and a slice that says which they are."""
     packed = products.packed(centroids)
-    step = max(1, SCORES // len(centroids))
+    count, step = len(centroids), max(1, SCORES // len(centroids))
 
     def task(start: int) -> None:
-        scores: np.ndarray = np.empty(step * len(centroids), dtype=products.scores)
+        scores: np.ndarray = np.empty(step * count, dtype=products.scores)
         stop = min(start + ROWS, len(codes))
         for at in range(start, stop, step):
-            rows = codes[at : min(at + step, stop)]
-            made = scores[: len(rows) * len(centroids)]
-            products.multiply(rows.astype(products.rows, copy=False), packed, made)
-            _first_best(made.reshape(len(rows), -1), found[at : at + len(rows)])
+            rows = slice(at, min(at + step, stop))
+            made = scores[: (rows.stop - at) * count]
+            products.multiply(codes[rows].astype(products.rows, copy=False), packed, made)
+            use(made.reshape(-1, count), rows)
 
-    _each(task, range(0, len(codes), ROWS))
-    return found
+    with workers() as run:
+        run(task, range(0, len(codes), ROWS))
 
 
 def nearest_cells(
@@ -99,38 +119,13 @@ def nearest_cells(
 
     Of cells that are equally similar, the one with the lower number comes first.
     """
-    every = all_cells(codes_of_rows(centroids, scale), products)
+    own = codes_of_rows(centroids, scale)
     found = np.empty((len(vectors), nearest), dtype=np.int32)
     step = 32 * ROWS
     for start in range(0, len(vectors), step):
         codes = codes_of_rows(np.ascontiguousarray(vectors[start : start + step]), scale)
-        found[start : start + step] = ranked_cells(codes, every, nearest, products)
+        found[start : start + step] = ranked_cells(codes, own, nearest, products)
     return found
-
-
-def all_cells(codes: np.ndarray, products: Products) -> Lists:
-    """Return the codes (c, d) int8 of centroids as one list."""
-    count = len(codes)
-    return Lists(codes, np.arange(count, dtype=np.int32), np.array([0, count]), [products.packed(codes)])
-
-
-def ranked_cells(codes: np.ndarray, every: Lists, nearest: int, products: Products) -> np.ndarray:
-    """Return the ``nearest`` cells (m, nearest) int32 of rows ``codes`` (m, d) int8; every: see ``all_cells``."""
-    found = np.empty((len(codes), nearest), dtype=np.int32)
-
-    def task(start: int) -> None:
-        rows = codes[start : start + ROWS]
-        best = BestScores(products, rows, nearest)
-        best.visit_all(every)
-        found[start : start + ROWS] = best.ranked()
-
-    _each(task, range(0, len(codes), ROWS))
-    return found
-
-
-def _each(task: Callable[[int], None], tasks: Any) -> None:
-    with workers() as run:
-        run(task, tasks)
 
 
 @njit(cache=True, nogil=True)
