@@ -28,7 +28,7 @@ from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.graph import aggregation
 from fcdeploy.graph.threads import threads_limited
-from fcdeploy.runtime.pipeline import Run
+from fcdeploy.run.run import Run
 from fcdeploy.systems import get_system
 from fcdeploy.systems.pse_gcn import flow
 

@@ -22,9 +22,10 @@ from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.graph.subgraphs import gather_subgraphs
 from fcdeploy.graph.threads import threads_limited
-from fcdeploy.runtime.pipeline import Options, Run
-from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import MemoryStore
+from fcdeploy.run.options import Options
+from fcdeploy.run.progress import Progress
+from fcdeploy.run.run import Run
+from fcdeploy.run.store import MemoryStore
 from fcdeploy.systems.l_gcn import flow
 from fcdeploy.systems.l_gcn.decode import probability
 from fcdeploy.systems.l_gcn.network import LGcn, padded_subgraphs

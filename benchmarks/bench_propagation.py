@@ -19,7 +19,7 @@ from report import write_report
 
 from fcdeploy.clustering.propagation import NO_CLUSTER, POOLINGS, pool_links, propagate
 from fcdeploy.graph.threads import threads_limited
-from fcdeploy.runtime.pipeline import resident_bytes
+from fcdeploy.run.memory import resident_bytes
 
 SECONDS_BETWEEN_LOOKS = 0.01
 

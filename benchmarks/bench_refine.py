@@ -24,9 +24,10 @@ from fcdeploy.graph.knn import KnnGraph, KnnSearch
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods
 from fcdeploy.graph.threads import threads_limited
-from fcdeploy.runtime.pipeline import Options, Run
-from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import MemoryStore
+from fcdeploy.run.options import Options
+from fcdeploy.run.progress import Progress
+from fcdeploy.run.run import Run
+from fcdeploy.run.store import MemoryStore
 from fcdeploy.systems.pse_gcn import flow
 from fcdeploy.systems.pse_gcn.network import PseGcn
 from fcdeploy.systems.pse_gcn.spec import Recipe

@@ -23,9 +23,10 @@ from fcdeploy.engine.bundle import Bundle
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK
 from fcdeploy.graph.threads import threads_limited
-from fcdeploy.runtime.pipeline import Options, Run
-from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import MemoryStore
+from fcdeploy.run.options import Options
+from fcdeploy.run.progress import Progress
+from fcdeploy.run.run import Run
+from fcdeploy.run.store import MemoryStore
 from fcdeploy.systems.sepfl import flow
 from fcdeploy.systems.sepfl.network import Sepfl
 from fcdeploy.systems.sepfl.spec import LinkSettings, Recipe

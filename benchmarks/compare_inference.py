@@ -16,7 +16,8 @@ from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.features import features_from_array, open_features
 from fcdeploy.data.labels import read_labels
 from fcdeploy.engine.bundle import read_bundle
-from fcdeploy.runtime.pipeline import Options, run_clustering
+from fcdeploy.run.options import Options
+from fcdeploy.runtime.pipeline import run_clustering
 
 WAYS = (("exact", "float32"), ("layerwise", "float32"), ("layerwise", "float16"))
 
@@ -45,7 +46,7 @@ def main(files: tuple[Path, ...], engine: Path, project: Path | None, tau: float
                 options = Options(tau=tau, inference=inference, tables=tables)
                 # One folder: kNN and re-ranked lists are the same for all.
                 result = run_clustering(opened, bundle, options, run_dir=scratch)
-                refined = np.load(Path(scratch) / "refined.npy")
+                refined = np.load(Path(scratch) / "refined/refined.npy")
                 found[inference, tables] = (result, evaluate(result.labels, truth), refined)
         exact = found[WAYS[0]]
         for (inference, tables), (result, quality, refined) in found.items():

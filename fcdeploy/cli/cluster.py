@@ -96,8 +96,9 @@ def command(
     from fcdeploy.data.side_files import check_not_an_input
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.errors import InputError
+    from fcdeploy.run.options import Options
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
-    from fcdeploy.runtime.pipeline import Options, run_clustering
+    from fcdeploy.runtime.pipeline import run_clustering
 
     options = Options(**chosen)
     check_labels_path(output)

@@ -43,7 +43,7 @@ def command(
     from rich.table import Table
 
     from fcdeploy.engine.bundle import read_bundle
-    from fcdeploy.runtime.pipeline import Options
+    from fcdeploy.run.options import Options
     from fcdeploy.runtime.plan import plan_run
 
     bundle, options = read_bundle(engine), Options(**chosen)

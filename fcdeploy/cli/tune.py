@@ -115,8 +115,8 @@ def command(
     from fcdeploy.data.side_files import check_not_an_input
     from fcdeploy.deploy.recipe import is_written_recipe
     from fcdeploy.engine.bundle import read_bundle
+    from fcdeploy.run.options import Options
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
-    from fcdeploy.runtime.pipeline import Options
     from fcdeploy.training.tune import as_dict, check_number, check_outputs, tune, write_tuned
 
     check_outputs(output)

@@ -5,6 +5,7 @@ under. A name is recorded before anything gets it, so that what a kill leaves is
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from fcdeploy.errors import FcdeployError, InputError
 RECORD = "run.json"
 LOCK = "run.lock"
 FORMAT = "fcdeploy-run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BEGINNING = (
     f'{{\n "format": "{FORMAT}"'.encode()
 )  # of every record, by which what a kill leaves of one is known
@@ -33,23 +34,30 @@ OLD_JOURNAL = re.compile(rb"[0-9a-f]{64} \S+ [\w-]+\n(\d+\n)*")
 Names = Callable[[Path], set[str] | None]
 
 
-class Product(TypedDict):
-    """What a folder's record says of a finished product: what it was made of, its size, since which boot it is safe."""
+@dataclass(frozen=True)
+class Entry:
+    """A finished artifact: the key of what it was made of, the bytes of its arrays and their names.
+
+    boot: of the machine's start after which it is no longer trusted; empty where it is for good.
+    """
 
     key: str
     bytes: int
     boot: str
+    parts: list[str]
 
 
 @dataclass
 class Record:
-    """names: what in the folder is ours; products: what ``RunFolder`` knows of its finished products, by name.
+    """names: what in the folder is ours; artifacts: what ``RunFolder`` knows of its finished artifacts, by name.
 
-    computed: what the run says of itself, for people; it is written and never read.
+    outdated: names of what an earlier version left, which nobody reads any more. computed: what the run says of
+    itself, for people; it is written and never read.
     """
 
     names: set[str] = field(default_factory=set)
-    products: dict[str, Product] = field(default_factory=dict)
+    artifacts: dict[str, Entry] = field(default_factory=dict)
+    outdated: set[str] = field(default_factory=set)
     computed: dict[str, object] = field(default_factory=dict)
 
 
@@ -84,7 +92,7 @@ def check_run_folder(folder: Path | str, choice: str = "--run-dir", older: Names
 
 
 def read_record(folder: Path) -> Record | None:
-    """Return the record in a folder, None when there is none of ours; products that cannot be read are left out."""
+    """Return the record in a folder, None when there is none of ours; artifacts that cannot be read are left out."""
     try:
         if (folder / RECORD).is_symlink():
             return None
@@ -93,15 +101,25 @@ def read_record(folder: Path) -> Record | None:
         return None
     if not isinstance(found, dict):
         return None
-    products = _products(found.get("products"))
     if found.get("format") == FORMAT:
-        names = found.get("names")
+        names, version = found.get("names"), found.get("format_version")
         if not isinstance(names, list):
             return None
-        return Record({name for name in names if _is_name(name)} | {RECORD, LOCK}, products)
-    # Of a version that recorded finished products alone, whose names are no proof when there are none.
-    if found.keys() == {"products"} and (products or (found["products"] == {} and _is_lock(folder / LOCK))):
-        return Record(_names_before_records(folder, products), products)
+        ours = {name for name in names if _is_name(name)} | {RECORD, LOCK}
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise InputError(
+                f"{folder}: was written by a newer version of fcdeploy; upgrade fcdeploy, or choose another folder."
+            )
+        if version == FORMAT_VERSION:
+            return Record(ours, _artifacts(found.get("artifacts")))
+        return Record(ours, outdated={name for name in ours if _is_outdated(name)})
+    # Of a version that recorded finished artifacts alone, whose names are no proof when there are none.
+    products = found.get("products")
+    if found.keys() != {"products"} or not isinstance(products, dict):
+        return None
+    if products or _is_lock(folder / LOCK):
+        ours = _names_before_records(folder, filter(_is_name, products))
+        return Record(ours, outdated={name for name in ours if _is_outdated(name)})
     return None
 
 
@@ -111,7 +129,7 @@ def write_record(folder: Path, record: Record) -> None:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "names": sorted(record.names),
-        "products": record.products,
+        "artifacts": {name: dataclasses.asdict(entry) for name, entry in record.artifacts.items()},
         **({"computed": record.computed} if record.computed else {}),
     }
     with atomic_file(folder / RECORD) as file:
@@ -196,15 +214,24 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) and Path(name).name == name and name not in ("", "..")
 
 
-def _products(found: object) -> dict[str, Product]:
-    if not fits(dict[str, Product], found):
-        return {}  # everything is made again
-    products = typed(dict[str, Product], found, RECORD, open_ended=True)
-    return {name: product for name, product in products.items() if _is_name(name)}
+def _is_outdated(name: str) -> bool:
+    """Tell whether a name of ours is of an artifact as earlier versions kept them, finished or not."""
+    return Path(name).suffix in (".npy", ".npz", UNFINISHED, SCRATCH)
+
+
+def _artifacts(found: object) -> dict[str, Entry]:
+    if not fits(dict[str, Entry], found):
+        return {}  # everything is computed again
+    artifacts = typed(dict[str, Entry], found, RECORD, open_ended=True)
+    return {
+        name: entry
+        for name, entry in artifacts.items()
+        if _is_name(name) and all(map(_is_name, entry.parts))
+    }
 
 
 def _names_before_records(folder: Path, products: Iterable[str]) -> set[str]:
-    """Return the names that are ours in a folder of a version that recorded finished products alone."""
+    """Return the names that are ours in a folder of a version that recorded finished artifacts alone."""
     names = {RECORD, LOCK} | {name if Path(name).suffix else f"{name}{SCRATCH}" for name in products}
     for journal in folder.glob(f"*{UNFINISHED}/{JOURNAL}"):
         with contextlib.suppress(OSError):

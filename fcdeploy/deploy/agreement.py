@@ -15,7 +15,9 @@ from fcdeploy.data.scratch import temporary_folder
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.manifest import Agreement, AgreementRun
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
-from fcdeploy.runtime.pipeline import Options, run_clustering, ways_of
+from fcdeploy.run.options import Options
+from fcdeploy.runtime.pipeline import run_clustering
+from fcdeploy.runtime.prepare import ways_of
 from fcdeploy.systems import Recipe, System, get_system
 from fcdeploy.systems.settings import settings_as_dict
 

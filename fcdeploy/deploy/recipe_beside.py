@@ -9,7 +9,7 @@ from typing import Any
 
 from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.errors import InputError
-from fcdeploy.runtime.pipeline import Options
+from fcdeploy.run.options import Options
 from fcdeploy.systems import NAMES, Recipe, System, get_system
 from fcdeploy.systems.settings import setting_of, settings_as_dict, settings_from_dict, with_settings
 

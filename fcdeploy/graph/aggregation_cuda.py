@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,8 +17,35 @@ SHARED_BYTES = 48 << 10  # that a block has on every GPU
 SHARE = 2  # of the free device memory, the half is for tables
 
 
+class Sums(Protocol):
+    """The sums of layer-wise inference; see ``aggregation``, which is one."""
+
+    def sum_connected(
+        self,
+        ranked: np.ndarray,
+        ids: np.ndarray,
+        sims: np.ndarray,
+        faces: np.ndarray,
+        hops: tuple[int, int],
+        active: int,
+        times: int,
+        table: np.ndarray,
+        scratch: np.ndarray,
+    ) -> np.ndarray: ...
+
+    def sum_similar(
+        self,
+        ranked: np.ndarray,
+        faces: np.ndarray,
+        hops: tuple[int, int],
+        directions: np.ndarray,
+        table: np.ndarray,
+        scratch: np.ndarray,
+    ) -> np.ndarray: ...
+
+
 @contextlib.contextmanager
-def sums_on(*, gpu: bool, vram: int = 0) -> Iterator[Any]:
+def sums_on(*, gpu: bool, vram: int = 0) -> Iterator[Sums]:
     """Open an object with the functions ``sum_connected`` and ``sum_similar``.
 
     It is a ``DeviceSums`` if ``gpu`` is set and CuPy is installed, else the module ``aggregation``. Device memory is

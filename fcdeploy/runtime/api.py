@@ -18,8 +18,9 @@ from fcdeploy.data.images import MAX_PIXELS
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.engine.embedder import settings_from_table
 from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.run.options import KNN_METHODS, Options
 from fcdeploy.runtime.embed import embed_to_array, new_job
-from fcdeploy.runtime.pipeline import KNN_METHODS, Options, Result, run_clustering
+from fcdeploy.runtime.pipeline import Result, run_clustering
 
 PathLike = str | Path
 

@@ -22,8 +22,10 @@ from fcdeploy.engine.cuda import find_gpu
 from fcdeploy.engine.tensors import Engine, PassSpec, Timing
 from fcdeploy.errors import InputError
 from fcdeploy.graph.cuda import import_cupy
+from fcdeploy.run.options import Options
 from fcdeploy.runtime.computed import ours
-from fcdeploy.runtime.pipeline import Options, prepare, run_clustering, ways_of
+from fcdeploy.runtime.pipeline import run_clustering
+from fcdeploy.runtime.prepare import prepare, ways_of
 from fcdeploy.systems import get_system
 
 NODES = 128  # a typical neighborhood

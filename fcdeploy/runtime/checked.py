@@ -8,8 +8,8 @@ import numpy as np
 
 from fcdeploy.data.features import Features, stamp_of
 from fcdeploy.graph.scan import Scan, first_equal, scan_rows
+from fcdeploy.run.options import MERGE
 from fcdeploy.runtime.bad_rows import good_faces
-from fcdeploy.runtime.copies import MERGE
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.embedder import Embedder
 from fcdeploy.errors import InputError
 from fcdeploy.graph.lists import ListsFile
+from fcdeploy.run.folder import SUMMARY, RunFolder, places_of
+from fcdeploy.run.keys import digest
+from fcdeploy.run.options import Options
+from fcdeploy.run.progress import Progress
+from fcdeploy.run.store import Arrays, Store
 from fcdeploy.runtime.embed import (
     WORKING,
     Job,
@@ -38,21 +43,11 @@ from fcdeploy.runtime.embed import (
     report_bad_lines,
     summary_of,
 )
-from fcdeploy.runtime.keys import digest
-from fcdeploy.runtime.pipeline import (
-    Options,
-    Result,
-    check_not_kept_in,
-    prepare,
-    run_clustering,
-)
-from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import SUMMARY, RunFolder, Store
+from fcdeploy.runtime.pipeline import Result, run_clustering
+from fcdeploy.runtime.prepare import check_not_kept_in, prepare
+from fcdeploy.runtime.survey import places_of_run
 
-FEATURES, LINES = (
-    "embedded.npy",
-    "embedded_lines.npz",
-)  # what is kept: rows of good lines, and the state of all
+FEATURES, LINES = "embedded", "embedded_lines"  # what is kept: rows of good lines, and the state of all
 OUTCOMES = {"skip": "they are in no cluster", "zero": "each is in a cluster of its own"}
 UNKNOWN = 255  # no state
 
@@ -77,7 +72,7 @@ def cluster_images(
     (``NAME.filelist.txt``). truth: (n,), a label for every line; unknown: what becomes of its -1, see ``evaluate``.
     """
     files, n = job.files, job.files.n
-    products = check_clustering(files, bundle, options, run_dir)
+    places = check_clustering(files, bundle, options, run_dir)
     progress = Progress(quiet)
     folder = run_dir or part_of(output)
     bad_list, line_list = output.with_suffix(".bad.txt"), output.with_suffix(".filelist.txt")
@@ -92,7 +87,7 @@ def cluster_images(
     with contextlib.ExitStack() as stack:
         # Left open for the whole run, where it is not the folder that the clustering itself is going to use.
         place = stack.enter_context(RunFolder(folder, "--run-dir" if run_dir else "output"))
-        place.check_free([LINES, FEATURES, *(products if run_dir else ())])
+        place.check_free([*places_of(LINES), *places_of(FEATURES), *(places if run_dir else ())])
         if run_dir:
             place.claims.claim(SUMMARY)
         with progress.stage("embed"):
@@ -148,12 +143,14 @@ def kept_features(
     if lines and old and np.array_equal(_states_now(lines, found, stamps), lines["states"]):
         states = np.array(lines["states"])
         report_bad_lines(job, states, on_bad, OUTCOMES, bad_list)
-        return old["array"], states
+        return old["embedded"], states
     with open_for(bundle, job) as embedder:
         finished = None
         if lines and old:
             good = np.flatnonzero(lines["states"] < FIRST_BAD)
-            finished = {name: lines[name][good] for name in ("states", "stamps")} | {"features": old["array"]}
+            finished = {name: lines[name][good] for name in ("states", "stamps")} | {
+                "features": old["embedded"]
+            }
         partial = begin(store, job, key, embedder.dim, stamps, finished)
         fill(partial, job, embedder, found, stamps, progress)
     states = np.array(partial.arrays["states"])
@@ -162,13 +159,13 @@ def kept_features(
     lines = _keep(store, LINES, key, made)
     good = np.flatnonzero(states < FIRST_BAD)
     final = store.begin(
-        FEATURES, _features_key(key, lines), {"array": ((len(good), embedder.dim), np.float32)}
+        FEATURES, _features_key(key, lines), {"embedded": ((len(good), embedder.dim), np.float32)}
     )
     for start in range(0, len(good), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
-        final.arrays["array"][block] = partial.arrays["features"][good[block]]
+        final.arrays["embedded"][block] = partial.arrays["features"][good[block]]
     partial.close()
-    features = final.finish()["array"]
+    features = final.finish()["embedded"]
     for name, *_ in store.unfinished(WORKING):
         store.drop(name)
     return features, states
@@ -188,7 +185,7 @@ def open_for(bundle: Bundle, job: Job) -> Embedder:
 def check_clustering(files: Filelist, bundle: Bundle, options: Options, run_dir: Path | None) -> list[str]:
     """Find what a clustering of the list's images would refuse before hours of embedding; raises InputError.
 
-    Returns the names of the products that it makes.
+    Returns the names that it takes in a run folder.
     """
     for path in options.lists.values():
         ListsFile(path)
@@ -198,8 +195,8 @@ def check_clustering(files: Filelist, bundle: Bundle, options: Options, run_dir:
     imagined = Features(np.broadcast_to(row, (files.n, bundle.feature_dim)), files.name)
     knn = "auto" if "--knn" in options.lists else options.knn
     imagined_options = dataclasses.replace(options, knn=knn, reranked=None)
-    system, imagined, settings, options, _ = prepare(imagined, bundle, imagined_options)
-    return [*system.products(files.n, bundle.weights, settings, options), *system.unsized]
+    prepared = prepare(imagined, bundle, imagined_options)
+    return places_of_run(prepared.system, prepared.artifacts())
 
 
 def _states_now(lines: dict[str, np.ndarray], found: np.ndarray, stamps: np.ndarray) -> np.ndarray:
@@ -213,7 +210,7 @@ def _states_now(lines: dict[str, np.ndarray], found: np.ndarray, stamps: np.ndar
     return states
 
 
-def _keep(store: Store, name: str, key: str, made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _keep(store: Store, name: str, key: str, made: Arrays) -> Arrays:
     partial = store.begin(name, key, {part: (array.shape, array.dtype) for part, array in made.items()})
     for part, array in made.items():
         partial.arrays[part][:] = array

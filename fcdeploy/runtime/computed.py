@@ -2,13 +2,12 @@
 
 import platform
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fcdeploy import __version__
+from fcdeploy.engine.bundle import Bundle
+from fcdeploy.run.run import Run
 from fcdeploy.systems.settings import settings_as_dict
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Run
 
 NOT_OF_A_RUN = ("system", "feature_dim", "tolerance")  # keys of a recipe that no run computes with
 GIVEN = (
@@ -20,7 +19,7 @@ GIVEN = (
 )  # options that no setting of the recipe holds
 
 
-def what_was_computed(run: "Run") -> dict[str, Any]:
+def what_was_computed(run: Run, bundle: Bundle) -> dict[str, Any]:
     """Return what ``cluster --json`` prints as "computed"; plain values, the same for a run that is continued.
 
     system; inference: used ("exact" is the published function) and asked; search: of every search its method, k and,
@@ -30,7 +29,7 @@ def what_was_computed(run: "Run") -> dict[str, Any]:
     others are copies, or bad), width, dtype, how they were read and whether they were normalised; limits: threads,
     memory and vram in bytes; versions.
     """
-    options, bundle, features = run.options, run.bundle, run.features
+    options, features = run.options, run.features
     used = {name: value for name, value in settings_as_dict(run.settings).items() if name not in NOT_OF_A_RUN}
     return {
         "system": bundle.system,

@@ -1,32 +1,24 @@
 """Copies count once: which faces a run computes on, and how the user is told."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fcdeploy.clustering.copies import Copies, copies_from
 from fcdeploy.clustering.near_copies import SIMILARITY, NearCopies, find_near_copies
+from fcdeploy.data.features import Features
 from fcdeploy.errors import InputError
-from fcdeploy.graph.knn import choose_method
-from fcdeploy.systems import System
+from fcdeploy.run.features import read_features
+from fcdeploy.run.options import AS_PUBLISHED, MERGE, Options
+from fcdeploy.run.run import Run
+from fcdeploy.runtime.survey import list_length
+from fcdeploy.systems import System, get_system
 
-if TYPE_CHECKING:
-    from fcdeploy.data.features import Features
-    from fcdeploy.runtime.pipeline import Options, Run
-
-MERGE, AS_PUBLISHED = CHOICES = ("merge", "as-published")
-ROWS = "rows.npz"  # the product that says which row each row goes with
-KNN = "knn.npz"
+ROWS = "rows"  # the artifact that says which row each row goes with
 HOW = "--duplicates as-published computes on all of them"
 
 Prepared = TypeVar("Prepared")
-
-
-def check_duplicates(duplicates: str) -> None:
-    """Raise InputError when ``duplicates`` is no choice."""
-    if duplicates not in CHOICES:
-        raise InputError(f"--duplicates {duplicates}: is neither '{MERGE}' nor '{AS_PUBLISHED}'.")
 
 
 def as_few_as_fit(copies: Copies, prepare: Callable[[np.ndarray], Prepared]) -> tuple[Copies, Prepared]:
@@ -51,10 +43,9 @@ def as_few_as_fit(copies: Copies, prepare: Callable[[np.ndarray], Prepared]) -> 
     return fitting
 
 
-def near_copies_of(system: System, run: "Run") -> NearCopies | None:
+def near_copies_of(system: System, run: Run) -> NearCopies | None:
     """Find near-copies that fill the run's neighbor lists, or take those that an earlier run found."""
-    n, k = run.products[KNN]["ids"][0]
-    if k >= n:
+    if list_length(system, run.features, run.engines, run.settings, run.options) >= run.n:
         return None
     stored = run.store.load(ROWS, rows_key(run))
     if stored is not None:
@@ -62,26 +53,27 @@ def near_copies_of(system: System, run: "Run") -> NearCopies | None:
         leader = np.searchsorted(chosen, stored["source"][chosen]).astype(np.int32)
         filled = int(stored["filled"][0])
         return NearCopies(leader, filled) if filled else None
-    run.read_features()
+    knn = system.neighbors(run)
     with run.stage("knn"):
-        knn, _ = system.neighbors(run)
-        return find_near_copies(run.vectors, knn)
+        return find_near_copies(read_features(run).array, knn.lists)
 
 
-def rows_key(run: "Run") -> str:
+def rows_key(run: Run) -> str:
     """Return the key of ``ROWS``: which rows a run over these computes on, and all that this depends on."""
-    n, k = run.products[KNN]["ids"][0]
-    method = choose_method(run.options.knn, n) if run.knn_file is None else "file"
+    system = get_system(run.engines.system)
+    k = list_length(system, run.features, run.engines, run.settings, run.options)
+    method = "file" if "knn" in run.given else run.search_among(run.n).name
     near = {"k": k, "method": method, "similarity": SIMILARITY, "lists": bool(run.options.lists)}
-    return run.key_of(ROWS, {**run.made_of_features, **near})
+    of = {"features": run.features_hash, "normalize": run.features.normalize}
+    return run.key_of(ROWS, {**of, **near})
 
 
-def rows_of(features: "Features") -> np.ndarray:
+def rows_of(features: Features) -> np.ndarray:
     """Return the numbers (n,) of the faces among all rows of the file or array."""
     return np.arange(features.n) if features.chosen is None else features.chosen
 
 
-def keep_rows(run: "Run", key: str, faces: "Features", copies: Copies | None, filled: int) -> None:
+def keep_rows(run: Run, key: str, faces: Features, copies: Copies | None, filled: int) -> None:
     """Keep for each of the given rows which one it goes with, or nothing when they are all computed alone.
 
     source: (given,) int32, the row itself, the first of its copies, or -1 for a bad row; filled: (1,).
@@ -94,16 +86,11 @@ def keep_rows(run: "Run", key: str, faces: "Features", copies: Copies | None, fi
     rows = rows_of(faces)
     source = np.full(faces.given, -1, np.int32)
     source[rows] = rows if copies is None else rows[copies.source]
-    partial = run.store.begin(
-        ROWS, key, {"source": (source.shape, source.dtype), "filled": ((1,), np.dtype(np.int64))}
-    )
-    partial.arrays["source"][:] = source
-    partial.arrays["filled"][:] = filled
-    partial.finish()
+    run.keep(ROWS, key, {"source": source, "filled": np.array([filled], np.int64)})
 
 
 def tell_of_copies(
-    run: "Run", name: str, equal: Copies | None, copies: Copies | None, near: NearCopies | None
+    run: Run, name: str, equal: Copies | None, copies: Copies | None, near: NearCopies | None
 ) -> None:
     """Say in notes and in the summary what was done about copies; equal: those that are equal rows."""
     if run.options.duplicates != MERGE:
@@ -141,7 +128,7 @@ def count_copies(copies: Copies | None) -> tuple[int, int]:
     return len(extra), len(np.unique(extra))
 
 
-def equal_copies(first: np.ndarray | None, options: "Options") -> Copies | None:
+def equal_copies(first: np.ndarray | None, options: Options) -> Copies | None:
     """Take which rows are equal, (n,) int32 or None, as copies; lists of neighbors name all rows, which then stay."""
     if first is None or options.duplicates != MERGE:
         return None

@@ -44,10 +44,11 @@ from fcdeploy.engine.onnx_file import model_files
 from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.alike import FEWEST, alike_sentence, random_pairs
+from fcdeploy.run.folder import RunFolder, rows_from_the_first
+from fcdeploy.run.keys import digest
+from fcdeploy.run.progress import Progress
+from fcdeploy.run.store import Arrays, MemoryStore, Partial, Shapes, Store
 from fcdeploy.runtime.computed import ours
-from fcdeploy.runtime.keys import digest
-from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import Arrays, MemoryStore, Partial, RunFolder, Shapes, Store
 
 SUFFIXES = (".bin", ".npy")
 SKIPPED = {"hidden": "hidden or of the system", "other": "of other kinds"}  # files in a folder
@@ -260,7 +261,7 @@ def begin(
     name = f"{WORKING}-{job.files.digest()[:16]}"
     partial = store.begin(name, key, shapes_of(job.files.n, dim), durable=True)
     others = [other for other in store.unfinished(WORKING) if other[0] != name]
-    if not partial.done:
+    if not partial.finished:
         sources = [arrays for _, other_key, arrays in others if other_key == key]
         take_over(partial, stamps, sources + ([finished] if finished else []))
     for other, *_ in others:
@@ -287,8 +288,7 @@ def take_over(partial: Partial, stamps: np.ndarray, sources: Sequence[Arrays]) -
                 arrays[name][lines[block]] = source[name][rows[block]]
         taken += len(lines)
     if taken:
-        partial.done = len(stamps)
-        partial.commit(partial.done)
+        partial.commit(0, len(stamps))
 
 
 def looked_up(job: Job, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
@@ -317,7 +317,7 @@ def fill(
 
     found, stamps: (n,), of ``look_up`` now. Rows of bad lines are zero.
     """
-    arrays, done, n = partial.arrays, partial.done, job.files.n
+    arrays, done, n = partial.arrays, rows_from_the_first(partial.finished), job.files.n
     redo = np.flatnonzero(
         (arrays["stamps"][:done] != stamps[:done])
         | (stamps[:done] == NO_STAMP)
@@ -329,7 +329,7 @@ def fill(
         if len(redo):
             # A row is trusted by its stamp, so the stamp goes first and comes back last.
             arrays["stamps"][redo] = NO_STAMP
-            partial.commit(done)
+            partial.commit(0, done)
             pending = []
             for lines, rows, states in embedded(redo, job, embedder, found):
                 arrays["features"][lines], arrays["states"][lines] = rows, states
@@ -339,7 +339,7 @@ def fill(
                     _stamp(partial, pending, stamps, done)
                     pending = []
             _stamp(partial, pending, stamps, done)
-            partial.commit(done)
+            partial.commit(0, done)
         since = 0
         for lines, rows, states in embedded(np.arange(done, n), job, embedder, found):
             arrays["features"][lines], arrays["states"][lines] = rows, states
@@ -347,13 +347,13 @@ def fill(
             since += len(lines)
             bar.advance(len(lines))
             if since >= COMMIT_LINES or lines[-1] + 1 == n:
-                partial.commit(int(lines[-1]) + 1)
+                partial.commit(0, int(lines[-1]) + 1)
                 since = 0
 
 
 def _stamp(partial: Partial, groups: list[np.ndarray], stamps: np.ndarray, done: int) -> None:
     if groups:
-        partial.commit(done)
+        partial.commit(0, done)
         lines = np.concatenate(groups)
         partial.arrays["stamps"][lines] = stamps[lines]
 

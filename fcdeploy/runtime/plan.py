@@ -5,6 +5,7 @@ this machine (the engine's passes on random inputs, faiss on random rows) and fr
 them; expect them to be right within a factor of two.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,17 +23,14 @@ from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.knn import PROBES, choose_method
+from fcdeploy.graph.search import INDEX_SHARE
 from fcdeploy.graph.threads import threads_limited
-from fcdeploy.runtime.pipeline import (
-    INDEX_SHARE,
-    KNN_METHODS,
-    Options,
-    check_not_kept_in,
-    passes_of_run,
-    prepare,
-)
-from fcdeploy.runtime.run_folder import expected_bytes, places_of
-from fcdeploy.systems import System, Workload
+from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.options import KNN_METHODS, Options
+from fcdeploy.run.store import expected_bytes
+from fcdeploy.runtime.prepare import Prepared, check_not_kept_in, passes_of_run, prepare
+from fcdeploy.runtime.survey import places_of_run
+from fcdeploy.systems import Workload
 
 ROWS = 4096
 NODES = 128  # a typical neighborhood
@@ -72,28 +70,32 @@ def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path
     """
     if run_dir is not None:
         check_not_kept_in(run_dir, options)
-    system, features, settings, options, notes = prepare(features, bundle, options)
-    products = system.products(features.n, bundle.weights, settings, options)
+    prepared = prepare(features, bundle, options)
+    features, options = prepared.features, prepared.options
+    artifacts = {artifact.name: artifact for artifact in prepared.artifacts() if artifact.shapes}
     if run_dir is not None:
-        check_not_kept_in(run_dir, options, features, products)
+        places = places_of_run(prepared.system, prepared.artifacts())
+        check_not_kept_in(run_dir, options, features, places)
         _check_place(run_dir)
-        taken_up = Claims(run_dir, check_run_folder(run_dir))
-        taken_up.check_free(name for product in (*products, *system.unsized) for name in places_of(product))
-    for note in notes:
+        Claims(run_dir, check_run_folder(run_dir)).check_free(places)
+    for note in prepared.notes:
         warnings.warn(note, FcdeployWarning, stacklevel=2)
-    files = {name: (expected_bytes(shapes), bool(Path(name).suffix)) for name, shapes in products.items()}
+    files = {
+        name: (expected_bytes(artifact.shapes), not artifact.scratch) for name, artifact in artifacts.items()
+    }
     total = sum(size for size, _ in files.values())
     in_memory = run_dir is None and total <= options.budget // 2
-    searched = ("vectors", "refined.npy") if "refined_knn.npz" in files else ("vectors",)
+    searched = ("vectors", "refined") if "refined_knn" in files else ("vectors",)
     vectors = [size for name, (size, _) in files.items() if name in searched]
     indexed = [size // 2 for size in vectors if choose_method(_method(options), features.n) == "ivf"]
     index = max((size for size in indexed if size <= options.budget // INDEX_SHARE or in_memory), default=0)
     scalars = 32 * features.n  # labels, densities, parents, cells, order
-    scored = sum(shape[0] for shape, _ in products.get("links.npz", {}).values() if len(shape) == 1)
+    links = artifacts["links"].shapes["ids"][0] if "links" in artifacts else (0,)
+    scored = math.prod(length for length in links if length is not None)
     working = RUNTIME_BYTES + BLOCK_BYTES + index + scalars + LINK_BYTES * scored
     memory = working + total if in_memory else min(max(options.budget, working), working + total)
     with threads_limited(options.cores):
-        seconds = _seconds(system, features, bundle, settings, options)
+        seconds = _seconds(prepared, artifacts)
     return Plan(features.n, files, in_memory, memory, seconds)
 
 
@@ -111,45 +113,42 @@ def _method(options: Options) -> str:
     return options.knn if options.knn in KNN_METHODS else "auto"
 
 
-def _seconds(
-    system: System, features: Features, bundle: Bundle, settings: Any, options: Options
-) -> dict[str, float]:
+def _seconds(prepared: Prepared, artifacts: Mapping[str, Artifact]) -> dict[str, float]:
     """Estimate the seconds of each stage."""
-    n, cores = features.n, options.cores
-    products = system.products(n, bundle.weights, settings, options)
-    knn = _knn_seconds(n, features.dim, options) if options.knn in KNN_METHODS else 0.0
-    seconds = {"features": 4 * 4 * n * features.dim / 1e9, "knn": knn}
-    if "reranked.npz" in products and options.reranked is None:
+    system, bundle, options = prepared.system, prepared.bundle, prepared.options
+    n, dim, cores = prepared.features.n, prepared.features.dim, options.cores
+    knn = 0.0 if options.knn_file else _knn_seconds(n, dim, options)
+    seconds = {"features": 4 * 4 * n * dim / 1e9, "knn": knn}
+    if "reranked" in artifacts and options.reranked is None:
         seconds["rerank"] = RERANK_SECONDS * n / cores
-    for stage, searches in system.searches(settings).items():
-        seconds[stage] = searches * _knn_seconds(n, features.dim, options)
-    for name, load in _workload(system, n, bundle, settings, options).items():
+    for stage, searches in system.searches(prepared.settings).items():
+        seconds[stage] = searches * _knn_seconds(n, dim, options)
+    for name, load in _workload(prepared, artifacts).items():
         engine = _pass_seconds(bundle, bundle.passes[name], options, load)
         seconds[load.stage] = seconds.get(load.stage, 0.0) + engine * n + load.kernels * n / cores
     if options.inference == "layerwise":
         seconds["refine"] += 4 * SPARSE_SECONDS * n / cores
-    if "transitions.npz" in products:
+    if "transitions" in artifacts:
         seconds["links"] = seconds.get("links", 0.0) + TRANSITION_SECONDS * n / cores
-    if "refined_knn.npz" in products:
-        seconds["refined_knn"] = _knn_seconds(n, 2 * features.dim, options)
+    if "refined_knn" in artifacts:
+        seconds["refined_knn"] = _knn_seconds(n, 2 * dim, options)
     return seconds
 
 
-def _workload(
-    system: System, n: int, bundle: Bundle, settings: Any, options: Options
-) -> Mapping[str, Workload]:
-    """Return what a run over n faces does with each pass that it uses."""
+def _workload(prepared: Prepared, artifacts: Mapping[str, Artifact]) -> Mapping[str, Workload]:
+    """Return what a run does with each pass that it uses."""
+    system, settings, bundle = prepared.system, prepared.settings, prepared.bundle
     if system.workload is not None:
-        return system.workload(settings, bundle.weights, options)
-    products = system.products(n, bundle.weights, settings, options)
-    made = {"refined.npy": "refine", "encoded.npy": "encode"}
-    stage = next((stage for name, stage in made.items() if name in products), "detect")
+        return system.workload(settings, bundle.weights, prepared.options)
+    made = {"refined": "refine", "encoded": "encode"}
+    stage = next((stage for name, stage in made.items() if name in artifacts), "detect")
+    n = prepared.features.n
     calls = (
         system.graphs(n, settings, NODES) / n / (ROWS // NODES)
     )  # of as many graphs as are measured at a time
     return {
         name: Workload(stage, calls=None if bundle.passes[name].inputs[0].axes[0] == "m" else calls)
-        for name in passes_of_run(system, settings, bundle.weights, options)
+        for name in passes_of_run(system, settings, bundle.weights, prepared.options)
     }
 
 

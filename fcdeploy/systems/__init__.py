@@ -11,17 +11,17 @@ import numpy as np
 
 from fcdeploy.engine.tensors import Engine, PassSpec
 from fcdeploy.errors import InputError
+from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.options import Options
+from fcdeploy.run.run import Run
 from fcdeploy.systems.training_types import Training, Tunable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fcdeploy.runtime.pipeline import Options, Run
-
 Widths = Mapping[str, Any]  # name of a length of the weights -> whole number, or a tuple of them; "dim" first
 Weights = Mapping[str, Widths]  # network -> its widths
 TensorShapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
-Products = dict[str, Mapping[str, tuple[tuple[int, ...], Any]]]  # product -> array name -> (shape, dtype)
 Net = TypeVar("Net", bound="nn.Module")
 R = TypeVar("R", bound="Recipe")
 
@@ -157,13 +157,12 @@ def own_tolerance(recipe: Recipe, network: str) -> Tolerance:
 class System(Generic[R]):
     """The record of one system: what it is, and its functions that need no PyTorch.
 
-    recipe: its dataclass of settings, whose defaults are the published ones; ``recipe.for_weights(weights)`` fits
-    them to checkpoints, and ``.mismatch(weights)`` says what a recipe is for when it is not for these. networks: by
-    name, in the order in which a run uses them. products(n, weights, settings, options) are the arrays of everything
-    that a run makes, but for those whose size follows from the data, which are named in ``unsized``. options: those of
-    a run that not every system has. inferences: the ways to evaluate it, "exact" first, with the passes of each (none
-    named: all). cluster(run) is its flow, from features to labels (see ``fcdeploy.runtime.pipeline.Run``);
-    neighbors(run), where that begins: the kNN lists of the features and what they were made of.
+    recipe: its dataclass of settings, whose defaults are the published ones; ``recipe.for_weights(weights)`` fits them
+    to checkpoints, and ``.mismatch(weights)`` says what a recipe is for when it is not for these. networks: by name,
+    in the order in which a run uses them. cluster(run) is its flow, from features to labels; neighbors(run), where
+    that begins: the kNN lists of the features. later: names of artifacts that the flow describes only when others are
+    computed. options: those of a run that not every system has. inferences: the ways to evaluate it, "exact" first,
+    with the passes of each (none named: all).
     fit_lists(settings, k, where) fits settings to lists of k from a file, with notes, where shorter ones can be used.
     sorts_lists: whether lists of a file are sorted by similarity, as published: "never", "always", or where the file
     holds "similarities". workload(settings, weights, options), which passes a run uses, and how. The files ``network``
@@ -182,22 +181,21 @@ class System(Generic[R]):
     paper: str
     recipe: type[R]
     networks: Mapping[str, Network]
-    products: Callable[[int, Weights, R, "Options"], Products]
-    cluster: Callable[["Run"], np.ndarray]
-    neighbors: Callable[[Any], tuple[Any, dict[str, Any]]]
+    cluster: Callable[[Run], np.ndarray]
+    neighbors: Callable[[Run], Artifact]
     options: tuple[str, ...]
     inferences: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"exact": ()})
     problem: Callable[[Weights], str | None] = lambda weights: None
-    refusal: Callable[[Weights, "Options"], str | None] = lambda weights, options: None
+    refusal: Callable[[Weights, Options], str | None] = lambda weights, options: None
     tolerance: Callable[[R, str], Tolerance] = own_tolerance
-    workload: Callable[[R, Weights, "Options"], Mapping[str, Workload]] | None = None
+    workload: Callable[[R, Weights, Options], Mapping[str, Workload]] | None = None
     searches: Callable[[R], Mapping[str, int]] = lambda settings: {}
     graphs: Callable[[int, R, int], float] = lambda n, settings, nodes: n
-    tunable: Callable[[Weights, "Options"], tuple[Tunable, ...]] = lambda weights, options: ()
+    tunable: Callable[[Weights, Options], tuple[Tunable, ...]] = lambda weights, options: ()
     unit_rows: bool = True
     fit_lists: Callable[[R, int, str], tuple[R, list[str]]] = lambda settings, k, where: (settings, [])
     sorts_lists: str = "never"
-    unsized: tuple[str, ...] = ("links.npz", "cells")
+    later: tuple[str, ...] = ()
 
     def module(self, name: str) -> ModuleType:
         """Import one of the system's files, for example ``network``, which needs PyTorch."""

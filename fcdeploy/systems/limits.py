@@ -1,16 +1,13 @@
 """What limits did to a run's clusters, found and told: persons cut by a cap on sizes, components joined unasked."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fcdeploy.clustering.propagation import Cuts
 from fcdeploy.graph.alike import random_pairs
 from fcdeploy.graph.knn import KnnGraph
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Run
+from fcdeploy.run.run import Run
 
 TOGETHER = 0.5  # of the similarity of nearest neighbors: what three in four random pairs of one person have
 KEPT = 0.99  # share of a component's faces in one cluster that counts as not cut
@@ -57,7 +54,7 @@ def nearest_similarities(vectors: np.ndarray, graph: KnnGraph) -> np.ndarray:
     return found
 
 
-def note_divided(run: "Run", labels: np.ndarray, persons: Sequence[np.ndarray], key: str, most: int) -> None:
+def note_divided(run: Run, labels: np.ndarray, persons: Sequence[np.ndarray], key: str, most: int) -> None:
     """Tell how many components, of one person each as it seems, a cap on sizes cut to pieces in the final labels.
 
     persons: their faces (s,), those of several settings too; key: where the cap ``most`` stands in the recipe.
@@ -92,7 +89,7 @@ def note_divided(run: "Run", labels: np.ndarray, persons: Sequence[np.ndarray], 
         )
 
 
-def note_united(run: "Run", components: int, faces: int, key: str, rounds: int) -> None:
+def note_united(run: Run, components: int, faces: int, key: str, rounds: int) -> None:
     """Tell that components which no round could divide became one, as published."""
     if components > 1 and run.final:
         run.note(

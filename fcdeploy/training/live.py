@@ -2,30 +2,28 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
-import numba
 import numpy as np
 import torch
 
 from fcdeploy.data.features import Features
-from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.tensors import Engine, PassSpec, check_feeds
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.cells import Cells
-from fcdeploy.graph.faiss_library import import_faiss
-from fcdeploy.graph.knn import KnnGraph, KnnSearch
-from fcdeploy.runtime.pipeline import Options, Work
-from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import Arrays, Store
+from fcdeploy.graph.knn import KnnSearch
+from fcdeploy.graph.search import Find, Room
+from fcdeploy.run.options import Options
+from fcdeploy.run.progress import Progress
+from fcdeploy.run.run import Run
+from fcdeploy.run.store import Store
+from fcdeploy.runtime.prepare import given_lists
 from fcdeploy.systems import System, Weights
 from fcdeploy.training.identities import check_albums
-from fcdeploy.training.sweep import SweepRun
 
 K = TypeVar("K")
 
@@ -74,107 +72,98 @@ class TorchEngine:
         pass
 
 
-@dataclass(kw_only=True)
-class LiveRun(SweepRun):
-    """A run whose engines are the networks given to ``renew`` as they are then; its bundle has no files.
+class LiveEngines:
+    """Networks as they were when ``renew`` was told of them last; passes are evaluated by PyTorch.
 
-    specs: the passes of its networks, by name. torch_device: where they are evaluated. albums: (n,) int32, the set
-    that each face belongs to; neighbors are found within it, as if each was clustered alone. None: all are one.
+    system: whose networks; weights: their widths, by name; torch_device: where they are evaluated.
     """
 
-    refills_lists: ClassVar[bool] = True  # faces of validation are left out of them
+    path = Path("training")  # how messages name it
 
-    system: System
-    specs: Mapping[str, PassSpec]
-    torch_device: torch.device
-    albums: np.ndarray | None = None
-    modules: dict[str, torch.nn.Module] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
+    def __init__(self, system: System, weights: Weights, torch_device: torch.device) -> None:
+        self.system, self.weights, self.torch_device = system.name, weights, torch_device
+        self.passes = system.passes(weights)
+        self._records = system.module("network").NETWORKS
+        self._modules: dict[str, torch.nn.Module] = {}
+        self._versions: dict[str, str] = {}
 
-    def knn(
-        self,
-        name: str,
-        vectors: np.ndarray,
-        k: int,
-        made_of: dict[str, Any],
-        text: str,
-        *,
-        clip: bool,
-        above: float,
-        cells: Callable[[], Cells],
-    ) -> tuple[KnnGraph, dict[str, Any]]:
-        """Find the k nearest neighbors of every face, those in its album; see ``Run.knn``.
+    @property
+    def runtime(self) -> Mapping[str, str]:
+        return {"torch": torch.__version__}
 
-        Raises InputError when an album has fewer than k.
-        """
-        if self.albums is None:
-            return super().knn(name, vectors, k, made_of, text, clip=clip, above=above, cells=cells)
-        if len(vectors) != self.n:
-            raise InputError("--albums: does not go with proposals of several levels; leave it out.")
-        sizes = check_albums(self.albums, int(self.albums.max()) + 1, k, "training")  # validation: before
-        order = np.argsort(self.albums, kind="stable").astype(np.int32)
-        starts = np.cumsum(sizes) - sizes
-        place = np.empty(self.n, dtype=np.int32)
-        place[order] = np.arange(self.n, dtype=np.int32)
-        albums = self.albums
+    def digest(self, passes: Collection[str] | None = None) -> str:
+        """Return a hash of the versions of passes (all)."""
+        versions = {
+            name: self._versions.get(name, "") for name in self.passes if passes is None or name in passes
+        }
+        text = json.dumps([self.system, {name: str(w) for name, w in self.weights.items()}, versions])
+        return hashlib.sha256(text.encode()).hexdigest()
 
-        @contextlib.contextmanager
-        def worker() -> Iterator[Work]:
-            def work(faces: np.ndarray) -> Arrays:
-                ids = np.empty((len(faces), k), dtype=np.int32)
-                sims = np.empty((len(faces), k), dtype=np.float32)
-                for album in np.unique(albums[faces]):
-                    members = order[starts[album] : starts[album] + sizes[album]]
-                    rows = np.flatnonzero(albums[faces] == album)
-                    search = KnnSearch(vectors[members])
-                    found, sims[rows] = search.search(place[faces[rows]] - np.int32(starts[album]), k)
-                    ids[rows] = members[found]
-                return {"ids": ids, "sims": np.clip(sims, 0, 1) if clip else sims}
+    def device(self, asked: str | None = None) -> str:
+        return "cpu"  # what the run itself does beside the networks, it does there
 
-            yield work
+    def provider(self, asked: str | None = None) -> str:
+        """Return the name of what evaluates the networks."""
+        return f"PyTorch on {self.torch_device.type}"
 
-        made_of = {**made_of, "k": k, "clip": clip, "albums": hashlib.sha256(albums.data).hexdigest()}
-        arrays = self.make(name, made_of, worker, text=text, order=order)
-        return KnnGraph(arrays["ids"], arrays["sims"]), made_of
-
-    def renew(self, version: str, networks: Mapping[str, torch.nn.Module]) -> None:
-        """Take networks (the authors' modules, by name) as they are now; what another version made is made again."""
-        records = self.system.module("network").NETWORKS
+    def renew(self, version: str, networks: Mapping[str, torch.nn.Module], settings: Any) -> None:
+        """Take networks (the authors' modules, by name) as they are now; ``version`` tells them from others."""
         for name, module in networks.items():
             # A copy on the CPU, where weights are folded in float64.
             state = {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
-            copied = records[name].from_state_dict(state)
-            records[name].settle(copied, self.settings)
-            for of, part in records[name].passes(copied).items():
-                self.modules[of] = part.to(self.torch_device).eval()
-                self.versions[of] = version
-        self.bundle = Bundle(
-            self.bundle.path, {**self.bundle.manifest, "passes": described(self.specs, self.versions)}
-        )
-
-    @property
-    def provider(self) -> str:
-        """What evaluates the networks."""
-        return f"PyTorch on {self.torch_device.type}"
-
-    @cached_property
-    def libraries(self) -> dict[str, str]:
-        """The versions of the libraries that results may depend on, by name."""
-        modules = np, numba, import_faiss(), torch
-        return {module.__name__: module.__version__ for module in modules}
+            copied = self._records[name].from_state_dict(state)
+            self._records[name].settle(copied, settings)
+            for of, part in self._records[name].passes(copied).items():
+                self._modules[of] = part.to(self.torch_device).eval()
+                self._versions[of] = version
 
     @contextlib.contextmanager
-    def engine(self, name: str, share: int = 1) -> Iterator[Engine]:
-        """Open one pass of the networks, whose memory is PyTorch's."""
-        yield TorchEngine(self.modules[name], self.specs[name], self.torch_device)
+    def open(
+        self, name: str, *, threads: int = 0, device: str | None = None, vram: int = 0, share: int = 1
+    ) -> Iterator[Engine]:
+        """Open one pass, whose memory is PyTorch's."""
+        yield TorchEngine(self._modules[name], self.passes[name], self.torch_device)
 
 
-def described(specs: Mapping[str, PassSpec], versions: Mapping[str, str]) -> dict[str, Any]:
-    """Describe passes as a manifest does, with their versions in the place of a file's hash."""
-    return {
-        name: {"file": name, "sha256": versions.get(name, ""), **spec.as_dict()}
-        for name, spec in specs.items()
-    }
+class WithinAlbums:
+    """A search among the faces of the same album, as if each album was clustered alone.
+
+    albums: (n,) int32, the set that each face belongs to.
+    """
+
+    in_cells = False
+
+    def __init__(self, albums: np.ndarray) -> None:
+        self.albums = albums
+        self.name = f"albums {hashlib.sha256(np.ascontiguousarray(albums).data).hexdigest()}"
+
+    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
+        return {}
+
+    @contextlib.contextmanager
+    def open(self, vectors: np.ndarray, cells: Cells | None, k: int, room: Room) -> Iterator[Find]:
+        """Prepare to find the k nearest rows of a face's album; raises InputError when an album has fewer than k."""
+        albums, n = self.albums, len(self.albums)
+        if len(vectors) != n:
+            raise InputError("--albums: does not go with proposals of several levels; leave it out.")
+        sizes = check_albums(albums, int(albums.max()) + 1, k, "training")  # validation: before
+        order = np.argsort(albums, kind="stable").astype(np.int32)
+        starts = np.cumsum(sizes) - sizes
+        place = np.empty(n, dtype=np.int32)
+        place[order] = np.arange(n, dtype=np.int32)
+
+        def find(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            ids = np.empty((len(faces), k), dtype=np.int32)
+            sims = np.empty((len(faces), k), dtype=np.float32)
+            for album in np.unique(albums[faces]):
+                members = order[starts[album] : starts[album] + sizes[album]]
+                rows = np.flatnonzero(albums[faces] == album)
+                search = KnnSearch(vectors[members])
+                found, sims[rows] = search.search(place[faces[rows]] - np.int32(starts[album]), k)
+                ids[rows] = members[found]
+            return ids, sims
+
+        yield find
 
 
 def live_run(
@@ -186,27 +175,30 @@ def live_run(
     store: Store,
     device: torch.device,
     *,
+    albums: np.ndarray | None = None,
     quiet: bool = True,
-) -> LiveRun:
+) -> Run:
     """Make a run over ``features`` for a recipe that fits them; ``weights`` are the widths of its networks.
 
-    Its products before the networks, such as the kNN lists, can be made at once; the rest needs ``renew``.
+    Its artifacts before the networks, such as the kNN lists, can be computed at once; the rest needs
+    ``LiveEngines.renew``. albums: (n,) int32, the set that each face belongs to; neighbors are found within it.
     """
-    specs = system.passes(weights)
-    manifest = {
-        "system": system.name,
-        "feature_dim": features.dim,
-        "networks": {name: {"widths": dict(widths)} for name, widths in weights.items()},
-        "passes": described(specs, {}),
-    }
-    return LiveRun(
+    return Run(
         features,
-        Bundle(Path("training"), manifest),
+        LiveEngines(system, weights, device),
         recipe,
         options,
         store,
         Progress(quiet),
-        system=system,
-        specs=specs,
-        torch_device=device,
+        given=given_lists(system, options, features, refill=True),  # faces of validation are left out of them
+        search=None if albums is None else WithinAlbums(albums),
+        unit_rows=system.title if system.unit_rows else None,
+        final=False,
     )
+
+
+def renew(run: Run, version: str, networks: Mapping[str, torch.nn.Module]) -> None:
+    """Let a run of ``live_run`` use networks as they are now; what other versions computed is computed again."""
+    assert isinstance(run.engines, LiveEngines)
+    with torch.random.fork_rng():  # making copies of networks draws weights
+        run.engines.renew(version, networks, run.settings)

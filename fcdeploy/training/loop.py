@@ -24,11 +24,12 @@ from fcdeploy.deploy.recipe_beside import TRAINED_WEIGHTS
 from fcdeploy.engine.batching import ahead
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.threads import threads_limited
+from fcdeploy.run.run import Run
 from fcdeploy.systems import System
 from fcdeploy.systems.training_types import Schedule, Task, Training
 from fcdeploy.training.choices import Choices
 from fcdeploy.training.curves import draw_training, write_table
-from fcdeploy.training.live import LiveRun
+from fcdeploy.training.live import renew
 from fcdeploy.training.memory import give_back
 from fcdeploy.training.report import Report
 from fcdeploy.training.sweep import Trial, best_trial, sweep
@@ -76,8 +77,8 @@ class Loop:
     config: Mapping[str, Any]
     folder: Path
     device: torch.device
-    train_run: LiveRun
-    held: tuple[LiveRun, np.ndarray] | None
+    train_run: Run
+    held: tuple[Run, np.ndarray] | None
     report: Report
     system: System
     at: Progressed = field(default_factory=Progressed)
@@ -222,13 +223,13 @@ class Loop:
         if time.monotonic() - self.drawn > DRAW_SECONDS:
             self.draw()
 
-    def outcome(self, run: LiveRun, truth: np.ndarray) -> tuple[dict[str, float], dict[str, Any]]:
+    def outcome(self, run: Run, truth: np.ndarray) -> tuple[dict[str, float], dict[str, Any]]:
         """How good the clusters of other faces are, with the settings that suit the network best."""
         with torch.random.fork_rng():  # making copies of networks draws weights
-            run.renew(f"step {self.at.step}", {self.name: self.judged})
+            renew(run, f"step {self.at.step}", {self.name: self.judged})
             if self.training.outcome is not None:
                 return self.training.outcome(run, truth)
-            tunables = self.system.tunable(run.bundle.weights, run.options)
+            tunables = self.system.tunable(run.engines.weights, run.options)
             trials = sweep(run, truth, tunables, mean_f, rounds=1)
         best = best_trial(trials, tunables, mean_f)
         measures = {PAIRWISE: best.evaluation.pairwise.f, BCUBED: best.evaluation.bcubed.f}

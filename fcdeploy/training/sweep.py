@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from fcdeploy.clustering.metrics import Evaluation, PrecisionRecall, evaluate
-from fcdeploy.runtime.pipeline import Run
-from fcdeploy.runtime.run_folder import Arrays, MemoryPartial, MemoryStore, Shapes
+from fcdeploy.run.run import Run
 from fcdeploy.systems import Tunable, get_system
 from fcdeploy.systems.settings import setting_of, with_settings
 
@@ -35,35 +34,8 @@ class Trial:
         return self.evaluation.pairwise if objective == "pairwise" else self.evaluation.bcubed
 
 
-class SweepRun(Run):
-    """A run that clusters again and again, and tells what it tells once."""
-
-    final: ClassVar[bool] = False
-
-    def note(self, sentence: str, **figures: Any) -> None:
-        if sentence not in self.notes:
-            super().note(sentence, **figures)
-
-
-class KeyedStore(MemoryStore):
-    """Products in memory that are made again when they are asked for with another key."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._keys: dict[str, str] = {}
-
-    def load(self, name: str, key: str) -> Arrays | None:
-        return super().load(name, key) if self._keys.get(name) == key else None
-
-    def begin(
-        self, name: str, key: str, shapes: Shapes, visit: str = "", durable: bool = False
-    ) -> MemoryPartial:
-        self._keys[name] = key
-        return super().begin(name, key, shapes, visit, durable)
-
-
 def sweep(
-    run: SweepRun,
+    run: Run,
     truth: np.ndarray,
     tunables: Sequence[Tunable],
     score: Callable[[Trial], Any],
@@ -79,7 +51,7 @@ def sweep(
     stay as they are.
     """
     recipe = run.settings
-    system = get_system(run.bundle.system)
+    system = get_system(run.engines.system)
     trials: list[Trial] = []
 
     def attempt(values: Mapping[str, Any]) -> None:
@@ -88,7 +60,7 @@ def sweep(
         if changed.problem():
             return
         run.settings = changed
-        run.__dict__.pop("products", None)  # arrays of other settings may be others
+        run.planned.clear()
         labels = run.labels_of_all(system.cluster(run))
         trials.append(Trial(values, evaluate(labels, truth, unknown=unknown)))
         seen(trials[-1])
@@ -122,7 +94,6 @@ def sweep(
             complete(tunables[0])  # what a table and a plot show
     finally:
         run.settings = recipe
-        run.__dict__.pop("products", None)
     return trials
 
 

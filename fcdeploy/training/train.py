@@ -20,7 +20,7 @@ import torch
 from fcdeploy import __version__
 from fcdeploy.clustering.metrics import check_unknown
 from fcdeploy.data.atomic import atomic_file, check_parent
-from fcdeploy.data.features import Features
+from fcdeploy.data.features import Features, hash_of
 from fcdeploy.data.labels import check_known
 from fcdeploy.data.run_record import Claims, check_run_folder, read_record
 from fcdeploy.data.side_files import check_replaceable
@@ -32,9 +32,15 @@ from fcdeploy.graph.given_lists import check_lists_of
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.scan import scan_rows
 from fcdeploy.graph.threads import threads_limited
+from fcdeploy.run.features import read_features
+from fcdeploy.run.folder import RunFolder
+from fcdeploy.run.given import open_lists
+from fcdeploy.run.options import Options
+from fcdeploy.run.run import Run
+from fcdeploy.run.store import MemoryStore, Store
 from fcdeploy.runtime.bad_rows import LEFT_OUT, check_on_bad, good_faces
-from fcdeploy.runtime.pipeline import Options, hash_of, open_lists, sorts_lists
-from fcdeploy.runtime.run_folder import RunFolder, Store
+from fcdeploy.runtime.prepare import sorts_lists
+from fcdeploy.runtime.survey import list_length
 from fcdeploy.systems import NAMES, System, Weights, Widths, check_recipe, get_system
 from fcdeploy.systems.settings import with_settings
 from fcdeploy.systems.training_types import Schedule, Training
@@ -49,11 +55,10 @@ from fcdeploy.training.identities import (
     people_of,
     split_identities,
 )
-from fcdeploy.training.live import LiveRun, live_run
+from fcdeploy.training.live import LiveEngines, live_run, renew
 from fcdeploy.training.loop import BEST, CURVES, LAST, STATE, Loop, Progressed
 from fcdeploy.training.memory import freed_memory_kept
 from fcdeploy.training.report import Report
-from fcdeploy.training.sweep import KeyedStore
 
 FACES = "faces"
 KEPT = (TRAINING, f"{CURVES}.csv", f"{CURVES}.png", BEST, LAST, STATE, FACES)  # in the run folder
@@ -166,9 +171,8 @@ def train(
             )
             for note in notes:
                 report.say(f"{side} faces: {note}")
-    k = system.products(int((~validating).sum()), weights, fitted["training"], options)["knn.npz"]["ids"][0][
-        1
-    ]
+    some = features.select(np.flatnonzero(~validating))
+    k = list_length(system, some, LiveEngines(system, weights, device), fitted["training"], options)
     given_lists = check_given_lists(system, features, knn, reranked, choices, fitted["training"], k)
     smallest_album = int(np.bincount(albums[~validating]).min())
     if problem := settings.problem(fitted["training"], smallest_album):
@@ -184,20 +188,29 @@ def train(
         for module in networks.values():
             module.to(device)
 
-        def run_of(side: str, kept: Store) -> tuple[LiveRun, np.ndarray]:
+        def run_of(side: str, kept: Store) -> tuple[Run, np.ndarray]:
             chosen = sides[side]
             part, own = faces_where(features, identity, chosen)
             # Progress of what is made once; of what every check makes again, none.
             once = kept is store
             own_options = dataclasses.replace(options, **given_lists) if once else options
             run = live_run(
-                system, part, fitted[side], weights, own_options, kept, device, quiet=quiet or not once
+                system,
+                part,
+                fitted[side],
+                weights,
+                own_options,
+                kept,
+                device,
+                albums=albums_of(side),
+                quiet=quiet or not once,
             )
-            run.albums = None if choices.albums == 1 else albums[chosen]
-            run.read_features()
-            with torch.random.fork_rng():  # making copies of networks draws weights
-                run.renew("before", networks)
+            read_features(run)
+            renew(run, "before", networks)
             return run, own
+
+        def albums_of(side: str) -> np.ndarray | None:
+            return None if choices.albums == 1 else albums[sides[side]]
 
         run, own = run_of("training", store)
         behind = f", behind {' and '.join(before)}" if before else ""
@@ -228,7 +241,9 @@ def train(
         try:
             check_config(folder, config)  # before anything of another training is replaced
             with advice_of_training():
-                task = training.task(run, own if training.mixes else people_of(own, run.albums), settings)
+                task = training.task(
+                    run, own if training.mixes else people_of(own, albums_of("training")), settings
+                )
         except InputError:
             store.drop_scratch()
             raise
@@ -236,8 +251,8 @@ def train(
             task.start(net)
         held = None
         if validating.any():
-            held_run, truth = run_of("validation", KeyedStore())
-            held = held_run, people_of(truth, held_run.albums)
+            held_run, truth = run_of("validation", MemoryStore())
+            held = held_run, people_of(truth, albums_of("validation"))
         loop = Loop(
             net,
             networks,
@@ -325,7 +340,7 @@ def check_given_lists(
             )
         if option == "reranked" and option not in system.options:
             raise InputError(f"--reranked does not apply to {system.title}, which has no re-ranking.")
-        lists = open_lists(path, features, k if option == "knn" else 1, lambda k: False)
+        lists = open_lists(path, features, k if option == "knn" else 1)
         if option == "reranked":
             with advice_of_training():
                 recipe.check_reranked(lists.k, str(path))
@@ -426,8 +441,10 @@ def recipe_of_side(
                 f"--albums {choices.albums}: does not go with proposals of several levels; leave it out, or give a "
                 "recipe without [[proposals.merge]]."
             )
-        made = system.products(len(albums), weights, fitted, options)
-        check_albums(albums, choices.albums, made["knn.npz"]["ids"][0][1], side)
+        features = Features(np.broadcast_to(np.zeros(1, np.float32), (len(albums), recipe.feature_dim)), side)
+        engines = LiveEngines(system, weights, torch.device("cpu"))
+        k = list_length(system, features, engines, fitted, options)
+        check_albums(albums, choices.albums, k, side)
     return fitted, list(notes)
 
 
@@ -553,7 +570,7 @@ def load_weights(net: torch.nn.Module, path: Path, key: str | None = None) -> No
 
 
 def heading(
-    system: System, name: str, run: LiveRun, identity: np.ndarray, done: Progressed, schedule: Schedule
+    system: System, name: str, run: Run, identity: np.ndarray, done: Progressed, schedule: Schedule
 ) -> list[str]:
     """Say in a recipe what its weights were trained on."""
     lines = [

@@ -23,19 +23,23 @@ from fcdeploy.engine.bundle import MANIFEST, Bundle
 from fcdeploy.errors import InputError
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
+from fcdeploy.run.folder import SCRATCH_FOLDER, RunFolder, places_of
+from fcdeploy.run.options import Options
+from fcdeploy.run.progress import Progress
+from fcdeploy.run.store import MemoryStore, Store
 from fcdeploy.runtime.bad_rows import LEFT_OUT, check_on_bad
 from fcdeploy.runtime.checked import checked_rows
 from fcdeploy.runtime.computed import what_was_computed
 from fcdeploy.runtime.copies import ROWS
-from fcdeploy.runtime.pipeline import Options, begin_run, prepare, sum_of_products
-from fcdeploy.runtime.progress import Progress
-from fcdeploy.runtime.run_folder import SCRATCH_FOLDER, RunFolder, Store
+from fcdeploy.runtime.pipeline import begin_run
+from fcdeploy.runtime.prepare import prepare
+from fcdeploy.runtime.survey import places_of_run, sum_of_artifacts
 from fcdeploy.systems import NAMES, get_system
 from fcdeploy.systems.settings import setting_of, settings_from_dict, with_settings
 from fcdeploy.systems.training_types import Tunable
 from fcdeploy.training.curves import draw_precision_recall, is_drawn_here
 from fcdeploy.training.identities import identities_of
-from fcdeploy.training.sweep import OBJECTIVES, KeyedStore, SweepRun, Trial, best_trial, curve_through, sweep
+from fcdeploy.training.sweep import OBJECTIVES, Trial, best_trial, curve_through, sweep
 
 SHOWN, NEARBY = 12, 3  # rows of the trade-off table over the whole range, and on either side of the best
 DEFAULTS = Options()
@@ -129,8 +133,9 @@ def tune(
     check_truth(truth, features, labels_name, unknown)
     recipe = settings_from_dict(bundle.about.recipe, f"{bundle.path}/{MANIFEST}")
     check_on_bad(on_bad)
-    system, features, settings, fitted, _ = prepare(features, bundle, options)
-    tunables = system.tunable(bundle.weights, fitted)
+    prepared = prepare(features, bundle, options)
+    system, features = prepared.system, prepared.features
+    tunables = system.tunable(bundle.weights, prepared.options)
     if not tunables:
         having = [name for name in NAMES if get_system(name).tunable is not type(system).tunable]
         raise InputError(f"{system.title} has no threshold to tune; {', '.join(having)} have.")
@@ -142,20 +147,16 @@ def tune(
         check_truth(truth, checked.faces, labels_name, unknown)
     with contextlib.ExitStack() as stack:
         stack.enter_context(threads_limited(options.cores))
-        store: Store = KeyedStore()
-        folder = Path(run_dir) if run_dir else None
-        if (
-            folder is None
-            and sum_of_products(system, features.n, bundle, settings, fitted) > fitted.budget // 2
-        ):
+        store: Store = MemoryStore()
+        folder, artifacts = Path(run_dir) if run_dir else None, prepared.artifacts()
+        if folder is None and sum_of_artifacts(artifacts) > prepared.options.budget // 2:
             place = scratch_folder(options.scratch, scratch_dir)
             folder = Path(stack.enter_context(TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=place)))
         if folder:
             store = stack.enter_context(RunFolder(folder))
-            made = system.products(features.n, bundle.weights, settings, fitted)
-            store.check_free([*made, *system.unsized, ROWS])
+            store.check_free([*places_of_run(system, artifacts), *places_of(ROWS)])
         stack.enter_context(told_of_compiling(progress.compiling))
-        run = begin_run(checked, bundle, options, store, progress, SweepRun)
+        run = begin_run(checked, bundle, options, store, progress, final=False)
         settings = run.settings
         score = scored_by(objective, min_precision)
         as_they_are = [Tunable(key, (setting_of(settings, key),)) for key in (one.key for one in tunables)]
@@ -165,7 +166,7 @@ def tune(
         run.progress = Progress()
         with progress.bar("tuning", total, unit="settings") as bar:
             trials = sweep(run, truth, tunables, score, unknown=unknown, seen=lambda trial: bar.advance(1))
-        computed = what_was_computed(run)
+        computed = what_was_computed(run, bundle)
         store.describe(computed)
         store.drop_scratch()
     best = best_trial(trials, tunables, score)

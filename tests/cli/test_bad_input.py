@@ -973,7 +973,7 @@ def test_of_two_processes_with_one_run_folder_one_is_refused(
     (here / "run").mkdir()
     code = (
         "import sys\n"
-        "from fcdeploy.runtime.run_folder import RunFolder\n"
+        "from fcdeploy.run.folder import RunFolder\n"
         "with RunFolder(sys.argv[1]):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import sklearn.base
+from run_folders import load_artifact
 
 from fcdeploy import FaceClusterer, cluster
 from fcdeploy.data.labels import read_labels, renumber
 from fcdeploy.errors import FcdeployWarning
 
 STAGES = {"features", "knn", "rerank", "refine", "refined_knn", "links", "clusters"}
-KEPT = ("knn.npz", "reranked.npz", "refined.npy", "refined_knn.npz", "links.npz")
+KEPT = ("knn", "reranked", "refined", "refined_knn", "links")
 
 Labels = Callable[..., np.ndarray]
 
@@ -134,7 +135,7 @@ def test_a_run_folder_keeps_what_every_stage_made(labels_of: Labels, features: P
         f"{name}/{part}": array
         for name in KEPT
         if name.endswith("z")
-        for part, array in np.load(tmp_path / "run" / name).items()
+        for part, array in load_artifact(tmp_path / "run" / name).items()
     }
     m = len(arrays["links.npz/ids"])
     assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == {
@@ -147,7 +148,7 @@ def test_a_run_folder_keeps_what_every_stage_made(labels_of: Labels, features: P
         "links.npz/ids": ((m, 2), "int32"),
         "links.npz/sims": ((m,), "float32"),
     }
-    refined = np.load(tmp_path / "run/refined.npy")
+    refined = np.load(tmp_path / "run/refined/refined.npy")
     assert (refined.shape, refined.dtype) == ((200, 64), np.float32)
     np.testing.assert_allclose(np.linalg.norm(refined, axis=1), 1, atol=1e-5)  # float32 rounding
     assert json.loads((tmp_path / "run/summary.json").read_text())["clusters"] == labels.max() + 1
@@ -174,7 +175,7 @@ def test_another_tau_makes_only_the_links_again(labels_of: Labels, features: Pat
     assert looser.max() < labels.max()
     assert np.array_equal(looser, labels_of(features, "--tau", "0.5"))
     after = times(tmp_path / "run")
-    assert {name for name in KEPT if after[name] != before[name]} == {"links.npz"}
+    assert {name for name in KEPT if after[name] != before[name]} == {"links"}
 
 
 def test_changed_features_make_everything_again(labels_of: Labels, features: Path, tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_lists_of_a_run_folder_given_as_files_give_the_same_labels(
 ) -> None:
     run = tmp_path / "run"
     labels = labels_of(features, "--run-dir", run)
-    options = ("--knn", run / "knn.npz", "--reranked", run / "reranked.npz")
+    options = ("--knn", run / "knn", "--reranked", run / "reranked")
     assert np.array_equal(labels_of(features, *options), labels)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from embedders import embed_plainly, pictures_of, write_embedder
 from PIL import Image
+from run_folders import load_artifact
 
 import fcdeploy as package
 from fcdeploy.data.labels import read_labels, renumber
@@ -208,11 +209,11 @@ def test_a_run_folder_takes_what_is_there_and_embeds_what_is_new(
 
     options = ("--run-dir", "run", "--on-bad", "skip")
     cluster(broken, *options, "--quiet")
-    assert {"embedded.npy", "embedded_lines.npz"} <= {path.name for path in Path("run").iterdir()}
-    kept = np.load("run/embedded.npy")
+    assert {"embedded", "embedded_lines"} <= {path.name for path in Path("run").iterdir()}
+    kept = np.load("run/embedded/embedded.npy")
     np.testing.assert_allclose(kept, embed_plainly(np.delete(pictures, BAD, axis=0)), rtol=0, atol=2e-5)
-    assert np.flatnonzero(np.load("run/embedded_lines.npz")["states"]).tolist() == BAD
-    made = Path("run/embedded.npy").stat().st_mtime_ns
+    assert np.flatnonzero(load_artifact("run/embedded_lines")["states"]).tolist() == BAD
+    made = Path("run/embedded/embedded.npy").stat().st_mtime_ns
 
     counts: list[int] = []
     original = Embedder.embed
@@ -222,7 +223,7 @@ def test_a_run_folder_takes_what_is_there_and_embeds_what_is_new(
     first = Path("clusters.txt").read_bytes()
     outcome = cluster(broken, *options, "--quiet")
     assert outcome.code == 0
-    assert Path("run/embedded.npy").stat().st_mtime_ns == made
+    assert Path("run/embedded/embedded.npy").stat().st_mtime_ns == made
     assert Path("clusters.txt").read_bytes() == first
     assert not counts
 
@@ -296,7 +297,7 @@ def test_an_interrupted_clustering_goes_on_from_the_embeddings(
     with monkeypatch.context() as patch:
         patch.setattr(cluster_images, "run_clustering", dies)
         assert cluster(faces, "--quiet").code == 130
-    assert Path("clusters.txt.part/embedded.npy").exists()
+    assert Path("clusters.txt.part/embedded").exists()
     with monkeypatch.context() as patch:
         patch.setattr(Embedder, "embed", dies)
         assert cluster(faces, "--quiet").code == 0

@@ -10,8 +10,8 @@ import fcdeploy
 from fcdeploy.cli import cluster, plan
 from fcdeploy.cli.run_options import RUN_OPTIONS
 from fcdeploy.errors import InputError
+from fcdeploy.run.options import Options
 from fcdeploy.runtime import api
-from fcdeploy.runtime.pipeline import Options
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Options)}
 

@@ -27,8 +27,8 @@ from operators import parse_all
 from fcdeploy.cli import VERBS, main
 from fcdeploy.data import atomic
 from fcdeploy.engine.onnxruntime import import_onnxruntime
+from fcdeploy.run.folder import FolderPartial, RunFolder
 from fcdeploy.runtime import cluster_images, embed, pipeline
-from fcdeploy.runtime.run_folder import FolderPartial, RunFolder
 from fcdeploy.systems import NAMES
 
 BLOCKS = ("BLOCK", "BLOCK_ROWS", "COMMIT_LINES")
@@ -139,7 +139,7 @@ def install(fault: str, value: Any) -> None:
 
         OnnxRuntimeEngine.run = limited  # type: ignore[method-assign]
     elif fault == "truncate":  # this file, when the stage of this name begins
-        from fcdeploy.runtime.progress import Progress
+        from fcdeploy.run.progress import Progress
 
         stage = Progress.stage
 

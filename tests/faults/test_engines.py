@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_folders import load_artifact
 from system_cases import CASES
 
 import fcdeploy
@@ -85,7 +86,7 @@ def test_whichever_pass_gives_no_number_the_face_is_named_and_nothing_linked(
                 continue
             assert "not finite" in said, f"{name}: {output} was {value}, and nobody noticed"
             assert "rows " in said or "made-up row" in said, said
-            assert not (folder / "links.npz").exists()
+            assert not (folder / "links").exists()
             tried += 1
     assert tried >= len(bundle.passes) - 1
     monkeypatch.setattr(OnnxRuntimeEngine, "run", straight)
@@ -136,7 +137,7 @@ def test_a_block_for_which_there_is_no_memory_is_made_in_halves(
     assert np.array_equal(fcdeploy.cluster(rows, engine=bundle.path), wanted)
     assert refused
     assert all(sum(sizes) >= 1 and max(sizes) <= max(rows_that_fit, 50) for sizes in committed.values())
-    assert len(committed["knn.npz"]) >= N // rows_that_fit
+    assert len(committed["knn"]) >= N // rows_that_fit
 
 
 def test_where_one_face_does_not_fit_there_is_one_sentence(
@@ -169,7 +170,7 @@ def test_lists_of_a_file_are_read_in_halves_too(
 ) -> None:
     """A reader that has raised is begun again behind what was committed; one system is enough."""
     fcdeploy.cluster(rows, engine=bundle.path, run_dir=tmp_path / "run")
-    np.savez(tmp_path / "lists.npz", **np.load(tmp_path / "run/knn.npz"))
+    np.savez(tmp_path / "lists.npz", **load_artifact(tmp_path / "run/knn"))
     wanted = fcdeploy.cluster(rows, engine=bundle.path, knn=tmp_path / "lists.npz")
     blocks, asked = ListsFile.blocks, []
 

@@ -141,7 +141,7 @@ def test_sums_are_on_the_gpu_only_where_there_is_one_and_cupy_to_use_it(cupy, li
 def test_a_layerwise_run_on_the_gpu_gives_the_clusters_of_the_cpu(cupy, golden, pse_bundle, monkeypatch):
     """The whole flow with the kernels' source run on the CPU, and an engine that is said to be on a GPU."""
     import fcdeploy
-    from fcdeploy.runtime.pipeline import Run
+    from fcdeploy.run.run import Run
 
     faces = np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(-1, 32)[:60]
     options = {"engine": pse_bundle.path, "k": 12, "hops": (8, 2), "inference": "layerwise"}

@@ -14,7 +14,7 @@ from PIL import Image
 from system_cases import CASES
 
 from fcdeploy.data.labels import write_labels
-from fcdeploy.runtime.run_folder import RunFolder
+from fcdeploy.run.folder import RunFolder
 
 PRECIOUS = "precious\n"
 

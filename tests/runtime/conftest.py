@@ -12,7 +12,8 @@ import pytest
 from dying_run import KEPT
 
 from fcdeploy.engine.bundle import Bundle, read_bundle
-from fcdeploy.runtime.pipeline import Options, Result, run_clustering
+from fcdeploy.run.options import Options
+from fcdeploy.runtime.pipeline import Result, run_clustering
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import faces as synthetic

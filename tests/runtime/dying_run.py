@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from fcdeploy.cli import main
+from fcdeploy.run.folder import FolderPartial, RunFolder
 from fcdeploy.runtime import pipeline
-from fcdeploy.runtime.run_folder import FolderPartial, RunFolder
 from fcdeploy.systems.pse_gcn import flow
 
-KEPT = ("knn.npz", "reranked.npz", "refined.npy", "refined_knn.npz", "links.npz")  # the results of PSE-GCN
+KEPT = ("knn", "reranked", "refined", "refined_knn", "links")  # the results of PSE-GCN
 ROWS = 1000  # faces a block: several commits a product, however small the run
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dying_run import KEPT
+from run_folders import load_artifact
 
 from fcdeploy.engine.bundle import sha256_of
 
@@ -35,10 +36,10 @@ def rows(many: Callable[[int], Path]) -> np.ndarray:
 
 
 def arrays_in(run: Path) -> dict[str, np.ndarray]:
-    found = {"refined": np.load(run / "refined.npy")}
+    found = {"refined": np.load(run / "refined/refined.npy")}
     for name in KEPT:
         if name.endswith(".npz"):
-            found |= {f"{name}/{part}": array for part, array in np.load(run / name).items()}
+            found |= {f"{name}/{part}": array for part, array in load_artifact(run / name).items()}
     return found
 
 
@@ -113,7 +114,7 @@ def test_another_normalisation_uses_nothing_of_the_old(
 
     The lists have no similarities: these are computed from the features as they are then."""
     cluster(rows, run_dir=tmp_path / "lists")
-    ids = np.load(tmp_path / "lists/knn.npz")["ids"]
+    ids = load_artifact(tmp_path / "lists/knn")["ids"]
     np.save(tmp_path / "lists.npy", ids)
     given = {"knn": str(tmp_path / "lists.npy"), "reranked": tmp_path / "lists.npy"}
     nearly = rows / np.linalg.norm(rows, axis=1, keepdims=True) * 1.008  # others would be refused as they are
@@ -126,8 +127,8 @@ def test_other_lists_under_the_same_name_use_nothing_of_the_old(
     cluster: Any, rows: np.ndarray, tmp_path: Path
 ) -> None:
     cluster(rows, run_dir=tmp_path / "lists")
-    ids = np.load(tmp_path / "lists/knn.npz")["ids"]
-    ranked = np.load(tmp_path / "lists/reranked.npz")["ids"]
+    ids = load_artifact(tmp_path / "lists/knn")["ids"]
+    ranked = load_artifact(tmp_path / "lists/reranked")["ids"]
     order = [0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 19, 18, 17]  # sorted well enough
     labels = []
     for _ in range(2):

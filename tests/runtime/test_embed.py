@@ -20,8 +20,9 @@ from fcdeploy.data.filelist import read_filelist
 from fcdeploy.data.images import State
 from fcdeploy.engine.embedder import Embedder
 from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.run.folder import RunFolder
+from fcdeploy.run.store import MemoryStore
 from fcdeploy.runtime import embed
-from fcdeploy.runtime.run_folder import MemoryStore, RunFolder
 
 N = 40
 HERE = Path(__file__).parent
@@ -223,7 +224,7 @@ def test_another_list_takes_over_what_is_done_of_the_same_files(
 def test_taking_over_may_be_interrupted(
     run: Any, faces: Path, embedded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fcdeploy.runtime.run_folder import FolderPartial
+    from fcdeploy.run.folder import FolderPartial
 
     (faces.parent / "faces/39.png").write_bytes(b"")
     with pytest.raises(InputError):
@@ -481,7 +482,7 @@ def test_a_kill_at_any_moment_leaves_no_trace(faces: Path) -> None:
 
 
 def test_a_second_run_of_the_same_output_is_refused(run: Any, faces: Path) -> None:
-    from fcdeploy.runtime.run_folder import RunFolder
+    from fcdeploy.run.folder import RunFolder
 
     with (
         RunFolder(faces.parent / "features.bin.part"),

@@ -12,6 +12,7 @@ import pytest
 from dying_run import set_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_folders import load_artifact
 
 from fcdeploy.data.labels import renumber
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
@@ -78,7 +79,7 @@ def test_blocks_do_not_change_the_labels(
     sizes = {min(size, 1000), 1000 % size} - {0}
     assert all(counted == sizes for counted in seen.values()), seen
     assert seen.keys() == {
-        *("vectors", "knn.npz", "placed", "mutual", "reranked.npz", "refined.npy", "refined_knn.npz"),
+        *("vectors", "knn", "placed", "mutual", "reranked", "refined", "refined_knn"),
         *(("tables",) if inference == "exact" else ("lists", "near1", "similar1", "block1", "similar2")),
     }
 
@@ -246,16 +247,16 @@ def test_layerwise_is_each_block_once_a_face_in_its_own_neighborhood(
 ) -> None:
     """1e-5, the recipe's tolerance; inference that evaluates whole neighborhoods is a hundred times farther off."""
     cluster(rows[:n], run_dir=tmp_path / "run", inference="layerwise", k=k, hops=hops)
-    lists = np.load(tmp_path / "run/knn.npz")
-    ranked = np.load(tmp_path / "run/reranked.npz")["ids"]
+    lists = load_artifact(tmp_path / "run/knn")
+    ranked = load_artifact(tmp_path / "run/reranked")["ids"]
     unit_rows = rows[:n] / np.linalg.norm(rows[:n], axis=1, keepdims=True)
     net = network(golden / "dev/pse/checkpoint.pth")
     wanted, nearest = layerwise(net, unit_rows, ranked, lists["ids"], lists["sims"], hops)
     assert nearest > 1e-6  # or float32 could fall on the other side
-    found = np.load(tmp_path / "run/refined.npy")
+    found = np.load(tmp_path / "run/refined/refined.npy")
     assert np.abs(found - wanted).max() < 1e-5
     cluster(rows[:n], run_dir=tmp_path / "run", inference="exact", k=k, hops=hops)
-    assert np.abs(np.load(tmp_path / "run/refined.npy") - wanted).max() > 1e-3
+    assert np.abs(np.load(tmp_path / "run/refined/refined.npy") - wanted).max() > 1e-3
 
 
 def test_the_fixed_graph_is_normalised_once_for_the_first_block_and_twice_for_the_second(
@@ -284,7 +285,7 @@ def test_layerwise_is_exact_where_all_faces_share_one_neighborhood(
             (n, n - 1) if n >= 10 else None
         )  # as many as there are active connections; else they are shortened
         labels = cluster(rows[:n], run_dir=run, inference=inference, k=n, hops=hops).labels
-        refined.append((np.load(run / "refined.npy"), labels))
+        refined.append((np.load(run / "refined/refined.npy"), labels))
     (exact, exact_labels), (by_layers, labels) = refined
     assert exact.shape == (n, 64)
     assert np.abs(exact - by_layers).max() < 1e-5  # float32, in another order of additions
@@ -389,7 +390,7 @@ def test_float16_tables_move_refined_features_by_their_rounding_only(
     refined = {}
     for tables in ("float32", "float16"):
         cluster(rows, run_dir=tmp_path / tables, inference="layerwise", tables=tables)
-        refined[tables] = np.load(tmp_path / tables / "refined.npy")
+        refined[tables] = np.load(tmp_path / tables / "refined/refined.npy")
     difference = np.abs(refined["float32"] - refined["float16"]).max(axis=1)
     assert 0 < np.median(difference) < 1e-3
 

@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 
 import fcdeploy
-from fcdeploy.runtime.keys import FOLDERS, code_digest
+from fcdeploy.run.keys import FOLDERS, code_digest
 
 PACKAGE = Path(fcdeploy.__file__).parent
-CODE = (
-    "import fcdeploy; from fcdeploy.runtime.keys import code_digest; print(code_digest(), fcdeploy.__file__)"
-)
+CODE = "import fcdeploy; from fcdeploy.run.keys import code_digest; print(code_digest(), fcdeploy.__file__)"
 
 
 def digest_in(place: Path) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fcdeploy.errors import InputError
+from fcdeploy.run.folder import RunFolder
+from fcdeploy.run.store import MemoryStore
 from fcdeploy.runtime import run_folder
-from fcdeploy.runtime.run_folder import MemoryStore, RunFolder
 
 PAIR = {"ids": ((5, 3), np.int32), "sims": ((5, 3), np.float32)}
 ONE = {"array": ((5, 2), np.float32)}

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import oracles_gcn_d
 import pytest
+from run_folders import load_artifact
 
 import fcdeploy
 from fcdeploy.clustering.groups import groups_from_labels, mean_rows, number_parts
@@ -108,10 +109,10 @@ def run_folder(golden, bundle, tmp_path_factory):
 @pytest.fixture(scope="module")
 def ours(run_folder):
     """Our proposals as sets, in order, with the parameter set and score of each."""
-    arrays = dict(np.load(run_folder[0] / "proposals.npz"))
+    arrays = dict(load_artifact(run_folder[0] / "proposals"))
     offsets = arrays["offsets"]
     arrays["sets"] = [frozenset(arrays["nodes"][a:b].tolist()) for a, b in itertools.pairwise(offsets)]
-    arrays["score"] = np.load(run_folder[0] / "scores.npz")["score"]
+    arrays["score"] = load_artifact(run_folder[0] / "scores")["score"]
     return arrays
 
 
@@ -289,7 +290,7 @@ def test_proposals_stand_in_the_string_order_of_their_numbers(theirs):
 
 
 def test_k_is_that_of_the_proposals_and_cannot_exceed_the_lists(golden, bundle):
-    with pytest.raises(InputError, match="holds 20 neighbors a face, 30 are needed; give --k 20 or less"):
+    with pytest.raises(InputError, match="holds 20 neighbors per face, 30 are needed; give --k 20 or less"):
         fcdeploy.cluster(
             golden / "dev/data/features.bin",
             engine=bundle[0].path,

@@ -9,14 +9,18 @@ import oracles_gcn_d
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_folders import load_artifact
 
 import fcdeploy
 from fcdeploy.cli import main
+from fcdeploy.data.features import Features
 from fcdeploy.data.labels import renumber
 from fcdeploy.deploy.recognise import recognise
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.errors import InputError
 from fcdeploy.graph.knn import KnnGraph
+from fcdeploy.run.options import Options
+from fcdeploy.runtime.survey import survey
 from fcdeploy.systems import describe, get_system
 from fcdeploy.systems.gcn_d.decode import labels_from_scores
 from fcdeploy.systems.gcn_d.inputs import Graphs, Proposals, padded_sizes, proposal_graphs, seeds_of
@@ -40,6 +44,7 @@ from fcdeploy.systems.gcn_d.network import (  # noqa: E402
     plain_outputs,
     settle,
 )
+from fcdeploy.training.live import LiveEngines  # noqa: E402
 
 D = 9
 FORMS = [((6, 4), "max"), ((6, 4), "mean"), ((6, 4), "sum"), ((5,), "max"), ((7, 6, 5), "mean")]
@@ -467,8 +472,7 @@ def products(folder):
     """Proposals as lists of faces, in order, and all other arrays of a run folder."""
     arrays = {}
     for name in ("knn", "proposals", "scores", "members"):
-        if (folder / f"{name}.npz").exists():
-            arrays |= dict(np.load(folder / f"{name}.npz"))
+        arrays |= load_artifact(folder / name)
     arrays["lists"] = [arrays["nodes"][a:b].tolist() for a, b in itertools.pairwise(arrays["offsets"])]
     return arrays
 
@@ -622,7 +626,7 @@ def test_merges_of_merges_take_the_parts_of_the_level_below(two_networks, faces,
     known = {frozenset(faces) for faces in level[0] + level[1]}
     assert {frozenset(faces) for faces in level[2]} == {group for group in merged if len(group) >= 3} - known
     assert len(level[2]) > 3
-    kept = {"knn.npz", "proposals.npz", "scores.npz", "members.npz", "run.json", "run.lock", "summary.json"}
+    kept = {"knn", "proposals", "scores", "members", "run.json", "run.lock", "summary.json"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == kept  # scratch of every level is gone
 
 
@@ -630,8 +634,11 @@ def test_products_of_merges_of_merges_are_planned_for():
     deep = {"k": 2, "merge": [{"k": 5}]}
     base = {"k": 20, "merge": [{"k": 3, "merge": [deep, {"k": 7}]}, {"k": 4}]}
     recipe = settings_from_dict({"system": "gcn-d", "feature_dim": 32, "proposals": [base]}, "test")
-    made = get_system("gcn-d").products(100, {"detect": {"dim": 32, "hidden": (6, 4)}}, recipe, None)
-    wide = {name: arrays["ids"][0][1] for name, arrays in made.items() if name.startswith("parts")}
+    system, weights = get_system("gcn-d"), {"detect": {"dim": 32, "hidden": (6, 4)}}
+    faces = Features(np.broadcast_to(np.zeros(1, np.float32), (100, 32)), "faces")
+    engines = LiveEngines(system, weights, torch.device("cpu"))
+    made = {artifact.name: artifact for artifact in survey(system, faces, engines, recipe, Options())}
+    wide = {name: one.shapes["ids"][0][1] for name, one in made.items() if name.startswith("parts")}
     assert wide == {"parts0": 5, "parts0-0": 8, "parts0-0-0": 6}
     assert {name for name in made if name.startswith("means")} == {"means0", "means0-0", "means0-0-0"}
 
@@ -669,7 +676,7 @@ def test_a_plan_tells_of_proposals_and_detection(two_networks, faces, tmp_path, 
         main()
     plan = json.loads(capsys.readouterr().out)
     assert plan["files"]["detect_faces"] == {"bytes": 300 * 6 * 4, "kept": False}
-    assert plan["files"]["knn.npz"] == {"bytes": 300 * 20 * 8, "kept": True}
+    assert plan["files"]["knn"] == {"bytes": 300 * 20 * 8, "kept": True}
     assert {"features", "knn", "proposals", "detect"} <= plan["seconds"].keys()
 
 

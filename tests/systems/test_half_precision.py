@@ -9,7 +9,7 @@ from test_every_system import check_build
 
 import fcdeploy
 from fcdeploy.clustering.metrics import share_in_same_cluster
-from fcdeploy.runtime.pipeline import Options
+from fcdeploy.run.options import Options
 from fcdeploy.systems import get_system
 
 onnx = pytest.importorskip("onnx")

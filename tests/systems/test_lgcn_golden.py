@@ -9,6 +9,7 @@ import numpy as np
 import oracles
 import oracles_lgcn as oracle
 import pytest
+from run_folders import load_artifact
 
 import fcdeploy
 from fcdeploy.clustering.metrics import evaluate
@@ -204,15 +205,20 @@ def test_the_plain_network_and_the_passes_give_the_authors_logits(dev, golden, i
 
 
 def test_links_and_scores_are_the_authors(release, dev, run):
-    """Every link in both directions where lists are mutual, those of a face together."""
-    links, theirs = np.load(run[1] / "links.npz"), np.load(dev / EDGES[release])
+    """Every link in both directions where lists are mutual, those of a face in a row."""
+    links, theirs = load_artifact(run[1] / "links"), np.load(dev / EDGES[release])
     assert links["ids"].dtype == np.int32
     assert links["probability"].dtype == np.float32
-    assert links["ids"][:, 0].tolist() == np.repeat(np.arange(N), 19).tolist()
-    ours, known = (
-        {(int(a), int(b)): float(score) for (a, b), score in zip(pairs, scores, strict=True)}
-        for pairs, scores in ((links["ids"], links["probability"]), (theirs["edges"], theirs["scores"]))
-    )
+    assert links["ids"].shape == links["probability"].shape == (N, 19)
+    ours = {
+        (face, int(other)): float(score)
+        for face in range(N)
+        for other, score in zip(links["ids"][face], links["probability"][face], strict=True)
+    }
+    known = {
+        (int(a), int(b)): float(score)
+        for (a, b), score in zip(theirs["edges"], theirs["scores"], strict=True)
+    }
     assert ours.keys() == known.keys()
     assert max(abs(ours[pair] - known[pair]) for pair in known) < TOLERANCE
 
@@ -228,7 +234,7 @@ def test_clusters_and_measures_are_the_authors(release, bundle, dev, golden, fea
     """Whole runs with every published setting of propagation, on the links of one run folder."""
     labels, measures = np.load(dev / "labels.npz"), json.loads((dev / "metrics.json").read_text())["metrics"]
     truth = read_labels(golden / "dev/data/labels.meta")
-    written = (run[1] / "links.npz").stat().st_mtime_ns
+    written = (run[1] / "links/ids.npy").stat().st_mtime_ns
     tried = 0
     for name, *settings in golden_settings(dev, release):
         engine = with_recipe(bundle[0], tmp_path / name, recipe_of(tmp_path, release, *settings))
@@ -236,7 +242,7 @@ def test_clusters_and_measures_are_the_authors(release, bundle, dev, golden, fea
             features[release], engine=engine, knn=golden / "dev/data/faiss_k_20.npz", run_dir=run[1]
         )
         assert oracles.partition(found) == oracles.partition(labels[name]), name
-        assert (run[1] / "links.npz").stat().st_mtime_ns == written, "the links were scored again"
+        assert (run[1] / "links/ids.npy").stat().st_mtime_ns == written, "the links were scored again"
         theirs, ours = measures[name.replace("_labels", "")], evaluate(found, truth).as_dict()
         assert ("pairwise" in theirs) == (release == "l2c")
         for measure in theirs.keys() & {"pairwise", "bcubed"}:
@@ -267,7 +273,7 @@ def few(bundles, features, tmp_path_factory):
 def test_the_first_release_s_own_lists_are_read(few, tmp_path):
     """N x (k + 1) integers, the face itself in column 0; more columns than hops need are cut."""
     labels, folder, cluster = few
-    ids = np.load(folder / "knn.npz")["ids"]
+    ids = load_artifact(folder / "knn")["ids"]
     others = np.stack([np.setdiff1d(np.arange(300), row)[:3] for row in ids])
     np.save(tmp_path / "knn.graph.npy", np.hstack([ids, others]).astype(np.int64))
     assert np.array_equal(cluster(knn=tmp_path / "knn.graph.npy"), labels)
@@ -276,7 +282,7 @@ def test_the_first_release_s_own_lists_are_read(few, tmp_path):
 def test_ids_alone_have_to_be_sorted_and_lists_with_similarities_get_sorted(few, tmp_path):
     """As each release reads its own form. Turned round, ids make other sub-graphs; similarities put them right."""
     labels, folder, cluster = few
-    lists = np.load(folder / "knn.npz")
+    lists = load_artifact(folder / "knn")
     turned = np.hstack([lists["ids"][:, :1], lists["ids"][:, :0:-1]])
     np.save(tmp_path / "turned.npy", turned)
     with pytest.raises(InputError, match=r"turned\.npy: is not sorted by similarity"):
@@ -285,8 +291,8 @@ def test_ids_alone_have_to_be_sorted_and_lists_with_similarities_get_sorted(few,
     some[:, [3, 4]] = some[:, [4, 3]]  # as an approximate search may have it
     np.save(tmp_path / "some.npy", some)
     cluster(knn=tmp_path / "some.npy", run_dir=tmp_path / "run")
-    assert np.array_equal(np.load(tmp_path / "run/links.npz")["ids"][:, 1], some[:, 1:].ravel())
-    np.savez(tmp_path / "turned.npz", **{name: lists[name][:, ::-1] for name in lists.files})
+    assert np.array_equal(load_artifact(tmp_path / "run/links")["ids"], some[:, 1:])
+    np.savez(tmp_path / "turned.npz", **{name: lists[name][:, ::-1] for name in lists})
     assert np.array_equal(cluster(knn=tmp_path / "turned.npz", run_dir=tmp_path / "run"), labels)
 
 
@@ -320,14 +326,13 @@ def test_features_that_are_not_normalised_are_searched_by_cosine_and_scored_as_t
     fcdeploy.cluster(rows * lengths, engine=engine, run_dir=tmp_path / "long")
     fcdeploy.cluster(rows, engine=engine, run_dir=tmp_path / "unit")
     long, unit = (
-        {name: np.load(tmp_path / run / name) for name in ("knn.npz", "links.npz")}
-        for run in ("long", "unit")
+        {name: load_artifact(tmp_path / run / name) for name in ("knn", "links")} for run in ("long", "unit")
     )
-    assert np.array_equal(long["knn.npz"]["ids"], unit["knn.npz"]["ids"])
-    assert np.abs(long["links.npz"]["probability"] - unit["links.npz"]["probability"]).max() > 0.1
+    assert np.array_equal(long["knn"]["ids"], unit["knn"]["ids"])
+    assert np.abs(long["links"]["probability"] - unit["links"]["probability"]).max() > 0.1
     state = load_state_dict(checkpoints["l2c"])
-    theirs = oracle.logits(state, rows * lengths, unit["knn.npz"]["ids"], 7, (19, 5), 5)
-    found = long["links.npz"]["probability"][7 * 19 : 8 * 19]
+    theirs = oracle.logits(state, rows * lengths, unit["knn"]["ids"], 7, (19, 5), 5)
+    found = long["links"]["probability"][7]
     assert np.abs(found - 1 / (1 + np.exp(theirs[:, 0] - theirs[:, 1]))).max() < TOLERANCE
 
 

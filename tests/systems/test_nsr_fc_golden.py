@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import oracles_nsr
 import pytest
+from run_folders import load_artifact
 
 import fcdeploy
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
@@ -97,7 +98,7 @@ def run_live(golden, bundle, refined, folder, **options):
     fcdeploy.cluster(
         refined, engine=bundle.path, knn=golden / "dev/data/faiss_k_20.npz", run_dir=folder, **options
     )
-    return np.load(folder / "rescored.npy")
+    return np.load(folder / "rescored/dists.npy")
 
 
 def network(checkpoint, name, kind):
@@ -147,7 +148,7 @@ def test_the_runtime_s_blocks_change_nothing_and_the_recipe_s_batch_does(
         monkeypatch.setattr(flow, "LINK_BLOCK", 2 * block)
         again = run_live(golden, live, refined, tmp_path / name, batch=3, threads=1)
         assert np.array_equal(again, expected)
-        for product in ("transitions.npz", "links.npz"):
+        for product in ("transitions", "links"):
             mine, first = (np.load(tmp_path / run / product) for run in (name, "run"))
             assert all(np.array_equal(mine[part], first[part]) for part in first)
     monkeypatch.setattr(flow, "positions_a_call", lambda batch: 3)
@@ -191,9 +192,9 @@ def test_across_neighbors_no_other_face_and_no_batch_matters(
     assert np.abs(found - distance(expected)).max() < TOLERANCE
     assert np.abs(found - run_live(golden, live, refined, tmp_path / "batch")).max() > 1e-3
     other = cut_bundle(live, ("rescore",), tmp_path / "b.onnx", rescore={**settings, "batch": 50})
-    written = (tmp_path / "run/rescored.npy").stat().st_mtime_ns
+    written = (tmp_path / "run/rescored/dists.npy").stat().st_mtime_ns
     assert np.array_equal(run_live(golden, other, refined, tmp_path / "run"), found)
-    assert (tmp_path / "run/rescored.npy").stat().st_mtime_ns == written  # the batch did not make it
+    assert (tmp_path / "run/rescored/dists.npy").stat().st_mtime_ns == written  # the batch did not make it
 
 
 # Density peaks
@@ -227,8 +228,8 @@ def test_peaks_and_their_distances_are_the_authors_and_so_are_labels_for_every_t
 
 def test_the_whole_run_gives_the_authors_distances_densities_and_clusters(by_peaks, rescored, peaks):
     labels, folder = by_peaks
-    assert np.abs(np.load(folder / "rescored.npy") - rescored["dists"]).max() < TOLERANCE
-    links, transitions = np.load(folder / "links.npz"), np.load(folder / "transitions.npz")
+    assert np.abs(np.load(folder / "rescored/dists.npy") - rescored["dists"]).max() < TOLERANCE
+    links, transitions = load_artifact(folder / "links"), load_artifact(folder / "transitions")
     assert np.abs(links["density"] - peaks["density"]).max() < TOLERANCE
     assert np.abs(transitions["dists"] - peaks["TPDi"]).max() < TOLERANCE
     faces, to = links["ids"].T
@@ -257,11 +258,11 @@ def test_more_links_a_face_join_more(chain, cut_bundle, run_chain, by_peaks, tmp
         chain, ("refine", "rescore"), tmp_path / "b.onnx", density_peaks={"max_links": 3, "tau": 0.5}
     )
     labels, folder = run_chain(bundle, shutil.copytree(by_peaks[1], tmp_path / "run"))
-    transitions = np.load(folder / "transitions.npz")
-    density = np.load(folder / "links.npz")["density"]
+    transitions = load_artifact(folder / "transitions")
+    density = load_artifact(folder / "links")["density"]
     expected = oracles_nsr.peaks(transitions["ids"], transitions["dists"].tolist(), density, 3)
     links = [(i, j) for i, row in enumerate(expected) for j, d in row if d < 0.5]
-    assert np.load(folder / "links.npz")["ids"].tolist() == [list(link) for link in links]
+    assert load_artifact(folder / "links")["ids"].tolist() == [list(link) for link in links]
     assert labels.tolist() == oracles.components(N, links)
 
 
@@ -271,17 +272,19 @@ def test_more_links_a_face_join_more(chain, cut_bundle, run_chain, by_peaks, tmp
 def test_the_whole_run_gives_the_authors_probabilities_links_and_clusters(by_pairs, pairs):
     """LCENet, density, E_d, E_s and its threshold, PCENet, clusters; links exactly."""
     labels, folder = by_pairs
-    assert np.abs(np.load(folder / "connectivity.npy") - pairs["lce_probability"]).max() < TOLERANCE
-    found = np.load(folder / "candidates.npz")
+    assert (
+        np.abs(np.load(folder / "connectivity/probability.npy") - pairs["lce_probability"]).max() < TOLERANCE
+    )
+    found = load_artifact(folder / "candidates")
     assert np.abs(found["density"] - pairs["density"]).max() < 2 * TOLERANCE
     assert abs(found["threshold"][0] - pairs["sim_threshold"]) < 1e-6
     faces = np.flatnonzero(found["ids"] != NO_LINK)
     assert np.array_equal(np.stack([faces, found["ids"][faces]], axis=1), pairs["E_d"])
     assert np.array_equal(found["certain"], pairs["E_s"])
-    confirmed = np.load(folder / "confirmed.npy")
+    confirmed = np.load(folder / "confirmed/probability.npy")
     assert np.abs(confirmed[faces] - pairs["pce_probability"]).max() < TOLERANCE
     assert not np.delete(confirmed, faces).any()
-    links = np.load(folder / "links.npz")
+    links = load_artifact(folder / "links")
     kept = pairs["E_d"][pairs["pce_probability"] > 0.5]
     assert np.array_equal(links["ids"], np.concatenate([kept, pairs["E_s"]]))
     assert links["certain"].tolist() == [False] * len(kept) + [True] * len(pairs["E_s"])
@@ -310,12 +313,12 @@ def test_without_certain_links_the_clusters_are_the_authors_without_them(
 ):
     bundle = cut_bundle(chain, tuple(chain.weights), tmp_path / "b.onnx", pairs={"certain_weights": []})
     labels, folder = run_chain(bundle, tmp_path / "run")
-    assert not np.load(folder / "links.npz")["certain"].any()
+    assert not load_artifact(folder / "links")["certain"].any()
     assert oracles.partition(labels) == oracles.partition(pairs["labels_without_E_s"])
 
 
 def test_a_least_probability_keeps_the_links_above_it(chain, run_chain, by_pairs, tmp_path):
-    everything = np.load(by_pairs[1] / "links.npz")
+    everything = load_artifact(by_pairs[1] / "links")
     asked = everything["ids"][~everything["certain"]]
     probabilities = everything["probability"][~everything["certain"]]
     least = float(np.median(probabilities))
@@ -324,7 +327,7 @@ def test_a_least_probability_keeps_the_links_above_it(chain, run_chain, by_pairs
     kept = asked[probabilities > np.float32(least)]
     assert 0 < len(kept) < len(asked)
     certain = everything["ids"][everything["certain"]]
-    assert np.array_equal(np.load(folder / "links.npz")["ids"], np.concatenate([kept, certain]))
+    assert np.array_equal(load_artifact(folder / "links")["ids"], np.concatenate([kept, certain]))
     assert labels.tolist() == oracles.components(N, np.concatenate([kept, certain]).tolist())
 
 
@@ -333,8 +336,8 @@ def test_blocks_batches_and_threads_change_no_product(chain, run_chain, by_pairs
         monkeypatch.setattr(flow, name, block)
     labels, folder = run_chain(chain, tmp_path / "run", batch=5, threads=1)
     assert np.array_equal(labels, by_pairs[0])
-    for name in ("candidates.npz", "links.npz"):
-        mine, first = np.load(folder / name), np.load(by_pairs[1] / name)
+    for name in ("candidates", "links"):
+        mine, first = load_artifact(folder / name), np.load(by_pairs[1] / name)
         assert np.array_equal(mine["ids"], first["ids"])
 
 
@@ -346,7 +349,7 @@ def test_lists_too_short_for_the_pair_networks_get_no_advice_that_would_be_refus
     np.save(tmp_path / "knn.npy", lists[:, :5])
     given = {"engine": nsr_bundle.path, "knn": tmp_path / "knn.npy"}
     features = golden / "dev/data/features.bin"
-    with pytest.raises(InputError, match="holds 5 neighbors a face, 20 are needed; make longer lists"):
+    with pytest.raises(InputError, match="holds 5 neighbors per face, 20 are needed; make longer lists"):
         fcdeploy.cluster(features, **given)
     with pytest.raises(InputError, match="give --k 5 or less"):
         fcdeploy.cluster(features, link="density-peaks", **given)
@@ -362,12 +365,12 @@ def test_pair_networks_alone_use_cosine_similarities_and_their_plain_mean(
     labels = fcdeploy.cluster(
         golden / "dev/data/features.bin", engine=bundle.path, knn=knn, run_dir=tmp_path / "run"
     )
-    scores = np.load(tmp_path / "run/connectivity.npy")
+    scores = np.load(tmp_path / "run/connectivity/probability.npy")
     assert np.abs(scores - pairs["lce_probability"]).max() < TOLERANCE
-    sims = np.load(tmp_path / "run/knn.npz")["sims"]
+    sims = load_artifact(tmp_path / "run/knn")["sims"]
     assert np.array_equal(sims, (1 - np.load(knn)["data"][:, 1, :16]).astype(np.float32))
     density, candidates, certain, threshold = oracles_nsr.pair_links(lists[:, :16], sims, scores, (1, 1, 1))
-    found = np.load(tmp_path / "run/candidates.npz")
+    found = load_artifact(tmp_path / "run/candidates")
     assert np.abs(found["density"] - density).max() < 1e-12
     assert abs(found["threshold"][0] - sims[:, 1:4].astype(np.float64).mean()) < 1e-6
     assert abs(threshold - found["threshold"][0]) < 1e-9
@@ -376,7 +379,7 @@ def test_pair_networks_alone_use_cosine_similarities_and_their_plain_mean(
     vectors = np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(N, 32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     net = network(checkpoint, "nsr/PCENet.pth.xz", "pce")
-    confirmed = np.load(tmp_path / "run/confirmed.npy")
+    confirmed = np.load(tmp_path / "run/confirmed/probability.npy")
     faces = sorted(candidates)[::25]
     both = np.concatenate([lists[faces, :16], lists[[candidates[i] for i in faces], :16]], axis=1)
     with torch.inference_mode():
@@ -398,7 +401,7 @@ def test_lists_in_another_order_give_the_same(golden, nsr_bundle, cut_bundle, li
         fcdeploy.cluster(
             golden / "dev/data/features.bin", engine=bundle.path, knn=knn, run_dir=tmp_path / name
         )
-    for product in ("knn.npz", "links.npz"):
+    for product in ("knn", "links"):
         first, second = (np.load(tmp_path / run / product) for run in "ab")
         assert all(np.array_equal(first[part], second[part]) for part in first)
 
@@ -425,7 +428,7 @@ def test_options_that_do_not_fit_the_engine_are_refused_before_anything_is_writt
 
 
 def test_without_refinement_many_faces_are_exact_all_the_same(nsr_bundle, cut_bundle, tmp_path):
-    from fcdeploy.runtime.pipeline import choose_inference
+    from fcdeploy.runtime.prepare import choose_inference
     from fcdeploy.systems import get_system
 
     alone, system = cut_bundle(nsr_bundle, ("lce", "pce"), tmp_path / "b.onnx"), get_system("nsr-fc")
@@ -445,13 +448,13 @@ def test_re_scoring_reads_layer_wise_refined_features_where_these_are_asked_for(
         inference="layerwise",
         run_dir=tmp_path / "run",
     )
-    table = torch.from_numpy(np.load(tmp_path / "run/refined.npy"))
-    ids, found = np.load(tmp_path / "run/knn.npz")["ids"], np.load(tmp_path / "run/rescored.npy")
+    table = torch.from_numpy(np.load(tmp_path / "run/refined/refined.npy"))
+    ids, found = load_artifact(tmp_path / "run/knn")["ids"], np.load(tmp_path / "run/rescored/dists.npy")
     net, code = network(checkpoint, "nsr/checkpoint.tar", "rescore"), torch.from_numpy(position_code(20, 64))
     with torch.inference_mode():
         expected = net(table[ids[:512]], code).numpy()
     assert np.abs(found[:512] - distance(expected)).max() < TOLERANCE
-    assert np.abs(found - np.load(by_peaks[1] / "rescored.npy")).max() > 0.01
+    assert np.abs(found - np.load(by_peaks[1] / "rescored/dists.npy")).max() > 0.01
 
 
 def test_every_network_was_exported_within_tolerance(chain, live):

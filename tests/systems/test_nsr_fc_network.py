@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fcdeploy.deploy.recognise import recognise
 from fcdeploy.errors import InputError
-from fcdeploy.runtime.pipeline import Options
+from fcdeploy.run.options import Options
 from fcdeploy.systems import describe, get_system
 from fcdeploy.systems.nsr_fc import spec
 from fcdeploy.systems.nsr_fc.decode import distance, probability

@@ -133,7 +133,7 @@ def labels(golden, pse_bundle, reranked, tmp_path_factory):
 
 def test_the_whole_run_refines_every_face_as_the_authors_did(golden, labels):
     """All 1,283 faces; neighborhoods, batches, padding, tables and both passes."""
-    refined = np.load(labels[1] / "refined.npy")
+    refined = np.load(labels[1] / "refined/refined.npy")
     expected = np.load(golden / "dev/pse/cluster_feature.npz")["feature"]
     assert refined.shape == expected.shape
     assert np.abs(refined - expected).max() < TOLERANCE

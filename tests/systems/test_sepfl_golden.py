@@ -2,6 +2,7 @@ import numpy as np
 import oracles
 import oracles_sepfl
 import pytest
+from run_folders import load_artifact
 
 import fcdeploy
 from fcdeploy.data.features import open_features
@@ -135,7 +136,7 @@ def test_the_equations_give_the_golden_logits(golden, lists, expected):
 
 
 def test_the_whole_run_gives_the_authors_candidates_and_logits(whole_run, expected):
-    found = np.load(whole_run[1] / "candidates.npz")
+    found = load_artifact(whole_run[1] / "candidates")
     faces = np.flatnonzero(found["ids"] != NO_LINK)
     assert np.array_equal(np.stack([faces, found["ids"][faces]], axis=1), expected["candidate_edges"])
     scale = np.abs(expected["logits"]).max()
@@ -145,7 +146,7 @@ def test_the_whole_run_gives_the_authors_candidates_and_logits(whole_run, expect
 
 def test_the_whole_run_accepts_the_authors_links(whole_run, lists, expected):
     """Exactly: no golden pair of logits is nearer to equal than 2.5e-3."""
-    links = np.load(whole_run[1] / "links.npz")
+    links = load_artifact(whole_run[1] / "links")
     assert np.array_equal(links["ids"], expected["kept_edges"])
     kept = expected["logits"][:, 1] > expected["logits"][:, 0]
     odds = np.exp(expected["logits"][kept, 0].astype(np.float64) - expected["logits"][kept, 1])
@@ -183,8 +184,8 @@ def test_lists_in_another_order_and_longer_ones_give_the_same(golden, bundle, li
         knn=tmp_path / "lists.npz",
         run_dir=tmp_path / "run",
     )
-    for name in ("knn.npz", "candidates.npz", "links.npz"):
-        found, known = np.load(tmp_path / "run" / name), np.load(whole_run[1] / name)
+    for name in ("knn", "candidates", "links"):
+        found, known = load_artifact(tmp_path / "run" / name), load_artifact(whole_run[1] / name)
         assert all(np.array_equal(found[part], known[part]) for part in known)
 
 
@@ -200,7 +201,7 @@ def test_batch_and_threads_do_not_change_the_labels(golden, bundle, whole_run, o
 
 
 def test_a_least_probability_keeps_exactly_the_links_that_have_it(golden, bundle, whole_run, tmp_path):
-    all_links = np.load(whole_run[1] / "links.npz")
+    all_links = load_artifact(whole_run[1] / "links")
     least = float(np.median(all_links["probability"]))
     labels = fcdeploy.cluster(
         golden / "dev/data/features.bin",
@@ -211,7 +212,7 @@ def test_a_least_probability_keeps_exactly_the_links_that_have_it(golden, bundle
     )
     kept = all_links["ids"][all_links["probability"] >= np.float32(least)]
     assert 0 < len(kept) < len(all_links["ids"])
-    assert np.array_equal(np.load(tmp_path / "run/links.npz")["ids"], kept)
+    assert np.array_equal(load_artifact(tmp_path / "run/links")["ids"], kept)
     assert labels.tolist() == oracles.components(1283, kept.tolist())
     for low in (0.0, 0.4):  # below what being accepted takes: nothing changes
         again = fcdeploy.cluster(
@@ -306,7 +307,7 @@ def test_fewer_faces_or_neighbors_than_the_weights_want_are_refused(golden, bund
     with pytest.raises(InputError, match=r"k = 20 .* only 19 faces"):
         fcdeploy.cluster(features[:19], engine=bundle[0].path)
     np.savez(tmp_path / "short.npz", ids=lists[0][:, :12], sims=lists[1][:, :12])
-    with pytest.raises(InputError, match=r"holds 12 neighbors a face, 20 are needed; make longer lists"):
+    with pytest.raises(InputError, match=r"holds 12 neighbors per face, 20 are needed; make longer lists"):
         fcdeploy.cluster(features, engine=bundle[0].path, knn=tmp_path / "short.npz")
 
 

@@ -10,7 +10,8 @@ from test_train import trained  # noqa: E402
 
 from fcdeploy.data.features import features_from_array  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
-from fcdeploy.runtime.pipeline import Options  # noqa: E402
+from fcdeploy.run.options import Options  # noqa: E402
+from fcdeploy.run.store import MemoryStore  # noqa: E402
 from fcdeploy.systems.gcn_d.parity import random_batch  # noqa: E402
 from fcdeploy.systems.gcn_d.spec import Recipe  # noqa: E402
 from fcdeploy.systems.gcn_d.training import (  # noqa: E402
@@ -22,9 +23,9 @@ from fcdeploy.systems.gcn_d.training import (  # noqa: E402
 )
 from fcdeploy.systems.settings import with_settings  # noqa: E402
 from fcdeploy.training.choices import Choices  # noqa: E402
-from fcdeploy.training.live import live_run  # noqa: E402
+from fcdeploy.training.live import live_run, renew  # noqa: E402
 from fcdeploy.training.loop import mean_f  # noqa: E402
-from fcdeploy.training.sweep import KeyedStore, best_trial, sweep  # noqa: E402
+from fcdeploy.training.sweep import best_trial, sweep  # noqa: E402
 from fcdeploy.training.train import train  # noqa: E402
 
 ONE = Options(threads=1)
@@ -129,9 +130,9 @@ def test_a_segmentation_that_doubts_everyone_is_told_to_remove_nobody(people, ve
     def best(weights, networks, stage="auto"):
         staged = with_settings(recipe, {"network.stage": stage})
         run = live_run(
-            system, features_from_array(vectors), staged, weights, ONE, KeyedStore(), torch.device("cpu")
+            system, features_from_array(vectors), staged, weights, ONE, MemoryStore(), torch.device("cpu")
         )
-        run.renew("x", networks)
+        renew(run, "x", networks)
         tunables = system.tunable(weights, ONE)
         trials = sweep(run, identities, tunables, mean_f)
         return best_trial(trials, tunables, mean_f), trials

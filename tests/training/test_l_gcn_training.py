@@ -9,11 +9,13 @@ from fcdeploy.systems import get_system
 torch = pytest.importorskip("torch")
 from fcdeploy.data.features import features_from_array  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
-from fcdeploy.runtime.pipeline import Options  # noqa: E402
+from fcdeploy.run.features import read_features  # noqa: E402
+from fcdeploy.run.options import Options  # noqa: E402
+from fcdeploy.run.store import MemoryStore  # noqa: E402
 from fcdeploy.systems.l_gcn.network import LGcn, padded_subgraphs  # noqa: E402
 from fcdeploy.systems.l_gcn.training import Settings, dense_subgraphs, loss, task  # noqa: E402
-from fcdeploy.training.live import live_run  # noqa: E402
-from fcdeploy.training.sweep import KeyedStore, best_trial, curve_through, sweep  # noqa: E402
+from fcdeploy.training.live import live_run, renew  # noqa: E402
+from fcdeploy.training.sweep import best_trial, curve_through, sweep  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -21,23 +23,21 @@ def run(people, vectors):
     recipe = load_recipe(people / "l-gcn.toml")
     weights = {"links": {"dim": 16}}
     device = torch.device("cpu")
-    run = live_run(
+    return live_run(
         get_system("l-gcn"),
         features_from_array(vectors),
         recipe,
         weights,
         Options(threads=1),
-        KeyedStore(),
+        MemoryStore(),
         device,
     )
-    run.read_features()
-    return run
 
 
 @pytest.fixture(scope="module")
 def lists(run):
     """The 12 nearest of each face by brute force, itself first."""
-    sims = run.vectors @ run.vectors.T
+    sims = read_features(run).array @ read_features(run).array.T
     np.fill_diagonal(sims, 2)
     return np.argsort(-sims, axis=1, kind="stable")[:, :13].astype(np.int32)
 
@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_the_published_network(settings, run, lists, identit
     plain.bn0.running_mean = torch.from_numpy(seen.mean(0))
     plain.bn0.running_var = torch.from_numpy(seen.var(0))
     logits = plain(
-        *padded_subgraphs(run.vectors.astype(np.float64), lists, items, (one, two), active)
+        *padded_subgraphs(read_features(run).array.astype(np.float64), lists, items, (one, two), active)
     ).detach()
     same = labels[lists[items, 1 : one + 1]] == labels[items][:, None]
     assert 0 < same.mean() < 1
@@ -101,7 +101,7 @@ def test_of_two_settings_the_first_is_tried_over_its_whole_range_with_the_best_s
     """Also where the best second one lies between those tried at first."""
     system = get_system("l-gcn")
     torch.manual_seed(3)
-    run.renew("x", {"links": LGcn(16)})
+    renew(run, "x", {"links": LGcn(16)})
     tunables = system.tunable({"links": {"dim": 16}}, run.options)
 
     def score(trial):  # best between the values of either

@@ -5,10 +5,11 @@ import pytest
 
 from fcdeploy.data.features import features_from_array
 from fcdeploy.graph.marks import new_scratch
-from fcdeploy.runtime.pipeline import Options
+from fcdeploy.run.features import read_features
+from fcdeploy.run.options import Options
+from fcdeploy.run.store import MemoryStore
 from fcdeploy.systems import get_system
 from fcdeploy.training.identities import identities_of
-from fcdeploy.training.sweep import KeyedStore
 
 torch = pytest.importorskip("torch")
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
@@ -131,10 +132,9 @@ def test_mirrored_neighborhoods_have_the_graphs_people_and_similarities_of_those
     system, recipe = get_system("pse-gcn"), load_recipe(people / "pse-gcn.toml")
     run = live_run(
         *(system, features_from_array(vectors), recipe, {"refine": {"dim": 16}}, Options(threads=1)),
-        *(KeyedStore(), device),
+        *(MemoryStore(), device),
     )
-    run.read_features()
-    before = run.vectors.copy()
+    before = read_features(run).array.copy()
     batches = [
         task(run, identities_of(identities), Settings(nodes=24, flips=flips)).batch(
             np.arange(0, 400, 50), np.random.default_rng(9)
@@ -154,4 +154,4 @@ def test_mirrored_neighborhoods_have_the_graphs_people_and_similarities_of_those
     assert np.array_equal(plain["adj"], moved["adj"])
     assert np.array_equal(plain["identity"], moved["identity"])
     assert 0.9 < (plain["features"] * moved["features"]).sum(-1).mean() < 0.99
-    assert np.array_equal(run.vectors, before)
+    assert np.array_equal(read_features(run).array, before)

@@ -5,16 +5,18 @@ import shutil
 
 import numpy as np
 import pytest
+from run_folders import load_artifact
 from system_cases import CASES
 
 import fcdeploy
 from fcdeploy.data.features import features_from_array
 from fcdeploy.errors import InputError
-from fcdeploy.runtime.pipeline import Options
+from fcdeploy.run.features import read_features
+from fcdeploy.run.options import Options
+from fcdeploy.run.store import MemoryStore
 from fcdeploy.systems import get_system
-from fcdeploy.systems.sepfl.flow import nearest_neighbors
+from fcdeploy.systems.sepfl.flow import neighbors
 from fcdeploy.training.identities import identities_of
-from fcdeploy.training.sweep import KeyedStore
 
 torch = pytest.importorskip("torch")
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
@@ -37,9 +39,7 @@ def new_run(people, vectors):
     system, recipe = get_system("sepfl"), load_recipe(people / "sepfl.toml")
     weights = {"pairwise": {"dim": 16, "k": 8}}
     features, options = features_from_array(vectors), Options(threads=1)
-    run = live_run(system, features, recipe, weights, options, KeyedStore(), torch.device("cpu"))
-    run.read_features()
-    return run
+    return live_run(system, features, recipe, weights, options, MemoryStore(), torch.device("cpu"))
 
 
 def test_as_many_links_within_persons_as_between_them_each_once():
@@ -73,9 +73,9 @@ def test_a_recipe_may_be_content_with_links_that_the_network_refuses(golden, exp
         for asked in (None, 0.3):
             run = tmp_path / f"{least}-{asked}"
             fcdeploy.cluster(features, engine=path, run_dir=run, threads=1, min_probability=asked)
-            links[least, asked] = np.load(run / "links.npz")["probability"]
-        logits = np.load(run / "candidates.npz")["logits"]
-    candidates = (np.load(run / "candidates.npz")["ids"] >= 0) & (np.array(logits) != 0).any(1)
+            links[least, asked] = load_artifact(run / "links")["probability"]
+        logits = load_artifact(run / "candidates")["logits"]
+    candidates = (load_artifact(run / "candidates")["ids"] >= 0) & (np.array(logits) != 0).any(1)
     probable = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))[candidates]
     for least in (0.5, 0.2, 0.0, 0.9):
         assert len(links[least, None]) == (probable >= least).sum()
@@ -127,11 +127,11 @@ def test_faces_encoded_once_have_the_logits_and_the_gradients_of_links_one_by_on
 def test_groups_are_a_face_and_its_nearest_with_all_links_between_them(people, vectors, identities):
     """Group by group; a face that is in two of them is two."""
     run, labels = new_run(people, vectors), identities_of(identities)
-    knn, _ = nearest_neighbors(run)
+    knn = neighbors(run).lists
     items = np.array([3, 80, 11, int(knn.ids[3, 1]), 390])
     batch = task(run, labels, Settings(group=5, reach=6)).batch(items, np.random.default_rng(0))
     wanted = [
-        (*run.vectors[[i, j]].ravel(), labels[i] == labels[j])
+        (*read_features(run).array[[i, j]].ravel(), labels[i] == labels[j])
         for members in knn.ids[items, :5]
         for i in members
         for j in members
@@ -142,7 +142,7 @@ def test_groups_are_a_face_and_its_nearest_with_all_links_between_them(people, v
     assert sorted(found) == sorted(wanted)
     assert 20 < len(found) < 5 * 4 * 5
     assert 0 < batch["same"].sum() < len(found)
-    number = {row.tobytes(): at for at, row in enumerate(run.vectors)}
+    number = {row.tobytes(): at for at, row in enumerate(read_features(run).array)}
     of = np.array([number[row.tobytes()] for row in batch["features"]])
     assert np.array_equal(of[batch["neighbors"]], knn.ids[of[batch["faces"]]])
     assert len(batch["faces"]) == 25 > len(np.unique(of[batch["faces"]]))
@@ -152,8 +152,7 @@ def test_mirrored_groups_have_the_links_and_the_similarities_of_those_that_are_n
     people, vectors, identities
 ):
     run = new_run(people, vectors)
-    run.read_features()
-    before = run.vectors.copy()
+    before = read_features(run).array.copy()
     plain, mirrored, moved = (
         task(run, identities_of(identities), Settings(group=5, flips=flips, noise=noise)).batch(
             np.arange(0, 400, 50), np.random.default_rng(9)
@@ -177,7 +176,7 @@ def test_mirrored_groups_have_the_links_and_the_similarities_of_those_that_are_n
             sims.append((ends[0] * ends[1]).sum(-1))
         assert np.allclose(*sims, atol=1e-6)
     assert 0.9 < (plain["features"] * moved["features"]).sum(-1).mean() < 0.99
-    assert np.array_equal(run.vectors, before)
+    assert np.array_equal(read_features(run).array, before)
 
 
 def test_a_start_from_similarity_finds_links_as_probable_as_their_faces_are_similar():
@@ -219,7 +218,7 @@ def test_only_who_asks_for_it_starts_from_similarity(people, vectors, identities
     net, wanted = Sepfl(16, 8), Sepfl(16, 8)
     wanted.load_state_dict(net.state_dict())
     begun.start(net)
-    start_from_similarity(wanted, run.vectors.var(axis=0, dtype=np.float64))
+    start_from_similarity(wanted, read_features(run).array.var(axis=0, dtype=np.float64))
     for one, two in zip(net.state_dict().values(), wanted.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert Settings(start="cosine").problem(get_system("sepfl").recipe(), 100)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fcdeploy.data.features import features_from_array
 from fcdeploy.data.labels import renumber, write_labels
 from fcdeploy.errors import FcdeployError, InputError
-from fcdeploy.runtime.pipeline import Options
+from fcdeploy.run.options import Options
+from fcdeploy.run.store import MemoryStore
 from fcdeploy.systems import NAMES, get_system
 from fcdeploy.training.identities import (
     alike_shots,
@@ -22,7 +23,6 @@ from fcdeploy.training.identities import (
     people_of,
     split_identities,
 )
-from fcdeploy.training.sweep import KeyedStore
 
 torch = pytest.importorskip("torch")
 from fcdeploy.deploy.checkpoint import load_state_dict  # noqa: E402
@@ -252,10 +252,14 @@ def test_albums_are_clustered_alone_and_people_are_dealt_unevenly(people, vector
     options = Options(threads=1)
     device = torch.device("cpu")
     weights = {"pairwise": {"dim": 16, "k": 8}}
-    run = live_run(system, features_from_array(vectors), recipe, weights, options, KeyedStore(), device)
-    run.albums = albums
-    run.read_features()
-    knn, made_of = system.module("flow").nearest_neighbors(run)
+
+    def lists(albums):
+        faces = features_from_array(vectors)
+        run = live_run(system, faces, recipe, weights, options, MemoryStore(), device, albums=albums)
+        return system.neighbors(run)
+
+    found = lists(albums)
+    knn = found.lists
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for i in range(0, 400, 5):
         members = np.flatnonzero(albums == albums[i])
@@ -263,8 +267,7 @@ def test_albums_are_clustered_alone_and_people_are_dealt_unevenly(people, vector
         assert knn.ids[i, 0] == i
         assert set(knn.ids[i].tolist()) == set(nearest.tolist())
         assert knn.sims[i] == pytest.approx(np.clip(unit[knn.ids[i]] @ unit[i], 0, 1), abs=1e-6)
-    run.albums = np.zeros(400, np.int32)
-    assert system.module("flow").nearest_neighbors(run)[1] != made_of
+    assert lists(np.zeros(400, np.int32)).key != found.key
 
 
 def test_strays_fall_anywhere_and_the_other_faces_where_they_did():
@@ -329,7 +332,7 @@ def test_a_training_of_another_system_is_refused_before_anything_of_the_first_is
         }
 
     before = files()
-    assert any(path.name == "knn.npz" for path in before)
+    assert any(path.name == "knn" for path in before)
     with pytest.raises(InputError, match=r"other settings \(SYSTEM, --network\)"):
         trained(sepfl, people, vectors, identities, tmp_path / "a.pth", steps=2)
     assert files() == before

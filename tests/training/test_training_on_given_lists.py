@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from run_folders import load_artifact
 
 from fcdeploy.data.features import Features, features_from_array
 from fcdeploy.data.forms import spool
@@ -23,7 +24,7 @@ def lists(vectors, tmp_path_factory):
     """Exact lists of all 400 faces, 60 neighbors each, as our own search makes them."""
     unit = features_from_array(vectors).rows(0, 400)
     ids, sims = KnnSearch(unit).search(np.arange(400, dtype=np.int32), 60)
-    path = tmp_path_factory.mktemp("lists") / "knn.npz"
+    path = tmp_path_factory.mktemp("lists") / "knn"
     np.savez(path, ids=ids, sims=np.clip(sims, 0, 1))
     return path
 
@@ -41,7 +42,7 @@ def weights_of(people, vectors, labels, output, system="pse-gcn", validation=0.1
         choices=choices,
         **given,
     )
-    kept = np.load(done.run_dir / "faces/knn.npz")
+    kept = load_artifact(done.run_dir / "faces/knn")
     return torch.load(done.checkpoint, weights_only=True), kept["ids"], kept["sims"]
 
 

@@ -10,8 +10,8 @@ from fcdeploy.cli import main
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.features import features_from_array
 from fcdeploy.errors import InputError
-from fcdeploy.runtime.pipeline import Options
-from fcdeploy.runtime.run_folder import RunFolder
+from fcdeploy.run.folder import RunFolder
+from fcdeploy.run.options import Options
 from fcdeploy.systems.settings import settings_as_dict
 from fcdeploy.training import tune as tuning
 from fcdeploy.training.sweep import Trial, best_trial, near

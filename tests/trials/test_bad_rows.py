@@ -201,9 +201,9 @@ def test_lists_lose_the_bad_rows(sims: bool, pse_bundle: Any, faces: Any, here: 
     ids, found = KnnSearch(rows).search(np.arange(120, dtype=np.int32), 40)
     found[list(BAD)] = np.nan
     lists = {"ids": ids, "sims": np.clip(found, 0, 1)} if sims else {"ids": ids}
-    np.savez("knn.npz", **lists)
+    np.savez("knn", **lists)
     line = ("cluster", "bad.npy", "--engine", pse_bundle.path, "--on-bad", "skip", "--quiet")
-    call(*line, "-o", "lists.meta", "--knn", "knn.npz")
+    call(*line, "-o", "lists.meta", "--knn", "knn")
     call(*line, "-o", "searched.meta", "--knn", "exact")
     assert Path("lists.meta").read_text() == Path("searched.meta").read_text()
     np.savez("short.npz", **{name: array[:, :20] for name, array in lists.items()})

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_folders import load_artifact
 from system_cases import CASES
 
 import fcdeploy
@@ -18,7 +19,8 @@ from fcdeploy.clustering.metrics import share_in_same_cluster
 from fcdeploy.data.features import features_from_array
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.errors import FcdeployWarning, InputError
-from fcdeploy.runtime.pipeline import Options, Result, run_clustering
+from fcdeploy.run.options import Options
+from fcdeploy.runtime.pipeline import Result, run_clustering
 
 WHOLE = [case for case in CASES if not case.networks]
 every_system = pytest.mark.parametrize("case", WHOLE, ids=str)
@@ -170,12 +172,12 @@ def test_a_run_folder_says_which_row_each_one_goes_with_and_is_taken_up(
     rows = np.concatenate([near_copies(faces[7], 30, 1e-4), faces, faces[:3], np.full((1, 32), np.nan)])
     rows = rows.astype(np.float32)
     first = clustered(rows, pse_bundle, run_dir=tmp_path / "run", on_bad="skip")
-    source = np.load(tmp_path / "run/rows.npz")["source"]
+    source = load_artifact(tmp_path / "run/rows")["source"]
     wanted = np.arange(len(rows))
     wanted[:30], wanted[37], wanted[90:93], wanted[93] = 0, 0, [30, 31, 32], -1
     assert np.array_equal(source, wanted)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.np[yz]")}
-    assert np.load(tmp_path / "run/knn.npz")["ids"].shape[0] == 60
+    assert load_artifact(tmp_path / "run/knn")["ids"].shape[0] == 60
     monkeypatch.setattr("fcdeploy.runtime.copies.find_near_copies", None)  # not looked for again
     again = clustered(rows, pse_bundle, run_dir=tmp_path / "run", on_bad="skip")
     assert np.array_equal(first.labels, again.labels)

@@ -14,7 +14,8 @@ from system_cases import CASES
 
 from fcdeploy.data.features import open_features
 from fcdeploy.engine.bundle import Bundle
-from fcdeploy.runtime.pipeline import Options, run_clustering
+from fcdeploy.run.options import Options
+from fcdeploy.runtime.pipeline import run_clustering
 from fcdeploy.systems.pse_gcn import flow
 
 VRAM = 1 << 30

@@ -109,7 +109,9 @@ def test_other_weights_beside_the_same_graph_are_another_embedder(
     move_weights(write_embedder(path, factor=-2.0), "weights.bin")
     assert path.read_bytes() == graph  # only the other file differs
     assert command(*cluster, "--k", 4, "--run-dir", "run", "--quiet")[0] == 0
-    np.testing.assert_allclose(np.load("run/embedded.npy"), embed_plainly(faces, factor=-2.0), atol=1e-4)
+    np.testing.assert_allclose(
+        np.load("run/embedded/embedded.npy"), embed_plainly(faces, factor=-2.0), atol=1e-4
+    )
 
 
 def test_the_summary_says_which_embedder_it_was(faces: np.ndarray, tmp_path: Path) -> None:
@@ -321,11 +323,11 @@ def test_further_inputs_are_constants_of_the_toml_in_every_command(
     np.testing.assert_allclose(np.fromfile("features.bin", "<f4").reshape(N, 32), wanted, atol=1e-4)
     cluster = ("cluster", "faces.txt", "--engine", pse_bundle.path, "--embedder", path, "--k", 4)
     assert command(*cluster, "-o", "o.meta", "--run-dir", "run", "--quiet")[0] == 0
-    np.testing.assert_allclose(np.load("run/embedded.npy"), wanted, atol=1e-4)
+    np.testing.assert_allclose(np.load("run/embedded/embedded.npy"), wanted, atol=1e-4)
     Path("e.toml").write_text("mean = 127\n[inputs]\ntraining = true\nfactor = [3.0]\nsteps = [[1]]\n")
     assert command(*cluster, "-o", "o.meta", "--run-dir", "run", "--quiet")[0] == 0
     wanted = embed_plainly(faces, mean=127, factor=2) + 1
-    np.testing.assert_allclose(np.load("run/embedded.npy"), wanted, atol=1e-4)
+    np.testing.assert_allclose(np.load("run/embedded/embedded.npy"), wanted, atol=1e-4)
     found = embed(path, inputs={"steps": np.int32(-4)})
     np.testing.assert_allclose(found, wanted - 5, atol=1e-4)
 

@@ -23,8 +23,9 @@ from fcdeploy.data.features import open_features
 from fcdeploy.data.scratch import scratch_folder
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
-from fcdeploy.runtime.pipeline import Options, run_clustering
-from fcdeploy.runtime.run_folder import RunFolder
+from fcdeploy.run.folder import RunFolder
+from fcdeploy.run.options import Options
+from fcdeploy.runtime.pipeline import run_clustering
 
 
 def failing(number: int) -> Any:
@@ -63,7 +64,7 @@ def test_without_locks_a_second_run_is_refused_all_the_same(tmp_path: Path) -> N
             "import errno, fcntl, sys\n"
             "def fails(*a): raise OSError(errno.ENOLCK, 'No locks available')\n"
             "fcntl.flock = fcntl.lockf = fails\n"
-            "from fcdeploy.runtime.run_folder import RunFolder\n"
+            "from fcdeploy.run.folder import RunFolder\n"
             "RunFolder(sys.argv[1])"
         )
         done = subprocess.run(

@@ -41,7 +41,7 @@ from fcdeploy.data.features import (
 from fcdeploy.data.forms.files import natural
 from fcdeploy.data.forms.raw import other_dtype
 from fcdeploy.errors import FcdeployError, InputError
-from fcdeploy.runtime.run_folder import RunFolder
+from fcdeploy.run.folder import RunFolder
 
 N, D = 60, 8
 Write = Callable[[Path, np.ndarray], None]
@@ -844,7 +844,8 @@ def test_a_run_folder_goes_on_from_any_form(
     pse_bundle: Any, faces: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same values of the same dtype are the same features, wherever they lie."""
-    from fcdeploy.runtime.pipeline import Options, run_clustering
+    from fcdeploy.run.options import Options
+    from fcdeploy.runtime.pipeline import run_clustering
 
     np.save(tmp_path / "x.npy", faces[:100])
     np.savez_compressed(tmp_path / "x.npz", faces[:100])
@@ -860,7 +861,7 @@ def test_a_run_folder_goes_on_from_any_form(
         run_clustering(
             open_features(tmp_path / name, 32), pse_bundle, Options(threads=1), run_dir=tmp_path / "run"
         )
-    assert "knn.npz" not in ran
+    assert "knn" not in ran
 
 
 def test_rows_that_are_no_unit_vectors_are_refused_where_they_have_to_be(rows: np.ndarray) -> None:
@@ -873,7 +874,8 @@ def test_rows_that_are_no_unit_vectors_are_refused_where_they_have_to_be(rows: n
 def test_systems_that_need_unit_vectors_say_so(
     pse_bundle: Any, cut_bundle: Any, faces: np.ndarray, tmp_path: Path
 ) -> None:
-    from fcdeploy.runtime.pipeline import Options, run_clustering
+    from fcdeploy.run.options import Options
+    from fcdeploy.runtime.pipeline import run_clustering
 
     bundle = cut_bundle(
         pse_bundle, tuple(pse_bundle.weights), tmp_path / "b.onnx", features={"normalize": False}

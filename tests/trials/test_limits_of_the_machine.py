@@ -15,7 +15,7 @@ import pytest
 
 from fcdeploy import machine
 from fcdeploy.machine import core_limit, is_in_memory, memory_limit, read_mounts
-from fcdeploy.runtime.pipeline import Options
+from fcdeploy.run.options import Options
 
 GB = 1 << 30
 V2 = "30 25 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"

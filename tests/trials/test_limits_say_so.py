@@ -19,7 +19,8 @@ from fcdeploy.clustering.propagation import Cuts
 from fcdeploy.data.features import features_from_array
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.graph.alike import random_pairs
-from fcdeploy.runtime.pipeline import Options, run_clustering
+from fcdeploy.run.options import Options
+from fcdeploy.runtime.pipeline import run_clustering
 from fcdeploy.systems.limits import persons_divided
 from fcdeploy.training.tune import tune
 

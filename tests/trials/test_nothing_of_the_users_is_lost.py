@@ -28,8 +28,9 @@ from fcdeploy.data.atomic_folder import atomic_folder
 from fcdeploy.data.run_record import LOCK, RECORD
 from fcdeploy.engine.bundle import MANIFEST, Bundle
 from fcdeploy.errors import InputError
-from fcdeploy.runtime.pipeline import Options, prepare
-from fcdeploy.runtime.run_folder import JOURNAL, SUMMARY, RunFolder
+from fcdeploy.run.folder import JOURNAL, SUMMARY, RunFolder
+from fcdeploy.run.options import Options
+from fcdeploy.runtime.prepare import prepare
 from fcdeploy.systems import get_system
 
 N, DIM = 60, 32
@@ -117,7 +118,7 @@ class Shelf:
 
 def names_in_run_folders(bundles: dict[str, Bundle]) -> list[str]:
     """Every name that some run of some system uses in its run folder, derived from what the systems say."""
-    products: set[str] = {"embedded.npy", "embedded_lines.npz", "embedding-0123456789abcdef", "knn.npz.lists"}
+    products: set[str] = {"embedded", "embedded_lines", "embedding-0123456789abcdef", "knn.npz.lists"}
     from fcdeploy.data.features import features_from_array
 
     for name, bundle in bundles.items():
@@ -529,11 +530,11 @@ def test_names_of_products_are_told_before_a_run(shelf: Shelf, tmp_path: Path) -
 
 
 def test_from_python_a_folder_of_somebodys_is_no_run_folder(shelf: Shelf, tmp_path: Path) -> None:
-    (tmp_path / "links.npz").write_bytes(b"mine")
+    (tmp_path / "links").write_bytes(b"mine")
     features = np.fromfile(shelf.folder / "f.bin", "<f4").reshape(N, DIM)
     with pytest.raises(InputError, match=r"holds links\.npz"):
         package.cluster(features, engine=shelf.engine, run_dir=tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"links.npz": b"mine"}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"links": b"mine"}
 
 
 @pytest.mark.parametrize("left", ["nothing", "lock", "half a record"])

@@ -181,7 +181,7 @@ def test_other_code_another_device_or_library_makes_stages_again(pse_bundle, fea
     assert makes_lists()
     assert not makes_lists()
     with monkeypatch.context() as patch:
-        patch.setattr("fcdeploy.runtime.keys.code_digest", lambda: "other")
+        patch.setattr("fcdeploy.run.keys.code_digest", lambda: "other")
         assert makes_lists()
     with monkeypatch.context() as patch:
         patch.setattr(numba, "__version__", "0.0")

@@ -323,7 +323,7 @@ def test_the_first_run_says_that_it_compiles_and_only_that_one(
     code = """
 import sys
 from fcdeploy.graph import kernels
-from fcdeploy.runtime.progress import Progress
+from fcdeploy.run.progress import Progress
 @kernels.njit(cache=False)
 def f(a):
     return a + 1

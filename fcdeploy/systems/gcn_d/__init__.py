@@ -9,13 +9,12 @@ of largest degree before the graph is normalised (behind it, all are 1 but for r
 """
 
 from fcdeploy.systems import System
-from fcdeploy.systems.gcn_d.flow import cluster, nearest_neighbors
+from fcdeploy.systems.gcn_d.flow import cluster, neighbors
 from fcdeploy.systems.gcn_d.spec import (
     NETWORKS,
     Recipe,
     graphs,
     problem_of_networks,
-    products,
     searches,
     tunable,
 )
@@ -26,10 +25,9 @@ SYSTEM = System(
     paper="Yang et al., CVPR 2019, arXiv 1904.02749",
     recipe=Recipe,
     networks=NETWORKS,
-    products=products,
     cluster=cluster,
-    neighbors=nearest_neighbors,
-    unsized=("proposals.npz", "scores.npz", "members.npz", "cells"),
+    neighbors=neighbors,
+    later=("scores", "members", "detect_faces", "segment_faces", "purity_faces"),
     options=("k", "uncovered"),
     problem=problem_of_networks,
     searches=searches,

@@ -1,10 +1,10 @@
 """GCN-D from features to labels; the algorithm, top to bottom."""
 
-import contextlib
+import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,17 +20,22 @@ from fcdeploy.clustering.groups import (
 from fcdeploy.clustering.propagation import NO_CLUSTER, Cuts, propagate_and_tell
 from fcdeploy.data.labels import renumber
 from fcdeploy.engine.batching import Rows, ahead
+from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError
-from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.pairs import first_neighbors, similar_pairs
 from fcdeploy.graph.recall import Recall
+from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.features import read_features
+from fcdeploy.run.neighbors import lists_from_file, partition
+from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
+from fcdeploy.run.partition import Partition
+from fcdeploy.run.run import Run, step
+from fcdeploy.run.stage import Stage
+from fcdeploy.run.store import Arrays
 from fcdeploy.systems.gcn_d.decode import labels_from_scores
 from fcdeploy.systems.gcn_d.inputs import Graphs, Proposals, proposal_graphs, seeds_of
 from fcdeploy.systems.gcn_d.spec import DETECT, PURITY, SEGMENT, MergeSettings, ProposalSettings
 from fcdeploy.systems.limits import nearest_similarities, note_divided, note_united, persons_divided
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Run
 
 FACES_BLOCK = 4096
 PROPOSAL_BLOCK = 4096
@@ -41,74 +46,62 @@ LARGEST = 8192  # faces of a proposal whose graph, a square, still fits into mem
 
 MAX_SIZE = "proposals.max_size"
 
-Made = dict[str, Any]  # what a product was made of
-Work = Callable[[np.ndarray], dict[str, np.ndarray]]
 Groups = tuple[np.ndarray, np.ndarray]  # offsets, nodes
 Links = tuple[np.ndarray, np.ndarray, np.ndarray]  # both ends, similarity
 
 
-def cluster(run: "Run") -> np.ndarray:
+def cluster(run: Run) -> np.ndarray:
     """Return the labels (n,) int64 of a run's faces."""
-    run.read_features()
-    with run.stage("knn"):
-        knn, made_of = nearest_neighbors(run)
-    with run.stage("proposals"):
-        proposals, divided, made_of = proposed_clusters(run, knn, made_of)
-    with run.stage("detect"):
-        scores, made_of = proposal_scores(run, knn, proposals, made_of)
-    probability = None
-    if SEGMENT in networks_of(run):
-        with run.stage("segment"):
-            probability = member_probabilities(run, knn, proposals, scores.get("iop"), made_of)
-    with run.stage("clusters"):
-        labels = labels_from_scores(
-            run.n, proposals, scores["score"], probability, run.settings, run.options.uncovered or "singleton"
-        )
-        note_divided(run, labels, divided, MAX_SIZE, max(base.max_size for base in run.settings.proposals))
-        return labels
+    vectors = read_features(run)
+    cells = partition(run, "cells", vectors)
+    knn = nearest_neighbors(run, vectors, cells)
+    tables = {network: face_table(run, vectors, network) for network in networks_of(run)}
+    proposed = proposed_clusters(run, vectors, knn)
+    scores = proposal_scores(run, vectors, cells, knn, proposed, tables)
+    members = None
+    if SEGMENT in tables:
+        members = member_probabilities(run, vectors, knn, proposed, scores, tables[SEGMENT])
+    return clusters(run, proposed, scores, members)
 
 
-def networks_of(run: "Run") -> tuple[str, ...]:
+def neighbors(run: Run) -> Artifact:
+    """The kNN lists of the features, with which a run begins."""
+    vectors = read_features(run)
+    return nearest_neighbors(run, vectors, partition(run, "cells", vectors))
+
+
+def networks_of(run: Run) -> tuple[str, ...]:
     """The networks of the bundle that this run uses."""
-    return run.settings.stages(run.bundle.weights)
+    return tuple(run.settings.stages(run.engines.weights))
 
 
-def nearest_neighbors(run: "Run") -> tuple[KnnGraph, Made]:
+@step("knn")
+def nearest_neighbors(run: Run, vectors: Artifact, cells: Partition) -> Artifact:
     """The kNN lists of all faces, as long as the largest k of a proposal set; similarities are clipped to 0..1."""
-    if run.knn_file is not None:
-        return run.lists_from_file("knn.npz", run.knn_file, run.settings.k, "kNN")
-    return run.knn(
-        "knn.npz",
-        run.vectors,
-        run.settings.k,
-        run.made_of_features,
-        "kNN",
-        clip=True,
-        above=min(base.threshold for base in run.settings.proposals),
-        cells=lambda: run.cells,
-    )
+    k = run.settings.k
+    if "knn" in run.given:
+        return lists_from_file(run, "knn", run.given["knn"], vectors, k, cells, "kNN")
+    above = min(base.threshold for base in run.settings.proposals)
+    return find_neighbors(run, "knn", vectors, k, cells, text="kNN", clip=True, above=above)
 
 
-def proposed_clusters(
-    run: "Run", knn: KnnGraph, knn_made_of: Made
-) -> tuple[Proposals, list[np.ndarray], Made]:
+@step("proposals")
+def proposed_clusters(run: Run, vectors: Artifact, knn: Artifact) -> Artifact:
     """Proposals of all parameter sets, in the recipe's order, those of a merge behind those that it merges.
 
     Within a set they are numbered by their first face and stand in the string order of these numbers (0, 10, 11, 1, 2),
     as published files do; equal scores go by this order. A proposal of the same faces and lists of the same k as one
-    before it is left out: it would have the same score. With them, the faces of components that seem to be of one
-    person each and that max_size divided, in any of the sets.
+    before it is left out: it would have the same score. See ``proposals_of`` and ``divided_of`` for the arrays.
     """
-    made_of = {
-        "knn": knn_made_of,
-        **run.made_of_features,
-        "proposals": [asdict(base) for base in run.settings.proposals],
-    }
+    before = set(run.searches)
+    if run.survey:
+        for at, base in enumerate(run.settings.proposals):
+            describe_merges(run, vectors, (knn,), base.merge, f"{at}")
 
-    def maker() -> dict[str, np.ndarray]:
+    def make() -> Arrays:
         found, ks, sets = [], [], []
         caps: list[Cuts] = []
-        for at, (settings, k, (offsets, nodes)) in enumerate(levels_of_proposals(run, knn, made_of, caps)):
+        for at, (settings, k, (offsets, nodes)) in enumerate(levels_of_proposals(run, vectors, knn, caps)):
             if settings.keep:
                 found.append(in_string_order(offsets, nodes))
                 ks.append(np.full(len(offsets) - 1, k, dtype=np.int32))
@@ -118,8 +111,8 @@ def proposed_clusters(
         lengths, places = np.concatenate(ks), np.concatenate(sets)
         chosen = np.flatnonzero(mark_first(offsets, nodes, lengths) & (np.diff(offsets) <= LARGEST))
         offsets, nodes = take_groups(offsets, nodes, chosen)
-        nearest = nearest_similarities(run.vectors, knn)
-        divided = [faces for cuts in caps for faces in persons_divided(cuts, run.vectors, nearest)]
+        nearest = nearest_similarities(vectors.array, knn.lists)
+        divided = [faces for cuts in caps for faces in persons_divided(cuts, vectors.array, nearest)]
         told = {
             "searches": {name: search for name, search in run.searches.items() if name not in before},
             "recall": {name: asdict(found) for name, found in run.recall.items() if name not in before},
@@ -136,15 +129,27 @@ def proposed_clusters(
             "told": np.frombuffer(json.dumps(told).encode(), dtype=np.uint8),
         }
 
-    before = set(run.searches)
-    arrays = run.keep("proposals.npz", made_of, maker)
-    tell(run, json.loads(arrays["told"].tobytes()))
-    divided = np.split(arrays["divided"], arrays["divided_offsets"][1:-1]) if len(arrays["divided"]) else []
-    proposals = Proposals(arrays["offsets"], arrays["nodes"], arrays["k"], arrays["set"])
-    return proposals, divided, made_of
+    return run.collect(
+        "proposals",
+        make,
+        made_from=(vectors, knn),
+        settings={"proposals": [asdict(base) for base in run.settings.proposals]},
+        then=lambda arrays: tell(run, json.loads(arrays["told"].tobytes())),
+    )
 
 
-def tell(run: "Run", told: dict[str, Any]) -> None:
+def proposals_of(proposed: Artifact) -> Proposals:
+    """The proposals themselves: proposal p holds nodes[offsets[p]:offsets[p + 1]]."""
+    return Proposals(*(proposed[part] for part in ("offsets", "nodes", "k", "set")))
+
+
+def divided_of(proposed: Artifact) -> list[np.ndarray]:
+    """The faces of components that seem to be of one person each and that max_size divided, in any of the sets."""
+    faces = proposed["divided"]
+    return np.split(faces, proposed["divided_offsets"][1:-1]) if len(faces) else []
+
+
+def tell(run: Run, told: dict[str, Any]) -> None:
     """Tell what was found while proposals were made, in this run or in an earlier one."""
     run.searches |= told["searches"]
     run.recall |= {name: Recall(**found) for name, found in told["recall"].items()}
@@ -160,18 +165,18 @@ def tell(run: "Run", told: dict[str, Any]) -> None:
 
 
 def levels_of_proposals(
-    run: "Run", knn: KnnGraph, made_of: Made, caps: list[Cuts]
+    run: Run, vectors: Artifact, knn: Artifact, caps: list[Cuts]
 ) -> Iterator[tuple[ProposalSettings | MergeSettings, int, Groups]]:
     """Yield each parameter set with the length of its kNN lists and its groups of faces, in the recipe's order.
 
     Adds to ``caps`` what max_size did in each that is not a merge.
     """
     for at, base in enumerate(run.settings.proposals):
-        links = similar_pairs(knn.ids, knn.sims, base.k, base.threshold)
+        links = similar_pairs(knn["ids"], knn["sims"], base.k, base.threshold)
         labels, cuts = grown_components(run.n, links, base)
         caps.append(cuts)
         yield base, base.k, groups_from_labels(labels, base.min_size)
-        for merge, groups in merged_levels(run, labels, base.merge, f"{at}", {**made_of, "base": at}):
+        for merge, groups in merged_levels(run, vectors, (knn,), labels, base.merge, f"{at}"):
             yield merge, base.k, groups
 
 
@@ -184,7 +189,12 @@ def grown_components(
 
 
 def merged_levels(
-    run: "Run", labels: np.ndarray, merges: tuple[MergeSettings, ...], name: str, made_of: Made
+    run: Run,
+    vectors: Artifact,
+    made_from: tuple[Artifact, ...],
+    labels: np.ndarray,
+    merges: tuple[MergeSettings, ...],
+    name: str,
 ) -> Iterator[tuple[MergeSettings, Groups]]:
     """Merge the components of a level, those that are merged further right behind; groups of faces.
 
@@ -194,54 +204,83 @@ def merged_levels(
     if not merges:
         return
     parts, count = number_parts(labels)
-    near = nearest_parts(run, parts, count, max(merge.k for merge in merges), merges, name, made_of)
+    on_the_way, near = nearest_parts(run, vectors, made_from, parts, count, merges, name)
+    _ = near.arrays
+    run.drop(*on_the_way)
     for at, merge in enumerate(merges):
-        ids = first_neighbors(near.ids, near.sims, merge.k)
-        links = similar_pairs(ids, near.sims[:, 1 : 1 + ids.shape[1]], ids.shape[1], merge.threshold)
+        ids = first_neighbors(near["ids"], near["sims"], merge.k)
+        links = similar_pairs(ids, near["sims"][:, 1 : 1 + ids.shape[1]], ids.shape[1], merge.threshold)
         merged, _ = grown_components(count, links, merge)
         sizes = np.bincount(merged[merged >= 0], minlength=1)
         merged[(merged >= 0) & (sizes[merged] < merge.min_parts)] = NO_CLUSTER
         above = renumber(merged[parts])
         yield merge, groups_from_labels(above, merge.min_size, merge.max_size)
-        deeper = {**made_of, "merge": asdict(merge)}
-        yield from merged_levels(run, above, merge.merge, f"{name}-{at}", deeper)
+        yield from merged_levels(run, vectors, (near,), above, merge.merge, f"{name}-{at}")
 
 
 def nearest_parts(
-    run: "Run",
+    run: Run,
+    vectors: Artifact,
+    made_from: tuple[Artifact, ...],
     parts: np.ndarray,
     count: int,
-    k: int,
     merges: tuple[MergeSettings, ...],
     name: str,
-    made_of: Made,
-) -> KnnGraph:
-    """The k nearest neighbors of every part by the inner product of means, behind the part itself: k + 1 columns."""
-    wide = min(count, k + 1)
-    means, lists, cells = f"means{name}", f"parts{name}", f"cells{name}"
-    run.products[means] = {"means": ((count, run.features.dim), np.float32)}
-    run.products[lists] = {"ids": ((count, wide), np.int32), "sims": ((count, wide), np.float32)}
+) -> tuple[list[Artifact], Artifact]:
+    """The nearest neighbors of every part by the inner product of means, behind the part itself.
 
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        offsets, nodes = groups_from_labels(parts, 1)
-        yield lambda some: {"means": mean_rows(offsets, nodes, some, run.vectors)}
-
-    vectors = run.make(means, made_of, worker, text="means of components", rows=count, block=MEAN_BLOCK)[
-        "means"
-    ]
-    graph, _ = run.knn(
-        lists,
-        vectors,
+    In front of them what is computed on the way.
+    """
+    wide = min(count, 1 + max(merge.k for merge in merges))
+    members = run.collect(
+        f"members{name}",
+        lambda: dict(zip(("offsets", "nodes"), groups_from_labels(parts, 1), strict=True)),
+        made_from=made_from,
+        settings={"proposals": [asdict(base) for base in run.settings.proposals]},
+        scratch=True,
+    )
+    means = run.compute(
+        Stage(
+            name=f"means{name}",
+            text="means of components",
+            unit="components",
+            block=lambda some: {
+                "means": mean_rows(members["offsets"], members["nodes"], some, vectors.array)
+            },
+            shapes={"means": ((count, run.features.dim), np.float32)},
+            made_from=(members, vectors),
+            rows=count,
+            size=MEAN_BLOCK,
+            scratch=True,
+        )
+    )
+    cells = partition(run, f"cells{name}", means)
+    near = find_neighbors(
+        run,
+        f"parts{name}",
+        means,
         wide,
-        made_of,
-        "kNN of components",
+        cells,
+        text="kNN of components",
         clip=True,
         above=min(merge.threshold for merge in merges),
-        cells=lambda: run.partition(cells, vectors, made_of),
+        scratch=True,
     )
-    run.drop(means, cells)
-    return graph
+    return [means, members, cells.artifact], near
+
+
+def describe_merges(
+    run: Run,
+    vectors: Artifact,
+    made_from: tuple[Artifact, ...],
+    merges: tuple[MergeSettings, ...],
+    name: str,
+) -> None:
+    """Describe what merging takes when there are as many components as faces; more there cannot be."""
+    if merges:
+        _, near = nearest_parts(run, vectors, made_from, np.empty(0, np.int64), run.n, merges, name)
+        for at, merge in enumerate(merges):
+            describe_merges(run, vectors, (near,), merge.merge, f"{name}-{at}")
 
 
 def in_string_order(offsets: np.ndarray, nodes: np.ndarray) -> Groups:
@@ -251,196 +290,204 @@ def in_string_order(offsets: np.ndarray, nodes: np.ndarray) -> Groups:
     )
 
 
+@step("detect")
 def proposal_scores(
-    run: "Run", knn: KnnGraph, proposals: Proposals, proposals_made_of: Made
-) -> tuple[dict[str, np.ndarray], Made]:
+    run: Run,
+    vectors: Artifact,
+    cells: Partition,
+    knn: Artifact,
+    proposed: Artifact,
+    tables: Mapping[str, Artifact],
+) -> Artifact:
     """What the network says of every proposal: score (p,) float32, and iop (p,) float32 where a second one does."""
-    outputs = {"score": DETECT} | ({"iop": PURITY} if PURITY in networks_of(run) else {})
-    made_of = made_of_graphs(run, proposals_made_of, tuple(outputs.values()))
-    run.products["scores.npz"] = {part: ((len(proposals),), np.float32) for part in outputs}
+    outputs = {"score": DETECT} | ({"iop": PURITY} if PURITY in tables else {})
+    proposals = proposals_of(proposed)
 
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        with contextlib.ExitStack() as stack:
-            tables = {part: face_table(run, network) for part, network in outputs.items()}
-            engines = {
-                part: stack.enter_context(run.engine(network, len(outputs)))
-                for part, network in outputs.items()
-            }
+    def block(chosen: np.ndarray, *engines: Engine) -> Arrays:
+        made = {part: np.empty(len(chosen), dtype=np.float32) for part in outputs}
+        place = {p: at for at, p in enumerate(chosen.tolist())}
+        for graphs in graphs_ahead(run, knn, proposals, chosen):
+            at = [place[p] for p in graphs.at.tolist()]
+            for (part, network), engine in zip(outputs.items(), engines, strict=True):
+                made[part][at] = engine.run(feeds_of(graphs, tables[network]))["score"]
+        for values in made.values():
+            check_finite(run, values, proposals, chosen, "score")
+        return made
 
-            def work(chosen: np.ndarray) -> dict[str, np.ndarray]:
-                made = {part: np.empty(len(chosen), dtype=np.float32) for part in outputs}
-                place = {p: at for at, p in enumerate(chosen.tolist())}
-                for graphs in graphs_ahead(run, knn, proposals, chosen):
-                    at = [place[p] for p in graphs.at.tolist()]
-                    for part, engine in engines.items():
-                        table, nodes_name = tables[part]
-                        made[part][at] = engine.run(feeds_of(graphs, table, nodes_name))["score"]
-                for values in made.values():
-                    check_finite(run, values, proposals, chosen, "score")
-                return made
-
-            yield work
-
-    order = proposals_in_order(run, proposals)
-    arrays = run.make(
-        "scores.npz",
-        made_of,
-        worker,
-        text="scores of proposals",
-        order=order,
-        block=PROPOSAL_BLOCK,
-        rows=len(proposals),
-    )
-    run.drop(*(f"{network}_faces" for network in outputs.values()))
-    return arrays, made_of
-
-
-def member_probabilities(
-    run: "Run", knn: KnnGraph, proposals: Proposals, iop: np.ndarray | None, scores_made_of: Made
-) -> np.ndarray:
-    """How probably each node of a proposal belongs to it, (t,) float32; 1 in proposals that are not segmented."""
-    settings = run.settings.segment
-    made_of = {
-        **made_of_graphs(run, scores_made_of, (SEGMENT,)),
-        "seed": settings.seed,
-        "iop": [settings.min_iop, settings.max_iop] if iop is not None else None,
-    }
-    run.products["members.npz"] = {"probability": ((len(proposals.nodes),), np.float32)}
-
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        table, nodes_name = face_table(run, SEGMENT)
-        mark = mark_of_seed(run)
-        with run.engine(SEGMENT) as engine:
-
-            def work(block: np.ndarray) -> dict[str, np.ndarray]:
-                first = proposals.offsets[block[0]]
-                probability = np.ones(int(proposals.offsets[block[-1] + 1] - first), dtype=np.float32)
-                chosen = block
-                if iop is not None:
-                    predicted = iop[block].astype(np.float64)
-                    chosen = block[(predicted >= settings.min_iop) & (predicted <= settings.max_iop)]
-                for graphs in graphs_ahead(run, knn, proposals, chosen):
-                    feeds = feeds_of(graphs, table, nodes_name)
-                    if mark is not None:
-                        feeds[nodes_name][np.arange(len(graphs.at)), seeds_of(graphs, settings.seed)] += mark
-                    found = engine.run(feeds)["probability"]
-                    for row, p in enumerate(graphs.at):
-                        begin, end = proposals.offsets[p] - first, proposals.offsets[p + 1] - first
-                        probability[begin:end] = found[row, : end - begin]
-                ends = proposals.offsets[block + 1] - first
-                worst = np.maximum.reduceat(np.abs(probability), ends - proposals.sizes[block])
-                check_finite(run, worst, proposals, block, "probability of a member")
-                return {"probability": probability}
-
-            yield work
-
-    arrays = run.make(
-        "members.npz",
-        made_of,
-        worker,
-        text="members of proposals",
-        block=PROPOSAL_BLOCK,
-        rows=len(proposals),
-        spans=proposals.offsets,
-    )
-    run.drop(f"{SEGMENT}_faces")
-    return arrays["probability"]
-
-
-def made_of_graphs(run: "Run", made_of: Made, networks: tuple[str, ...]) -> Made:
-    """Everything that decides what networks say of proposals."""
-    return {
-        "proposals": made_of,
-        "engine": run.bundle.digest(),
-        "networks": list(networks),
-        "edge_weights": run.settings.graph.edge_weights,
-        "network": asdict(run.settings.network),
-    }
-
-
-def graphs_ahead(run: "Run", knn: KnnGraph, proposals: Proposals, chosen: np.ndarray) -> Iterator[Graphs]:
-    """The graphs of some proposals, built while the engine works on those before."""
-
-    def batches() -> Iterator[Graphs]:
-        yield from proposal_graphs(
-            proposals,
-            chosen,
-            knn,
-            run.settings.graph.edge_weights == "similarity",
-            rows=ENGINE_NODES,
-            most=run.options.batch or ENGINE_NODES,
+    return run.compute(
+        Stage(
+            name="scores",
+            text="scores of proposals",
+            unit="proposals",
+            block=block,
+            shapes={part: ((len(proposals),), np.float32) for part in outputs},
+            made_from=(vectors, knn, proposed),
+            settings=settings_of_graphs(run),
+            passes=tuple(outputs.values()),
+            through=tuple(tables[network] for network in outputs.values() if tables[network] is not vectors),
+            rows=len(proposals),
+            size=PROPOSAL_BLOCK,
+            visit=InOrderOfCells(cells, proposals),
         )
-
-    return ahead(batches(), threads=run.options.cores)
-
-
-def feeds_of(graphs: Graphs, table: np.ndarray, nodes_name: str) -> dict[str, np.ndarray]:
-    """Gather the rows of a table for all nodes of graphs."""
-    return {nodes_name: Rows(table, graphs.members).gather(), "adj": graphs.adj}
+    )
 
 
-def proposals_in_order(run: "Run", proposals: Proposals) -> np.ndarray:
-    """The order in which proposals are best visited, (p,) int32: by the cell of their first face."""
-    return np.argsort(run.cells.cell[proposals.nodes[proposals.offsets[:-1]]], kind="stable").astype(np.int32)
+@step("segment")
+def member_probabilities(
+    run: Run, vectors: Artifact, knn: Artifact, proposed: Artifact, scores: Artifact, table: Artifact
+) -> Artifact:
+    """How probably each node of a proposal belongs to it, (t,) float32; 1 in proposals that are not segmented."""
+    settings, proposals = run.settings.segment, proposals_of(proposed)
+    seeded = settings.seed != "none"
+
+    def block(chosen: np.ndarray, engine: Engine, *others: Engine) -> Arrays:
+        mark = mark_of_seed(run, others[0]) if others else None
+        first = proposals.offsets[chosen[0]]
+        ends = proposals.offsets[chosen + 1] - first
+        probability = np.ones(int(ends[-1]), dtype=np.float32)
+        for graphs in graphs_ahead(run, knn, proposals, to_segment(run, chosen, scores)):
+            feeds = feeds_of(graphs, table)
+            if mark is not None:
+                (nodes,) = feeds.keys() - {"adj"}
+                feeds[nodes][np.arange(len(graphs.at)), seeds_of(graphs, settings.seed)] += mark
+            found = engine.run(feeds)["probability"]
+            for row, p in enumerate(graphs.at):
+                begin, end = proposals.offsets[p] - first, proposals.offsets[p + 1] - first
+                probability[begin:end] = found[row, : end - begin]
+        worst = np.maximum.reduceat(np.abs(probability), ends - proposals.sizes[chosen])
+        check_finite(run, worst, proposals, chosen, "probability of a member")
+        return {"probability": probability}
+
+    range_of_iop = [settings.min_iop, settings.max_iop] if "iop" in scores.shapes else None
+    return run.compute(
+        Stage(
+            name="members",
+            text="members of proposals",
+            unit="proposals",
+            block=block,
+            shapes={"probability": ((len(proposals.nodes),), np.float32)},
+            made_from=(vectors, knn, proposed, scores),
+            settings={**settings_of_graphs(run), "seed": settings.seed, "iop": range_of_iop},
+            passes=(SEGMENT, f"{SEGMENT}_faces") if seeded else (SEGMENT,),
+            through=() if table is vectors else (table,),
+            rows=proposals.offsets,
+            size=PROPOSAL_BLOCK,
+        )
+    )
 
 
-def node_features(run: "Run", network: str, faces: np.ndarray) -> np.ndarray:
+def to_segment(run: Run, chosen: np.ndarray, scores: Artifact) -> np.ndarray:
+    """Those of some proposals (m,) whose members are asked for, by the purity that was predicted of them."""
+    if "iop" not in scores.arrays:
+        return chosen
+    predicted = scores["iop"][chosen].astype(np.float64)
+    settings = run.settings.segment
+    return chosen[(predicted >= settings.min_iop) & (predicted <= settings.max_iop)]
+
+
+@step("clusters")
+def clusters(run: Run, proposed: Artifact, scores: Artifact, members: Artifact | None) -> np.ndarray:
+    """Labels (n,) int64: proposals by their scores, the highest first; see ``labels_from_scores``."""
+    probability = None if members is None else members["probability"]
+    labels = labels_from_scores(
+        run.n,
+        proposals_of(proposed),
+        scores["score"],
+        probability,
+        run.settings,
+        run.options.uncovered or "singleton",
+    )
+    largest = max(base.max_size for base in run.settings.proposals)
+    note_divided(run, labels, divided_of(proposed), MAX_SIZE, largest)
+    return labels
+
+
+def settings_of_graphs(run: Run) -> dict[str, Any]:
+    """The settings that decide what networks say of proposals."""
+    return {"edge_weights": run.settings.graph.edge_weights, "network": asdict(run.settings.network)}
+
+
+def graphs_ahead(run: Run, knn: Artifact, proposals: Proposals, chosen: np.ndarray) -> Iterator[Graphs]:
+    """The graphs of some proposals, built while the engine works on those before."""
+    weighted = run.settings.graph.edge_weights == "similarity"
+    most = run.options.batch or ENGINE_NODES
+    graphs = proposal_graphs(proposals, chosen, knn.lists, weighted, rows=ENGINE_NODES, most=most)
+    return ahead(graphs, threads=run.options.cores)
+
+
+def feeds_of(graphs: Graphs, table: Artifact) -> dict[str, np.ndarray]:
+    """Gather the rows of a table for all nodes of graphs; its array is called as the input of the network is."""
+    (part,) = table.arrays
+    name = "weighted" if part == "weighted" else "features"
+    return {name: Rows(table.array, graphs.members).gather(), "adj": graphs.adj}
+
+
+class InOrderOfCells(Partition):
+    """The order in which proposals are best visited: by the cell of their first face."""
+
+    def __init__(self, cells: Partition, proposals: Proposals) -> None:
+        super().__init__(cells.artifact)
+        self._proposals = proposals
+
+    @functools.cached_property
+    def order(self) -> np.ndarray:
+        first = self._proposals.nodes[self._proposals.offsets[:-1]]
+        return np.argsort(self.cells.cell[first], kind="stable").astype(np.int32)
+
+
+def node_features(run: Run, rows: np.ndarray, network: str) -> np.ndarray:
     """What a network takes for faces: their features or ones, and a column of zeros where a seed would be marked."""
-    rows = run.vectors[faces]
     if run.settings.network.featureless:
-        rows = np.ones((len(faces), 1), dtype=np.float32)
+        rows = np.ones((len(rows), 1), dtype=np.float32)
     if network == SEGMENT and run.settings.segment.seed != "none":
-        rows = np.concatenate([rows, np.zeros((len(faces), 1), dtype=np.float32)], axis=1)
+        rows = np.concatenate([rows, np.zeros((len(rows), 1), dtype=np.float32)], axis=1)
     return rows
 
 
-def face_table(run: "Run", network: str) -> tuple[np.ndarray, str]:
-    """What each face brings to every graph it is in, (n, h) float32, and the input of the network that takes it."""
+def face_table(run: Run, vectors: Artifact, network: str) -> Artifact:
+    """What each face brings to every graph it is in, a single array (n, h) float32: ``weighted``, or its features."""
     name = f"{network}_faces"
-    if name not in run.bundle.passes:  # without layers: the features themselves
+    if name not in run.engines.passes:  # without layers: the features themselves
         if not run.settings.network.featureless:
-            return run.vectors, "features"
-        return np.ones((run.n, 1), dtype=np.float32), "features"
+            return vectors
+        return run.collect("ones", lambda: {"ones": np.ones((run.n, 1), dtype=np.float32)}, scratch=True)
 
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        with run.engine(name) as engine:
-            yield lambda faces: run.finite(
-                engine.run({"features": node_features(run, network, faces)}), faces, "product of a face"
-            )
+    def block(faces: np.ndarray, engine: Engine) -> Arrays:
+        rows = node_features(run, vectors.array[faces], network)
+        return run.finite(engine.run({"features": rows}), faces, "product of a face")
 
-    made_of = {
-        **run.made_of_features,
-        "engine": run.bundle.digest(),
-        "network": asdict(run.settings.network),
-        "seed": run.settings.segment.seed,
-    }
-    return run.make(name, made_of, worker, text="products of faces", block=FACES_BLOCK)[
-        "weighted"
-    ], "weighted"
+    return run.compute(
+        Stage(
+            name=name,
+            text="products of faces",
+            block=block,
+            shapes={"weighted": ((run.n, run.engines.weights[network]["hidden"][0]), np.float32)},
+            made_from=(vectors,),
+            settings={**settings_of_graphs(run), "seed": run.settings.segment.seed},
+            passes=(name,),
+            rows=run.n,
+            size=FACES_BLOCK,
+            scratch=True,
+        )
+    )
 
 
-def mark_of_seed(run: "Run") -> np.ndarray | None:
-    """What the seed's column adds to its node's product, (h,) float32; None if there is no such column."""
-    if run.settings.segment.seed == "none":
-        return None
-    column = np.zeros((1, run.bundle.weights[SEGMENT]["dim"]), dtype=np.float32)
+def mark_of_seed(run: Run, engine: Engine) -> np.ndarray:
+    """What the seed's column adds to its node's product, (h,) float32; engine: the pass that makes products."""
+    column = np.zeros((1, run.engines.weights[SEGMENT]["dim"]), dtype=np.float32)
     column[0, -1] = 1
-    with run.engine(f"{SEGMENT}_faces") as engine:
-        product = engine.run({"features": column})
-        run.check_row(product)
-        return product["weighted"][0]
+    product = engine.run({"features": column})
+    run.check_row(product)
+    return product["weighted"][0]
 
 
-def check_finite(run: "Run", values: np.ndarray, proposals: Proposals, chosen: np.ndarray, what: str) -> None:
+def check_finite(run: Run, values: np.ndarray, proposals: Proposals, chosen: np.ndarray, what: str) -> None:
     """Raise FcdeployError when one of ``values`` (m,), of the proposals ``chosen`` (m,), is NaN or infinite."""
     if len(bad := np.flatnonzero(~np.isfinite(values))):
         first = int(chosen[bad].min())
         nodes = proposals.nodes[proposals.offsets[first] : proposals.offsets[first + 1]]
         shown = ", ".join(map(str, run.rows_of(nodes[:5]))) + (", ..." if len(nodes) > 5 else "")
         raise FcdeployError(
-            f"{run.bundle.path}: the engine gave a {what} that is not finite for {len(bad):,} of {len(values):,} "
+            f"{run.engines.path}: the engine gave a {what} that is not finite for {len(bad):,} of {len(values):,} "
             f"proposals (the first is of rows {shown} of {run.features.name}); stopped before clustering."
         )

@@ -3,17 +3,15 @@
 import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Network, Products, Weights, Widths
+from fcdeploy.run.options import Options
+from fcdeploy.systems import Network, Weights, Widths
 from fcdeploy.systems.training_types import Tunable, thresholds
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Options
 
 DETECT, PURITY, SEGMENT = "detect", "purity", "segment"  # predict IoU, IoP, and the members of a proposal
 EDGE_WEIGHTS = ("unit", "similarity")
@@ -311,43 +309,12 @@ def passes_of(name: str, dim: int, hidden: tuple[int, ...]) -> dict[str, PassSpe
     }
 
 
-def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> Products:
-    """Return the arrays of everything that a run over n faces makes, but for proposals and what is said of them.
-
-    Names without a suffix are scratch. Components that are merged are at most as many as faces.
-    """
-    parts: Products = {}
-
-    def merged(name: str, merges: tuple[MergeSettings, ...]) -> None:
-        if not merges:
-            return
-        wide = 1 + max(merge.k for merge in merges)
-        parts[f"means{name}"] = {"means": ((n, settings.feature_dim), np.float32)}
-        parts[f"parts{name}"] = {"ids": ((n, wide), np.int32), "sims": ((n, wide), np.float32)}
-        for at, merge in enumerate(merges):
-            merged(f"{name}-{at}", merge.merge)
-
-    for at, base in enumerate(settings.proposals):
-        merged(f"{at}", base.merge)
-    tables: Products = {
-        f"{name}_faces": {"weighted": ((n, weights[name]["hidden"][0]), np.float32)}
-        for name in settings.stages(weights)
-        if weights[name]["hidden"]
-    }
-    return {
-        "vectors": {"vectors": ((n, settings.feature_dim), np.float32)},
-        "knn.npz": {"ids": ((n, settings.k), np.int32), "sims": ((n, settings.k), np.float32)},
-        **parts,
-        **tables,
-    }
-
-
 def searches(settings: Recipe) -> dict[str, int]:
     """Return how many further kNN searches the stages make: one for all merges of one level."""
     return {"proposals": sum(bool(level.merge) for _, level in settings.levels())}
 
 
-def tunable(weights: Weights, options: "Options") -> tuple[Tunable, ...]:
+def tunable(weights: Weights, options: Options) -> tuple[Tunable, ...]:
     """Return what is chosen on labelled faces: which proposals become clusters, and what segmentation takes from them.
 
     The published th_outlier comes first: where segments make no difference it stays.

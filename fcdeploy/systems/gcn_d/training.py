@@ -2,7 +2,6 @@
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,15 +12,15 @@ from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import InputError
 from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.pairs import connect_members
+from fcdeploy.run.features import read_features
+from fcdeploy.run.neighbors import partition
+from fcdeploy.run.run import Run
 from fcdeploy.systems import Weights
 from fcdeploy.systems.gcn_d import flow
 from fcdeploy.systems.gcn_d.inputs import Graphs, seeds_of
 from fcdeploy.systems.gcn_d.network import Dsgcn, Layer, settle
 from fcdeploy.systems.gcn_d.spec import DETECT, SEGMENT, Recipe
 from fcdeploy.systems.training_types import Schedule, Task, Training
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Run
 
 HIDDEN = (512, 64)  # widths of the published layers
 
@@ -44,14 +43,15 @@ class Settings:
         )
 
 
-def task(name: str, run: "Run", labels: np.ndarray, settings: Settings) -> Task[Dsgcn]:
+def task(name: str, run: Run, labels: np.ndarray, settings: Settings) -> Task[Dsgcn]:
     """An item is a proposal as a graph, padded to the largest of its batch.
 
     What a detection network learns is a proposal's IoU with the faces of its majority identity; a segmentation
     network, whether a node is of the seed's identity (or, without a seed, of the majority).
     """
-    knn, made_of = flow.nearest_neighbors(run)
-    proposals, *_ = flow.proposed_clusters(run, knn, made_of)
+    vectors = read_features(run)
+    knn = flow.nearest_neighbors(run, vectors, partition(run, "cells", vectors))
+    proposals = flow.proposals_of(flow.proposed_clusters(run, vectors, knn))
     if not len(proposals):
         raise InputError(
             "the training faces give no proposals; lower the thresholds of the recipe's [[proposals]]."
@@ -69,8 +69,10 @@ def task(name: str, run: "Run", labels: np.ndarray, settings: Settings) -> Task[
             members[row, : sizes[at]] = proposals.nodes[proposals.offsets[at] : proposals.offsets[at + 1]]
         adj = np.empty((len(items), width, width), dtype=np.float32)
         degrees = np.empty((len(items), width), dtype=np.float64)
-        connect_members(members, sizes[items], proposals.ks[items], knn.ids, knn.sims, weighted, adj, degrees)
-        table = run.vectors
+        connect_members(
+            members, sizes[items], proposals.ks[items], knn["ids"], knn["sims"], weighted, adj, degrees
+        )
+        table = vectors.array
         if run.settings.network.featureless:
             table = np.ones((run.n, 1), dtype=np.float32)
         nodes = Rows(table, members).gather()

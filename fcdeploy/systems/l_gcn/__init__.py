@@ -10,8 +10,8 @@ position 0 is left out there.
 """
 
 from fcdeploy.systems import System
-from fcdeploy.systems.l_gcn.flow import cluster, nearest_neighbors
-from fcdeploy.systems.l_gcn.spec import NETWORK, Recipe, products, workload
+from fcdeploy.systems.l_gcn.flow import cluster, neighbors
+from fcdeploy.systems.l_gcn.spec import NETWORK, Recipe, workload
 from fcdeploy.systems.training_types import Tunable
 
 SYSTEM = System(
@@ -20,10 +20,8 @@ SYSTEM = System(
     paper="Wang et al., CVPR 2019, arXiv 1903.11306",
     recipe=Recipe,
     networks={"links": NETWORK},
-    products=products,
     cluster=cluster,
-    neighbors=nearest_neighbors,
-    unsized=("links.npz", "cells", "unit_cells"),
+    neighbors=neighbors,
     options=("k", "hops"),
     workload=workload,
     tunable=lambda weights, options: (

@@ -1,17 +1,13 @@
 """What L-GCN's passes take and give, what its checkpoints hold, and its published settings."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
-
-import numpy as np
+from typing import ClassVar
 
 from fcdeploy.clustering.propagation import POOLINGS
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Network, Products, Weights, Workload
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Options
+from fcdeploy.run.options import Options
+from fcdeploy.systems import Network, Weights, Workload
 
 WIDTHS = (512, 512, 256, 256)  # of the outputs of conv1 to conv4, in both releases
 KERNEL_SECONDS = 6e-6  # of one core a face of a sub-graph, measured on an EPYC of 2023
@@ -169,21 +165,7 @@ def passes(dim: int) -> dict[str, PassSpec]:
     }
 
 
-def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> Products:
-    """Return the arrays of everything that a run over n faces makes; names without a suffix are scratch."""
-    dim, near = weights["links"]["dim"], settings.neighborhood
-    links = n * near.hops[0]
-    unit: Products = {} if settings.features.normalize else {"unit": {"unit": ((n, dim), np.float32)}}
-    return {
-        "vectors": {"vectors": ((n, dim), np.float32)},
-        **unit,
-        "knn.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float32)},
-        "encoded": dict.fromkeys(("own", "near"), ((n, WIDTHS[0]), np.float32)),
-        "links.npz": {"ids": ((links, 2), np.int32), "probability": ((links,), np.float32)},
-    }
-
-
-def workload(settings: Recipe, weights: Weights, options: "Options") -> dict[str, Workload]:
+def workload(settings: Recipe, weights: Weights, options: Options) -> dict[str, Workload]:
     """Return how often a run uses each pass: a sub-graph of a typical person's face holds about 1.5 hops[0] faces."""
     rows, one = 4096, settings.neighborhood.hops[0]
     members = 1.5 * one

@@ -1,7 +1,6 @@
 """How L-GCN is trained: sub-graphs round faces, whose links to their one-hop neighbors are told real or not."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,15 +10,14 @@ from torch.nn import functional as F
 from fcdeploy.engine.batching import Rows
 from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.subgraphs import LAYERS, Subgraphs, gather_subgraphs, own_positions
+from fcdeploy.run.features import read_features
+from fcdeploy.run.run import Run
 from fcdeploy.systems import Weights
 from fcdeploy.systems.folding import GraphConv
 from fcdeploy.systems.l_gcn import flow
 from fcdeploy.systems.l_gcn.network import LGcn
 from fcdeploy.systems.l_gcn.spec import Recipe
 from fcdeploy.systems.training_types import Schedule, Task, Training
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Run
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Settings:
         return None
 
 
-def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task[LGcn]:
+def task(run: Run, labels: np.ndarray, settings: Settings) -> Task[LGcn]:
     """An item is a face with the sub-graph round it, padded to the largest of its batch.
 
     What is learned is whether each one-hop neighbor is of the face's identity. Faces stand in the order of their
@@ -64,16 +62,16 @@ def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task[LGcn]:
     if one != near.hops[0]:  # lists of another length are another product
         near = replace(near, hops=(one, two))
         run = replace(run, settings=replace(run.settings, neighborhood=near))
-        run.read_features()
-    knn, _ = flow.nearest_neighbors(run)
-    own = own_positions(knn.ids, np.arange(run.n, dtype=np.int32))
+    vectors = read_features(run).array
+    ids = flow.neighbors(run)["ids"]
+    own = own_positions(ids, np.arange(run.n, dtype=np.int32))
 
     def batch(items: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         centres = items.astype(np.int32)
-        graphs = gather_subgraphs(knn.ids, own, centres, (one, two), active)
+        graphs = gather_subgraphs(ids, own, centres, (one, two), active)
         members, adj = dense_subgraphs(graphs)
-        features = Rows(run.vectors, members).gather()
-        features -= run.vectors[centres][:, None]
+        features = Rows(vectors, members).gather()
+        features -= vectors[centres][:, None]
         same = labels[members[:, :one]] == labels[centres][:, None]
         return {
             "features": features,

@@ -12,12 +12,11 @@ the face itself. Ours where the publication is undefined: equal distances keep t
 """
 
 from fcdeploy.systems import System, get_system
-from fcdeploy.systems.nsr_fc.flow import cluster, nearest_neighbors
+from fcdeploy.systems.nsr_fc.flow import cluster, neighbors
 from fcdeploy.systems.nsr_fc.spec import (
     NETWORKS,
     Recipe,
     problem,
-    products,
     refusal,
     tolerance,
     tunable,
@@ -30,10 +29,8 @@ SYSTEM = System(
     paper="Enhanced face clustering with neighbor structure refinement; github.com/jiacut/NSR-FC",
     recipe=Recipe,
     networks=NETWORKS,
-    products=products,
     cluster=cluster,
-    neighbors=nearest_neighbors,
-    unsized=("candidates.npz", "links.npz", "cells"),
+    neighbors=neighbors,
     sorts_lists="always",
     options=("k", "hops", "tau", "reranked", "min_probability", "link"),
     tunable=tunable,

@@ -1,19 +1,16 @@
 """What NSR-FC's passes take and give, what its checkpoints hold, and its published settings."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Network, Products, TensorShapes, Weights, Workload
+from fcdeploy.run.options import Options
+from fcdeploy.systems import Network, TensorShapes, Weights, Workload
 from fcdeploy.systems.pse_gcn.spec import NETWORK as REFINE
-from fcdeploy.systems.pse_gcn.spec import FeatureSettings, NeighborhoodSettings, refinement_products
+from fcdeploy.systems.pse_gcn.spec import FeatureSettings, NeighborhoodSettings
 from fcdeploy.systems.training_types import Tunable, probabilities, thresholds
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Options
 
 HEADS = 8  # of every published attention; no shape of a checkpoint says it
 ENGINE_ROWS = 1280  # neighbors an engine call: full-speed matrix products that stay in the cache
@@ -251,7 +248,7 @@ def problem(weights: Weights) -> str | None:
     return None
 
 
-def refusal(weights: Weights, options: "Options") -> str | None:
+def refusal(weights: Weights, options: Options) -> str | None:
     """Say which option makes no sense for a run of these networks."""
     link = link_of(weights, options.link)
     if link == PAIRS and "lce" not in weights:
@@ -332,35 +329,7 @@ def longest_list(weights: Weights, settings: Recipe, link: str) -> int:
     return max(k for name, k in needed.items() if name in weights)
 
 
-def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> Products:
-    """Return the arrays of everything that a run over n faces makes; names without a suffix are scratch."""
-    dim, link = settings.feature_dim, link_of(weights, options.link)
-    k = longest_list(weights, settings, link)
-    made: Products = {
-        "vectors": {"vectors": ((n, dim), np.float32)},
-        "knn.npz": {"ids": ((n, k), np.int32), "sims": ((n, k), np.float32)},
-    }
-    if "refine" in weights:
-        made |= refinement_products(n, dim, settings.neighborhood, options)
-    if "rescore" in weights:
-        made["rescored.npy"] = {"array": ((n, settings.rescore.k), np.float32)}
-    if link == PAIRS:
-        made["connectivity.npy"] = {"array": ((n, settings.pairs.k), np.float32)}
-        made["confirmed.npy"] = {"array": ((n,), np.float32)}
-    else:
-        shape = (n, settings.rescore.k)
-        lists: dict[str, tuple[tuple[int, ...], Any]] = {
-            "ids": (shape, np.int32),
-            "dists": (shape, np.float32),
-        }
-        made["resorted"] = lists
-        if settings.density_peaks.transition_sigma > 0:
-            made["resorted"] = {**lists, "weights": (shape, np.float32)}
-            made["transitions.npz"] = lists
-    return made
-
-
-def tunable(weights: Weights, options: "Options") -> tuple[Tunable, ...]:
+def tunable(weights: Weights, options: Options) -> tuple[Tunable, ...]:
     """Return what is chosen on labelled faces: thresholds of the links that a run makes.
 
     Certain links bypass PCENet, so that there may be none; density peaks may link by re-scored distances themselves.
@@ -379,7 +348,7 @@ def tunable(weights: Weights, options: "Options") -> tuple[Tunable, ...]:
     )
 
 
-def workload(settings: Recipe, weights: Weights, options: "Options") -> dict[str, Workload]:
+def workload(settings: Recipe, weights: Weights, options: Options) -> dict[str, Workload]:
     """Return what a run does with each pass that it uses."""
     loads: dict[str, Workload] = {}
     if "refine" in weights:

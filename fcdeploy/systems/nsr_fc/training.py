@@ -5,9 +5,7 @@ lists, PCENet on the candidate links that the networks before it leave.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,15 +18,16 @@ from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import InputError
 from fcdeploy.graph.connectivity import symmetric_scores
 from fcdeploy.graph.links import NO_LINK
+from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.features import read_features
+from fcdeploy.run.neighbors import partition
+from fcdeploy.run.run import Run
 from fcdeploy.systems import Weights
 from fcdeploy.systems.nsr_fc import flow
 from fcdeploy.systems.nsr_fc.inputs import position_code
 from fcdeploy.systems.nsr_fc.network import Attention, Encoder, Layer, Lce, Pce, Rescore, with_gram
 from fcdeploy.systems.nsr_fc.spec import HEADS, Recipe
 from fcdeploy.systems.training_types import Net, Schedule, Task, Training, Value
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Run
 
 RESCORE_FF, PAIR_FF, PAIR_LAYERS, PAIR_HIDDEN = 2048, 1024, 3, 2048  # widths of the published layers
 PROBABILITIES = np.linspace(0, 1, 51)  # that links of LCENet alone are judged at
@@ -87,11 +86,13 @@ def _problem_of(dropout: float) -> str | None:
     return None if 0 <= dropout < 1 else f"dropout = {dropout} should lie in 0 to 1, 1 not included"
 
 
-def rescore_task(run: "Run", labels: np.ndarray, settings: RescoreSettings) -> Task[Rescore]:
+def rescore_task(run: Run, labels: np.ndarray, settings: RescoreSettings) -> Task[Rescore]:
     """An item is a face with the refined features of its neighbors; a batch attends as the recipe says."""
-    knn, made_of = flow.nearest_neighbors(run)
-    features, _ = flow.refined_features(run, knn, made_of)
-    ids = knn.ids[:, : run.settings.rescore.k]
+    vectors = read_features(run)
+    cells = partition(run, "cells", vectors)
+    knn = flow.nearest_neighbors(run, vectors, cells)
+    features = flow.features_to_rescore(run, vectors, cells, knn).array
+    ids = knn["ids"][:, : run.settings.rescore.k]
     code = position_code(ids.shape[1], features.shape[1])
 
     def batch(items: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -107,30 +108,28 @@ def rescore_task(run: "Run", labels: np.ndarray, settings: RescoreSettings) -> T
     )
 
 
-def lce_task(run: "Run", labels: np.ndarray, settings: LceSettings) -> Task[Lce]:
+def lce_task(run: Run, labels: np.ndarray, settings: LceSettings) -> Task[Lce]:
     """An item is a face with the features of its neighbors."""
-    knn, _ = flow.nearest_neighbors(run)
-    ids = flow.first_columns(knn, run.settings.pairs.k).ids
+    vectors, ids = read_features(run), flow.neighbors(run)["ids"][:, : run.settings.pairs.k]
 
     def batch(items: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         lists = np.ascontiguousarray(ids[items])
         same = labels[lists] == labels[items][:, None]
-        return {"features": Rows(run.vectors, lists).gather(), "same": same.astype(np.int64)}
+        return {"features": Rows(vectors.array, lists).gather(), "same": same.astype(np.int64)}
 
     return Task(run.n, batch, functools.partial(lce_loss, dropout=settings.dropout))
 
 
-def pce_task(run: "Run", labels: np.ndarray, settings: PceSettings) -> Task[Pce]:
+def pce_task(run: Run, labels: np.ndarray, settings: PceSettings) -> Task[Pce]:
     """An item is a link from a face to a denser neighbor, with the neighbors of both."""
-    knn, made_of = flow.nearest_neighbors(run)
-    features, features_made_of = flow.refined_features(run, knn, made_of)
-    dists, _ = flow.distances(run, features, knn, {"knn": made_of, "features": features_made_of})
-    scores, _ = flow.connectivity(run, knn, made_of)
-    k = run.settings.pairs.k
-    ids = flow.first_columns(knn, k).ids
-    faces, denser = training_links(
-        run, ids, flow.similarities(knn, dists, k), scores, labels, settings.others
-    )
+    vectors = read_features(run)
+    cells = partition(run, "cells", vectors)
+    knn = flow.nearest_neighbors(run, vectors, cells)
+    features = flow.features_to_rescore(run, vectors, cells, knn)
+    dists = flow.rescored_distances(run, features, knn) if "rescore" in run.engines.weights else None
+    scores = flow.connectivity(run, vectors, cells, knn)
+    ids = knn["ids"][:, : run.settings.pairs.k]
+    faces, denser = training_links(run, knn, dists, scores, labels, settings.others)
     if not len(faces):
         raise InputError(
             "no training face has a denser neighbor that LCENet links it to; train LCENet longer, or give more faces."
@@ -139,31 +138,26 @@ def pce_task(run: "Run", labels: np.ndarray, settings: PceSettings) -> Task[Pce]
 
     def batch(items: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         both = np.concatenate([ids[faces[items]], ids[denser[items]]], axis=1)  # (b, 2k)
-        return {"features": Rows(run.vectors, both).gather(), "same": same[items]}
+        return {"features": Rows(vectors.array, both).gather(), "same": same[items]}
 
     return Task(len(faces), batch, functools.partial(pce_loss, dropout=settings.dropout))
 
 
 def training_links(
-    run: "Run",
-    ids: np.ndarray,
-    sims: Callable[[slice], np.ndarray],
-    scores: np.ndarray,
-    labels: np.ndarray,
-    others: int,
+    run: Run, knn: Artifact, dists: Artifact | None, scores: Artifact, labels: np.ndarray, others: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return faces and denser neighbors (m,) int32: all candidates, then up to ``others`` more of two persons a face.
 
-    ids: (n, k) int32; sims: of a block of faces; scores: LCENet's, (n, k) float32.
+    dists, scores: see ``flow.candidate_links``.
     """
-    found = flow.candidate_links(run, ids, sims, scores)
+    ids, sims = knn["ids"][:, : run.settings.pairs.k], flow.similarities(run, knn, dists)
+    found = flow.candidate_links(run, knn, dists, scores)
     kept = np.flatnonzero(found["ids"] != NO_LINK).astype(np.int32)
     faces, denser = [kept], [found["ids"][kept]]
     if others:
-        for start in range(0, run.n, flow.LINK_BLOCK):
-            block = slice(start, min(start + flow.LINK_BLOCK, run.n))
+        for block in flow.blocks_of(run):
             own = np.arange(block.start, block.stop, dtype=np.int32)
-            strengths = symmetric_scores(ids, scores, own) * sims(block)
+            strengths = symmetric_scores(ids, scores["probability"], own) * sims(block)
             wrong = strongest_of_others(ids[block], strengths, found["density"], labels, own, others)
             row, at = np.nonzero((wrong != NO_LINK) & (wrong != found["ids"][block][:, None]))
             faces.append(own[row])
@@ -265,16 +259,17 @@ def attended(attention: Attention, query: Tensor, key: Tensor, value: Tensor, dr
     return attention.out_proj(mixed.transpose(1, 2).reshape(query.shape))
 
 
-def lce_outcome(run: "Run", truth: np.ndarray) -> tuple[dict[str, float], dict[str, Value]]:
+def lce_outcome(run: Run, truth: np.ndarray) -> tuple[dict[str, float], dict[str, Value]]:
     """How good the clusters of LCENet's candidates are, at the probability that suits them best."""
-    knn, made_of = flow.nearest_neighbors(run)
-    k = run.settings.pairs.k
-    ids = flow.first_columns(knn, k).ids
-    scores, _ = flow.connectivity(run, knn, made_of)
-    denser = flow.candidate_links(run, ids, flow.similarities(knn, None, k), scores)["ids"]
+    vectors = read_features(run)
+    cells = partition(run, "cells", vectors)
+    knn = flow.nearest_neighbors(run, vectors, cells)
+    ids = knn["ids"][:, : run.settings.pairs.k]
+    scores = flow.connectivity(run, vectors, cells, knn)
+    denser = flow.candidate_links(run, knn, None, scores)["ids"]
     faces = np.flatnonzero(denser != NO_LINK).astype(np.int32)
     others = denser[faces]
-    means = symmetric_scores(ids, scores, faces)[
+    means = symmetric_scores(ids, scores["probability"], faces)[
         np.arange(len(faces)), (ids[faces] == others[:, None]).argmax(1)
     ]
     best: Evaluation | None = None

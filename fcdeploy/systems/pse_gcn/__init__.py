@@ -8,8 +8,8 @@ centre is always in its own neighborhood, and ties in re-ranking go by cosine si
 """
 
 from fcdeploy.systems import System
-from fcdeploy.systems.pse_gcn.flow import cluster, nearest_neighbors
-from fcdeploy.systems.pse_gcn.spec import NETWORK, Recipe, products
+from fcdeploy.systems.pse_gcn.flow import cluster, neighbors
+from fcdeploy.systems.pse_gcn.spec import NETWORK, Recipe
 from fcdeploy.systems.training_types import Tunable, thresholds
 
 SYSTEM = System(
@@ -18,10 +18,8 @@ SYSTEM = System(
     paper="Li et al., Engineering Applications of Artificial Intelligence 127, 2024",
     recipe=Recipe,
     networks={"refine": NETWORK},
-    products=products,
     cluster=cluster,
-    neighbors=nearest_neighbors,
-    unsized=("links.npz", "cells", "refined_cells"),
+    neighbors=neighbors,
     options=("k", "hops", "tau", "reranked"),
     tunable=lambda weights, options: (Tunable("links.tau", thresholds(0.0, 1.0), between=True),),
     inferences={

@@ -1,404 +1,460 @@
 """PSE-GCN from features to labels; the algorithm, top to bottom."""
 
-import contextlib
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
+from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError
-from fcdeploy.graph.aggregation_cuda import sums_on
+from fcdeploy.graph.aggregation_cuda import Sums, sums_on
 from fcdeploy.graph.density import density_from_sums, sum_similarities
 from fcdeploy.graph.halves import LARGEST, bits_of, floats_from_halves, halves_from_floats
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK, link_to_denser
-from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.rerank import expand_reciprocal, mark_mutual, rank_candidates
+from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.features import read_features
+from fcdeploy.run.neighbors import lists_from_file, partition
+from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
+from fcdeploy.run.partition import Partition
+from fcdeploy.run.run import Run, step
+from fcdeploy.run.stage import Stage
+from fcdeploy.run.store import Arrays, Shapes
 from fcdeploy.systems.pse_gcn.inputs import neighborhood_batches
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Run
+from fcdeploy.systems.pse_gcn.spec import TABLES
 
 REFINE_BLOCK = 2048
 ENGINE_ROWS = 4096  # nodes an engine call: enough for full-speed matrix products, small enough for the cache
 SETS_BLOCK = 2048
 BESIDE_SUMS = 2  # an engine and the tables of the sums, which take half of the device memory each
 LINK_BLOCK = 65536
-REFINE_PASSES = (
-    "encode",
-    "neighborhood",
-    "near1",
-    "similar1",
-    "block1",
-    "similar2",
-    "block2",
-)  # of either inference
-
-Made = dict[str, Any]  # what a product was made of
-Work = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def cluster(run: "Run") -> np.ndarray:
+def cluster(run: Run) -> np.ndarray:
     """Return the labels (n,) int64 of a run's faces."""
-    run.read_features()
-    with run.stage("knn"):
-        knn, knn_made_of = nearest_neighbors(run)
-    with run.stage("rerank"):
-        ranked, ranked_made_of = reranked_lists(run, knn, knn_made_of)
-    with run.stage("refine"):
-        # The fixed graph comes from the original lists, the neighborhoods from the re-ranked ones.
-        made_of = {"knn": knn_made_of, "ranked": ranked_made_of}
-        refine = {"exact": refined_exactly, "layerwise": refined_layerwise}[run.options.inference]
-        refined, made_of = refine(run, knn, ranked, made_of)
-    with run.stage("refined_knn"):
-        near, made_of = refined_neighbors(run, refined, made_of)
-    with run.stage("links"):
-        faces, denser = links_to_denser(run, near, made_of)
-    with run.stage("clusters"):
-        forest = new_forest(run.n)
-        join(forest, faces, denser)
-        return labels_from_forest(forest)
+    vectors = read_features(run)
+    cells = partition(run, "cells", vectors)
+    knn = nearest_neighbors(run, vectors, cells)
+    ranked = reranked_lists(run, vectors, cells, knn)
+    refined = refined_features(run, vectors, cells, knn, ranked)
+    near = refined_neighbors(run, refined)
+    links = links_to_denser(run, near)
+    return clusters(run, links)
 
 
-def nearest_neighbors(run: "Run") -> tuple[KnnGraph, Made]:
+def neighbors(run: Run) -> Artifact:
+    """The kNN lists of the features, with which a run begins."""
+    vectors = read_features(run)
+    return nearest_neighbors(run, vectors, partition(run, "cells", vectors))
+
+
+@step("knn")
+def nearest_neighbors(run: Run, vectors: Artifact, cells: Partition) -> Artifact:
     """The k nearest neighbors of the input features; similarities we compute are clipped to 0..1, as published."""
     k = run.settings.neighborhood.k
-    if run.knn_file is not None:
-        return run.lists_from_file("knn.npz", run.knn_file, k, "kNN")
-    return run.knn(
-        "knn.npz",
-        run.vectors,
-        k,
-        run.made_of_features,
-        "kNN",
-        clip=True,
-        above=run.settings.links.tau,
-        cells=lambda: run.cells,
+    if "knn" in run.given:
+        return lists_from_file(run, "knn", run.given["knn"], vectors, k, cells, "kNN")
+    return find_neighbors(run, "knn", vectors, k, cells, text="kNN", clip=True, above=run.settings.links.tau)
+
+
+@step("rerank")
+def reranked_lists(run: Run, vectors: Artifact, cells: Partition, knn: Artifact) -> Artifact:
+    """Lists re-ranked by k-reciprocal sets, ids (n, k) int32; section 3.2 of the paper.
+
+    The sets are made of lists with places in the order of visits instead of faces: neighbors lie near each other then.
+    """
+    if "reranked" in run.given:
+        return lists_from_file(run, "reranked", run.given["reranked"], vectors, None, cells, "re-ranking")
+    k = run.settings.neighborhood.k
+    placed = knn_by_place(run, cells, knn, k)
+    mutual = mutual_neighbors(run, cells, placed)
+    sets = reciprocal_sets(run, cells, placed, mutual)
+
+    def block(faces: np.ndarray) -> Arrays:
+        ranked, overlaps = rank_candidates(
+            placed["ids"],
+            knn["sims"][faces][:, :k],
+            vectors.array,
+            cells.order,
+            sets["starts"],
+            sets["counts"],
+            sets["members"],
+            cells.place[faces],
+            run.marks,
+        )
+        return {"ids": cells.order[ranked], "sims": overlaps}
+
+    return run.compute(
+        Stage(
+            name="reranked",
+            text="re-ranking",
+            block=block,
+            shapes={"ids": ((run.n, k), np.int32), "sims": ((run.n, k), np.float32)},
+            made_from=(vectors, knn),
+            settings={"k": k},
+            through=(placed, mutual, sets),
+            rows=run.n,
+            visit=cells,
+        )
     )
 
 
-def reranked_lists(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[np.ndarray, Made]:
-    """Lists re-ranked by k-reciprocal sets, (n, k) int32; section 3.2 of the paper."""
-    if run.options.reranked is not None:
-        lists, made_of = run.lists_from_file("reranked.npz", run.options.reranked, None, "re-ranking")
-        return lists.ids, made_of
-
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        scratch, place = new_scratch(run.n), places_in(run.order)
-        ids = knn_by_place(run, knn, place, knn_made_of)
-        starts, counts, members = reciprocal_sets(run, ids, knn_made_of, scratch)
-
-        def work(faces: np.ndarray) -> dict[str, np.ndarray]:
-            ranked, overlaps = rank_candidates(
-                ids,
-                knn.sims[faces],
-                run.vectors,
-                run.order,
-                starts,
-                counts,
-                members,
-                place[faces],
-                scratch,
-            )
-            return {"ids": run.order[ranked], "sims": overlaps}
-
-        yield work
-
-    made_of = {"rerank": knn_made_of}
-    arrays = run.make("reranked.npz", made_of, worker, text="re-ranking", order=run.order)
-    run.drop("placed", "mutual")
-    return arrays["ids"], made_of
+def knn_by_place(run: Run, cells: Partition, knn: Artifact, k: int) -> Artifact:
+    """The kNN lists with places in the order of visits instead of faces, (n, k) int32."""
+    return run.compute(
+        Stage(
+            name="placed",
+            text="lists by place",
+            block=lambda places: {"ids": cells.place[knn["ids"][cells.order[places]][:, :k]]},
+            shapes={"ids": ((run.n, k), np.int32)},
+            made_from=(knn, cells.artifact),
+            settings={"k": k},
+            rows=run.n,
+            scratch=True,
+        )
+    )
 
 
-def knn_by_place(run: "Run", knn: KnnGraph, place: np.ndarray, made_of: Made) -> np.ndarray:
-    """The kNN lists with places in ``run.order`` instead of faces, (n, k) int32: neighbors lie near each other."""
+def mutual_neighbors(run: Run, cells: Partition, placed: Artifact) -> Artifact:
+    """Which neighbors in lists by place have each other, (n, k) uint8; see ``mark_mutual``."""
+    return run.compute(
+        Stage(
+            name="mutual",
+            text="mutual neighbors",
+            block=lambda places: {"mutual": mark_mutual(placed["ids"], places)},
+            shapes={"mutual": (placed.shapes["ids"][0], np.uint8)},
+            made_from=(placed,),
+            rows=run.n,
+            scratch=True,
+        )
+    )
 
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        yield lambda places: {"ids": place[knn.ids[run.order[places]]]}
 
-    return run.make("placed", {"placed": made_of, **order_made_of(run)}, worker, text="lists by place")["ids"]
-
-
-def reciprocal_sets(
-    run: "Run", ids: np.ndarray, made_of: Made, scratch: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def reciprocal_sets(run: Run, cells: Partition, placed: Artifact, mutual: Artifact) -> Artifact:
     """R* of all places: starts (n,) int64, counts (n,) int32 and members int32; see ``rank_candidates``."""
 
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        yield lambda places: {"mutual": mark_mutual(ids, places)}
+    def block(places: np.ndarray) -> Arrays:
+        counts, members = expand_reciprocal(placed["ids"], mutual["mutual"], places, run.marks)
+        return {"counts": counts, "members": members}
 
-    made_of = {"mutual": made_of, **order_made_of(run)}
-    mutual = run.make("mutual", made_of, worker, text="mutual neighbors")["mutual"]
-    counts = np.empty(run.n, np.int32)
-    members = []
-    for start in range(0, run.n, SETS_BLOCK):
-        places = np.arange(start, min(start + SETS_BLOCK, run.n), dtype=np.int32)
-        counts[places], found = expand_reciprocal(ids, mutual, places, scratch)
-        members.append(found)
-    return np.cumsum(counts, dtype=np.int64) - counts, counts, np.concatenate(members)
+    return run.compute(
+        Stage(
+            name="reciprocal",
+            text="reciprocal sets",
+            block=block,
+            shapes={
+                "starts": ((run.n,), np.int64),
+                "counts": ((run.n,), np.int32),
+                "members": ((None,), np.int32),
+            },
+            made_from=(placed, mutual),
+            rows=run.n,
+            size=SETS_BLOCK,
+            scratch=True,
+        )
+    )
+
+
+@step("refine")
+def refined_features(
+    run: Run, vectors: Artifact, cells: Partition, knn: Artifact, ranked: Artifact
+) -> Artifact:
+    """Refined features, (n, 2d) float32 unit rows; section 3.3 of the paper.
+
+    The fixed graph comes from the original lists, the neighborhoods from the re-ranked ones.
+    """
+    refine = {"exact": refined_exactly, "layerwise": refined_layerwise}[run.options.inference]
+    return refine(run, vectors, cells, knn, ranked)
 
 
 def refined_exactly(
-    run: "Run", knn: KnnGraph, ranked: np.ndarray, lists_made_of: Made
-) -> tuple[np.ndarray, Made]:
-    """The centre's output of every neighborhood, (n, 2d) float32 unit rows; section 3.3 of the paper."""
+    run: Run, vectors: Artifact, cells: Partition, knn: Artifact, ranked: Artifact
+) -> Artifact:
+    """The centre's output of every neighborhood."""
     near = run.settings.neighborhood
-    made_of = made_of_refined(run, lists_made_of)
+    tables = encoded_tables(run, vectors)
 
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        tables = encoded_tables(run)
-        scratch = new_scratch(run.n)
-        with run.engine("neighborhood") as engine:
+    def block(faces: np.ndarray, engine: Engine) -> Arrays:
+        batches = neighborhood_batches(
+            tables.arrays,
+            ranked["ids"],
+            first_columns(knn.lists, near.k),
+            faces,
+            near,
+            run.marks,
+            rows=ENGINE_ROWS,
+            most=run.options.batch or ENGINE_ROWS,
+        )
+        refined = np.empty((len(faces), 2 * run.features.dim), dtype=np.float32)
+        for group, outputs in engine.run_each(batches):
+            refined[group] = outputs["refined"]
+        run.check_finite(refined, faces, "refined feature")
+        return {"refined": refined}
 
-            def batches(faces: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-                most = run.options.batch or ENGINE_ROWS
-                yield from neighborhood_batches(
-                    tables, ranked, knn, faces, near, scratch, rows=ENGINE_ROWS, most=most
-                )
-
-            def work(faces: np.ndarray) -> dict[str, np.ndarray]:
-                refined = np.empty((len(faces), 2 * run.features.dim), dtype=np.float32)
-                for group, outputs in engine.run_each(batches(faces)):
-                    refined[group] = outputs["refined"]
-                run.check_finite(refined, faces, "refined feature")
-                return {"array": refined}
-
-            yield work
-
-    arrays = run.make("refined.npy", made_of, worker, text="refinement", order=run.order, block=REFINE_BLOCK)
-    run.drop("tables")
-    return arrays["array"], made_of
+    return run.compute(
+        Stage(
+            name="refined",
+            text="refinement",
+            block=block,
+            shapes=shapes_of(run, "refined"),
+            made_from=(vectors, knn, ranked),
+            settings={"hops": list(near.hops), "active": near.active},
+            passes=("neighborhood",),
+            through=(tables,),
+            rows=run.n,
+            size=REFINE_BLOCK,
+            visit=cells,
+        )
+    )
 
 
-def encoded_tables(run: "Run") -> dict[str, np.ndarray]:
+def encoded_tables(run: Run, vectors: Artifact) -> Artifact:
     """What each face brings to every neighborhood it is in: six tables (n, 2d) float32."""
 
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        with run.engine("encode") as engine:
-            yield lambda faces: run.finite(
-                engine.run({"features": run.vectors[faces]}), faces, "encoded face"
-            )
+    def block(faces: np.ndarray, engine: Engine) -> Arrays:
+        return run.finite(engine.run({"features": vectors.array[faces]}), faces, "encoded face")
 
-    made_of = {**run.made_of_features, "engine": run.bundle.digest(REFINE_PASSES)}
-    return run.make("tables", made_of, worker, text="encoding", block=ENGINE_ROWS)
+    return run.compute(
+        Stage(
+            name="tables",
+            text="encoding",
+            block=block,
+            shapes=shapes_of(run, *TABLES, "out"),
+            made_from=(vectors,),
+            passes=("encode",),
+            rows=run.n,
+            size=ENGINE_ROWS,
+            scratch=True,
+        )
+    )
 
 
 def refined_layerwise(
-    run: "Run", knn: KnnGraph, ranked: np.ndarray, lists_made_of: Made
-) -> tuple[np.ndarray, Made]:
-    """Each block once a face, each face in its own neighborhood, (n, 2d) float32 unit rows.
+    run: Run, vectors: Artifact, cells: Partition, knn: Artifact, ranked: Artifact
+) -> Artifact:
+    """Each block once per face, each face in its own neighborhood.
 
     Not the published function: a neighbor's x1 is the one computed with that neighbor as the centre; see
     docs/inference.md for how much its clusters differ.
 
-    Between the layers faces are numbered by their place in ``run.order``: tables are then written from front to
+    Between the layers faces are numbered by their place in the order of visits: tables are then written from front to
     back, and a neighborhood's rows lie near each other. With ``--tables float16`` they are rounded to half precision.
     """
-    made_of = made_of_refined(run, lists_made_of)
     near = run.settings.neighborhood
-    scratch = new_scratch(run.n)
-    layer_made_of = {**made_of, **order_made_of(run)}
-    lists = functools.cache(lambda: lists_by_place(run, knn, ranked, layer_made_of))
-
-    def layer(name: str, inputs: Callable[[], Work]) -> dict[str, np.ndarray]:
-        """Run one pass over all places; ``inputs`` makes what it needs and returns its feeds for a block of them."""
-
-        @contextlib.contextmanager
-        def worker() -> Iterator[Work]:
-            feeds = inputs()
-            with run.engine(name, BESIDE_SUMS) as engine:
-
-                def work(places: np.ndarray) -> dict[str, np.ndarray]:
-                    outputs = engine.run(feeds(places))
-                    for output in outputs.values():
-                        run.check_finite(output, run.order[places], "value")
-                    return {name: kept(output) for name, output in outputs.items()}
-
-                yield work
-
-        return run.make(name, layer_made_of, worker, text=f"refinement, {name}", block=ENGINE_ROWS)
-
-    def kept(rows: np.ndarray) -> np.ndarray:
-        if run.options.tables == "float32":
-            return rows
-        if (largest := np.abs(rows).max()) > LARGEST:
-            raise FcdeployError(
-                f"{run.bundle.path}: gives values up to {largest:.3g}, too large for float16; "
-                "give --tables float32."
-            )
-        return halves_from_floats(rows)
+    lists = lists_by_place(run, cells, knn, ranked)
+    layer = functools.partial(one_layer, run, cells, lists)
 
     def features(places: np.ndarray) -> np.ndarray:
-        return run.vectors[run.order[places]]
+        return vectors.array[cells.order[places]]
 
-    def connected(places: np.ndarray, times: int, table: np.ndarray) -> np.ndarray:
+    def connected(places: np.ndarray, sums: Sums, times: int, table: np.ndarray) -> np.ndarray:
+        ranked, ids, sims = (lists[part] for part in ("ranked", "ids", "sims"))
         return sums.sum_connected(
-            lists()["ranked"],
-            lists()["ids"],
-            lists()["sims"],
-            places,
-            near.hops,
-            near.active,
-            times,
-            bits_of(table),
-            scratch,
+            ranked, ids, sims, places, near.hops, near.active, times, bits_of(table), run.marks
         )
 
-    def similar(places: np.ndarray, directions: np.ndarray, table: np.ndarray) -> np.ndarray:
+    def similar(places: np.ndarray, sums: Sums, directions: np.ndarray, table: np.ndarray) -> np.ndarray:
         return sums.sum_similar(
-            lists()["ranked"], places, near.hops, bits_of(directions), bits_of(table), scratch
+            lists["ranked"], places, near.hops, bits_of(directions), bits_of(table), run.marks
         )
 
-    # Each layer asks for the ones before it only when it is not finished itself.
-    def near1() -> dict[str, np.ndarray]:
-        return layer("near1", lambda: lambda places: {"features": features(places)})
+    near1 = layer(
+        "near1",
+        ("near1",),
+        (vectors,),
+        lambda places, sums: {"features": features(places)},
+    )
+    similar1 = layer(
+        "similar1",
+        ("h1", "near_drawn1"),
+        (vectors, near1),
+        lambda places, sums: {
+            "features": features(places),
+            "connected": connected(places, sums, 1, near1["near1"]),
+        },
+        through=(near1,),
+    )
+    block1 = layer(
+        "block1",
+        ("x1", "near2"),
+        (vectors, similar1),
+        lambda places, sums: {
+            "features": features(places),
+            "drawn": similar(places, sums, similar1["h1"], similar1["near_drawn1"]),
+        },
+        through=(similar1,),
+    )
+    similar2 = layer(
+        "similar2",
+        ("h2",),
+        (block1,),
+        lambda places, sums: {
+            "x1": floats_from_halves(block1["x1"][places]),
+            # The fixed graph is normalised twice, as published.
+            "connected": connected(places, sums, 2, block1["near2"]),
+        },
+    )
 
-    def similar1() -> dict[str, np.ndarray]:
-        def inputs() -> Work:
-            table = near1()["near1"]
-            return lambda places: {"features": features(places), "connected": connected(places, 1, table)}
+    def block2(faces: np.ndarray, sums: Sums, engine: Engine) -> Arrays:
+        places = cells.place[faces]
+        feeds = {
+            "features": vectors.array[faces],
+            "x1": floats_from_halves(block1["x1"][places]),
+            "drawn": similar(places, sums, similar2["h2"], block1["x1"]),
+        }
+        refined = engine.run(feeds)["refined"]
+        run.check_finite(refined, faces, "refined feature")
+        return {"refined": refined}
 
-        return layer("similar1", inputs)
-
-    def block1() -> dict[str, np.ndarray]:
-        def inputs() -> Work:
-            tables = similar1()
-            run.drop("near1")
-            return lambda places: {
-                "features": features(places),
-                "drawn": similar(places, tables["h1"], tables["near_drawn1"]),
-            }
-
-        return layer("block1", inputs)
-
-    def similar2(first: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # The fixed graph is normalised twice, as published.
-        return layer(
-            "similar2",
-            lambda: (
-                lambda places: {
-                    "x1": floats_from_halves(first["x1"][places]),
-                    "connected": connected(places, 2, first["near2"]),
-                }
-            ),
+    return run.compute(
+        Stage(
+            name="refined",
+            text="refinement, block2",
+            block=block2,
+            shapes=shapes_of(run, "refined"),
+            made_from=(vectors, knn, ranked),
+            settings={"hops": list(near.hops), "active": near.active, "tables": run.options.tables},
+            passes=("block2",),
+            through=(lists, block1, similar2),
+            rows=run.n,
+            size=ENGINE_ROWS,
+            visit=cells,
+            opened=lambda: sums_on(gpu=run.on_gpu, vram=run.options.vram),
+            share=BESIDE_SUMS,
         )
-
-    @contextlib.contextmanager
-    def block2() -> Iterator[Work]:
-        first = block1()
-        run.drop("similar1")
-        directions = similar2(first)["h2"]
-        place = places_in(run.order)
-        with run.engine("block2", BESIDE_SUMS) as engine:
-
-            def work(faces: np.ndarray) -> dict[str, np.ndarray]:
-                places = place[faces]
-                drawn = similar(places, directions, first["x1"])
-                feeds = {
-                    "features": run.vectors[faces],
-                    "x1": floats_from_halves(first["x1"][places]),
-                    "drawn": drawn,
-                }
-                refined = engine.run(feeds)["refined"]
-                run.check_finite(refined, faces, "refined feature")
-                return {"array": refined}
-
-            yield work
-
-    with sums_on(gpu=run.on_gpu, vram=run.options.vram) as sums:
-        refined = run.make(
-            "refined.npy", made_of, block2, text="refinement, block2", order=run.order, block=ENGINE_ROWS
-        )["array"]
-    run.drop("block1", "similar2", "lists")
-    return refined, made_of
-
-
-def lists_by_place(run: "Run", knn: KnnGraph, ranked: np.ndarray, made_of: Made) -> dict[str, np.ndarray]:
-    """The part of the lists that neighborhoods are made of, with places in ``run.order`` instead of faces."""
-    near = run.settings.neighborhood
-    reach = max(near.hops[0], near.hops[1] + 1)
-
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        place = places_in(run.order)
-
-        def work(places: np.ndarray) -> dict[str, np.ndarray]:
-            faces = run.order[places]
-            return {
-                "ranked": place[ranked[faces][:, :reach]],
-                "ids": place[knn.ids[faces][:, : near.active]],
-                "sims": knn.sims[faces][:, : near.active],
-            }
-
-        yield work
-
-    return run.make("lists", {"lists": made_of}, worker, text="lists by place")
-
-
-def order_made_of(run: "Run") -> Made:
-    """What decides places."""
-    return {"order": hashlib.sha256(run.order.data).hexdigest()}
-
-
-def places_in(order: np.ndarray) -> np.ndarray:
-    """Return where each face stands in ``order`` (n,), a permutation: (n,) int32."""
-    places = np.empty(len(order), dtype=np.int32)
-    places[order] = np.arange(len(order), dtype=np.int32)
-    return places
-
-
-def made_of_refined(run: "Run", lists_made_of: Made) -> Made:
-    """Everything that decides refined features."""
-    near = run.settings.neighborhood
-    return {
-        "lists": lists_made_of,
-        "engine": run.bundle.digest(REFINE_PASSES),
-        "inference": run.options.inference,
-        "tables": run.options.tables if run.options.inference == "layerwise" else "float32",
-        "hops": list(near.hops),
-        "active": near.active,
-    }
-
-
-def refined_neighbors(run: "Run", refined: np.ndarray, refined_made_of: Made) -> tuple[KnnGraph, Made]:
-    """The k nearest neighbors among refined features."""
-    return run.knn(
-        "refined_knn.npz",
-        refined,
-        run.settings.links.k,
-        refined_made_of,
-        "kNN of refined",
-        clip=False,
-        above=run.settings.links.tau,
-        cells=lambda: run.partition("refined_cells", refined, refined_made_of),
     )
 
 
-def links_to_denser(run: "Run", near: KnnGraph, made_of: Made) -> tuple[np.ndarray, np.ndarray]:
-    """Links of similarity tau or more, each from a face to its nearest denser face; section 3.4 of the paper."""
+def one_layer(
+    run: Run,
+    cells: Partition,
+    lists: Artifact,
+    name: str,
+    outputs: tuple[str, ...],
+    made_from: tuple[Artifact, ...],
+    feeds: Callable[[np.ndarray, Sums], dict[str, Any]],
+    through: tuple[Artifact, ...] = (),
+) -> Artifact:
+    """Run the pass ``name`` over all places; feeds: its inputs for some of them. Its tables (n, 2d) are scratch."""
+    half = run.options.tables == "float16"
+
+    def block(places: np.ndarray, sums: Sums, engine: Engine) -> Arrays:
+        tables = run.finite(engine.run(feeds(places, sums)), cells.order[places], "value")
+        return {part: halved(run, rows) for part, rows in tables.items()} if half else tables
+
+    return run.compute(
+        Stage(
+            name=name,
+            text=f"refinement, {name}",
+            block=block,
+            shapes=shapes_of(run, *outputs, half=half),
+            made_from=(lists, *made_from),
+            passes=(name,),
+            through=through,
+            settings={"tables": run.options.tables},
+            rows=run.n,
+            size=ENGINE_ROWS,
+            opened=lambda: sums_on(gpu=run.on_gpu, vram=run.options.vram),
+            share=BESIDE_SUMS,
+            scratch=True,
+        )
+    )
+
+
+def halved(run: Run, rows: np.ndarray) -> np.ndarray:
+    """Round a table to half precision; raises FcdeployError for values too large for it."""
+    if (largest := np.abs(rows).max()) > LARGEST:
+        raise FcdeployError(
+            f"{run.engines.path}: gives values up to {largest:.3g}, too large for float16; give --tables float32."
+        )
+    return halves_from_floats(rows)
+
+
+def shapes_of(run: Run, *names: str, half: bool = False) -> Shapes:
+    """Tables of all faces, (n, 2d)."""
+    return dict.fromkeys(names, ((run.n, 2 * run.features.dim), np.float16 if half else np.float32))
+
+
+def lists_by_place(run: Run, cells: Partition, knn: Artifact, ranked: Artifact) -> Artifact:
+    """The part of the lists that neighborhoods are made of, with places in the order of visits instead of faces."""
+    near = run.settings.neighborhood
+    reach = max(near.hops[0], near.hops[1] + 1)
+
+    def block(places: np.ndarray) -> Arrays:
+        faces = cells.order[places]
+        return {
+            "ranked": cells.place[ranked["ids"][faces][:, :reach]],
+            "ids": cells.place[knn["ids"][faces][:, : near.active]],
+            "sims": knn["sims"][faces][:, : near.active],
+        }
+
+    return run.compute(
+        Stage(
+            name="lists",
+            text="lists by place",
+            block=block,
+            shapes={
+                "ranked": ((run.n, reach), np.int32),
+                "ids": ((run.n, near.active), np.int32),
+                "sims": ((run.n, near.active), np.float32),
+            },
+            made_from=(knn, ranked, cells.artifact),
+            settings={"reach": reach, "active": near.active},
+            rows=run.n,
+            scratch=True,
+        )
+    )
+
+
+def first_columns(lists: KnnGraph, k: int) -> KnnGraph:
+    """The same lists, cut to k."""
+    return lists if k == lists.k else KnnGraph(lists.ids[:, :k], lists.sims[:, :k])
+
+
+@step("refined_knn")
+def refined_neighbors(run: Run, refined: Artifact) -> Artifact:
+    """The k nearest neighbors among refined features."""
+    links = run.settings.links
+    cells = partition(run, "refined_cells", refined)
+    return find_neighbors(
+        run, "refined_knn", refined, links.k, cells, text="kNN of refined", clip=False, above=links.tau
+    )
+
+
+@step("links")
+def links_to_denser(run: Run, near: Artifact) -> Artifact:
+    """Links of similarity tau or more, each from a face to its nearest denser face; section 3.4 of the paper.
+
+    Gives ids (m, 2) int32 and sims (m,) float32.
+    """
     tau = np.float32(run.settings.links.tau)
 
-    def maker() -> dict[str, np.ndarray]:
-        sums = np.empty(run.n, dtype=np.float32)
+    def blocks() -> Iterator[slice]:
         for start in range(0, run.n, LINK_BLOCK):
-            sum_similarities(near.sims[start : start + LINK_BLOCK], sums[start : start + LINK_BLOCK])
+            yield slice(start, min(start + LINK_BLOCK, run.n))
+
+    def make() -> Arrays:
+        sums = np.empty(run.n, dtype=np.float32)
+        for block in blocks():
+            sum_similarities(near["sims"][block], sums[block])
         density = density_from_sums(sums)
         pairs, sims = [], []
-        for start in range(0, run.n, LINK_BLOCK):
-            stop = min(start + LINK_BLOCK, run.n)
-            denser, best = link_to_denser(near.ids[start:stop], near.sims[start:stop], density, start)
+        for block in blocks():
+            denser, best = link_to_denser(near["ids"][block], near["sims"][block], density, block.start)
             kept = np.flatnonzero((denser != NO_LINK) & (best >= tau))
-            pairs.append(np.stack([start + kept, denser[kept]], axis=1).astype(np.int32))
+            pairs.append(np.stack([block.start + kept, denser[kept]], axis=1).astype(np.int32))
             sims.append(best[kept])
         return {"ids": np.concatenate(pairs), "sims": np.concatenate(sims)}
 
-    links = run.keep("links.npz", {**made_of, "tau": float(tau)}, maker)
-    return links["ids"][:, 0], links["ids"][:, 1]
+    return run.collect("links", make, made_from=(near,), settings={"tau": float(tau)})
+
+
+@step("clusters")
+def clusters(run: Run, links: Artifact) -> np.ndarray:
+    """Labels (n,) int64 of the connected components of links ``ids`` (m, 2)."""
+    forest = new_forest(run.n)
+    join(forest, links["ids"][:, 0], links["ids"][:, 1])
+    return labels_from_forest(forest)

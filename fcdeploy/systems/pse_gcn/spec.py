@@ -1,17 +1,11 @@
 """What PSE-GCN's passes take and give, what its checkpoints hold, and its published settings."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
+from typing import ClassVar
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Network, Products, Weights
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Options
+from fcdeploy.systems import Network, Weights
 
 TABLES = (
     "local",
@@ -185,46 +179,6 @@ def passes(dim: int) -> dict[str, PassSpec]:
         "block1": over_rows("block1", ("features", "drawn"), ("x1", "near2")),
         "similar2": over_rows("similar2", ("x1", "connected"), ("h2",)),
         "block2": over_rows("block2", ("features", "x1", "drawn"), ("refined",)),
-    }
-
-
-def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> Products:
-    """Return the arrays of everything that a run over n faces makes; names without a suffix are scratch."""
-    dim, near, links = weights["refine"]["dim"], settings.neighborhood, settings.links
-    return {
-        "vectors": {"vectors": ((n, dim), np.float32)},
-        "knn.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float32)},
-        **refinement_products(n, dim, near, options),
-        "refined_knn.npz": {"ids": ((n, links.k), np.int32), "sims": ((n, links.k), np.float32)},
-    }
-
-
-def refinement_products(n: int, dim: int, near: NeighborhoodSettings, options: "Options") -> Products:
-    """Return the arrays between kNN lists and refined features, these included."""
-    h = 2 * dim
-    half = options.inference == "layerwise" and options.tables == "float16"
-
-    def tables(*names: str) -> dict[str, tuple[tuple[int, ...], Any]]:
-        return dict.fromkeys(names, ((n, h), np.float16 if half else np.float32))
-
-    exact = {"tables": tables(*TABLES, "out")}
-    layerwise: dict[str, Mapping[str, tuple[tuple[int, ...], Any]]] = {
-        "lists": {
-            "ranked": ((n, max(near.hops[0], near.hops[1] + 1)), np.int32),
-            "ids": ((n, near.active), np.int32),
-            "sims": ((n, near.active), np.float32),
-        },
-        "near1": tables("near1"),
-        "similar1": tables("h1", "near_drawn1"),
-        "block1": tables("x1", "near2"),
-        "similar2": tables("h2"),
-    }
-    return {
-        "placed": {"ids": ((n, near.k), np.int32)},
-        "mutual": {"mutual": ((n, near.k), np.uint8)},
-        "reranked.npz": {"ids": ((n, near.k), np.int32), "sims": ((n, near.k), np.float32)},
-        **(exact if options.inference == "exact" else layerwise),
-        "refined.npy": {"array": ((n, h), np.float32)},
     }
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,15 +11,15 @@ from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.marks import new_scratch, unmark
 from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods
+from fcdeploy.run.features import read_features
+from fcdeploy.run.neighbors import partition
+from fcdeploy.run.run import Run
 from fcdeploy.systems import Weights, augmentation
 from fcdeploy.systems.augmentation import mirrors, noisy
 from fcdeploy.systems.pse_gcn import flow
 from fcdeploy.systems.pse_gcn.network import PseGcn
 from fcdeploy.systems.pse_gcn.spec import Recipe
 from fcdeploy.systems.training_types import Schedule, Task, Training
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Run
 
 PUBLISHED, MULTI_SIMILARITY = "published", "multi-similarity"
 # Of multi-similarity: how sharply hard pairs of one person, and of two, stand out, and the similarity between them.
@@ -58,20 +57,28 @@ class Settings:
         return augmentation.problem(self.flips, self.noise)
 
 
-def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task[PseGcn]:
+def task(run: Run, labels: np.ndarray, settings: Settings) -> Task[PseGcn]:
     """An item is a face with its neighborhood, all of the same number of nodes."""
-    knn, made_of = flow.nearest_neighbors(run)
-    return neighborhood_task(run, knn, flow.reranked_lists(run, knn, made_of)[0], labels, settings)
+    vectors = read_features(run)
+    cells = partition(run, "cells", vectors)
+    knn = flow.nearest_neighbors(run, vectors, cells)
+    ranked = flow.reranked_lists(run, vectors, cells, knn)
+    return neighborhood_task(run, vectors.array, knn.lists, ranked["ids"], labels, settings)
 
 
 def neighborhood_task(
-    run: "Run", knn: KnnGraph, ranked: np.ndarray, labels: np.ndarray, settings: Settings
+    run: Run,
+    vectors: np.ndarray,
+    knn: KnnGraph,
+    ranked: np.ndarray,
+    labels: np.ndarray,
+    settings: Settings,
 ) -> Task[PseGcn]:
-    """The same from kNN lists and re-ranked ones, (n, k) int32."""
+    """The same from features (n, d) and kNN lists, and re-ranked ones, (n, k) int32."""
     near = run.settings.neighborhood
     cap = min(settings.nodes or near.hops[0] * near.hops[1] + 1, run.n)
     identity = labels.astype(np.int32)
-    look_alikes = nearest_identities(run.vectors, identity)
+    look_alikes = nearest_identities(vectors, identity)
     members = np.argsort(identity, kind="stable").astype(np.int32)
     starts = np.searchsorted(identity[members], np.arange(identity.max() + 2)).astype(np.int64)
     scratch = new_scratch(run.n)
@@ -83,7 +90,7 @@ def neighborhood_task(
         nodes = fill_neighborhoods(found, sizes, cap, identity, look_alikes, starts, members, turns, scratch)
         adj = np.empty((len(nodes), cap, cap), dtype=np.float32)
         connect_neighborhoods(nodes, np.full(len(nodes), cap, np.int32), knn.ids, knn.sims, near.active, adj)
-        features = run.vectors[nodes]
+        features = vectors[nodes]
         if settings.flips:
             features *= mirrors(len(nodes), features.shape[-1], settings.flips, rng)[:, None]
         if settings.noise:

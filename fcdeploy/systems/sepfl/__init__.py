@@ -7,8 +7,8 @@ undefined: lists of a file are sorted by similarity with equal ones in the file'
 """
 
 from fcdeploy.systems import System
-from fcdeploy.systems.sepfl.flow import cluster, nearest_neighbors
-from fcdeploy.systems.sepfl.spec import NETWORK, Recipe, products
+from fcdeploy.systems.sepfl.flow import cluster, neighbors
+from fcdeploy.systems.sepfl.spec import NETWORK, Recipe
 from fcdeploy.systems.training_types import Tunable, probabilities, thresholds
 
 SYSTEM = System(
@@ -17,9 +17,8 @@ SYSTEM = System(
     paper="Structure-enhanced pairwise feature learning for face clustering; github.com/Stalker-DAs/SEPFL",
     recipe=Recipe,
     networks={"pairwise": NETWORK},
-    products=products,
     cluster=cluster,
-    neighbors=nearest_neighbors,
+    neighbors=neighbors,
     options=("min_probability",),
     sorts_lists="always",
     tunable=lambda weights, options: (

@@ -1,21 +1,24 @@
 """SEPFL from features to labels; the algorithm, top to bottom."""
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
 import numpy as np
 
-from fcdeploy.clustering.components import join, labels_from_forest, new_forest
+from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.density import density_from_sums_and_counts, sum_and_count_similarities
-from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK, link_to_denser
+from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.features import read_features
+from fcdeploy.run.neighbors import lists_from_file, partition
+from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
+from fcdeploy.run.partition import Partition
+from fcdeploy.run.run import Run, step
+from fcdeploy.run.stage import Stage
+from fcdeploy.run.store import Arrays
+from fcdeploy.systems.pse_gcn.flow import clusters
 from fcdeploy.systems.sepfl.decode import accepted, probability
 from fcdeploy.systems.sepfl.inputs import face_batches
 from fcdeploy.systems.sepfl.spec import ACCEPTED
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Run
 
 NEAR_BLOCK = 4096
 ENCODE_BLOCK = 2048
@@ -23,149 +26,175 @@ ENGINE_ROWS = 1280  # neighbors an engine call: full-speed matrix products that 
 LINK_BLOCK = 65536
 PAIR_BLOCK = 4096
 
-Made = dict[str, Any]  # what a product was made of
-Work = Callable[[np.ndarray], dict[str, np.ndarray]]
 
-
-def cluster(run: "Run") -> np.ndarray:
+def cluster(run: Run) -> np.ndarray:
     """Return the labels (n,) int64 of a run's faces."""
-    run.read_features()
-    with run.stage("knn"):
-        knn, knn_made_of = nearest_neighbors(run)
-    with run.stage("encode"):
-        encoded, made_of = encoded_faces(run, knn, knn_made_of)
-    with run.stage("links"):
-        candidates, made_of = candidate_links(run, knn, encoded, made_of)
-        faces, denser = accepted_links(run, candidates, made_of)
-    with run.stage("clusters"):
-        forest = new_forest(run.n)
-        join(forest, faces, denser)
-        return labels_from_forest(forest)
+    vectors = read_features(run)
+    cells = partition(run, "cells", vectors)
+    knn = nearest_neighbors(run, vectors, cells)
+    encoded = encoded_faces(run, vectors, cells, knn)
+    candidates = candidate_links(run, cells, knn, encoded)
+    links = accepted_links(run, candidates)
+    return clusters(run, links)
 
 
-def nearest_neighbors(run: "Run") -> tuple[KnnGraph, Made]:
+def neighbors(run: Run) -> Artifact:
+    """The kNN lists of the features, with which a run begins."""
+    vectors = read_features(run)
+    return nearest_neighbors(run, vectors, partition(run, "cells", vectors))
+
+
+@step("knn")
+def nearest_neighbors(run: Run, vectors: Artifact, cells: Partition) -> Artifact:
     """The k nearest neighbors of the input features, most similar first; k is a length of the weights."""
-    k = run.settings.links.k
-    if run.knn_file is not None:
-        return run.lists_from_file("knn.npz", run.knn_file, k, "kNN")
-    return run.knn(
-        "knn.npz",
-        run.vectors,
-        k,
-        run.made_of_features,
-        "kNN",
-        clip=True,
-        above=run.settings.links.rho,
-        cells=lambda: run.cells,
+    links = run.settings.links
+    if "knn" in run.given:
+        return lists_from_file(run, "knn", run.given["knn"], vectors, links.k, cells, "kNN")
+    return find_neighbors(run, "knn", vectors, links.k, cells, text="kNN", clip=True, above=links.rho)
+
+
+@step("encode")
+def encoded_faces(run: Run, vectors: Artifact, cells: Partition, knn: Artifact) -> Artifact:
+    """Each face with what it attends to among its neighbors, (n, 2d) float32."""
+    near = near_products(run, vectors)
+    width = 2 * run.features.dim
+
+    def block(faces: np.ndarray, engine: Engine) -> Arrays:
+        ids = knn["ids"]
+        most = run.options.batch or max(1, ENGINE_ROWS // ids.shape[1])
+        encoded = np.empty((len(faces), width), dtype=np.float32)
+        for part, outputs in engine.run_each(face_batches(vectors.array, near["near"], ids, faces, most)):
+            encoded[part] = outputs["encoded"]
+        run.check_finite(encoded, faces, "encoded face")
+        return {"encoded": encoded}
+
+    return run.compute(
+        Stage(
+            name="encoded",
+            text="encoding",
+            block=block,
+            shapes={"encoded": ((run.n, width), np.float32)},
+            made_from=(vectors, knn),
+            passes=("encode",),
+            through=(near,),
+            rows=run.n,
+            size=ENCODE_BLOCK,
+            visit=cells,
+        )
     )
 
 
-def encoded_faces(run: "Run", knn: KnnGraph, knn_made_of: Made) -> tuple[np.ndarray, Made]:
-    """Each face with what it attends to among its neighbors, (n, 2d) float32."""
-    made_of = {"knn": knn_made_of, **run.made_of_features, "engine": run.bundle.digest()}
-    most = run.options.batch or max(1, ENGINE_ROWS // knn.k)
-
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        near = near_products(run)
-        with run.engine("encode") as engine:
-
-            def batches(faces: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
-                yield from face_batches(run.vectors, near, knn.ids, faces, most)
-
-            def work(faces: np.ndarray) -> dict[str, np.ndarray]:
-                encoded = np.empty((len(faces), 2 * run.features.dim), dtype=np.float32)
-                for part, outputs in engine.run_each(batches(faces)):
-                    encoded[part] = outputs["encoded"]
-                run.check_finite(encoded, faces, "encoded face")
-                return {"array": encoded}
-
-            yield work
-
-    arrays = run.make("encoded.npy", made_of, worker, text="encoding", order=run.order, block=ENCODE_BLOCK)
-    run.drop("near")
-    return arrays["array"], made_of
-
-
-def near_products(run: "Run") -> np.ndarray:
+def near_products(run: Run, vectors: Artifact) -> Artifact:
     """What each face brings to the channel mixer of those it is a neighbor of, (n, 4d) float32."""
 
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
-        with run.engine("near") as engine:
-            yield lambda faces: run.finite(
-                engine.run({"features": run.vectors[faces]}), faces, "product of a neighbor"
-            )
+    def block(faces: np.ndarray, engine: Engine) -> Arrays:
+        return run.finite(engine.run({"features": vectors.array[faces]}), faces, "product of a neighbor")
 
-    made_of = {**run.made_of_features, "engine": run.bundle.digest()}
-    return run.make("near", made_of, worker, text="products of neighbors", block=NEAR_BLOCK)["near"]
+    return run.compute(
+        Stage(
+            name="near",
+            text="products of neighbors",
+            block=block,
+            shapes={"near": ((run.n, 4 * run.features.dim), np.float32)},
+            made_from=(vectors,),
+            passes=("near",),
+            rows=run.n,
+            size=NEAR_BLOCK,
+            scratch=True,
+        )
+    )
 
 
-def density_of_faces(run: "Run", knn: KnnGraph) -> np.ndarray:
+def blocks_of(run: Run) -> Iterator[slice]:
+    """The faces, block by block."""
+    for start in range(0, run.n, LINK_BLOCK):
+        yield slice(start, min(start + LINK_BLOCK, run.n))
+
+
+def density_of_faces(run: Run, knn: Artifact) -> np.ndarray:
     """How central each face is, (n,) float64: half by its neighbors' similarity, half by the number of near ones."""
     sums, counts = np.empty(run.n, dtype=np.float32), np.empty(run.n, dtype=np.int32)
-    for start in range(0, run.n, LINK_BLOCK):
-        block = slice(start, start + LINK_BLOCK)
-        sum_and_count_similarities(knn.sims[block], run.settings.links.rho, sums[block], counts[block])
+    for block in blocks_of(run):
+        sum_and_count_similarities(knn["sims"][block], run.settings.links.rho, sums[block], counts[block])
     return density_from_sums_and_counts(sums, counts)
 
 
-def candidate_links(
-    run: "Run", knn: KnnGraph, encoded: np.ndarray, encoded_made_of: Made
-) -> tuple[dict[str, np.ndarray], Made]:
-    """Each face's nearest denser neighbor and what the network says of the two.
+def denser_neighbors(run: Run, knn: Artifact) -> Artifact:
+    """Each face's nearest denser neighbor: ids (n,) int32, NO_LINK where there is none, and sims (n,) float32."""
 
-    Returns ids (n,) int32, NO_LINK where no neighbor is denser, sims (n,) float32 and logits (n, 2) float32, 0 there.
-    """
-
-    @contextlib.contextmanager
-    def worker() -> Iterator[Work]:
+    def make() -> Arrays:
         density = density_of_faces(run, knn)
         denser, sims = np.empty(run.n, dtype=np.int32), np.empty(run.n, dtype=np.float32)
-        for start in range(0, run.n, LINK_BLOCK):
-            block = slice(start, start + LINK_BLOCK)
-            denser[block], sims[block] = link_to_denser(knn.ids[block], knn.sims[block], density, start)
-        with run.engine("pair") as engine:
+        for block in blocks_of(run):
+            denser[block], sims[block] = link_to_denser(
+                knn["ids"][block], knn["sims"][block], density, block.start
+            )
+        return {"ids": denser, "sims": sims}
 
-            def work(faces: np.ndarray) -> dict[str, np.ndarray]:
-                logits = np.zeros((len(faces), 2), dtype=np.float32)
-                linked = np.flatnonzero(denser[faces] != NO_LINK)
-                if len(linked):
-                    pairs = {"face": encoded[faces[linked]], "denser": encoded[denser[faces[linked]]]}
-                    logits[linked] = engine.run(pairs)["logits"]
-                run.check_finite(logits, faces, "logit")
-                return {"ids": denser[faces], "sims": sims[faces], "logits": logits}
+    rho = run.settings.links.rho
+    return run.collect("denser", make, made_from=(knn,), settings={"rho": rho}, scratch=True)
 
-            yield work
 
-    made_of = {"encoded": encoded_made_of, "rho": run.settings.links.rho}
-    arrays = run.make(
-        "candidates.npz", made_of, worker, text="candidate links", order=run.order, block=PAIR_BLOCK
+@step("links")
+def candidate_links(run: Run, cells: Partition, knn: Artifact, encoded: Artifact) -> Artifact:
+    """Each face's nearest denser neighbor and what the network says of the two.
+
+    Gives ids (n,) int32, NO_LINK where no neighbor is denser, sims (n,) float32 and logits (n, 2) float32, 0 there.
+    """
+    near = denser_neighbors(run, knn)
+
+    def block(faces: np.ndarray, engine: Engine) -> Arrays:
+        denser = near["ids"][faces]
+        logits = np.zeros((len(faces), 2), dtype=np.float32)
+        linked = np.flatnonzero(denser != NO_LINK)
+        if len(linked):
+            pairs = {"face": encoded.array[faces[linked]], "denser": encoded.array[denser[linked]]}
+            logits[linked] = engine.run(pairs)["logits"]
+        run.check_finite(logits, faces, "logit")
+        return {"ids": denser, "sims": near["sims"][faces], "logits": logits}
+
+    return run.compute(
+        Stage(
+            name="candidates",
+            text="candidate links",
+            block=block,
+            shapes={
+                "ids": ((run.n,), np.int32),
+                "sims": ((run.n,), np.float32),
+                "logits": ((run.n, 2), np.float32),
+            },
+            made_from=(knn, encoded),
+            settings={"rho": run.settings.links.rho},
+            passes=("pair",),
+            through=(near,),
+            rows=run.n,
+            size=PAIR_BLOCK,
+            visit=cells,
+        )
     )
-    return arrays, made_of
 
 
-def accepted_links(
-    run: "Run", candidates: dict[str, np.ndarray], candidates_made_of: Made
-) -> tuple[np.ndarray, np.ndarray]:
+@step("links")
+def accepted_links(run: Run, candidates: Artifact) -> Artifact:
     """Candidate links whose logit 1 is above logit 0, and as probable as the user asks for.
 
-    A recipe that is content with less than half accepts links that the network refuses.
+    A recipe that is content with less than half accepts links that the network refuses. Gives ids (m, 2) int32, sims
+    and probability (m,) float32.
     """
     wanted, asked = run.settings.links.min_probability, run.options.min_probability
     least = max(ACCEPTED, asked) if asked is not None else wanted
 
-    def maker() -> dict[str, np.ndarray]:
+    def make() -> Arrays:
         ids, sims, probabilities = [], [], []
-        for start in range(0, run.n, LINK_BLOCK):
-            denser, logits = (candidates[name][start : start + LINK_BLOCK] for name in ("ids", "logits"))
+        for block in blocks_of(run):
+            denser, logits = (candidates[name][block] for name in ("ids", "logits"))
             probable = probability(logits)
             keep = (denser != NO_LINK) & (probable >= np.float32(least))
             if least >= ACCEPTED:
                 keep &= accepted(logits)
             kept = np.flatnonzero(keep)
-            ids.append(np.stack([start + kept, denser[kept]], axis=1).astype(np.int32))
-            sims.append(candidates["sims"][start : start + LINK_BLOCK][kept])
+            ids.append(np.stack([block.start + kept, denser[kept]], axis=1).astype(np.int32))
+            sims.append(candidates["sims"][block][kept])
             probabilities.append(probable[kept])
         return {
             "ids": np.concatenate(ids),
@@ -173,5 +202,4 @@ def accepted_links(
             "probability": np.concatenate(probabilities),
         }
 
-    links = run.keep("links.npz", {"candidates": candidates_made_of, "min_probability": least}, maker)
-    return links["ids"][:, 0], links["ids"][:, 1]
+    return run.collect("links", make, made_from=(candidates,), settings={"min_probability": least})

@@ -1,16 +1,11 @@
 """What SEPFL's passes take and give, what its checkpoints hold, and its published settings."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
-
-import numpy as np
+from typing import ClassVar
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
-from fcdeploy.systems import Network, Products, Weights
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Options
+from fcdeploy.systems import Network, Weights
 
 ACCEPTED = 0.5  # probability from which a link is accepted
 
@@ -125,23 +120,6 @@ def passes(dim: int, k: int) -> dict[str, PassSpec]:
             (TensorSpec("face", ("m", h)), TensorSpec("denser", ("m", h))),
             (TensorSpec("logits", ("m", 2)),),
         ),
-    }
-
-
-def products(n: int, weights: Weights, settings: Recipe, options: "Options") -> Products:
-    """Return the arrays of everything that a run over n faces makes; names without a suffix are scratch."""
-    dim, k = weights["pairwise"]["dim"], settings.links.k
-    h = 2 * dim
-    return {
-        "vectors": {"vectors": ((n, dim), np.float32)},
-        "knn.npz": {"ids": ((n, k), np.int32), "sims": ((n, k), np.float32)},
-        "near": {"near": ((n, 2 * h), np.float32)},
-        "encoded.npy": {"array": ((n, h), np.float32)},
-        "candidates.npz": {
-            "ids": ((n,), np.int32),
-            "sims": ((n,), np.float32),
-            "logits": ((n, 2), np.float32),
-        },
     }
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,15 +10,14 @@ from torch.nn import functional as F
 
 from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import InputError
+from fcdeploy.run.features import read_features
+from fcdeploy.run.run import Run
 from fcdeploy.systems import Weights, augmentation
 from fcdeploy.systems.augmentation import mirrors, noisy
 from fcdeploy.systems.sepfl import flow
 from fcdeploy.systems.sepfl.network import Sepfl
 from fcdeploy.systems.sepfl.spec import Recipe
 from fcdeploy.systems.training_types import Schedule, Task, Training
-
-if TYPE_CHECKING:
-    from fcdeploy.runtime.pipeline import Run
 
 DRAW = 0  # seed of which links are trained on
 RANDOM, SIMILARITY = "random", "similarity"
@@ -69,20 +67,21 @@ class Settings:
         return augmentation.problem(self.flips, self.noise)
 
 
-def task(run: "Run", labels: np.ndarray, settings: Settings) -> Task[Sepfl]:
+def task(run: Run, labels: np.ndarray, settings: Settings) -> Task[Sepfl]:
     """An item is a link from a face to one of its neighbors, and both faces' lists; with ``group``, a face."""
-    knn, _ = flow.nearest_neighbors(run)
-    reach = settings.reach or max(1, knn.k // 2 - 1)
+    ids = flow.neighbors(run)["ids"]
+    vectors = read_features(run).array
+    reach = settings.reach or max(1, ids.shape[1] // 2 - 1)
     make = task_of_groups if settings.group else task_of_links
-    made = make(run, labels, knn.ids, settings, reach)
+    made = make(vectors, labels, ids, settings, reach)
     if settings.start == RANDOM:
         return made
-    some = run.vectors[:: -(-run.n // VARIANCE_FACES)]
+    some = vectors[:: -(-run.n // VARIANCE_FACES)]
     return replace(made, start=partial(start_from_similarity, variance=some.var(axis=0, dtype=np.float64)))
 
 
 def task_of_links(
-    run: "Run", labels: np.ndarray, ids: np.ndarray, settings: Settings, reach: int
+    vectors: np.ndarray, labels: np.ndarray, ids: np.ndarray, settings: Settings, reach: int
 ) -> Task[Sepfl]:
     """An item is a link, from a face to one of the first ``reach`` others of its list in ``ids`` (n, k)."""
     faces, others = drawn_links(ids[:, 1 : 1 + reach], labels, settings.links)
@@ -92,14 +91,14 @@ def task_of_links(
         arrays: dict[str, np.ndarray] = {"same": same[items]}
         for side, chosen in (("face", faces[items]), ("other", others[items])):
             lists = np.ascontiguousarray(ids[chosen])
-            arrays |= {side: run.vectors[chosen], f"{side}_neighbors": Rows(run.vectors, lists).gather()}
+            arrays |= {side: vectors[chosen], f"{side}_neighbors": Rows(vectors, lists).gather()}
         return arrays
 
     return Task(len(faces), batch, loss)
 
 
 def task_of_groups(
-    run: "Run", labels: np.ndarray, ids: np.ndarray, settings: Settings, reach: int
+    vectors: np.ndarray, labels: np.ndarray, ids: np.ndarray, settings: Settings, reach: int
 ) -> Task[Sepfl]:
     """An item is a face, with its nearest: the first ``settings.group`` of its list in ``ids`` (n, k)."""
     n = len(ids)
@@ -113,7 +112,7 @@ def task_of_groups(
         links = links_among(members, lists[:, 1 : 1 + reach])
         faces, place = np.unique(np.column_stack([members, lists]), return_inverse=True)
         place = place.reshape(len(members), -1)
-        features = run.vectors[faces % n]
+        features = vectors[faces % n]
         if settings.flips:
             features *= mirrors(len(items), features.shape[1], settings.flips, rng)[faces // n]
         if settings.noise:

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from typing import Any
 
-FOLDERS = ("data", "graph", "clustering", "engine", "systems", "runtime")  # that decide the results of a run
+FOLDERS = (
+    "data",
+    "graph",
+    "clustering",
+    "engine",
+    "run",
+    "systems",
+    "runtime",
+)  # that decide the results of a run
 SOURCES, COMPILED = (".py", ".cu"), ".pyc"
 PYC_HEADER = 16  # bytes, among them the time of the source
 

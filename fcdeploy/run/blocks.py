@@ -1,0 +1,107 @@
+"""The blocks of a stage, computed in this process."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from fcdeploy.engine.tensors import Engine
+from fcdeploy.errors import FcdeployError
+from fcdeploy.run.memory import resident_bytes
+from fcdeploy.run.options import Options
+from fcdeploy.run.progress import Progress
+from fcdeploy.run.stage import Stage
+from fcdeploy.run.store import Partial, Store, missing_blocks
+
+OpenEngine = Callable[[str, int], contextlib.AbstractContextManager[Engine]]  # pass, share
+
+
+class Blocks(Protocol):
+    """Who computes the blocks of a stage that an artifact in the making lacks."""
+
+    def compute(
+        self, stage: Stage, partial: Partial, open_engine: OpenEngine, store: Store, progress: Progress
+    ) -> None: ...
+
+
+class LocalBlocks:
+    """This process, one block after the other, in the order of the visit.
+
+    A block for which there is no memory is computed in halves, and so are those after it. Raises FcdeployError where
+    there is none for the smallest.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._budget = options.budget
+
+    def compute(
+        self, stage: Stage, partial: Partial, open_engine: OpenEngine, store: Store, progress: Progress
+    ) -> None:
+        missing = list(missing_blocks(partial.finished, stage.count))
+        left = sum(stop - start for start, stop in missing)
+        with (
+            opened(stage, open_engine) as resources,
+            progress.bar(stage.text, stage.count, stage.count - left, stage.unit) as bar,
+        ):
+            size = stage.size
+            for first, end in missing:
+                start = first
+                while start < end:
+                    stop = min(start + size, end)
+                    rows = rows_of_block(stage, start, stop)
+                    try:
+                        arrays = stage.block(rows, *resources)
+                    except MemoryError as error:
+                        store.release_pages()
+                        size = smaller(stage, stop - start, error)
+                        continue
+                    write_block(stage, partial, rows, arrays)
+                    partial.commit(start, stop)
+                    bar.advance(stop - start)
+                    start = stop
+                    if resident_bytes() > self._budget:
+                        store.release_pages()
+
+
+@contextlib.contextmanager
+def opened(stage: Stage, open_engine: OpenEngine) -> Iterator[list[Any]]:
+    """Open what a stage's blocks are handed: its own resource, if there is one, and the engines of its passes."""
+    share = len(stage.passes) if stage.share is None else stage.share
+    with contextlib.ExitStack() as stack:
+        own = [] if stage.opened is None else [stack.enter_context(stage.opened())]
+        yield [*own, *(stack.enter_context(open_engine(name, share)) for name in stage.passes)]
+
+
+def rows_of_block(stage: Stage, start: int, stop: int) -> np.ndarray:
+    """Return the rows (m,) int32 of the block [start, stop) of a visit."""
+    if stage.visit is None:
+        return np.arange(start, stop, dtype=np.int32)
+    return stage.visit.order[start:stop]
+
+
+def write_block(stage: Stage, partial: Partial, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+    """Write the arrays of a block to their places."""
+    where: slice | np.ndarray = rows
+    if isinstance(stage.rows, np.ndarray):  # no visit then
+        where = slice(int(stage.rows[rows[0]]), int(stage.rows[rows[-1] + 1]))
+    elif stage.visit is None:
+        where = slice(int(rows[0]), int(rows[-1]) + 1)
+    for part, made in arrays.items():
+        if None not in stage.shapes[part][0]:
+            partial.arrays[part][where] = made
+            continue
+        before = partial.append(part, made)
+        partial.arrays["starts"][where] = before + np.cumsum(arrays["counts"]) - arrays["counts"]
+
+
+def smaller(stage: Stage, rows: int, error: MemoryError) -> int:
+    """Return half a block's rows, a multiple of ``whole``; raises FcdeployError where it cannot be less."""
+    half = -(-rows // 2 // stage.whole) * stage.whole
+    if half >= rows:
+        some = "one face" if stage.whole == 1 else f"{stage.whole:,} faces, which belong together,"
+        raise FcdeployError(
+            f"{stage.text}: there is no memory for {some} at a time ({str(error) or 'out of memory'}); close other "
+            "programs, or use a machine with more."
+        ) from error
+    return half

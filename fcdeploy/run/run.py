@@ -1,0 +1,301 @@
+"""What a flow works with: features, engines, settings and options, and ``compute``, which gives artifacts."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import numba
+import numpy as np
+
+from fcdeploy.clustering.copies import Copies
+from fcdeploy.data.features import Features, hash_of
+from fcdeploy.engine.tensors import Engine
+from fcdeploy.errors import FcdeployError, FcdeployWarning
+from fcdeploy.graph.faiss_library import import_faiss
+from fcdeploy.graph.marks import new_scratch
+from fcdeploy.graph.recall import Recall
+from fcdeploy.graph.search import Room, Search, search_named
+from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.blocks import Blocks, LocalBlocks
+from fcdeploy.run.engines import Engines
+from fcdeploy.run.given import GivenLists
+from fcdeploy.run.keys import digest
+from fcdeploy.run.options import Options
+from fcdeploy.run.progress import Progress
+from fcdeploy.run.stage import Stage
+from fcdeploy.run.store import Arrays, Store
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class NotComputedError(Exception):
+    """The arrays of an artifact were asked for in a survey, which computes none."""
+
+
+@dataclass
+class Run:
+    """The surroundings of a flow.
+
+    settings: the recipe, fitted to these faces. given: lists of neighbors from files, "knn" or "reranked"; search: how
+    neighbors are found where none are given (None: as the options say). unit_rows: the title of a system that takes
+    features as they are and whose similarities are inner products of them, None for others. recall: of searches that
+    were not exact, and searches: how neighbors were found, by name. opened: the execution provider of every pass that
+    was opened. asked: the options as they were given. notes: sentences for the user, and figures: what else the summary
+    says, by name; see ``note``. final: whether its clusters are the ones that the user gets, of which the user is told
+    what limits did to them. copies: faces that are not computed on, and go with others, if there are any; stamp: of the
+    features, when they were checked. survey: whether artifacts are described only; planned: those described so far.
+    """
+
+    features: Features
+    engines: Engines
+    settings: Any
+    options: Options
+    store: Store
+    progress: Progress
+    asked: Options = field(default_factory=Options)
+    given: Mapping[str, GivenLists] = field(default_factory=dict)
+    search: Search | None = None
+    blocks: Blocks | None = None
+    unit_rows: str | None = None
+    final: bool = True
+    survey: bool = False
+    copies: Copies | None = None
+    stamp: tuple[int, ...] | None = None
+    recall: dict[str, Recall] = field(default_factory=dict)
+    searches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    opened: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    planned: list[Artifact] = field(default_factory=list)
+
+    @property
+    def n(self) -> int:
+        return self.features.n
+
+    def note(self, sentence: str, **figures: Any) -> None:
+        """Tell the user something about this run, once, now and in the summary; ``figures`` stand there by name.
+
+        A run that continues an earlier one says the same again: figures come from finished artifacts, not from the
+        work of computing them.
+        """
+        if sentence in self.notes:
+            return
+        self.notes.append(sentence)
+        self.figures |= figures
+        warnings.warn(sentence, FcdeployWarning, stacklevel=3)
+
+    def rows_of(self, faces: np.ndarray) -> np.ndarray:
+        """Return the numbers (m,) of some ``faces`` (m,) among all rows of the features."""
+        chosen = self.features.chosen
+        return faces if chosen is None else chosen[faces]
+
+    def labels_of_all(self, labels: np.ndarray) -> np.ndarray:
+        """Return labels (given,) int64 of all faces that the run began with, copies with those they go with."""
+        return labels if self.copies is None else self.copies.labels_of_all(labels)
+
+    @property
+    def provider(self) -> str:
+        """What evaluates the passes: the execution provider that is to be opened."""
+        return self.engines.provider(self.options.device)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the passes run on a GPU."""
+        return self.engines.device(self.options.device) == "cuda"
+
+    @cached_property
+    def libraries(self) -> dict[str, str]:
+        """The versions of the libraries that results may depend on, by name."""
+        modules = np, numba, import_faiss()
+        return {module.__name__: module.__version__ for module in modules} | dict(self.engines.runtime)
+
+    @cached_property
+    def features_hash(self) -> str:
+        """A hash of the features' bytes, and of which rows are faces here."""
+        return hash_of(self.features)
+
+    @cached_property
+    def marks(self) -> np.ndarray:
+        """Scratch marks of all faces, a row per thread, zero before and after every kernel that is handed them."""
+        return new_scratch(self.n)
+
+    def search_among(self, n: int) -> Search:
+        """Return how neighbors among n rows are found."""
+        return self.search or search_named("auto" if "knn" in self.given else self.options.knn, n)
+
+    def room(self, name: str) -> Room:
+        """Return what a search for the artifact ``name`` may use."""
+        options = self.options
+        return Room(
+            options.budget, self.on_gpu, options.vram, lambda: self.store.scratch_file(f"{name}.lists")
+        )
+
+    def key_of(self, name: str, made_from: Mapping[str, Any]) -> str:
+        """Return a key: of plain values, our code, the libraries and the device."""
+        return digest({"name": name, "provider": self.provider, "libraries": self.libraries, **made_from})
+
+    def compute(self, stage: Stage) -> Artifact:
+        """Return the artifact of a stage, which an earlier run may have computed or begun."""
+
+        def key() -> str:
+            passes = stage.all_passes
+            decided = {
+                "from": [artifact.key for artifact in stage.made_from],
+                "settings": dict(stage.settings),
+                "passes": self.engines.digest(passes) if passes else "",
+            }
+            return self.key_of(stage.name, decided)
+
+        def work(artifact: Artifact) -> Arrays:
+            arrays = self.store.load(stage.name, artifact.key)
+            if arrays is None:
+                # Before any engine of this one is opened.
+                for needed in (*stage.made_from, *stage.through):
+                    _ = needed.arrays
+                visit = stage.visit.digest if stage.visit is not None else ""
+                partial = self.store.begin(
+                    stage.name, artifact.key, stage.shapes, visit, scratch=stage.scratch
+                )
+                blocks = self.blocks or LocalBlocks(self.options)
+                blocks.compute(stage, partial, self.engine, self.store, self.progress)
+                arrays = partial.finish()
+                self.drop(*stage.through)
+            if stage.then is not None:
+                stage.then(arrays)
+            return arrays
+
+        return self._planned(stage.name, key, work, stage)
+
+    def collect(
+        self,
+        name: str,
+        make: Callable[[], Arrays],
+        *,
+        made_from: tuple[Artifact, ...] = (),
+        settings: Mapping[str, Any] | None = None,
+        through: tuple[Artifact, ...] = (),
+        scratch: bool = False,
+        then: Callable[[Arrays], None] | None = None,
+    ) -> Artifact:
+        """Return an artifact of arrays of any length, computed in one go; arguments as of ``Stage``."""
+
+        def key() -> str:
+            return self.key_of(
+                name,
+                {
+                    "from": [artifact.key for artifact in made_from],
+                    "settings": dict(settings or {}),
+                    "passes": self.engines.digest(passes) if passes else "",
+                },
+            )
+
+        def work(artifact: Artifact) -> Arrays:
+            arrays = self.store.load(name, artifact.key)
+            if arrays is None:
+                arrays = self.keep(name, artifact.key, make(), scratch=scratch)
+                self.drop(*through)
+            if then is not None:
+                then(arrays)
+            return arrays
+
+        passes = tuple(sorted({one for artifact in through for one in artifact.passes}))
+        return self._planned(name, key, work, None, passes=passes, scratch=scratch)
+
+    def keep(self, name: str, key: str, made: Arrays, *, scratch: bool = False) -> Arrays:
+        """Keep arrays under a name and a key; returns them as they are kept."""
+        shapes = {part: (array.shape, array.dtype) for part, array in made.items()}
+        partial = self.store.begin(name, key, shapes, scratch=scratch)
+        for part, array in made.items():
+            partial.arrays[part][:] = array
+        return partial.finish()
+
+    def _planned(
+        self,
+        name: str,
+        key: Callable[[], str],
+        work: Callable[[Artifact], Arrays],
+        stage: Stage | None,
+        passes: tuple[str, ...] = (),
+        scratch: bool = False,
+    ) -> Artifact:
+        shapes = stage.shapes if stage is not None else {}
+        if stage is not None:
+            passes, scratch = stage.all_passes, stage.scratch
+        artifact = Artifact(name, shapes, passes, scratch, key, self._refused if self.survey else work)
+        self.planned.append(artifact)
+        return artifact
+
+    def _refused(self, artifact: Artifact) -> Arrays:
+        raise NotComputedError(artifact.name)
+
+    def drop(self, *artifacts: Artifact) -> None:
+        """Delete scratch artifacts that no later stage reads."""
+        for artifact in artifacts:
+            artifact.forget()
+            self.store.drop(artifact.name)
+
+    @contextmanager
+    def engine(self, name: str, share: int = 1) -> Iterator[Engine]:
+        """Open one pass; share: how many hold device memory at the same time, each as much of it."""
+        options = self.options
+        vram = max(1, options.vram // share) if options.vram else 0
+        with self.engines.open(
+            name, threads=options.cores, device=options.device, vram=vram, share=share
+        ) as engine:
+            self.opened[name] = engine.provider
+            yield engine
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Count the time of the block as part of stage ``name``."""
+        return self.progress.stage(name)
+
+    def check_finite(self, rows: np.ndarray, faces: np.ndarray, what: str) -> None:
+        """Raise FcdeployError when one of ``rows`` (m, w), of ``faces`` (m,), holds NaN or infinity."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(rows.sum()):  # of one number that is not finite it is not, either
+                return
+        bad = np.sort(faces[~np.isfinite(rows).all(axis=1)])
+        if len(bad):
+            shown = ", ".join(map(str, self.rows_of(bad[:5]))) + (", ..." if len(bad) > 5 else "")
+            raise FcdeployError(
+                f"{self.engines.path}: the engine gave a {what} that is not finite for {len(bad):,} of {len(rows):,} "
+                f"faces (rows {shown} of {self.features.name}); stopped before linking."
+            )
+
+    def check_row(self, outputs: Arrays) -> None:
+        """Raise FcdeployError when what an engine gave for a row that is no face's holds NaN or infinity."""
+        if not all(np.isfinite(output).all() for output in outputs.values()):
+            raise FcdeployError(
+                f"{self.engines.path}: the engine gave values that are not finite for a made-up row; stopped before "
+                "linking."
+            )
+
+    def finite(self, outputs: Arrays, faces: np.ndarray, what: str) -> Arrays:
+        """Return an engine's outputs, arrays (m, ...) of ``faces`` (m,), after ``check_finite``."""
+        for output in outputs.values():
+            self.check_finite(output.reshape(len(faces), -1), faces, what)
+        return outputs
+
+
+def step(
+    name: str,
+) -> Callable[[Callable[Concatenate[Run, P], R]], Callable[Concatenate[Run, P], R]]:
+    """Make a function a step of a flow: its time counts under ``name``, and an artifact that it returns is computed."""
+
+    def of(function: Callable[Concatenate[Run, P], R]) -> Callable[Concatenate[Run, P], R]:
+        @functools.wraps(function)
+        def timed(run: Run, *args: P.args, **kwargs: P.kwargs) -> R:
+            with run.stage(name):
+                found = function(run, *args, **kwargs)
+                if isinstance(found, Artifact) and not run.survey:
+                    _ = found.arrays
+                return found
+
+        return timed
+
+    return of

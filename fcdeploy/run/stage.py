@@ -1,0 +1,61 @@
+"""A stage of a run, described: from which artifacts, with which settings and passes, and what one block computes."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.partition import Partition
+from fcdeploy.run.store import Arrays, Shapes
+
+BLOCK = 8192  # faces
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """How an artifact is computed from others, block by block; its bytes do not depend on how it is cut into blocks.
+
+    block(rows, *engines): the arrays of some ``rows`` (m,) int32, by name; with ``opened``, what that opens comes
+    before the engines. Of an array in ``shapes`` whose first length is None it gives any number of rows, those of each
+    of ``rows`` one behind the other, and under ``counts`` how many each has, (m,); the artifact then has ``starts``
+    (rows,) int64, too, which say where they stand.
+
+    name, text, unit: of the artifact, and on the progress bar. made_from: the artifacts, settings: the values and
+    passes: the engine's passes that decide the content; its key follows from these. through: scratch artifacts on the
+    way, computed only when this one has to be, and deleted when it is finished. rows: how many there are, or (rows +
+    1,) offsets of the entries that each fills. size: rows of a block; one for which there is no memory is halved, to
+    multiples of ``whole`` rows, which have to stay together. visit: the order in which rows are visited (as they
+    come). share: how many hold device memory at the same time (the passes). scratch: whether the artifact is deleted
+    at the run's end. then: told of the arrays when they are there.
+    """
+
+    name: str
+    text: str
+    unit: str = "faces"
+    block: Callable[..., Arrays]
+    shapes: Shapes
+    made_from: tuple[Artifact, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    passes: tuple[str, ...] = ()
+    through: tuple[Artifact, ...] = ()
+    rows: int | np.ndarray
+    size: int = BLOCK
+    whole: int = 1
+    visit: Partition | None = None
+    opened: Callable[[], AbstractContextManager[Any]] | None = None
+    share: int | None = None
+    scratch: bool = False
+    then: Callable[[Arrays], None] | None = None
+
+    @property
+    def count(self) -> int:
+        return self.rows if isinstance(self.rows, int) else len(self.rows) - 1
+
+    @property
+    def all_passes(self) -> tuple[str, ...]:
+        """The passes that decide the content, those of artifacts on the way included."""
+        on_the_way = (name for artifact in self.through for name in artifact.passes)
+        return tuple(sorted({*self.passes, *on_the_way}))

@@ -1,0 +1,222 @@
+"""What has to fit together before a run begins: features, a bundle, options, files of lists."""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fcdeploy.data.features import Features
+from fcdeploy.data.run_record import RECORD
+from fcdeploy.engine.bundle import MANIFEST, Bundle
+from fcdeploy.errors import InputError
+from fcdeploy.graph.given_lists import check_lists_of
+from fcdeploy.graph.lists import ListsFile
+from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.given import GivenLists, open_lists
+from fcdeploy.run.options import DUPLICATES, LINKS, TABLES, UNCOVERED, Options
+from fcdeploy.runtime.survey import list_length, survey
+from fcdeploy.systems import NAMES, System, Weights, check_recipe, get_system
+from fcdeploy.systems.settings import settings_from_dict
+
+SYSTEM_OPTIONS = ("hops", "tau", "reranked", "min_probability", "uncovered", "link")  # not every system's
+PUBLISHED = "exact"  # the inference that computes the published function
+LEAST = {"k": 1, "batch": 1, "threads": 0, "memory": 0, "vram": 0}
+EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Features, a bundle and options that fit together; settings: of the recipe, for this run; notes: for the user."""
+
+    system: System
+    features: Features
+    bundle: Bundle
+    settings: Any
+    options: Options
+    notes: list[str]
+
+    def artifacts(self) -> list[Artifact]:
+        """Return what the run computes, see ``survey``."""
+        return survey(self.system, self.features, self.bundle, self.settings, self.options)
+
+    def given(self) -> dict[str, GivenLists]:
+        """Return the files of lists that the run takes."""
+        return given_lists(self.system, self.options, self.features)
+
+
+def given_lists(
+    system: System, options: Options, features: Features, refill: bool = False
+) -> dict[str, GivenLists]:
+    """Return the files of lists that options name; refill: see ``GivenLists``, not for re-ranked ones."""
+    given = {}
+    if options.knn_file is not None:
+        sort = sorts_lists(system, open_lists(options.knn_file, features))
+        given["knn"] = GivenLists(options.knn_file, sort, refill)
+    if options.reranked is not None:
+        given["reranked"] = GivenLists(options.reranked)
+    return given
+
+
+def prepare(features: Features, bundle: Bundle, options: Options) -> Prepared:
+    """Fit features, bundle and options together.
+
+    Everything that can be found wrong before hours of work is found here, but for the values of the features.
+    """
+    system = get_system(bundle.system, f"{bundle.path}/{MANIFEST}")
+    if features.dim != bundle.feature_dim:
+        raise InputError(
+            f"{features.name}: expected (n, {bundle.feature_dim}) features, found ({features.n}, {features.dim}); "
+            f"{bundle.path} was exported for d = {bundle.feature_dim}."
+        )
+    recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
+    check_networks(system, bundle, recipe)
+    check_options(system, options)
+    if refused := system.refusal(bundle.weights, options):
+        raise InputError(f"{refused}.")
+    given = {"hops": options.hops, "tau": options.tau, "link": options.link, "weights": bundle.weights}
+    asked = inspect.signature(recipe.for_run).parameters  # each system has its own settings of a run
+    replaced = {name: value for name, value in given.items() if name in asked}
+    settings, notes = recipe.for_run(features.n, k=options.k, **replaced)
+    inference = choose_inference(system, options.inference, features.n, bundle.passes)
+    if options.inference == "auto" and inference != PUBLISHED:
+        notes = [
+            *notes,
+            f"inference is {inference}, which is quicker and not the published function, for more than "
+            f"{EXACT_INFERENCE_LIMIT:,} faces; give --inference {PUBLISHED} for that.",
+        ]
+    options = dataclasses.replace(options, inference=inference)
+    bundle.check_device(options.device)
+    if options.tables != "float32" and options.inference != "layerwise":
+        notes = [*notes, f"--tables {options.tables} changes nothing: inference is {options.inference}."]
+    if options.vram and bundle.device(options.device) == "cpu":
+        notes = [*notes, "--vram changes nothing: the engine runs on the CPU."]
+    bundle.check_files()
+    for name in passes_of_run(system, settings, bundle.weights, options):
+        bundle.file(name)  # the manifest of somebody else's bundle may leave one out
+    if options.knn_file is not None:
+        settings, more = system.fit_lists(settings, open_lists(options.knn_file, features).k, options.knn)
+        notes = [*notes, *more]
+        k = list_length(system, features, bundle, settings, options)
+        advice = "make longer lists"
+        with contextlib.suppress(InputError):
+            recipe.for_run(features.n, k=open_lists(options.knn_file, features).k, **replaced)
+            advice = "give --k {k} or less"
+        lists = open_lists(options.knn_file, features, k, advice)
+        unit = recipe.features.normalize
+        check_lists_of(lists, features, unit=unit, sorted_later=sorts_lists(system, lists))
+    if options.reranked is not None:
+        lists = open_lists(options.reranked, features)
+        settings.check_reranked(lists.k, str(options.reranked))
+        check_lists_of(lists, features, reranked=True)
+    features = dataclasses.replace(features, normalize=recipe.features.normalize)
+    return Prepared(system, features, bundle, settings, options, notes)
+
+
+def check_networks(system: System, bundle: Bundle, recipe: Any) -> None:
+    """Raise InputError unless a bundle's networks belong together in its system, and its recipe is for them.
+
+    Exported ones do; the manifest of somebody else's bundle may say anything.
+    """
+    file = bundle.path / MANIFEST
+    for name, widths in bundle.weights.items():
+        known = system.networks[name].example if name in system.networks else {}
+        found, wanted = ({key: type(width) for key, width in of.items()} for of in (widths, known))
+        if found != wanted:
+            raise InputError(
+                f"{file}: '{name}' with the widths {', '.join(widths)} is no network of {system.title}; "
+                f"{bundle.remake}."
+            )
+    if problem := system.problem(bundle.weights):
+        raise InputError(f"{file}: {problem}; {bundle.remake}.")
+    check_recipe(system, recipe, bundle.weights, str(file), bundle.remake)
+
+
+def check_not_kept_in(
+    run_dir: Path, options: Options, features: Features | None = None, places: Collection[str] = ()
+) -> None:
+    """Raise InputError when lists are given that lie in the run folder itself, which would write over them.
+
+    features are refused where they lie below one of the ``places`` that the run takes in its folder.
+    """
+    folder = run_dir.resolve()
+    if features is not None and inside(Path(features.name), folder) in places:
+        raise InputError(
+            f"{features.name}: lies in the run folder, which would write over it; choose another --run-dir."
+        )
+    recorded = (folder / RECORD).is_file()
+    for name, given in options.lists.items():
+        if given.resolve().parent == folder or (recorded and given.resolve().parent.parent == folder):
+            raise InputError(
+                f"{name} {given}: lies in the run folder, which takes up its own lists again without being told; "
+                f"leave {name} out, or choose another --run-dir."
+            )
+
+
+def inside(path: Path, folder: Path) -> str | None:
+    """Return the name in ``folder``, which is resolved, that a path lies under; None where it lies elsewhere."""
+    path = path.resolve()
+    return path.relative_to(folder).parts[0] if path.is_relative_to(folder) and path != folder else None
+
+
+def check_options(system: System, options: Options) -> None:
+    """Raise InputError when an option is given that the system does not have, or of an impossible value."""
+    for name in SYSTEM_OPTIONS:
+        if getattr(options, name) is not None and name not in system.options:
+            *several, last = [other.title for other in map(get_system, NAMES) if name in other.options]
+            having = f"{', '.join(several)} and {last}" if several else last
+            raise InputError(
+                f"--{name.replace('_', '-')} does not apply to {system.title}, only to {having}."
+            )
+    for name, least in LEAST.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: should be {least} or more.")
+    if options.hops is not None and [type(hop) for hop in options.hops] != [int, int]:
+        raise InputError(f"--hops {options.hops}: should be two whole numbers, as in 80,10.")
+    if options.min_probability is not None and not 0 <= options.min_probability <= 1:
+        raise InputError(f"--min-probability {options.min_probability}: is no probability (0 to 1).")
+    if options.duplicates not in DUPLICATES:
+        raise InputError(
+            f"--duplicates {options.duplicates}: is neither {' nor '.join(map(repr, DUPLICATES))}."
+        )
+    if options.tables not in TABLES:
+        raise InputError(f"--tables {options.tables}: is neither 'float32' nor 'float16'.")
+    if options.uncovered not in (None, *UNCOVERED):
+        raise InputError(f"--uncovered {options.uncovered}: is neither 'singleton' nor 'drop'.")
+    if options.link not in (None, *LINKS):
+        raise InputError(f"--link {options.link}: is neither 'density-peaks' nor 'pairs'.")
+
+
+def choose_inference(system: System, inference: str, n: int, passes: Collection[str]) -> str:
+    """Return how the network is evaluated; 'auto' is exact up to EXACT_INFERENCE_LIMIT faces.
+
+    passes: those of the bundle. Raises InputError when it cannot be evaluated so.
+    """
+    ways = ways_of(system, passes)
+    if inference == "auto":
+        return ways[0] if n <= EXACT_INFERENCE_LIMIT else ways[-1]
+    if inference not in ways:
+        what = system.title if len(ways) == len(system.inferences) else "this engine"
+        raise InputError(f"--inference {inference}: {what} can be evaluated as {' or '.join(ways)}.")
+    return inference
+
+
+def ways_of(system: System, passes: Collection[str]) -> list[str]:
+    """Return how a bundle with these passes can be evaluated, "exact" first."""
+    first, *others = system.inferences
+    return [first, *(way for way in others if set(system.inferences[way]) <= set(passes))]
+
+
+def passes_of_run(system: System, settings: Any, weights: Weights, options: Options) -> tuple[str, ...]:
+    """Return the names of the passes that a run with these settings evaluates."""
+    if system.workload is not None:
+        return tuple(system.workload(settings, weights, options))
+    return system.inferences[options.inference] or tuple(system.passes(weights))
+
+
+def sorts_lists(system: System, lists: ListsFile) -> bool:
+    """Tell whether a system sorts the neighbor lists of a file by similarity."""
+    return system.sorts_lists == "always" or (system.sorts_lists == "similarities" and lists.has_sims)
