@@ -149,7 +149,7 @@ def test_the_runtime_s_blocks_change_nothing_and_the_recipe_s_batch_does(
         again = run_live(golden, live, refined, tmp_path / name, batch=3, threads=1)
         assert np.array_equal(again, expected)
         for product in ("transitions", "links"):
-            mine, first = (np.load(tmp_path / run / product) for run in (name, "run"))
+            mine, first = (load_artifact(tmp_path / run / product) for run in (name, "run"))
             assert all(np.array_equal(mine[part], first[part]) for part in first)
     monkeypatch.setattr(flow, "positions_a_call", lambda batch: 3)
     assert np.abs(run_live(golden, live, refined, tmp_path / "positions") - expected).max() < 1e-6
@@ -337,7 +337,7 @@ def test_blocks_batches_and_threads_change_no_product(chain, run_chain, by_pairs
     labels, folder = run_chain(chain, tmp_path / "run", batch=5, threads=1)
     assert np.array_equal(labels, by_pairs[0])
     for name in ("candidates", "links"):
-        mine, first = load_artifact(folder / name), np.load(by_pairs[1] / name)
+        mine, first = load_artifact(folder / name), load_artifact(by_pairs[1] / name)
         assert np.array_equal(mine["ids"], first["ids"])
 
 
@@ -402,7 +402,7 @@ def test_lists_in_another_order_give_the_same(golden, nsr_bundle, cut_bundle, li
             golden / "dev/data/features.bin", engine=bundle.path, knn=knn, run_dir=tmp_path / name
         )
     for product in ("knn", "links"):
-        first, second = (np.load(tmp_path / run / product) for run in "ab")
+        first, second = (load_artifact(tmp_path / run / product) for run in "ab")
         assert all(np.array_equal(first[part], second[part]) for part in first)
 
 
