@@ -1,6 +1,7 @@
 """The light path stays light, and folders import only from those before them."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ ORDER = (
     "graph",
     "clustering",
     "engine",
+    "run",
     "systems",
     "runtime",
     "deploy",
@@ -114,11 +116,15 @@ def test_a_whole_run_imports_neither_pytorch_nor_onnx(
         assert done.returncode == 0, done.stderr
 
 
-def imports_of(file: str, source: str) -> Iterator[tuple[int, str]]:
-    """Give (line, dotted name) of every import in a file of the package, but those only for type checkers."""
+def imports_of(file: str, source: str, *, annotations: bool = True) -> Iterator[tuple[int, str]]:
+    """Give (line, dotted name) of every import in a file of the package; annotations: those for type checkers, too."""
 
     def walk(node: ast.AST) -> Iterator[tuple[int, str]]:
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        if (
+            not annotations
+            and isinstance(node, ast.If)
+            and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        ):
             for other in node.orelse:
                 yield from walk(other)
             return
@@ -168,10 +174,29 @@ def test_a_file_imports_only_from_its_own_folder_and_those_before_it(file: str) 
     assert late_imports(file, (PACKAGE / file).read_text()) == []
 
 
+def test_no_module_imports_one_that_imports_it() -> None:
+    """Annotations included; an import in a function counts, too."""
+    modules = {file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): file for file in FILES}
+    graph = {
+        name: {
+            dotted.removeprefix("fcdeploy.")
+            for _, dotted in imports_of(file, (PACKAGE / file).read_text())
+            if dotted.removeprefix("fcdeploy.") in modules and dotted.startswith("fcdeploy.")
+        }
+        - {name}
+        for name, file in modules.items()
+        if file != "__init__.py"
+    }
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    assert set(order) == graph.keys()
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_pytorch_is_imported_only_where_networks_and_exports_are_made(file: str) -> None:
     heavy = [
-        name for _, name in imports_of(file, (PACKAGE / file).read_text()) if name.partition(".")[0] in HEAVY
+        name
+        for _, name in imports_of(file, (PACKAGE / file).read_text(), annotations=False)
+        if name.partition(".")[0] in HEAVY
     ]
     allowed = file.startswith(("deploy/", "training/")) or file.endswith(
         ("/network.py", "/folding.py", "/training.py")
@@ -187,6 +212,7 @@ def test_a_late_import_is_found_in_every_spelling() -> None:
         "def f():\n    from fcdeploy.engine.bundle import read_bundle",
         "from ..engine import bundle",
         "from .. import engine",
+        "if TYPE_CHECKING:\n    from fcdeploy.engine import bundle",
         "if TYPE_CHECKING:\n    pass\nelse:\n    import fcdeploy.engine",
     ):
         assert late_imports("data/features.py", source), source
@@ -195,7 +221,6 @@ def test_a_late_import_is_found_in_every_spelling() -> None:
         "from fcdeploy.errors import InputError",
         "from . import atomic",
         "from fcdeploy.data import atomic",
-        "if TYPE_CHECKING:\n    from fcdeploy.engine import bundle",
     ):
         assert late_imports("data/features.py", source) == [], source
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fcdeploy.errors import InputError
-from fcdeploy.systems import NAMES, System, TensorShapes, Widths, describe, get_system
+from fcdeploy.systems import NAMES, System, describe, get_system
+from fcdeploy.systems.recipe import TensorShapes, Widths
 
 ALIKE = 0.5  # share of names from which a state_dict counts as a network, even a damaged one
 CONVOLUTION = 4  # axes of an image convolution's weights: out, in, height, width

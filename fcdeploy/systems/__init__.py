@@ -3,9 +3,9 @@
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field
+from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
@@ -14,75 +14,14 @@ from fcdeploy.errors import InputError
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.options import Options
 from fcdeploy.run.run import Run
+from fcdeploy.systems.recipe import Recipe, Tolerance, Weights, Widths
 from fcdeploy.systems.training_types import Training, Tunable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Widths = Mapping[str, Any]  # name of a length of the weights -> whole number, or a tuple of them; "dim" first
-Weights = Mapping[str, Widths]  # network -> its widths
-TensorShapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
 Net = TypeVar("Net", bound="nn.Module")
 R = TypeVar("R", bound="Recipe")
-
-
-class FeatureSettings(Protocol):
-    """How every system reads features; normalize: divide every row by its 2-norm after reading."""
-
-    @property
-    def normalize(self) -> bool: ...
-
-
-@runtime_checkable
-class Tolerance(Protocol):
-    """What an export may be off by: the largest error, absolute or over the outputs' scale, and decisions flipped."""
-
-    @property
-    def error(self) -> float: ...
-
-    @property
-    def flips(self) -> int: ...
-
-    @property
-    def relative(self) -> bool: ...
-
-
-class Recipe(Protocol):
-    """What every system's recipe has and does: a frozen dataclass of all that checkpoints do not say.
-
-    tolerance: a ``Tolerance``, or what the system's own function ``tolerance`` makes one of for each network.
-    """
-
-    __dataclass_fields__: ClassVar[dict[str, Field]]
-
-    @property
-    def system(self) -> str: ...
-
-    @property
-    def feature_dim(self) -> int: ...
-
-    @property
-    def features(self) -> FeatureSettings: ...
-
-    @property
-    def tolerance(self) -> object: ...
-
-    @classmethod
-    def for_weights(cls, weights: Weights) -> Self:
-        """Return the published settings for weights of these widths."""
-
-    def mismatch(self, weights: Weights) -> str | None:
-        """Say what the recipe is for when it is not for these weights."""
-
-    def problem(self) -> str | None:
-        """Return what is wrong with these values together, or None."""
-
-    @property
-    def for_run(self) -> Callable[..., tuple[Self, list[str]]]:
-        """for_run(n, **options): the settings of a run over n faces, and a sentence for each that had to be changed.
-
-        options: those that the system has; for a system of several networks the ``weights``, too.
-        """
 
 
 @dataclass(frozen=True)

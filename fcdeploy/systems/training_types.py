@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from fcdeploy.systems.recipe import Recipe, Weights
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fcdeploy.systems import Recipe, Weights
-
 Net = TypeVar("Net", bound="nn.Module")
-R = TypeVar("R", bound="Recipe")
+R = TypeVar("R", bound=Recipe)
 Value = bool | int | float | str | tuple[float, ...]  # of a setting
 
 
@@ -98,7 +98,7 @@ class Training(Generic[R]):
 
     schedule: Schedule
     settings: type[TrainingSettings]
-    network: Callable[[R, "Weights"], "nn.Module"]
+    network: Callable[[R, Weights], "nn.Module"]
     task: Callable[..., Task]
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()

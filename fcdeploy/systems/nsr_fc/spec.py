@@ -7,9 +7,10 @@ import numpy as np
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
 from fcdeploy.run.options import Options
-from fcdeploy.systems import Network, TensorShapes, Weights, Workload
+from fcdeploy.systems import Network, Weights, Workload
 from fcdeploy.systems.pse_gcn.spec import NETWORK as REFINE
 from fcdeploy.systems.pse_gcn.spec import FeatureSettings, NeighborhoodSettings
+from fcdeploy.systems.recipe import TensorShapes
 from fcdeploy.systems.training_types import Tunable, probabilities, thresholds
 
 HEADS = 8  # of every published attention; no shape of a checkpoint says it
