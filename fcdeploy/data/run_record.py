@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.locks import CONTENT
@@ -224,9 +223,7 @@ def _artifacts(found: object) -> dict[str, Entry]:
         return {}  # everything is computed again
     artifacts = typed(dict[str, Entry], found, RECORD, open_ended=True)
     return {
-        name: entry
-        for name, entry in artifacts.items()
-        if _is_name(name) and all(map(_is_name, entry.parts))
+        name: entry for name, entry in artifacts.items() if _is_name(name) and all(map(_is_name, entry.parts))
     }
 
 
