@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcdeploy.cli.features import column_option, id_column_option, open_and_tell
+from fcdeploy.cli.features import column_option, id_column_option, open_and_tell, path_column_option
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.outputs import check_default_output
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @column_option
 @id_column_option
 @click.option("--embedder", type=PathType, help="ONNX face embedder, for a list or folder of face crops.")
+@path_column_option
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip", "zero"]),
@@ -66,6 +67,7 @@ def command(
     column: str | None,
     id_column: str | None,
     embedder: Path | None,
+    path_column: str | None,
     on_bad: str,
     truth: Path | None,
     label_column: str | None,
@@ -104,6 +106,10 @@ def command(
     check_labels_path(output)
     is_list = embedder is not None or (features.suffix.lower() == ".txt" and not is_feature_list(features))
     check_embedder(features, is_list, embedder, dim, column or id_column)
+    if path_column is not None and embedder is None:
+        raise InputError(
+            "--path-column is for lists of images, which need --embedder; leave it out for features."
+        )
     if id_column is not None and written_form(output) != "table":
         raise InputError(
             f"{output}: holds no ids, which --id-column asks for; name the output .csv, .tsv, .parquet or .feather."
@@ -139,7 +145,7 @@ def command(
         from fcdeploy.runtime.embed import new_job
 
         job = new_job(
-            open_images(features),
+            open_images(features, path_column),
             embedder,
             threads=options.threads,
             device=options.device or "cpu",

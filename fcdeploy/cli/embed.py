@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from fcdeploy.cli.features import path_column_option
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.types import Numbers, PathType, Size
@@ -70,6 +71,7 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
     show_default=True,
     help="Where the embedder runs.",
 )
+@path_column_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def command(
@@ -88,6 +90,7 @@ def command(
     max_pixels: int,
     threads: int,
     device: str,
+    path_column: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -129,7 +132,7 @@ def command(
         {name: value for name, value in given.items() if value is not None}, "the command line"
     )
     job = new_job(
-        open_images(images),
+        open_images(images, path_column),
         model,
         settings,
         batch=batch,

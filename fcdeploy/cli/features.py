@@ -24,6 +24,13 @@ id_column_option = click.option(
 )
 
 
+path_column_option = click.option(
+    "--path-column",
+    metavar="NAME",
+    help="Column of image paths in a list that is a .csv or .tsv file: its heading, or its number from 1.",
+)
+
+
 def open_and_tell(
     path: Path,
     dim: int | None,

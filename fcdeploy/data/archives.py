@@ -1,5 +1,6 @@
 """Archives of images as lists: tar (shards too), zip, and MXNet's RecordIO. Nothing is unpacked to disk."""
 
+import json
 import math
 import os
 import re
@@ -13,7 +14,14 @@ import numpy as np
 
 from fcdeploy.data.damaged import DAMAGED, reason_of
 from fcdeploy.data.filelist import Filelist, filelist_from_lines
-from fcdeploy.data.imagefolder import SUFFIXES, identities_of, is_hidden, labels_of_folders, natural
+from fcdeploy.data.imagefolder import (
+    SUFFIXES,
+    identities_of,
+    is_hidden,
+    labels_of_folders,
+    natural,
+    person_of,
+)
 from fcdeploy.data.images import HEAD_BYTES, begins_like_an_image
 from fcdeploy.data.members import (
     FIRST_PART,
@@ -32,7 +40,8 @@ from fcdeploy.errors import InputError
 
 HEAD = 512  # bytes that tell an archive
 TAR_HEADER, ZIP_INDEX = 1 << 24, 1 << 30  # bytes of a header of a tar, and of the index of a zip, at most
-LONGEST_LABEL = 64  # bytes of a .cls member
+LONGEST_LABEL, LONGEST_JSON = 64, 1 << 16  # bytes of a .cls and of a .json member
+LABEL_KEYS = ("label", "identity", "cls")  # of a .json member
 MOST_SHARDS = 100_000
 COMPRESSED = {
     b"\x1f\x8b": "gzip -d",
@@ -104,8 +113,8 @@ def filelist_from_archives(paths: Sequence[Path], name: str) -> Filelist:
     """Take the images in one or more archives as a list, in the order of their members.
 
     The lines are the members' names (of RecordIO, the ids), behind the name of the archive where there are several.
-    Labels are those of ``.cls`` members (WebDataset), of records, or of folders (``labels_of_folders``). Raises
-    InputError when an archive is damaged, cut short, encrypted, or there are no images.
+    Labels are those of ``.cls`` or ``.json`` members (WebDataset), of records, or of folders (``labels_of_folders``).
+    Raises InputError when an archive is damaged, cut short, encrypted, or there are no images.
     """
     readers: dict[str | None, Callable[[Path], Found]] = {"tar": _in_tar, "zip": _in_zip, "rec": _in_records}
     kinds = [archive_kind(path) for path in paths]
@@ -154,7 +163,7 @@ class _Headers:
 
 def _in_tar(path: Path) -> Found:
     found = Found()
-    classes: dict[bytes, bytes] = {}
+    classes: dict[bytes, bytes | None] = {}
     size = path.stat().st_size
     with open(path, "rb") as file:
         try:
@@ -172,12 +181,31 @@ def _in_tar(path: Path) -> Found:
                 else:
                     found.passed["other"] += 1
                     if name.endswith(b".cls") and length <= LONGEST_LABEL:
-                        classes[_sample(name)] = os.pread(file.fileno(), length, start).strip()
+                        classes[_sample(name)] = person_of(os.pread(file.fileno(), length, start).strip())
+                    elif name.endswith(b".json") and length <= LONGEST_JSON:
+                        told = _label_in(os.pread(file.fileno(), length, start))
+                        if told is not None:
+                            classes.setdefault(_sample(name), told)
         except (*DAMAGED, tarfile.TarError) as error:
             raise _damaged(path, error) from None
     if classes:
         found.labels = [classes.get(_sample(name)) for name in found.names]
     return found
+
+
+def _label_in(content: bytes) -> bytes | None:
+    """Return the person that a .json member names: a whole number or a name under a key of labels."""
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    for key in LABEL_KEYS if isinstance(fields, dict) else ():
+        value = fields.get(key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, str) or type(value) is int:
+            return person_of(str(value).strip().encode("utf-8", "surrogatepass"))
+    return None
 
 
 def _tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:

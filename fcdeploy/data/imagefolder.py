@@ -16,6 +16,7 @@ SUFFIXES = frozenset(
     b".jpc .jpf .avif .avifs .heic .heics .heif .heifs .hif".split()
 )
 NOT_OURS = (b"__MACOSX", b"@eaDir")  # copies and thumbnails that systems put beside pictures
+UNKNOWN = (b"", b"-1", b"nan", b"NaN")  # labels of nobody
 NUMBER = re.compile(rb"([0-9]+)")
 
 
@@ -99,6 +100,11 @@ def identities_of(names: Sequence[bytes | float | None]) -> np.ndarray:
     return np.array(
         [-1 if name is None else numbers.setdefault(name, len(numbers)) for name in names], np.int64
     )
+
+
+def person_of(text: bytes) -> bytes | None:
+    """Return the person that a label names, None where it says that nobody is known."""
+    return None if text in UNKNOWN else text
 
 
 def _is_image(entry: "os.DirEntry[bytes]") -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fcdeploy.data.archives import archive_kind, filelist_from_archives, shards_in, shards_of
 from fcdeploy.data.filelist import Filelist, filelist_from_lines, read_filelist, read_text
-from fcdeploy.data.imagefolder import filelist_from_folder, identities_of
+from fcdeploy.data.imagefolder import filelist_from_folder, identities_of, person_of
 from fcdeploy.data.images import HEAD_BYTES, begins_like_an_image
 from fcdeploy.errors import InputError
 
@@ -28,18 +28,22 @@ PATHS = (
 )
 PEOPLE = ("label", "labels", "identity", "person", "person_id", "name", "class", "subject")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-UNKNOWN = ("", "-1", "nan", "NaN")  # who is nobody
 
 
-def open_images(path: Path | str) -> Filelist:
+def open_images(path: Path | str, path_column: str | None = None) -> Filelist:
     """Return the images that ``path`` stands for, as a list; raises InputError when there are none.
 
     A text file is a list of paths (``read_filelist``); MXNet's ``.lst`` and tables (``.csv``, ``.tsv``) say the people
     too. A folder stands for all images below it (``filelist_from_folder``), or for the archives in it; an archive (tar,
     zip, RecordIO), or several by a pattern as ``shard-{000..010}.tar``, for the images in it
-    (``filelist_from_archives``).
+    (``filelist_from_archives``). path_column: which column of a table holds the paths, by its heading or its number
+    from 1, where the headings do not say so.
     """
     path = Path(path)
+    if path_column is not None and (path.is_dir() or path.suffix.lower() not in SEPARATORS):
+        raise InputError(
+            f"{path}: has no columns; --path-column is for lists in .csv and .tsv files, leave it out."
+        )
     if path.is_dir():
         files = filelist_from_folder(path)
         if files is not None:
@@ -61,7 +65,7 @@ def open_images(path: Path | str) -> Filelist:
             f"for one: {path.parent})."
         )
     if path.suffix.lower() in SEPARATORS:
-        return _from_table(path, SEPARATORS[path.suffix.lower()])
+        return _from_table(path, SEPARATORS[path.suffix.lower()], path_column)
     if path.suffix.lower() == ".lst":
         return _from_lst(path)
     return read_filelist(path)
@@ -76,7 +80,7 @@ def _is_image(path: Path) -> bool:
     return False
 
 
-def _from_table(path: Path, separator: str) -> Filelist:
+def _from_table(path: Path, separator: str, path_column: str | None) -> Filelist:
     """Read a table with a line of headings, one of which is of paths; another may be of people."""
     text = _decoded(path)
     try:
@@ -84,19 +88,34 @@ def _from_table(path: Path, separator: str) -> Filelist:
     except (csv.Error, ValueError) as error:
         raise InputError(f"{path}: is not a table ({error}).") from None
     headings = [cell.strip().lower() for cell in head]
-    columns = [at for at, heading in enumerate(headings) if heading in PATHS]
-    if len(columns) != 1:
-        raise InputError(
-            f"{path}: the columns are {', '.join(head)}; call the one of the images' paths 'path', and no other."
-        )
-    people = [at for at, heading in enumerate(headings) if heading in PEOPLE]
+    column = _column_of_paths(path, head, headings, path_column)
+    people = [at for at, heading in enumerate(headings) if heading in PEOPLE and at != column]
     for number, row in enumerate(rows):
         if len(row) != len(head):
             raise InputError(
                 f"{path}: row {number}, counted from 0, has {len(row)} cells, and the headings {len(head)}."
             )
     names = [row[people[0]].strip() for row in rows] if len(people) == 1 else None
-    return _listed(path, [row[columns[0]] for row in rows], names)
+    return _listed(path, [row[column] for row in rows], names)
+
+
+def _column_of_paths(path: Path, head: list[str], headings: list[str], asked: str | None) -> int:
+    if asked is not None:
+        columns = [at for at, heading in enumerate(headings) if heading == asked.strip().lower()]
+        if not columns and asked.isdecimal() and 1 <= int(asked) <= len(head):
+            columns = [int(asked) - 1]
+        if len(columns) != 1:
+            raise InputError(
+                f"{path}: has {'several columns' if columns else 'no column'} '{asked}'; the columns are "
+                f"{', '.join(head)}; give one of these names, or a number from 1 to {len(head)}, as --path-column."
+            )
+        return columns[0]
+    columns = [at for at, heading in enumerate(headings) if heading in PATHS]
+    if len(columns) != 1:
+        raise InputError(
+            f"{path}: the columns are {', '.join(head)}; say which holds the paths of the images with --path-column."
+        )
+    return columns[0]
 
 
 def _from_lst(path: Path) -> Filelist:
@@ -123,7 +142,7 @@ def _listed(path: Path, paths: Sequence[str], people: Sequence[str] | None) -> F
         raise InputError(f"{path}: the path of row {broken}, counted from 0, holds a line break.")
     labels: np.ndarray | None = None
     if people is not None:
-        labels = identities_of([None if person in UNKNOWN else person.encode() for person in people])
+        labels = identities_of([person_of(person.encode()) for person in people])
     return filelist_from_lines(os.fsencode(path.parent), lines, str(path), labels=labels)
 
 

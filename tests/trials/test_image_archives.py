@@ -421,8 +421,16 @@ def test_lists_that_say_people_are_lists_with_labels(
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("a.csv", "name,where\nx,y\n", "call the one of the images' paths 'path'"),
-        ("a.csv", "path,image\nx,y\n", "call the one of the images' paths 'path'"),
+        (
+            "a.csv",
+            "name,where\nx,y\n",
+            "name, where; say which holds the paths of the images with --path-column",
+        ),
+        (
+            "a.csv",
+            "path,image\nx,y\n",
+            "path, image; say which holds the paths of the images with --path-column",
+        ),
         ("a.csv", "path,label\nx\n", "row 0, counted from 0, has 1 cells"),
         ("a.csv", "path\n", "is empty"),
         ("a.csv", "", "is not a table"),
@@ -437,6 +445,95 @@ def test_lists_that_are_none_are_one_sentence(pixels: np.ndarray, name: str, tex
         open_images(name)
     assert says in str(error.value)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize("asked", ["where", " Where", "2"])
+def test_the_column_of_paths_can_be_named(
+    command: Callable[..., Any], crops: np.ndarray, asked: str, pse_bundle: Any
+) -> None:
+    """Of two columns that could be, too, as `name` is a person's or a file's."""
+    rows = "".join(f"p{at % 3}\tcrops/{at}.png\t{at}\n" for at in range(N))
+    Path("a.tsv").write_text(f"name\tWhere\tpath\n{rows}")
+    options = ("--path-column", asked, "--write-labels", "l.meta", "-o", "f.npy", "--quiet")
+    code, _, told = command("embed", "a.tsv", "--model", "e.onnx", *options)
+    assert code == 0, told
+    np.testing.assert_allclose(np.load("f.npy"), embed_plainly(crops), atol=1e-4)
+    assert Path("l.meta").read_text().split() == [str(at % 3) for at in range(N)]
+    line = ("cluster", "a.tsv", "--engine", pse_bundle.path, "--k", 4, "--path-column", asked, "-o", "c.meta")
+    code, out, told = command(*line, "--embedder", "e.onnx", "--labels", "a.tsv", "--json")
+    assert code == 0, told
+    assert json.loads(out)["lines"] == N
+    assert "quality" in json.loads(out)
+    code, _, told = command(*line)
+    assert code == 2
+    assert "--path-column is for lists of images, which need --embedder" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "says"),
+    [
+        (
+            "a.csv",
+            "none",
+            "has no column 'none'; the columns are x, y, x; give one of these names, or a number from 1 to 3",
+        ),
+        ("a.csv", "4", "has no column '4'"),
+        ("a.csv", "0", "has no column '0'"),
+        ("a.csv", "x", "has several columns 'x'"),
+        ("a.txt", "x", "has no columns; --path-column is for lists in .csv and .tsv files"),
+        ("folder", "x", "has no columns"),
+    ],
+)
+def test_a_column_of_paths_that_is_none_is_named(
+    pixels: np.ndarray, name: str, column: str, says: str
+) -> None:
+    Path("folder").mkdir()
+    Path("a.csv").write_text("x,y,x\na,b,c\n")
+    Path("a.txt").write_text("a\n")
+    with pytest.raises(InputError) as error:
+        open_images(name, column)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("beside", "people"),
+    [
+        ([{"label": 7}, {"label": 3}, {"label": 7}], [0, 1, 0]),
+        ([{"identity": "ada"}, {"identity": "bob", "cls": 1}, {"cls": "ada"}], [0, 1, 0]),
+        ([{"label": 7.0}, {"label": "7"}, {"label": 7}], [0, 0, 0]),
+        ([{"label": 7}, {"label": -1}, {"label": None}], [0, -1, -1]),
+        ([{"label": 7}, {"label": True}, {"label": [7]}], [0, -1, -1]),
+        ([{"label": 7}, [7], {"name": "7"}], [0, -1, -1]),
+        ([{"width": 7}, {}, []], None),
+    ],
+)
+def test_a_sample_s_json_says_its_person(
+    pixels: np.ndarray, beside: list[Any], people: list[int] | None
+) -> None:
+    members = {}
+    for at, fields in enumerate(beside):
+        members |= {f"{at}.png": png(pixels[at]), f"{at}.json": json.dumps(fields).encode()}
+    tar("s.tar", members)
+    labels = open_images("s.tar").labels
+    assert (labels is None) if people is None else (labels is not None and labels.tolist() == people)
+
+
+def test_a_class_is_taken_before_what_json_says_and_damaged_json_says_nothing(pixels: np.ndarray) -> None:
+    contents = [b'{"label": 1}', b'{"label": ', b"[" * 60_000, b'{"label": 5}' + b" " * (1 << 16)]
+    members = {}
+    for at, content in enumerate(contents):
+        members |= {f"{at}.json": content, f"{at}.png": png(pixels[at])}
+    members |= {
+        "0.cls": b"9\n",
+        "4.png": png(pixels[4]),
+        "4.cls": b"9",
+        "5.png": png(pixels[5]),
+        "5.cls": b"-1",
+    }
+    tar("s.tar", members)
+    labels = open_images("s.tar").labels
+    assert labels is not None
+    assert labels.tolist() == [0, -1, -1, -1, 0, -1]
 
 
 def test_a_missing_member_state_is_of_the_archive(pixels: np.ndarray) -> None:
