@@ -11,7 +11,7 @@ from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.errors import InputError
 from fcdeploy.run.options import Options
 from fcdeploy.systems import NAMES, Recipe, System, get_system
-from fcdeploy.systems.settings import setting_of, settings_as_dict, settings_from_dict, with_settings
+from fcdeploy.systems.settings import list_settings, setting_of, settings_from_dict, with_settings
 
 SUFFIX = ".toml"
 TRAINING = (
@@ -117,10 +117,10 @@ def thresholds_of(system: System) -> set[str]:
 
 def differences(one: Recipe, other: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """Yield the dotted places where two recipes of a system differ, each with the value in ``other`` and in ``one``."""
-    for key in _places(settings_as_dict(one)):
-        values = setting_of(other, key), setting_of(one, key)
+    for setting in list_settings(one):
+        values = setting_of(other, setting.key), setting.value
         if values[0] != values[1]:
-            yield key, values
+            yield setting.key, values
 
 
 def published_sentence(checkpoints: Sequence[Path], recipe: Recipe) -> str:
@@ -173,14 +173,6 @@ def _taking_common(recipe: Recipe, kin: Recipe) -> Recipe:
         and type(getattr(recipe, field.name, None)) is type(getattr(kin, field.name))
     }
     return with_settings(recipe, common)
-
-
-def _places(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in table.items():
-        if isinstance(value, dict):
-            yield from _places(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def _describe(differing: Mapping[str, tuple[Any, Any]], one: object, other: object) -> str:
