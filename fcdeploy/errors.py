@@ -1,10 +1,48 @@
-"""The few ways in which fcdeploy fails, each with the exit code that the command line returns."""
+"""The few ways in which fcdeploy fails, each with the exit code that the command line returns.
+
+Sentences name options as the command line does, "--on-bad skip"; who calls fcdeploy from Python reads "on_bad skip".
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+# Flags and what they are called in Python; run.options adds its own.
+ARGUMENTS = {"run-dir": "run_dir", "on-bad": "on_bad", "column": "column", "engine": "engine"}
+OPTION = re.compile(r"(?P<first>^)?--(?P<name>[a-z]+(?:-[a-z]+)*)(?P<value>(?(first)(?: .+?(?=: ))?|))")
+_speaking_flags = False  # of the whole process: sentences come from other threads, too
+
+
+@contextlib.contextmanager
+def speaking_flags() -> Iterator[None]:
+    """Let sentences name options as the command line does, inside the block."""
+    global _speaking_flags
+    before, _speaking_flags = _speaking_flags, True
+    try:
+        yield
+    finally:
+        _speaking_flags = before
+
+
+def spoken(sentence: str) -> str:
+    """Return a sentence with options named as its reader types them."""
+
+    def named(match: re.Match[str]) -> str:
+        name, value = ARGUMENTS.get(match["name"]), match["value"]
+        if name is None:
+            return match[0]
+        return f"{name} ={value}" if value else str(name)
+
+    return sentence if _speaking_flags else OPTION.sub(named, sentence)
 
 
 class FcdeployError(Exception):
     """Something went wrong that is neither the user's mistake nor a missed tolerance (exit code 1)."""
 
     exit_code = 1
+
+    def __init__(self, *sentence: object) -> None:
+        super().__init__(*(spoken(part) if isinstance(part, str) else part for part in sentence))
 
 
 class InputError(FcdeployError, ValueError):

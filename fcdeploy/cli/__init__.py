@@ -20,7 +20,7 @@ from fcdeploy import __version__
 from fcdeploy.cli.interrupts import ignore_signals, interruptible, received, unmasked
 from fcdeploy.cli.streams import STANDARD_OUTPUT, give_up_stdout, mend_streams
 from fcdeploy.cli.text import one_line
-from fcdeploy.errors import FcdeployWarning
+from fcdeploy.errors import FcdeployWarning, speaking_flags
 
 VERBS = {
     "export": "Turn authors' checkpoints into an ONNX bundle.",
@@ -29,7 +29,7 @@ VERBS = {
     "cluster": "Cluster a features file, or a list of face crops, with an engine.",
     "bench": "Measure how long bundles take.",
     "triton": "Write a model repository for Triton Inference Server.",
-    "plan": "Tell which files, memory and time a run would take.",
+    "estimate": "Tell which files, memory and time a run would take.",
     "train": "Train a network on your own labelled faces.",
     "tune": "Choose the thresholds of an engine on labelled faces.",
     "evaluate": "Compare predicted clusters with the truth.",
@@ -39,6 +39,9 @@ VERBS = {
 }
 
 
+RENAMED = {"plan": "estimate"}  # verbs of earlier versions, which work for one more
+
+
 class LazyGroup(click.Group):
     """A group that knows its verbs by name and help line and imports a verb's module when it is called."""
 
@@ -46,6 +49,9 @@ class LazyGroup(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in RENAMED:
+            click.echo(f"Note: `fcdeploy {cmd_name}` is `fcdeploy {RENAMED[cmd_name]}` now.", err=True)
+            cmd_name = RENAMED[cmd_name]
         if cmd_name not in VERBS:
             return None
         return importlib.import_module(f"fcdeploy.cli.{cmd_name}").command
@@ -83,7 +89,7 @@ def main() -> None:
     mend_streams()
     warnings.showwarning = _show_warning
     try:
-        with interruptible():
+        with interruptible(), speaking_flags():
             _run()
     finally:
         if received():

@@ -8,7 +8,7 @@ from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option
 from fcdeploy.cli.outputs import check_default_output
-from fcdeploy.cli.run_options import RUN_OPTIONS
+from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.types import PathType
 
 
@@ -132,7 +132,7 @@ from fcdeploy.cli.types import PathType
 @click.option(
     "--run-dir", type=PathType, help="Keep the training here, and go on with it.  [default: OUTPUT, .run]"
 )
-@RUN_OPTIONS["scratch"]
+@run_option("scratch")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     system: str,

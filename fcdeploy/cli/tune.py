@@ -10,7 +10,7 @@ from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.outputs import check_default_output
-from fcdeploy.cli.run_options import RUN_OPTIONS
+from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
@@ -46,25 +46,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Recipe to write; the precision-recall plot goes beside it (.png).",
 )
-@click.option(
-    "--inference",
-    type=click.Choice(["auto", "exact", "layerwise"]),
-    default="auto",
-    show_default=True,
-    help="As published, or each layer once a face; auto is exact up to 20,000 faces.",
-)
-@click.option(
-    "--link",
-    type=click.Choice(["density-peaks", "pairs"]),
-    help="NSR-FC: which way of making clusters to tune.  [default: the engine's]",
-)
-@click.option(
-    "--duplicates",
-    type=click.Choice(["merge", "as-published"]),
-    default="merge",
-    show_default=True,
-    help="Copies of a face, as in `fcdeploy cluster`.",
-)
+@run_option("inference")
+@run_option("link", help="NSR-FC: which way of making clusters to tune.  [default: the engine's]")
+@run_option("duplicates", help="Copies of a face, as in `fcdeploy cluster`.")
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip", "zero"]),
@@ -73,11 +57,9 @@ if TYPE_CHECKING:
     help="Rows with NaN, infinity or zeros only: stop, or leave them and their labels out (skip and zero alike). All "
     "are listed in OUTPUT.bad.txt.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
-)
+@run_option("threads")
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
-@RUN_OPTIONS["scratch"]
+@run_option("scratch")
 @click.option("--json", "as_json", is_flag=True, help="Print all that was tried as JSON.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(

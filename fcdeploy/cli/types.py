@@ -84,3 +84,19 @@ class Bytes(click.ParamType):
         if size < 0:
             self.fail(f"'{value}' is negative.", param, ctx)
         return size
+
+
+class Settings(click.ParamType):
+    """A dotted key of a recipe and a value for it, as in links.tau=0.8."""
+
+    name = "KEY=VALUE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, given = str(value).partition("=")
+        if not (key.strip() and equals):
+            self.fail(f"'{value}' is no setting; write KEY=VALUE, as in links.tau=0.8.", param, ctx)
+        return key.strip(), given.strip()

@@ -1,53 +1,156 @@
-"""What a user may choose for a run, whatever the system: search, threads, memory, device, where files go."""
+"""What a user may choose for a run, whatever the system: search, threads, memory, device, where files go.
 
-from dataclasses import dataclass
+An option is defined here and nowhere else: the command line, the Python interface, checks and their pages are made
+from ``Options``.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fcdeploy import machine
+from fcdeploy.errors import ARGUMENTS, InputError
 
 KNN_METHODS = ("auto", "exact", "ivf")
 MERGE, AS_PUBLISHED = DUPLICATES = ("merge", "as-published")
-UNCOVERED = ("singleton", "drop")
-TABLES = ("float32", "float16")
-LINKS = ("density-peaks", "pairs")
-INFERENCES = ("auto", "exact", "layerwise")
+WHOLE, REAL, TEXT, PATH, BYTES, HOPS, SETTINGS = "whole", "real", "text", "path", "bytes", "hops", "settings"
+
+
+@dataclass(frozen=True)
+class Described:
+    """An option for people: help, kind of its value, what it may be, what stands for it, and its default in words.
+
+    of_system: whether it is a shorthand for settings that not every system has.
+    """
+
+    help: str
+    kind: str
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+    most: float | None = None
+    metavar: str = ""
+    usual: str = ""
+    of_system: bool = False
+
+
+def option(default: Any, help: str, kind: str, **more: Any) -> Any:  # as dataclasses.field, which it is
+    """Return a field of ``Options`` with its description."""
+    described = Described(help, kind, **more)
+    if kind == SETTINGS:
+        return field(default_factory=dict, metadata={"option": described})
+    return field(default=default, metadata={"option": described})
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose for a run; None means what the bundle's recipe says.
+    """What a user may choose for a run; None means what the bundle's recipe says."""
 
-    knn: 'auto', 'exact', 'ivf', or a file of neighbor lists; reranked: a file of re-ranked lists. k sets every
-    k of the recipe. min_probability: what a link needs of a network that accepts or refuses it, beyond being
-    accepted. inference: 'exact', 'layerwise' or 'auto'. batch: neighborhoods an engine call at most. threads: 0 means
-    all cores that this process may use (its affinity and CPU quota). memory: bytes that a run should get along with; 0
-    means half of what this process may use (the machine's memory, or the limit of its container). uncovered: what
-    becomes of faces that no cluster was found for, 'singleton' or 'drop' (-1); None means 'singleton'. device: 'cpu'
-    or 'cuda', where the engine runs; None means where it can, the CPU first. vram: bytes of device memory to get
-    along with; 0 means what is there. tables: 'float32' or, rounded, 'float16', for what is kept between the layers of
-    layer-wise inference. link: how clusters come about where there is a choice, 'density-peaks' or 'pairs'. scratch:
-    the folder for what does not fit into memory, None for one on a disk. duplicates: 'merge' lets equal rows, and
-    near-copies that fill neighbor lists, count once and have one label; 'as-published' computes on all rows as they
-    are.
-    """
-
-    knn: str = "auto"
-    reranked: Path | None = None
-    k: int | None = None
-    hops: tuple[int, int] | None = None
-    tau: float | None = None
-    min_probability: float | None = None
-    inference: str = "auto"
-    batch: int | None = None
-    threads: int = 0
-    memory: int = 0
-    uncovered: str | None = None
-    device: str | None = None
-    vram: int = 0
-    tables: str = "float32"
-    link: str | None = None
-    scratch: Path | None = None
-    duplicates: str = MERGE
+    knn: str = option(
+        "auto", "How neighbors are found, or a file of neighbor lists.", TEXT, metavar="auto|exact|ivf|FILE"
+    )
+    reranked: Path | None = option(  # noqa: RUF009 - it is a field
+        None, "File of re-ranked lists made elsewhere (.npy, .npz).", PATH, of_system=True
+    )
+    settings: Mapping[str, Any] = option(
+        {},
+        "Another value for a key of the recipe, as in links.tau=0.8; may be repeated. `fcdeploy inspect` lists the "
+        "keys of an engine.",
+        SETTINGS,
+        metavar="KEY=VALUE",
+    )
+    k: int | None = option(
+        None, "Number of nearest neighbors per face.", WHOLE, least=1, usual="the recipe's"
+    )
+    hops: tuple[int, int] | None = option(
+        None,
+        "Neighbors per face in the first and second hop, as in 80,10.",
+        HOPS,
+        usual="the recipe's",
+        of_system=True,
+    )
+    tau: float | None = option(
+        None,
+        "Similarity a link needs; with density peaks, the distance it stays below.",
+        REAL,
+        least=-1,
+        most=1,
+        usual="the recipe's",
+        of_system=True,
+    )
+    link: str | None = option(
+        None,
+        "How NSR-FC makes clusters.",
+        TEXT,
+        choices=("density-peaks", "pairs"),
+        usual="pairs when the engine has both pair networks",
+        of_system=True,
+    )
+    duplicates: str = option(
+        MERGE,
+        "Copies of a face: equal rows, and near-copies that fill neighbor lists, count once and get one label; or all "
+        "rows are computed on as they are.",
+        TEXT,
+        choices=DUPLICATES,
+    )
+    min_probability: float | None = option(
+        None,
+        "Probability a link needs, where the network decides on links.",
+        REAL,
+        least=0,
+        most=1,
+        usual="that it is accepted",
+        of_system=True,
+    )
+    uncovered: str | None = option(
+        None,
+        "Unassigned faces: a cluster of their own (singleton) or label -1 (drop).",
+        TEXT,
+        choices=("singleton", "drop"),
+        usual="singleton",
+        of_system=True,
+    )
+    inference: str = option(
+        "auto",
+        "As published, or each layer once per face; auto is exact up to 20,000 faces.",
+        TEXT,
+        choices=("auto", "exact", "layerwise"),
+    )
+    tables: str = option(
+        "float32",
+        "Dtype of activations stored between layers in layer-wise inference; float16 is rounded.",
+        TEXT,
+        choices=("float32", "float16"),
+    )
+    threads: int = option(0, "Threads to use.", WHOLE, least=0, usual="all cores it may use")
+    batch: int | None = option(None, "Neighborhoods per engine call.", WHOLE, least=1, usual="by size")
+    memory: int = option(
+        0,
+        "Memory budget, e.g. 4G.",
+        BYTES,
+        least=0,
+        metavar="SIZE",
+        usual="half of the memory that the process may use",
+    )
+    device: str | None = option(
+        None, "Where the engine runs.", TEXT, choices=("cpu", "cuda"), usual="cpu, or cuda for TensorRT plans"
+    )
+    vram: int = option(
+        0,
+        "Device memory budget, e.g. 8G, shared by all that is open.",
+        BYTES,
+        least=0,
+        metavar="SIZE",
+        usual="all",
+    )
+    scratch: Path | None = option(  # noqa: RUF009
+        None,
+        "Folder for what does not fit into memory, deleted at the end.",
+        PATH,
+        metavar="DIR",
+        usual="beside the output",
+    )
 
     @property
     def lists(self) -> dict[str, Path]:
@@ -69,3 +172,30 @@ class Options:
     def budget(self) -> int:
         """The memory budget in bytes."""
         return self.memory or machine.memory() // 2
+
+
+DESCRIBED: Mapping[str, Described] = {one.name: one.metadata["option"] for one in dataclasses.fields(Options)}
+FLAGS: Mapping[str, str] = {  # as the command line spells them
+    name: "set" if described.kind == SETTINGS else name.replace("_", "-")
+    for name, described in DESCRIBED.items()
+}
+ARGUMENTS.update({flag: name for name, flag in FLAGS.items()})
+
+
+def check_values(options: Options) -> None:
+    """Raise InputError when an option has an impossible value."""
+    for name, described in DESCRIBED.items():
+        value, flag = getattr(options, name), f"--{FLAGS[name]}"
+        if value is None:
+            continue
+        if described.choices and value not in described.choices:
+            *others, last = map(repr, described.choices)
+            words = ("neither", "nor") if len(others) == 1 else ("none of", "and")
+            raise InputError(f"{flag} {value}: is {words[0]} {', '.join(others)} {words[1]} {last}.")
+        if described.kind == HOPS and [type(hop) for hop in value] != [int, int]:
+            raise InputError(f"{flag} {value}: should be two whole numbers, as in 80,10.")
+        least, most = described.least, described.most
+        if least is not None and value < least and most is None:
+            raise InputError(f"{flag} {value}: should be {least:g} or more.")
+        if least is not None and most is not None and not least <= value <= most:
+            raise InputError(f"{flag} {value}: should lie in {least:g} to {most:g}.")

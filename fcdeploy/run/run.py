@@ -14,7 +14,7 @@ import numpy as np
 from fcdeploy.clustering.copies import Copies
 from fcdeploy.data.features import Features, hash_of
 from fcdeploy.engine.tensors import Engine
-from fcdeploy.errors import FcdeployError, FcdeployWarning
+from fcdeploy.errors import FcdeployError, FcdeployWarning, spoken
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.recall import Recall
@@ -83,6 +83,7 @@ class Run:
         A run that continues an earlier one says the same again: figures come from finished artifacts, not from the
         work of computing them.
         """
+        sentence = spoken(sentence)
         if sentence in self.notes:
             return
         self.notes.append(sentence)

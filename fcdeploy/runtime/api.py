@@ -18,7 +18,7 @@ from fcdeploy.data.images import MAX_PIXELS
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.engine.embedder import settings_from_table
 from fcdeploy.errors import FcdeployWarning, InputError
-from fcdeploy.run.options import KNN_METHODS, Options
+from fcdeploy.run.options import BYTES, DESCRIBED, HOPS, PATH, REAL, SETTINGS, WHOLE, Described, Options
 from fcdeploy.runtime.embed import embed_to_array, new_job
 from fcdeploy.runtime.pipeline import Result, run_clustering
 
@@ -29,70 +29,60 @@ def cluster(
     features: Any,
     *,
     engine: PathLike,
-    knn: PathLike = "auto",
-    reranked: PathLike | None = None,
-    k: int | None = None,
-    hops: tuple[int, int] | None = None,
-    tau: float | None = None,
-    min_probability: float | None = None,
-    inference: str = "auto",
-    batch: int | None = None,
-    threads: int = 0,
-    memory: int = 0,
-    uncovered: str | None = None,
-    device: str | None = None,
-    vram: int = 0,
-    tables: str = "float32",
-    link: str | None = None,
-    scratch: PathLike | None = None,
-    duplicates: str = "merge",
     on_bad: str = "stop",
     run_dir: PathLike | None = None,
     progress: bool = False,
     column: str | None = None,
+    **options: Any,
 ) -> np.ndarray:
     """Cluster face embeddings and return a label for each.
 
     features: an (n, d) array of real numbers, a tensor, a table or a sequence of rows; or the path of a file of any
     form that docs/files.md lists, of a folder of them, or several paths. Rows need not be normalised.
-    engine: a bundle folder. knn: 'auto', 'exact', 'ivf' or a file of neighbor lists; reranked: a file of
-    re-ranked lists. k, hops and tau replace those of the bundle's recipe. min_probability: what a link needs of a
-    network that accepts or refuses it (SEPFL, NSR-FC), beyond being accepted. link: how NSR-FC makes clusters,
-    'density-peaks' or 'pairs' (by its pair networks, the default where the engine has them). inference: 'exact',
-    'layerwise', or 'auto', which is exact up to 20,000 faces. threads: 0 means all cores that the process may use.
-    memory: budget in bytes; 0 means half of what the process may use. uncovered: what becomes of faces that no
-    cluster was found for (GCN-D), 'singleton' (a cluster of one, the default) or 'drop' (-1). device: 'cpu' or 'cuda',
-    where the engine runs; vram: device memory budget in bytes, 0 for all. tables: 'float16' halves what
-    layer-wise inference keeps between its layers, and rounds it. scratch: the folder for what does not fit into memory.
-    duplicates: with 'merge' equal rows, and near-copies that fill neighbor lists, count once and have one label;
-    'as-published' computes on all rows as they are. on_bad: rows with NaN, infinity or no direction raise InputError
-    with 'stop', are in no cluster (-1) with 'skip', and are a cluster of one each with 'zero'. run_dir: keeps what
-    every stage made, and continues there. column: which array of an archive, or column of a table, holds the features,
-    where a path is given.
-    Returns labels (n,) int64, numbered by first appearance. Raises
-    fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    engine: a bundle folder. on_bad: rows with NaN, infinity or no direction raise InputError with 'stop', are in no
+    cluster (-1) with 'skip', and are a cluster of one each with 'zero'. run_dir: keeps what every stage computed, and
+    continues there. progress: shows bars on stderr. column: which array of an archive, or column of a table, holds the
+    features, where a path is given. Sizes are bytes; None and 0 stand for what is said after "default".
+    Returns labels (n,) int64, numbered by first appearance. Raises fcdeploy.errors.InputError (a ValueError) for input
+    that cannot be used.
+
+    options:
     """
-    chosen = {
-        "knn": knn,
-        "reranked": reranked,
-        "k": k,
-        "hops": hops,
-        "tau": tau,
-        "min_probability": min_probability,
-        "inference": inference,
-        "batch": batch,
-        "threads": threads,
-        "memory": memory,
-        "uncovered": uncovered,
-        "device": device,
-        "vram": vram,
-        "tables": tables,
-        "link": link,
-        "scratch": scratch,
-        "duplicates": duplicates,
-        "on_bad": on_bad,
+    if unknown := options.keys() - DESCRIBED.keys():
+        raise TypeError(f"cluster() got an unexpected keyword argument {min(unknown)!r}")
+    chosen = {**defaults(), **options}
+    return _run(features, engine, chosen, on_bad, run_dir, quiet=not progress, column=column).labels
+
+
+def defaults() -> dict[str, Any]:
+    """Return the options of a run with their defaults."""
+    usual = Options()
+    return {
+        name: getattr(usual, name) or None if name == "settings" else getattr(usual, name)
+        for name in DESCRIBED
     }
-    return _run(features, engine, chosen, run_dir, quiet=not progress, column=column).labels
+
+
+def _with_options(function: Any) -> Any:
+    """Give a function the options of a run in the place of ``**options``: in its signature and in its docstring."""
+    signature = inspect.signature(function)
+    usual, kinds = defaults(), inspect.get_annotations(Options)
+    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=usual[name], annotation=kinds[name])
+        for name in DESCRIBED
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *more])
+    if function.__doc__ and function.__doc__.rstrip().endswith("options:"):
+        lines = (
+            f"    {name}: {one.help}{f' [default: {one.usual}]' if one.usual else ''}"
+            for name, one in DESCRIBED.items()
+        )
+        function.__doc__ = "\n".join([function.__doc__.rstrip(), *lines, ""])
+    return function
+
+
+_with_options(cluster)
 
 
 def embed(
@@ -168,50 +158,15 @@ class FaceClusterer:
     After ``fit``: labels_ (n,) int64, n_features_in_, summary_ (faces, clusters, singletons, seconds a stage).
     """
 
+    @_with_options
     def __init__(
-        self,
-        engine: PathLike,
-        *,
-        knn: PathLike = "auto",
-        reranked: PathLike | None = None,
-        k: int | None = None,
-        hops: tuple[int, int] | None = None,
-        tau: float | None = None,
-        min_probability: float | None = None,
-        inference: str = "auto",
-        batch: int | None = None,
-        threads: int = 0,
-        memory: int = 0,
-        uncovered: str | None = None,
-        device: str | None = None,
-        vram: int = 0,
-        tables: str = "float32",
-        link: str | None = None,
-        scratch: PathLike | None = None,
-        duplicates: str = "merge",
-        on_bad: str = "stop",
-        column: str | None = None,
+        self, engine: PathLike, *, on_bad: str = "stop", column: str | None = None, **options: Any
     ) -> None:
-        self.engine = engine
-        self.knn = knn
-        self.reranked = reranked
-        self.k = k
-        self.hops = hops
-        self.tau = tau
-        self.min_probability = min_probability
-        self.inference = inference
-        self.batch = batch
-        self.threads = threads
-        self.memory = memory
-        self.uncovered = uncovered
-        self.device = device
-        self.vram = vram
-        self.tables = tables
-        self.link = link
-        self.scratch = scratch
-        self.duplicates = duplicates
-        self.on_bad = on_bad
-        self.column = column
+        if unknown := options.keys() - DESCRIBED.keys():
+            raise TypeError(f"FaceClusterer got an unexpected keyword argument {min(unknown)!r}")
+        self.engine, self.on_bad, self.column = engine, on_bad, column
+        for name, value in {**defaults(), **options}.items():
+            setattr(self, name, value)
 
     def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
@@ -258,10 +213,8 @@ class FaceClusterer:
         return self
 
     def _cluster(self, X: Any) -> tuple[Result, int]:
-        chosen = {
-            name: value for name, value in self.get_params().items() if name not in ("engine", "column")
-        }
-        result = _run(X, self.engine, chosen, None, quiet=True, column=self.column)
+        chosen = {name: getattr(self, name) for name in DESCRIBED}
+        result = _run(X, self.engine, chosen, self.on_bad, None, quiet=True, column=self.column)
         return result, read_bundle(self.engine).feature_dim
 
     # scikit-learn is not imported to be compatible with it: up to 1.5 it reads this attribute, from 1.6 on it asks for
@@ -301,34 +254,44 @@ def _run(
     features: Any,
     engine: PathLike,
     chosen: Mapping[str, Any],
+    on_bad: str,
     run_dir: PathLike | None,
     *,
     quiet: bool,
     column: str | None = None,
 ) -> Result:
-    bundle = read_bundle(engine)
+    bundle, options = read_bundle(engine), options_from(chosen)
     opened: Features
     if _are_paths(features):
-        scratch = Path(chosen["scratch"]) if chosen["scratch"] else None
-        opened = open_features(features, bundle.feature_dim, column=column, scratch=scratch)
+        opened = open_features(features, bundle.feature_dim, column=column, scratch=options.scratch)
         if opened.doubted:  # what is read without doubt, the summary says
             warnings.warn(opened.note, FcdeployWarning, stacklevel=3)
     else:
         opened = features_from_array(features, bundle.feature_dim)
-    knn, reranked, hops = str(chosen["knn"]), chosen["reranked"], chosen["hops"]
-    usual = {
-        **{name: _whole(name, chosen[name]) for name in ("k", "batch", "threads", "memory", "vram")},
-        **{name: _real(name, chosen[name]) for name in ("tau", "min_probability")},
-        "knn": knn,
-        "reranked": Path(reranked) if reranked else None,
-        "scratch": Path(chosen["scratch"]) if chosen["scratch"] else None,
-        "hops": None if hops is None else tuple(np.atleast_1d(hops).tolist()),
-    }
-    given = {name: value for name, value in {**chosen, **usual}.items() if name != "on_bad"}
-    options = Options(**given)
-    if knn not in KNN_METHODS and not Path(knn).is_file():
-        raise InputError(f"knn = {knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists.")
-    return run_clustering(opened, bundle, options, on_bad=chosen["on_bad"], run_dir=run_dir, quiet=quiet)
+    if options.knn_file is not None and not options.knn_file.exists():
+        raise InputError(
+            f"knn = {options.knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists."
+        )
+    return run_clustering(opened, bundle, options, on_bad=on_bad, run_dir=run_dir, quiet=quiet)
+
+
+def options_from(chosen: Mapping[str, Any]) -> Options:
+    """Return options from what Python and NumPy have for their values; raises InputError for anything else."""
+    return Options(**{name: _plain(name, DESCRIBED[name], value) for name, value in chosen.items()})
+
+
+def _plain(name: str, described: Described, value: Any) -> Any:
+    if described.kind == SETTINGS:
+        return dict(value or {})
+    if described.kind == PATH:
+        return Path(value) if value else None
+    if value is None:
+        return None
+    if described.kind == HOPS:
+        return tuple(np.atleast_1d(value).tolist())
+    if described.kind in (WHOLE, BYTES):
+        return _whole(name, value)
+    return _real(name, value) if described.kind == REAL else str(value)
 
 
 def _are_paths(features: Any) -> bool:

@@ -16,14 +16,12 @@ from fcdeploy.graph.given_lists import check_lists_of
 from fcdeploy.graph.lists import ListsFile
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.given import GivenLists, open_lists
-from fcdeploy.run.options import DUPLICATES, LINKS, TABLES, UNCOVERED, Options
+from fcdeploy.run.options import DESCRIBED, Options, check_values
 from fcdeploy.runtime.survey import list_length, survey
 from fcdeploy.systems import NAMES, System, Weights, check_recipe, get_system
-from fcdeploy.systems.settings import settings_from_dict
+from fcdeploy.systems.settings import settings_from_dict, with_settings
 
-SYSTEM_OPTIONS = ("hops", "tau", "reranked", "min_probability", "uncovered", "link")  # not every system's
 PUBLISHED = "exact"  # the inference that computes the published function
-LEAST = {"k": 1, "batch": 1, "threads": 0, "memory": 0, "vram": 0}
 EXACT_INFERENCE_LIMIT = 20_000  # faces up to which --inference auto computes the published function
 
 
@@ -73,6 +71,11 @@ def prepare(features: Features, bundle: Bundle, options: Options) -> Prepared:
         )
     recipe = settings_from_dict(dict(bundle.manifest["recipe"]), f"{bundle.path}/{MANIFEST}")
     check_networks(system, bundle, recipe)
+    published = recipe
+    recipe = with_settings(recipe, options.settings, "--set")
+    if recipe != published and (problem := recipe.problem()):
+        raise InputError(f"--set: {problem}.")
+    check_recipe(system, recipe, bundle.weights, "--set", "leave these keys as they are")
     check_options(system, options)
     if refused := system.refusal(bundle.weights, options):
         raise InputError(f"{refused}.")
@@ -163,31 +166,14 @@ def inside(path: Path, folder: Path) -> str | None:
 
 def check_options(system: System, options: Options) -> None:
     """Raise InputError when an option is given that the system does not have, or of an impossible value."""
-    for name in SYSTEM_OPTIONS:
-        if getattr(options, name) is not None and name not in system.options:
+    for name, described in DESCRIBED.items():
+        if described.of_system and getattr(options, name) is not None and name not in system.options:
             *several, last = [other.title for other in map(get_system, NAMES) if name in other.options]
             having = f"{', '.join(several)} and {last}" if several else last
             raise InputError(
                 f"--{name.replace('_', '-')} does not apply to {system.title}, only to {having}."
             )
-    for name, least in LEAST.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} {value}: should be {least} or more.")
-    if options.hops is not None and [type(hop) for hop in options.hops] != [int, int]:
-        raise InputError(f"--hops {options.hops}: should be two whole numbers, as in 80,10.")
-    if options.min_probability is not None and not 0 <= options.min_probability <= 1:
-        raise InputError(f"--min-probability {options.min_probability}: is no probability (0 to 1).")
-    if options.duplicates not in DUPLICATES:
-        raise InputError(
-            f"--duplicates {options.duplicates}: is neither {' nor '.join(map(repr, DUPLICATES))}."
-        )
-    if options.tables not in TABLES:
-        raise InputError(f"--tables {options.tables}: is neither 'float32' nor 'float16'.")
-    if options.uncovered not in (None, *UNCOVERED):
-        raise InputError(f"--uncovered {options.uncovered}: is neither 'singleton' nor 'drop'.")
-    if options.link not in (None, *LINKS):
-        raise InputError(f"--link {options.link}: is neither 'density-peaks' nor 'pairs'.")
+    check_values(options)
 
 
 def choose_inference(system: System, inference: str, n: int, passes: Collection[str]) -> str:

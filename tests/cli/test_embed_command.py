@@ -339,7 +339,7 @@ def test_lists_and_embedders_that_do_not_fit_are_one_sentence(
 def test_other_places_for_features_do_not_read_lists_as_numbers(
     fcdeploy: Any, bundle: Path, faces: Path
 ) -> None:
-    outcome = fcdeploy("plan", faces, "--engine", bundle)
+    outcome = fcdeploy("estimate", faces, "--engine", bundle)
     assert outcome.code == 2
     assert "a list of images" in outcome.err
     with pytest.raises(ValueError, match="a list of images"):

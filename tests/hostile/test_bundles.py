@@ -42,7 +42,7 @@ VERBS = (
     *QUICK,
     ("triton", "-o", "repository"),
     ("cluster", "-o", "pred.meta", "--quiet"),
-    ("plan", "--json"),
+    ("estimate", "--json"),
 )
 GRAPH = "near"  # of SEPFL, the smallest
 
@@ -85,7 +85,7 @@ def test_any_manifest_is_used_or_refused_in_one_sentence(
     def check(case: tuple[Place, Any, bool]) -> None:
         (folder / MANIFEST).write_text(json.dumps(changed(whole, *case)))
         for verb, *options in verbs:
-            given = (features, "--engine", folder) if verb in ("cluster", "plan") else (folder,)
+            given = (features, "--engine", folder) if verb in ("cluster", "estimate") else (folder,)
             outcome = fcdeploy(verb, *given, *options)
             codes.add(outcome.code)
             assert outcome.code in (0, 1, 2)
@@ -127,7 +127,7 @@ def test_parts_of_a_manifest_that_do_not_belong_together_are_named(
     folder = copy_of(name)
     whole = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(changed(whole, place, value, gone=value is None)))
-    for verb in (("cluster", "-o", tmp_path / "pred.meta"), ("plan",)):
+    for verb in (("cluster", "-o", tmp_path / "pred.meta"), ("estimate",)):
         outcome = fcdeploy(verb[0], features, "--engine", folder, *verb[1:])
         assert outcome.code == 2
         assert said in outcome.sentence

@@ -172,7 +172,7 @@ def test_names_are_printed_and_not_obeyed(
     for args in (
         ("inspect", folder),
         ("cluster", features, "--engine", folder, "-o", output),
-        ("plan", features, "--engine", folder),
+        ("estimate", features, "--engine", folder),
         ("bench", folder, "--faces", "0", "--seconds", "0", "--pass", "near"),
     ):
         outcome = fcdeploy(*args)

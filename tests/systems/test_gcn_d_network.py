@@ -670,7 +670,7 @@ def test_inspect_shows_proposal_sets(two_networks, capsys, monkeypatch):
 
 def test_a_plan_tells_of_proposals_and_detection(two_networks, faces, tmp_path, capsys, monkeypatch):
     np.save(tmp_path / "faces.npy", faces)
-    arguments = ["plan", str(tmp_path / "faces.npy"), "--engine", str(two_networks[0].path), "--json"]
+    arguments = ["estimate", str(tmp_path / "faces.npy"), "--engine", str(two_networks[0].path), "--json"]
     monkeypatch.setattr("sys.argv", ["fcdeploy", *arguments])
     with contextlib.suppress(SystemExit):
         main()

@@ -128,7 +128,7 @@ def test_a_command_says_which_package_is_broken_and_why(run_with, name: str, tmp
     features.write_bytes(b"\0" * 4 * 32 * 50)
     done = run_with(
         {name: "raise ImportError('GLIBC_9.99 not found')"},
-        "plan",
+        "estimate",
         features,
         "--engine",
         tmp_path / "none.onnx",

@@ -672,7 +672,7 @@ def test_every_command_takes_every_form(
         np.save(tmp_path / f"shards/{at}.npy", faces[100 * at : 100 * at + 100])
     engine = "--engine", pse_bundle.path
     for given_ in ((tmp_path / "x.npz", "--column", "e"), (tmp_path / "shards",)):
-        assert command("plan", *given_, *engine)[0] == 0
+        assert command("estimate", *given_, *engine)[0] == 0
         assert command("cluster", *given_, *engine, "-o", tmp_path / "o.meta", "--quiet") == (0, "")
     np.save(tmp_path / "whole.npy", faces[:200])
     command("cluster", tmp_path / "whole.npy", *engine, "-o", tmp_path / "w.meta", "--quiet")

@@ -145,7 +145,7 @@ def test_lists_of_other_faces_are_refused_before_anything_is_made(option, pse_bu
     np.savez("lists.npz", data=np.stack([ids, 1 - sims], axis=1))
     before = sorted(path.name for path in here.iterdir())
     arguments = ("--engine", pse_bundle.path, "--k", 20, "--hops", "10,5", option, "lists.npz")
-    for verb in (("cluster", "f.npy", "-o", "o.meta", "--run-dir", "run"), ("plan", "f.npy")):
+    for verb in (("cluster", "f.npy", "-o", "o.meta", "--run-dir", "run"), ("estimate", "f.npy")):
         done = fcdeploy(*verb, *arguments)
         assert (done.code, done.out) == (2, ""), done
         assert "Error: lists.npz: " in done.err

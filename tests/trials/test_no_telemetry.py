@@ -137,7 +137,7 @@ def test_no_command_opens_a_connection_or_leaves_an_identifier(golden, pse_bundl
         ["bench", engine, "--seconds", "0", "--batch", "2", "--nodes", "3", "--faces", "100"],
         ["tune", "--engine", engine, *known, "-o", "tuned.toml"],
         ["triton", engine, "-o", "models"],
-        ["plan", faces, "--engine", engine],
+        ["estimate", faces, "--engine", engine],
         ["inspect", engine],
         ["evaluate", "o.meta", "../f.meta"],
     ]

@@ -1,4 +1,4 @@
-"""``fcdeploy plan``."""
+"""``fcdeploy estimate``."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
 
-@click.command("plan")
+@click.command("estimate")
 @click.argument("features", type=PathType)
 @click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
 @run_options
@@ -20,8 +20,8 @@ from fcdeploy.cli.types import PathType
     "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
 )
 @column_option
-@click.option("--run-dir", type=PathType, help="Plan for keeping every stage's result.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@click.option("--run-dir", type=PathType, help="Estimate for keeping every stage's result.")
+@click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
 def command(
     features: Path,
     engine: Path,
@@ -38,30 +38,30 @@ def command(
 
     \b
     Example:
-      fcdeploy plan features.bin --engine pse.onnx --memory 4G
+      fcdeploy estimate features.bin --engine pse.onnx --memory 4G
     """
     from rich.table import Table
 
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.run.options import Options
-    from fcdeploy.runtime.plan import plan_run
+    from fcdeploy.runtime.estimate import estimate_run
 
     bundle, options = read_bundle(engine), Options(**chosen)
     opened = open_and_tell(features, dim, width=bundle.feature_dim, column=column, scratch=options.scratch)
-    plan = plan_run(opened, bundle, options, run_dir)
+    estimated = estimate_run(opened, bundle, options, run_dir)
     if as_json:
-        click.echo(json.dumps(plan.as_dict(), indent=1))
+        click.echo(json.dumps(estimated.as_dict(), indent=1))
         return
     console = new_console()
     table = Table(box=None, pad_edge=False)
-    for heading in ("in memory" if plan.in_memory else "file", "MB", ""):
+    for heading in ("in memory" if estimated.in_memory else "file", "MB", ""):
         table.add_column(heading, justify="right" if heading == "MB" else "left")
-    for name, (size, kept) in plan.files.items():
+    for name, (size, kept) in estimated.files.items():
         table.add_row(name, f"{size / 1e6:,.1f}", "kept with --run-dir" if kept else "scratch")
     table.add_row(
-        "together", f"{sum(size for size, _ in plan.files.values()) / 1e6:,.1f}", "never all at one time"
+        "together", f"{sum(size for size, _ in estimated.files.values()) / 1e6:,.1f}", "never all at one time"
     )
     console.print(table)
-    console.print(f"memory: about {plan.memory_bytes / 1e9:.2f} GB")
-    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.seconds.items())
-    console.print(f"time: about {sum(plan.seconds.values()):.0f} s ({stages})")
+    console.print(f"memory: about {estimated.memory_bytes / 1e9:.2f} GB")
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in estimated.seconds.items())
+    console.print(f"time: about {sum(estimated.seconds.values()):.0f} s ({stages})")

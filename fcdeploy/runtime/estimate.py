@@ -44,7 +44,7 @@ BLOCK_BYTES = 200 << 20  # what blocks on their way through take
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """files: name -> (bytes, kept after the run); memory in bytes; seconds of each stage."""
 
     faces: int
@@ -63,8 +63,8 @@ class Plan:
         }
 
 
-def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path | None) -> Plan:
-    """Plan a run of ``features`` through ``bundle``; nothing is written and no feature is read.
+def estimate_run(features: Features, bundle: Bundle, options: Options, run_dir: Path | None) -> Estimate:
+    """Estimate a run of ``features`` through ``bundle``; nothing is written and no feature is read.
 
     Raises InputError for what ``run_clustering`` would refuse before it starts.
     """
@@ -96,7 +96,7 @@ def plan_run(features: Features, bundle: Bundle, options: Options, run_dir: Path
     memory = working + total if in_memory else min(max(options.budget, working), working + total)
     with threads_limited(options.cores):
         seconds = _seconds(prepared, artifacts)
-    return Plan(features.n, files, in_memory, memory, seconds)
+    return Estimate(features.n, files, in_memory, memory, seconds)
 
 
 def _check_place(run_dir: Path) -> None:
