@@ -16,7 +16,7 @@ from fcdeploy.data.features import open_features
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.run.options import Options
 from fcdeploy.runtime.pipeline import run_clustering
-from fcdeploy.systems.pse_gcn import flow
+from fcdeploy.systems.pse_gcn import layers
 
 VRAM = 1 << 30
 
@@ -50,7 +50,7 @@ def test_no_run_promises_more_than_there_is(
     if inference not in get_system(case.name).inferences:
         pytest.skip("is computed in one way")
     bundle, device = exported(case), Device()
-    open_pass, sums_on = Bundle.open, flow.sums_on
+    open_pass, sums_on = Bundle.open, layers.sums_on
 
     @contextlib.contextmanager
     def watched(self: Bundle, name: str, *, vram: int = 0, **named: Any) -> Iterator[Any]:
@@ -67,7 +67,7 @@ def test_no_run_promises_more_than_there_is(
             yield sums
 
     monkeypatch.setattr(Bundle, "open", watched)
-    monkeypatch.setattr(flow, "sums_on", watched_sums)
+    monkeypatch.setattr(layers, "sums_on", watched_sums)
     features = open_features(golden / "dev/data/features.bin", bundle.feature_dim)
     some = dataclasses.replace(features, array=features.array[:200])
     run_clustering(some, bundle, Options(vram=VRAM, inference=inference))

@@ -1,17 +1,12 @@
 """PSE-GCN from features to labels; the algorithm, top to bottom."""
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.engine.tensors import Engine
-from fcdeploy.errors import FcdeployError
-from fcdeploy.graph.aggregation_cuda import Sums, sums_on
 from fcdeploy.graph.density import density_from_sums, sum_similarities
-from fcdeploy.graph.halves import LARGEST, bits_of, floats_from_halves, halves_from_floats
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.graph.rerank import expand_reciprocal, mark_mutual, rank_candidates
@@ -22,14 +17,14 @@ from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
 from fcdeploy.run.partition import Partition
 from fcdeploy.run.run import Run, step
 from fcdeploy.run.stage import Stage
-from fcdeploy.run.store import Arrays, Shapes
+from fcdeploy.run.store import Arrays
 from fcdeploy.systems.pse_gcn.inputs import neighborhood_batches
+from fcdeploy.systems.pse_gcn.layers import Layers, lists_by_place, shapes_of
 from fcdeploy.systems.pse_gcn.spec import TABLES
 
 REFINE_BLOCK = 2048
 ENGINE_ROWS = 4096  # nodes an engine call: enough for full-speed matrix products, small enough for the cache
 SETS_BLOCK = 2048
-BESIDE_SUMS = 2  # an engine and the tables of the sums, which take half of the device memory each
 LINK_BLOCK = 65536
 
 
@@ -239,174 +234,13 @@ def refined_layerwise(
 
     Not the published function: a neighbor's x1 is the one computed with that neighbor as the centre; see
     docs/inference.md for how much its clusters differ.
-
-    Between the layers faces are numbered by their place in the order of visits: tables are then written from front to
-    back, and a neighborhood's rows lie near each other. With ``--tables float16`` they are rounded to half precision.
     """
-    near = run.settings.neighborhood
-    lists = lists_by_place(run, cells, knn, ranked)
-    layer = functools.partial(one_layer, run, cells, lists)
-
-    def features(places: np.ndarray) -> np.ndarray:
-        return vectors.array[cells.order[places]]
-
-    def connected(places: np.ndarray, sums: Sums, times: int, table: np.ndarray) -> np.ndarray:
-        ranked, ids, sims = (lists[part] for part in ("ranked", "ids", "sims"))
-        return sums.sum_connected(
-            ranked, ids, sims, places, near.hops, near.active, times, bits_of(table), run.marks
-        )
-
-    def similar(places: np.ndarray, sums: Sums, directions: np.ndarray, table: np.ndarray) -> np.ndarray:
-        return sums.sum_similar(
-            lists["ranked"], places, near.hops, bits_of(directions), bits_of(table), run.marks
-        )
-
-    near1 = layer(
-        "near1",
-        ("near1",),
-        (vectors,),
-        lambda places, sums: {"features": features(places)},
-    )
-    similar1 = layer(
-        "similar1",
-        ("h1", "near_drawn1"),
-        (vectors, near1),
-        lambda places, sums: {
-            "features": features(places),
-            "connected": connected(places, sums, 1, near1["near1"]),
-        },
-        through=(near1,),
-    )
-    block1 = layer(
-        "block1",
-        ("x1", "near2"),
-        (vectors, similar1),
-        lambda places, sums: {
-            "features": features(places),
-            "drawn": similar(places, sums, similar1["h1"], similar1["near_drawn1"]),
-        },
-        through=(similar1,),
-    )
-    similar2 = layer(
-        "similar2",
-        ("h2",),
-        (block1,),
-        lambda places, sums: {
-            "x1": floats_from_halves(block1["x1"][places]),
-            # The fixed graph is normalised twice, as published.
-            "connected": connected(places, sums, 2, block1["near2"]),
-        },
-    )
-
-    def block2(faces: np.ndarray, sums: Sums, engine: Engine) -> Arrays:
-        places = cells.place[faces]
-        feeds = {
-            "features": vectors.array[faces],
-            "x1": floats_from_halves(block1["x1"][places]),
-            "drawn": similar(places, sums, similar2["h2"], block1["x1"]),
-        }
-        refined = engine.run(feeds)["refined"]
-        run.check_finite(refined, faces, "refined feature")
-        return {"refined": refined}
-
-    return run.compute(
-        Stage(
-            name="refined",
-            text="refinement, block2",
-            block=block2,
-            shapes=shapes_of(run, "refined"),
-            made_from=(vectors, knn, ranked),
-            settings={"hops": list(near.hops), "active": near.active, "tables": run.options.tables},
-            passes=("block2",),
-            through=(lists, block1, similar2),
-            rows=run.n,
-            size=ENGINE_ROWS,
-            visit=cells,
-            opened=lambda: sums_on(gpu=run.on_gpu, vram=run.options.vram),
-            share=BESIDE_SUMS,
-        )
-    )
-
-
-def one_layer(
-    run: Run,
-    cells: Partition,
-    lists: Artifact,
-    name: str,
-    outputs: tuple[str, ...],
-    made_from: tuple[Artifact, ...],
-    feeds: Callable[[np.ndarray, Sums], dict[str, Any]],
-    through: tuple[Artifact, ...] = (),
-) -> Artifact:
-    """Run the pass ``name`` over all places; feeds: its inputs for some of them. Its tables (n, 2d) are scratch."""
-    half = run.options.tables == "float16"
-
-    def block(places: np.ndarray, sums: Sums, engine: Engine) -> Arrays:
-        tables = run.finite(engine.run(feeds(places, sums)), cells.order[places], "value")
-        return {part: halved(run, rows) for part, rows in tables.items()} if half else tables
-
-    return run.compute(
-        Stage(
-            name=name,
-            text=f"refinement, {name}",
-            block=block,
-            shapes=shapes_of(run, *outputs, half=half),
-            made_from=(lists, *made_from),
-            passes=(name,),
-            through=through,
-            settings={"tables": run.options.tables},
-            rows=run.n,
-            size=ENGINE_ROWS,
-            opened=lambda: sums_on(gpu=run.on_gpu, vram=run.options.vram),
-            share=BESIDE_SUMS,
-            scratch=True,
-        )
-    )
-
-
-def halved(run: Run, rows: np.ndarray) -> np.ndarray:
-    """Round a table to half precision; raises FcdeployError for values too large for it."""
-    if (largest := np.abs(rows).max()) > LARGEST:
-        raise FcdeployError(
-            f"{run.engines.path}: gives values up to {largest:.3g}, too large for float16; give --tables float32."
-        )
-    return halves_from_floats(rows)
-
-
-def shapes_of(run: Run, *names: str, half: bool = False) -> Shapes:
-    """Tables of all faces, (n, 2d)."""
-    return dict.fromkeys(names, ((run.n, 2 * run.features.dim), np.float16 if half else np.float32))
-
-
-def lists_by_place(run: Run, cells: Partition, knn: Artifact, ranked: Artifact) -> Artifact:
-    """The part of the lists that neighborhoods are made of, with places in the order of visits instead of faces."""
-    near = run.settings.neighborhood
-    reach = max(near.hops[0], near.hops[1] + 1)
-
-    def block(places: np.ndarray) -> Arrays:
-        faces = cells.order[places]
-        return {
-            "ranked": cells.place[ranked["ids"][faces][:, :reach]],
-            "ids": cells.place[knn["ids"][faces][:, : near.active]],
-            "sims": knn["sims"][faces][:, : near.active],
-        }
-
-    return run.compute(
-        Stage(
-            name="lists",
-            text="lists by place",
-            block=block,
-            shapes={
-                "ranked": ((run.n, reach), np.int32),
-                "ids": ((run.n, near.active), np.int32),
-                "sims": ((run.n, near.active), np.float32),
-            },
-            made_from=(knn, ranked, cells.artifact),
-            settings={"reach": reach, "active": near.active},
-            rows=run.n,
-            scratch=True,
-        )
-    )
+    layers = Layers(run, vectors, cells, lists_by_place(run, cells, knn, ranked))
+    near = layers.near1()
+    similar = layers.similar1(near)
+    first = layers.block1(similar)
+    second = layers.similar2(first)
+    return layers.refined(first, second, made_from=(vectors, knn, ranked))
 
 
 def first_columns(lists: KnnGraph, k: int) -> KnnGraph:
