@@ -26,6 +26,7 @@ PACKAGES = {  # name in a report -> the distributions that may provide it
     "numpy": ("numpy",),
     "numba": ("numba",),
     "faiss": ("faiss-gpu", "faiss-cpu"),
+    "numkong": ("numkong",),
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
     "torch": ("torch",),
     "scikit-learn": ("scikit-learn",),

@@ -36,7 +36,7 @@ RECALL = 0.98
 SAMPLE = 1000
 SEED = 77
 ROWS = 65536
-TASK = 16384  # rows of a task at most
+TASK = 32768  # rows of a task at most
 TASK_BYTES = 2**26  # that the keys of a task take at most
 
 
