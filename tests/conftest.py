@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from command_line import Command, calling
 from operators import parse_each_once
 from system_cases import CASES
 
@@ -26,6 +27,12 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise, of nohup
 SHARED = HERE.parent.parent / "shared"
+
+
+@pytest.fixture(name="fcdeploy")
+def call_fcdeploy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Call ``fcdeploy ARGS`` in this process: its exit code, stdout and stderr."""
+    return calling(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -4,17 +4,13 @@ import json
 import re
 import shlex
 import shutil
-import sys
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Command
 from test_readme import FENCE, ROOT
 
-from fcdeploy.cli import main
 from fcdeploy.data.features import open_features
 from fcdeploy.data.labels import read_labels
 
@@ -36,35 +32,6 @@ def sequence(page: str, *verbs: str) -> list[str]:
             if tuple(line.split()[1] for line in part) == verbs:
                 return part
     raise AssertionError(f"{page}: no commands {', '.join(verbs)} one after the other")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def fcdeploy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Call ``fcdeploy ARGS`` in this process."""
-
-    def call(*args: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *args])
-        capsys.readouterr()
-        code = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")  # notes, which the tests' own settings would raise
-            try:
-                main()
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-        return Outcome(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

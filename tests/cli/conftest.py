@@ -1,52 +1,14 @@
 """The command line called in this process, and a bundle of the goldens' checkpoint."""
 
-import sys
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from system_cases import CASES
 
-from fcdeploy.cli import main
 from fcdeploy.engine.bundle import Bundle
 
 RECIPE = f'system = "pse-gcn"\nfeature_dim = 32\n\n{CASES[0].recipe}'
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left: its exit code, stdout and stderr."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def fcdeploy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Call ``fcdeploy ARGS`` in this process; an exception that is no exit passes through to the test."""
-
-    def call(*args: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
-        capsys.readouterr()
-        code: object = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")  # the tests' own settings turn our notes into errors
-            try:
-                main()
-            except SystemExit as stop:
-                code = stop.code or 0
-        assert isinstance(code, int)
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture(scope="session")

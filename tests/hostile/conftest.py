@@ -1,10 +1,7 @@
 """A bundle to damage, and the command line called in this process."""
 
 import shutil
-import sys
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +9,9 @@ import numpy as np
 import pytest
 from system_cases import CASES
 
-from fcdeploy.cli import main
 from fcdeploy.engine.bundle import Bundle
 
 FACES = 60
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def sentence(self) -> str:
-        """The one sentence on stderr, behind notes."""
-        lines = [line for line in self.err.splitlines() if not line.startswith("Note: ")]
-        assert len(lines) == 1, self.err
-        assert lines[0].startswith("Error: "), self.err
-        return lines[0]
-
-
-@pytest.fixture
-def fcdeploy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Call ``fcdeploy ARGS`` in this process; anything but an exit fails the test."""
-
-    def call(*args: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
-        capsys.readouterr()
-        code = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")  # notes, which the tests' own settings would raise
-            try:
-                main()
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-        return Outcome(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="session")

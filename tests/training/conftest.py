@@ -3,14 +3,10 @@
 import dataclasses
 import importlib.util
 import sys
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from fcdeploy.cli import main
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import faces as synthetic
@@ -29,32 +25,6 @@ RECIPES = {
     "sepfl": "[links]\nk = 8\nrho = 0.5\n",
     "pse-gcn": "[neighborhood]\nk = 10\nhops = [10, 3]\nactive = 5\n\n[links]\nk = 10\ntau = 0.7\n",
 }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def fcdeploy(monkeypatch, capsys):
-    """Call ``fcdeploy ARGS`` in this process: its exit code, stdout and stderr."""
-
-    def call(*args) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
-        capsys.readouterr()
-        code = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            try:
-                main()
-            except SystemExit as stop:
-                code = stop.code or 0
-        return Outcome(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(autouse=True)

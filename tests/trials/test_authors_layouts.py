@@ -7,42 +7,31 @@ the re-ranked lists of github.com/Stalker-DAs/PSE-GCN; GCN-D: a list of face cro
 
 import json
 import shutil
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Command
 from embedders import pictures_of, write_embedder
 from PIL import Image
 from system_cases import CASES
 
-from fcdeploy.cli import main
 from fcdeploy.data.labels import read_labels, renumber
 
 DIM, K = 32, 20
-Command = Callable[..., str]
+Succeed = Callable[..., str]
 
 
 @pytest.fixture
-def fcdeploy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def succeed(fcdeploy: Command) -> Succeed:
     """Call ``fcdeploy ARGS`` in this process, which has to succeed; return what it printed."""
 
     def call(*args: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
-        capsys.readouterr()
-        code: Any = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            try:
-                main()
-            except SystemExit as stop:
-                code = stop.code or 0
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        return out
+        done = fcdeploy(*args)
+        assert done.code == 0, done.err
+        return done.out
 
     return call
 
@@ -77,63 +66,63 @@ def same_clusters(one: Path | str, other: Path | str | np.ndarray) -> bool:
 
 
 def test_l_gcn_s_own_layout_gives_the_authors_clusters(
-    engine_of: Callable[[str], Path], fcdeploy: Command, here: Path, golden: Path
+    engine_of: Callable[[str], Path], succeed: Succeed, here: Path, golden: Path
 ) -> None:
     engine = engine_of("l-gcn")
-    fcdeploy("cluster", "features.npy", "--engine", engine, "--knn", "knn.graph.npy", "-o", "pred_labels.npy")
+    succeed("cluster", "features.npy", "--engine", engine, "--knn", "knn.graph.npy", "-o", "pred_labels.npy")
     with np.load(golden / "dev/lgcn/labels.npz") as labels:
         assert same_clusters("pred_labels.npy", labels["l2c_labels_max40_step0.6_avg"])
-    measures = json.loads(fcdeploy("evaluate", "pred_labels.npy", "labels.npy", "--json"))
+    measures = json.loads(succeed("evaluate", "pred_labels.npy", "labels.npy", "--json"))
     assert measures["faces"] == len(np.load("features.npy"))
     args = ("--features", "features.npy", "--labels", "labels.npy", "-o", "tuned.toml", "--json")
-    tuned = json.loads(fcdeploy("tune", "--engine", engine, *args))
+    tuned = json.loads(succeed("tune", "--engine", engine, *args))
     assert tuned["best"]["pairwise"]["f"] >= tuned["before"]["pairwise"]["f"] > 0
 
 
 @pytest.mark.parametrize("system", ["pse-gcn", "sepfl"])
 def test_learn_to_cluster_s_layout_gives_the_same_as_arrays(
-    system: str, engine_of: Callable[[str], Path], fcdeploy: Command, here: Path
+    system: str, engine_of: Callable[[str], Path], succeed: Succeed, here: Path
 ) -> None:
     engine = ("--engine", engine_of(system))
     knn = ("--knn", "knns/part1_test/faiss_k_80.npz")
     summary = json.loads(
-        fcdeploy("cluster", "features/part1_test.bin", *engine, *knn, "-o", "pred_labels.txt", "--json")
+        succeed("cluster", "features/part1_test.bin", *engine, *knn, "-o", "pred_labels.txt", "--json")
     )
     assert summary["faces"] == 1283
     lines = Path("pred_labels.txt").read_text().split("\n")
     assert len(lines) == 1284  # line i is the cluster of face i
-    fcdeploy("cluster", "features.npy", *engine, *knn, "-o", "other.npy", "--quiet")
+    succeed("cluster", "features.npy", *engine, *knn, "-o", "other.npy", "--quiet")
     assert same_clusters("pred_labels.txt", "other.npy")
-    measures = json.loads(fcdeploy("evaluate", "pred_labels.txt", "labels/part1_test.meta", "--json"))
+    measures = json.loads(succeed("evaluate", "pred_labels.txt", "labels/part1_test.meta", "--json"))
     assert measures["pairwise"]["f"] > 0.5
 
 
 def test_pse_gcn_s_reranked_lists_give_the_authors_clusters(
-    engine_of: Callable[[str], Path], fcdeploy: Command, here: Path, golden: Path
+    engine_of: Callable[[str], Path], succeed: Succeed, here: Path, golden: Path
 ) -> None:
     with np.load(golden / "dev/pse/reranking.npz") as lists:
         np.save("reranking_knn_part1_test.npy", lists["knn"])
     knn = ("--knn", "knns/part1_test/faiss_k_80.npz", "--reranked", "reranking_knn_part1_test.npy")
     engine = ("--engine", engine_of("pse-gcn"))
-    fcdeploy("cluster", "features/part1_test.bin", *engine, *knn, "-o", "pred_labels.meta", "--quiet")
+    succeed("cluster", "features/part1_test.bin", *engine, *knn, "-o", "pred_labels.meta", "--quiet")
     with np.load(golden / "dev/pse/clustering.npz") as authors:
         (labels,) = (authors[name] for name in authors if name.startswith("labels_") and name.endswith("0.8"))
         assert same_clusters("pred_labels.meta", labels)
 
 
 def test_nsr_fc_s_lists_of_deepfashion_are_those_of_the_other_form(
-    engine_of: Callable[[str], Path], fcdeploy: Command, here: Path
+    engine_of: Callable[[str], Path], succeed: Succeed, here: Path
 ) -> None:
     with np.load("knns/part1_test/faiss_k_80.npz") as lists:
         np.savez("deepfashion.npz", knns=lists["data"][:, 0].astype(np.int32), dists=lists["data"][:, 1])
     engine = ("--engine", engine_of("nsr-fc"))
     for lists, output in (("deepfashion.npz", "a.meta"), ("knns/part1_test/faiss_k_80.npz", "b.meta")):
-        fcdeploy("cluster", "features/part1_test.bin", *engine, "--knn", lists, "-o", output, "--quiet")
+        succeed("cluster", "features/part1_test.bin", *engine, "--knn", lists, "-o", output, "--quiet")
     assert same_clusters("a.meta", "b.meta")
 
 
 def test_gcn_d_s_list_of_crops_gives_clusters_of_its_lines(
-    engine_of: Callable[[str], Path], fcdeploy: Command, here: Path
+    engine_of: Callable[[str], Path], succeed: Succeed, here: Path
 ) -> None:
     Path("crops").mkdir()
     for at, picture in enumerate(pictures_of(60, people=6)):
@@ -141,11 +130,11 @@ def test_gcn_d_s_list_of_crops_gives_clusters_of_its_lines(
     Path("filelist.txt").write_text("".join(f"crops/{at:02}.jpg\n" for at in range(60)))
     embedder = write_embedder(here / "embedder.onnx")
     engine = engine_of("gcn-d")
-    fcdeploy(
+    succeed(
         "cluster", "filelist.txt", "--engine", engine, "--embedder", embedder, "-o", "clusters.txt", "--quiet"
     )
-    fcdeploy("embed", "filelist.txt", "--model", embedder, "-o", "feature.bin", "--quiet")
-    fcdeploy("cluster", "feature.bin", "--engine", engine, "-o", "again.txt", "--quiet")
+    succeed("embed", "filelist.txt", "--model", embedder, "-o", "feature.bin", "--quiet")
+    succeed("cluster", "feature.bin", "--engine", engine, "-o", "again.txt", "--quiet")
     assert Path("clusters.txt").read_text() == Path("again.txt").read_text()
     ids = [int(number) for number in Path("clusters.txt").read_text().split()]
     assert sorted(ids) == list(range(60))

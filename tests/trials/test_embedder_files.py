@@ -4,8 +4,6 @@ Reported at: onnxruntime #6696 and optimum #1736 (weights in files of other name
 batch sizes, in the input or in the output only).
 """
 
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command_line import Command
 from embedders import embed_plainly, mixing, pictures_of, write_embedder
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import fcdeploy as package
-from fcdeploy.cli import main
 from fcdeploy.data.imagelist import open_images
 from fcdeploy.engine.embedder import Embedder, EmbedderSettings, embedder_digest
 from fcdeploy.errors import InputError
@@ -28,21 +26,9 @@ N = 11
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def command(fcdeploy: Command) -> Callable[..., tuple[int, str]]:
     """Call ``fcdeploy ARGS`` in this process; its exit code and what it wrote to stderr."""
-
-    def call(*args: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
-        capsys.readouterr()
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            try:
-                main()
-            except SystemExit as stop:
-                return int(stop.code or 0), capsys.readouterr().err
-        return 0, capsys.readouterr().err
-
-    return call
+    return lambda *args: fcdeploy(*args)[::2]
 
 
 @pytest.fixture

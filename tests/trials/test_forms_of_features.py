@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fcdeploy.cli import main
 from fcdeploy.data.features import (
     check_features,
     check_unit_rows,
@@ -53,22 +53,9 @@ def faces(golden: Path) -> np.ndarray:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def command(fcdeploy: Command) -> Callable[..., tuple[int, str]]:
     """Call ``fcdeploy ARGS`` in this process; its exit code and what it wrote to stderr."""
-
-    def call(*args: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
-        code: object = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            try:
-                main()
-            except SystemExit as stop:
-                code = stop.code or 0
-        assert isinstance(code, int)
-        return code, capsys.readouterr().err
-
-    return call
+    return lambda *args: fcdeploy(*args)[::2]
 
 
 @pytest.fixture

@@ -7,24 +7,22 @@ webdataset #48 (tars without unpacking). RecordIO: dmlc-core, doc/recordio_forma
 import io
 import json
 import struct
-import sys
 import tarfile
 import tracemalloc
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Command
 from embedders import embed_plainly, pictures_of, write_embedder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import fcdeploy as package
-from fcdeploy.cli import main
 from fcdeploy.data.filelist import Filelist
 from fcdeploy.data.imagelist import open_images
 from fcdeploy.data.images import FIRST_BAD, State, import_pillow, read_image
@@ -32,25 +30,6 @@ from fcdeploy.errors import FcdeployWarning, InputError
 
 N = 9
 MAGIC = struct.pack("<I", 0xCED7230A)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Call ``fcdeploy ARGS`` in this process; its exit code, stdout and stderr."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
-        capsys.readouterr()
-        code = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            try:
-                main()
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-        return (code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture
@@ -119,13 +98,13 @@ def names_in(files: Filelist) -> list[str]:
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_tar_is_its_images_in_their_order_and_its_folders_are_people(
-    command: Callable[..., Any], pixels: np.ndarray, form: int
+    fcdeploy: Command, pixels: np.ndarray, form: int
 ) -> None:
     members = people_of(pixels)
     others = {"./people/._x.png": b"x", "./people/notes.txt": b"hello"}
     tar("people.tar", others | members, form)
     options = ("--write-labels", "l.meta", "-o", "f.npy", "--json")
-    code, out, told = command("embed", "people.tar", "--model", "e.onnx", *options)
+    code, out, told = fcdeploy("embed", "people.tar", "--model", "e.onnx", *options)
     assert code == 0, told
     np.testing.assert_allclose(np.load("f.npy"), embed_plainly(pixels), atol=1e-4)
     assert Path("f.filelist.txt").read_text().splitlines() == list(members)
@@ -142,7 +121,7 @@ def test_a_tar_is_its_images_in_their_order_and_its_folders_are_people(
 
 @pytest.mark.parametrize("given", ["shards", "s-{000..002}.tar"])
 def test_shards_of_webdataset_follow_one_another_with_their_classes(
-    command: Callable[..., Any], pixels: np.ndarray, given: str, pse_bundle: Any
+    fcdeploy: Command, pixels: np.ndarray, given: str, pse_bundle: Any
 ) -> None:
     Path("shards").mkdir()
     for shard in range(3):
@@ -163,7 +142,7 @@ def test_shards_of_webdataset_follow_one_another_with_their_classes(
     assert names_in(files)[3] == "s-001.tar/00001.jpg"
     if given == "shards":
         options = ("--embedder", "e.onnx", "--k", 4, "--labels", "shards", "--json", "-o", "c.meta")
-        code, out, told = command("cluster", path, "--engine", pse_bundle.path, *options)
+        code, out, told = fcdeploy("cluster", path, "--engine", pse_bundle.path, *options)
         assert code == 0, told
         assert "quality" in json.loads(out)
         assert Path("c.filelist.txt").read_text().splitlines() == names_in(files)
@@ -197,11 +176,11 @@ def test_names_of_members_are_no_paths(pixels: np.ndarray, tmp_path: Path) -> No
     np.testing.assert_allclose(embedded("h.tar"), embed_plainly(pixels[1:4]), atol=1e-4)
 
 
-def test_a_damaged_image_in_an_archive_is_a_bad_line(command: Callable[..., Any], pixels: np.ndarray) -> None:
+def test_a_damaged_image_in_an_archive_is_a_bad_line(fcdeploy: Command, pixels: np.ndarray) -> None:
     members = people_of(pixels)
     third = list(members)[2]
     tar("people.tar", members | {third: members[third][:90], "people/p0/empty.png": b""})
-    code, _, told = command("embed", "people.tar", "--model", "e.onnx", "--on-bad", "zero", "-o", "f.npy")
+    code, _, told = fcdeploy("embed", "people.tar", "--model", "e.onnx", "--on-bad", "zero", "-o", "f.npy")
     assert code == 0, told
     listed = [line.split("\t") for line in Path("f.bad.txt").read_text().splitlines()]
     assert listed == [["2", third, "damaged or cut short"], [str(N), "people/p0/empty.png", "empty file"]]
@@ -278,13 +257,13 @@ def test_a_zip_member_of_a_kilobyte_is_not_unpacked_to_gigabytes(pixels: np.ndar
 
 @pytest.mark.parametrize("named", ["train.rec", "train.idx", "."])
 def test_records_of_insightface_are_its_images_and_people(
-    command: Callable[..., Any], pixels: np.ndarray, named: str
+    fcdeploy: Command, pixels: np.ndarray, named: str
 ) -> None:
     Path("train.rec").write_bytes(b"".join(insightface_records(pixels)))
     Path("train.idx").write_text("0\t0\n")  # not needed
     np.testing.assert_allclose(embedded(named), embed_plainly(pixels), atol=1e-4)
     options = ("--write-labels", "l.npy", "-o", "f.npy", "--quiet")
-    assert command("embed", named, "--model", "e.onnx", *options)[0] == 0
+    assert fcdeploy("embed", named, "--model", "e.onnx", *options)[0] == 0
     assert np.load("l.npy").tolist() == [at % 3 for at in range(N)]
     assert Path("f.filelist.txt").read_text().split() == [str(at + 1) for at in range(N)]
 
@@ -343,7 +322,7 @@ def test_a_damaged_archive_is_a_list_or_one_sentence(pixels: np.ndarray, data: A
 
 
 def test_an_interrupted_archive_goes_on_and_a_changed_one_is_embedded_again(
-    command: Callable[..., Any], pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    fcdeploy: Command, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fcdeploy.engine.embedder import Embedder
     from fcdeploy.runtime import embed
@@ -362,20 +341,20 @@ def test_an_interrupted_archive_goes_on_and_a_changed_one_is_embedded_again(
     args = ("embed", "people.tar", "--model", "e.onnx", "-o", "f.npy", "--batch", 3, "--quiet")
     with monkeypatch.context() as patch:
         patch.setattr(Embedder, "embed", counted)
-        assert command(*args)[0] == 130
+        assert fcdeploy(*args)[0] == 130
         counts.clear()
-        assert command(*args)[0] == 0
+        assert fcdeploy(*args)[0] == 0
         assert sum(counts) == 3
     np.testing.assert_allclose(np.load("f.npy"), embed_plainly(pixels), atol=1e-4)
     tar("people.tar", people_of(pixels[::-1]))
-    assert command(*args)[0] == 0
+    assert fcdeploy(*args)[0] == 0
     np.testing.assert_allclose(np.load("f.npy"), embed_plainly(pixels[::-1]), atol=1e-4)
 
 
-def test_an_archive_is_not_written_over(command: Callable[..., Any], pixels: np.ndarray) -> None:
+def test_an_archive_is_not_written_over(fcdeploy: Command, pixels: np.ndarray) -> None:
     tar("people.bin", people_of(pixels))
     before = Path("people.bin").read_bytes()
-    code, _, told = command("embed", "people.bin", "--model", "e.onnx", "-o", "people.bin", "--quiet")
+    code, _, told = fcdeploy("embed", "people.bin", "--model", "e.onnx", "-o", "people.bin", "--quiet")
     assert code == 2
     assert "is also an input" in told
     assert Path("people.bin").read_bytes() == before
@@ -403,7 +382,7 @@ def crops(pixels: np.ndarray) -> np.ndarray:
     ],
 )
 def test_lists_that_say_people_are_lists_with_labels(
-    command: Callable[..., Any], crops: np.ndarray, name: str, line: str
+    fcdeploy: Command, crops: np.ndarray, name: str, line: str
 ) -> None:
     head = {"a.csv": "identity,Path\r\n", "a.tsv": "person\timage\n"}.get(name, "")
     end = "\r\n" if head.endswith("\r\n") else "\n"
@@ -411,7 +390,7 @@ def test_lists_that_say_people_are_lists_with_labels(
         head + end.join(line.format(at=at, person=at % 3) for at in range(N)) + end, newline=""
     )
     options = ("--write-labels", "l.meta", "-o", "f.npy", "--quiet")
-    code, _, told = command("embed", name, "--model", "e.onnx", *options)
+    code, _, told = fcdeploy("embed", name, "--model", "e.onnx", *options)
     assert code == 0, told
     np.testing.assert_allclose(np.load("f.npy"), embed_plainly(crops), atol=1e-4)
     assert Path("l.meta").read_text().split() == [str(at % 3) for at in range(N)]
@@ -449,22 +428,22 @@ def test_lists_that_are_none_are_one_sentence(pixels: np.ndarray, name: str, tex
 
 @pytest.mark.parametrize("asked", ["where", " Where", "2"])
 def test_the_column_of_paths_can_be_named(
-    command: Callable[..., Any], crops: np.ndarray, asked: str, pse_bundle: Any
+    fcdeploy: Command, crops: np.ndarray, asked: str, pse_bundle: Any
 ) -> None:
     """Of two columns that could be, too, as `name` is a person's or a file's."""
     rows = "".join(f"p{at % 3}\tcrops/{at}.png\t{at}\n" for at in range(N))
     Path("a.tsv").write_text(f"name\tWhere\tpath\n{rows}")
     options = ("--path-column", asked, "--write-labels", "l.meta", "-o", "f.npy", "--quiet")
-    code, _, told = command("embed", "a.tsv", "--model", "e.onnx", *options)
+    code, _, told = fcdeploy("embed", "a.tsv", "--model", "e.onnx", *options)
     assert code == 0, told
     np.testing.assert_allclose(np.load("f.npy"), embed_plainly(crops), atol=1e-4)
     assert Path("l.meta").read_text().split() == [str(at % 3) for at in range(N)]
     line = ("cluster", "a.tsv", "--engine", pse_bundle.path, "--k", 4, "--path-column", asked, "-o", "c.meta")
-    code, out, told = command(*line, "--embedder", "e.onnx", "--labels", "a.tsv", "--json")
+    code, out, told = fcdeploy(*line, "--embedder", "e.onnx", "--labels", "a.tsv", "--json")
     assert code == 0, told
     assert json.loads(out)["lines"] == N
     assert "quality" in json.loads(out)
-    code, _, told = command(*line)
+    code, _, told = fcdeploy(*line)
     assert code == 2
     assert "--path-column is for lists of images, which need --embedder" in told
 

@@ -8,13 +8,12 @@ import io
 import json
 import sys
 import unicodedata
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Command
 from embedders import embed_plainly, pictures_of, write_embedder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,27 +40,6 @@ NAMES = [
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Call ``fcdeploy ARGS`` in this process; its exit code, stdout and stderr."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
-        capsys.readouterr()
-        code = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            try:
-                main()
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-        return (code, *capsys.readouterr())
-
-    from fcdeploy.cli import main
-
-    return call
-
-
-@pytest.fixture
 def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """Pictures in folders of people, with what else lies in such folders; pixels in the order of NAMES."""
     monkeypatch.chdir(tmp_path)
@@ -77,8 +55,8 @@ def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     return pictures
 
 
-def test_a_folder_is_its_images_in_natural_order(command: Callable[..., Any], people: np.ndarray) -> None:
-    code, out, told = command(
+def test_a_folder_is_its_images_in_natural_order(fcdeploy: Command, people: np.ndarray) -> None:
+    code, out, told = fcdeploy(
         "embed", "people", "--model", "embedder.onnx", "-o", "p.npy", "--json", "--write-labels", "p.meta"
     )
     assert code == 0, told
@@ -100,25 +78,25 @@ def test_python_takes_a_folder_too(people: np.ndarray) -> None:
     np.testing.assert_allclose(rows, embed_plainly(people), atol=1e-4)
 
 
-def test_skipped_images_have_no_label(command: Callable[..., Any], people: np.ndarray) -> None:
+def test_skipped_images_have_no_label(fcdeploy: Command, people: np.ndarray) -> None:
     Path("people/ben/a.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     options = ("--on-bad", "skip", "--write-labels", "p.npy", "-o", "p.bin")
-    assert command("embed", "people", "--model", "embedder.onnx", *options, "--quiet")[0] == 0
+    assert fcdeploy("embed", "people", "--model", "embedder.onnx", *options, "--quiet")[0] == 0
     assert np.load("p.npy").tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert Path("p.filelist.txt").read_text().splitlines() == [name for name in NAMES if name != "ben/a.png"]
 
 
 def test_clusters_of_a_folder_are_of_the_list_beside_them(
-    command: Callable[..., Any], people: np.ndarray, pse_bundle: Any
+    fcdeploy: Command, people: np.ndarray, pse_bundle: Any
 ) -> None:
     args = ("--engine", pse_bundle.path, "--embedder", "embedder.onnx", "--k", 4, "--json")
-    code, out, told = command("cluster", "people", *args, "-o", "c.meta", "--labels", "people")
+    code, out, told = fcdeploy("cluster", "people", *args, "-o", "c.meta", "--labels", "people")
     assert code == 0, told
     assert len(Path("c.meta").read_text().split()) == len(NAMES)
     assert Path("c.filelist.txt").read_text().splitlines() == NAMES
     assert "pairwise" in json.loads(out)["quality"]
     assert any("passed over" in note for note in json.loads(out)["notes"])
-    lists = command("cluster", "c.filelist.txt", *args, "-o", "d.meta", "--labels", "c.filelist.txt")
+    lists = fcdeploy("cluster", "c.filelist.txt", *args, "-o", "d.meta", "--labels", "c.filelist.txt")
     assert lists[0] == 2
     assert "says nothing of people" in lists[2]
 
@@ -136,7 +114,7 @@ def test_clusters_of_a_folder_are_of_the_list_beside_them(
     ],
 )
 def test_folders_and_labels_that_do_not_fit_are_one_sentence(
-    command: Callable[..., Any], people: np.ndarray, args: tuple[str, ...], says: str
+    fcdeploy: Command, people: np.ndarray, args: tuple[str, ...], says: str
 ) -> None:
     for name in ("empty", "flat"):
         Path(name).mkdir()
@@ -146,7 +124,7 @@ def test_folders_and_labels_that_do_not_fit_are_one_sentence(
     if "embedder.onnx.npy" in args:
         model = "embedder.onnx.npy"
         Path("embedder.onnx").rename(model)
-    code, _, told = command("embed", *args, "--model", model, "--quiet")
+    code, _, told = fcdeploy("embed", *args, "--model", model, "--quiet")
     assert code == 2
     errors = [line for line in told.splitlines() if not line.startswith("Note: ")]
     assert len(errors) == 1
@@ -223,7 +201,7 @@ def test_heic_is_read_upright_with_the_extra(tmp_path: Path) -> None:
 
 
 def test_without_the_extra_every_heic_line_says_what_to_install(
-    command: Callable[..., Any], people: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    fcdeploy: Command, people: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images.import_pillow()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
@@ -238,7 +216,7 @@ def test_without_the_extra_every_heic_line_says_what_to_install(
     for name, brands in heads.items():
         Path(name).write_bytes(b"\0\0\0\x18ftyp" + brands + bytes(50))
     Path("list.txt").write_text("a.heic\nb.jpg\nc.avif\npeople/ben/c\n")
-    code, _, told = command("embed", "list.txt", "--model", "embedder.onnx", "--quiet")
+    code, _, told = fcdeploy("embed", "list.txt", "--model", "embedder.onnx", "--quiet")
     assert code == 2
     assert "2 HEIC, which needs `pip install 'fcdeploy[heif]'`" in told
     reasons = [line.split("\t")[2] for line in Path("features.bad.txt").read_text().splitlines()]
@@ -268,7 +246,7 @@ def test_other_files_are_not_taken_for_images(head: bytes) -> None:
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_names_in_another_normalisation_are_found_and_told_once(
-    command: Callable[..., Any], people: np.ndarray, form: str, pse_bundle: Any
+    fcdeploy: Command, people: np.ndarray, form: str, pse_bundle: Any
 ) -> None:
     other = {"NFC": "NFD", "NFD": "NFC"}[form]
     names = ["Zoë/é1.png", "Zoë/plain.png", "Å.png", "missing-é.png"]
@@ -279,7 +257,7 @@ def test_names_in_another_normalisation_are_found_and_told_once(
     listed = [unicodedata.normalize(form, f"faces/{name}") for name in names]
     Path("list.txt").write_text("".join(f"{line}\n" for line in listed))
     options = ("--model", "embedder.onnx", "--on-bad", "skip", "-o", "f.npy", "--json")
-    code, out, told = command("embed", "list.txt", *options)
+    code, out, told = fcdeploy("embed", "list.txt", *options)
     assert code == 0
     np.testing.assert_allclose(np.load("f.npy"), embed_plainly(people[:3]), atol=1e-4)
     assert told.count("normalisation") == 1

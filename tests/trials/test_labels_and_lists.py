@@ -7,14 +7,10 @@ labels of other faces were found by trying.
 """
 
 import json
-import sys
-import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from fcdeploy.cli import main
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.errors import InputError
 
@@ -31,25 +27,6 @@ def rows(golden):
 @pytest.fixture(scope="module")
 def truth(golden):
     return np.loadtxt(golden / "dev/data/labels.meta", dtype=np.int64)[:FACES]
-
-
-@pytest.fixture
-def fcdeploy(monkeypatch, capsys):
-    """Call ``fcdeploy ARGS`` in this process: its exit code, stdout and stderr."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
-        capsys.readouterr()
-        code = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            try:
-                main()
-            except SystemExit as stop:
-                code = stop.code or 0
-        return SimpleNamespace(code=code, **capsys.readouterr()._asdict())
-
-    return call
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import json
 import os
 import random
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Command
 from embedders import pictures_of, write_embedder
 from PIL import Image
 from system_cases import CASES
 
 import fcdeploy as package
-from fcdeploy.cli import main
 from fcdeploy.data.atomic_folder import atomic_folder
 from fcdeploy.data.run_record import LOCK, RECORD
 from fcdeploy.engine.bundle import MANIFEST, Bundle
@@ -66,20 +65,12 @@ THEIRS = ("notes.txt", "tuned.toml", "mine", "data.npy", "mine.scratch", "mine.p
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def command(fcdeploy: Command) -> Callable[..., tuple[int, str]]:
     """Call ``fcdeploy ARGS`` in this process; its exit code and the last line of stderr."""
 
     def call(*args: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
-        capsys.readouterr()
-        code = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            try:
-                main()
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-        return code, (capsys.readouterr().err.splitlines() or [""])[-1]
+        done = fcdeploy(*args)
+        return done.code, (done.err.splitlines() or [""])[-1]
 
     return call
 

@@ -6,18 +6,16 @@ Raw features that were read with another width, or exchanged, gave clusters with
 
 import json
 import os
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Command
 from embedders import write_embedder
 from PIL import Image
 
-from fcdeploy.cli import main
 from fcdeploy.data.features import hash_of, needs_width, open_features
 from fcdeploy.errors import InputError
 
@@ -25,24 +23,9 @@ N, D = 5, 8
 
 
 @pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
+def command(fcdeploy: Command) -> Callable[..., tuple[int, str]]:
     """Call ``fcdeploy ARGS`` in this process; its exit code and what it wrote to stderr."""
-
-    def call(*args: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["fcdeploy", *map(str, args)])
-        code: object = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            try:
-                main()
-            except SystemExit as stop:
-                code = stop.code or 0
-        assert isinstance(code, int)
-        return code, capsys.readouterr().err
-
-    return call
+    return lambda *args: fcdeploy(*args)[::2]
 
 
 @pytest.fixture
