@@ -8,6 +8,7 @@ The run folder holds all of it: ``config.json`` (settings and versions), ``curve
 import contextlib
 import dataclasses
 import inspect
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -361,12 +362,13 @@ def advice_of_training() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        told, advised, _ = str(error).partition("give --hops")
-        if not advised:
+        told = str(error)
+        remedied = re.sub(r"give (--)?hops\.$", "", told)
+        if remedied == told:
             raise
         raise InputError(
-            f"{told}give longer lists (faces of validation and unknown ones are left out of them), or smaller hops in "
-            "the [neighborhood] of a --recipe."
+            f"{remedied}give longer lists (faces of validation and unknown ones are left out of them), or smaller hops "
+            "in the [neighborhood] of a --recipe."
         ) from error
 
 

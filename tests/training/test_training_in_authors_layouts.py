@@ -51,8 +51,9 @@ def weights(fcdeploy, people, here):
         output = Path(f"{len(list(here.glob('*.pth')))}.pth")
         done = fcdeploy("train", system, *recipe, *FEW, *options, "-o", output)
         assert (done.code, done.err) == (0, ""), done
-        with np.load(output.with_suffix(".run") / "faces/knn.npz") as lists:
-            return torch.load(output, weights_only=True), dict(lists)
+        kept = output.with_suffix(".run") / "faces/knn"
+        lists = {name: np.load(kept / f"{name}.npy") for name in ("ids", "sims")}
+        return torch.load(output, weights_only=True), lists
 
     return train
 
