@@ -18,13 +18,21 @@ def import_faiss() -> Any:
     return import_package("faiss", "faiss", "pip install 'fcdeploy[cpu]'` (or `[gpu]")
 
 
+def gpus() -> int:
+    """Return how many GPUs faiss can use."""
+    faiss = import_faiss()
+    return (
+        int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
+    )  # some builds of faiss-cpu have none
+
+
 def copied_to_gpu(faiss: Any, vectors: np.ndarray, index: Any, vram: int) -> Any | None:
     """Copy an index to the GPU; returns None if there is no GPU, or not enough free memory as far as is known.
 
     index: an IVF index of float16 vectors, or None for a flat index of ``vectors`` (n, d) float32. vram: device memory
     budget in bytes, 0 for all that is free.
     """
-    if not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():  # some builds of faiss-cpu have none
+    if not gpus():
         return None
     try:
         budget = vram or import_cupy().cuda.runtime.memGetInfo()[0]

@@ -1,4 +1,4 @@
-"""Ways to find nearest neighbors, behind one interface; a new one is an entry in ``SEARCHES``."""
+"""Ways to find nearest neighbors, behind one interface; a new one is an entry in ``search_named``."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fcdeploy.graph.cell_search import RECALL, CellSearch
 from fcdeploy.graph.cells import Cells
+from fcdeploy.graph.faiss_library import gpus
 from fcdeploy.graph.knn import EXACT_LIMIT, PROBES, KnnSearch
 
 Find = Callable[
@@ -34,12 +36,13 @@ class Room:
 class Search(Protocol):
     """One way to find neighbors.
 
-    name: in keys and summaries. in_cells: whether it needs a partition of the rows, visits them cell by cell and is not
-    exact, so that its recall is measured.
+    name: in summaries. in_cells: whether it needs a partition of the rows, visits them cell by cell and is not exact,
+    so that its recall is measured. settings: what else decides its lists.
     """
 
     name: str
     in_cells: bool
+    settings: Mapping[str, Any]
 
     def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
         """Return what else a summary says of a search among the rows of a partition."""
@@ -54,6 +57,7 @@ class Exact:
     """Compares all pairs."""
 
     name, in_cells = "exact", False
+    settings: Mapping[str, Any] = {}
 
     def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
         return {}
@@ -68,6 +72,7 @@ class Ivf:
     """Compares with the rows in the cells nearest to a face, by faiss."""
 
     name, in_cells = "ivf", True
+    settings: Mapping[str, Any] = {}
 
     def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
         count = cells().count
@@ -85,11 +90,43 @@ class Ivf:
                 file.unlink(missing_ok=True)
 
 
-SEARCHES: Mapping[str, Search] = {search.name: search for search in (Exact(), Ivf())}
+class InCells:
+    """Compares with the rows of near cells by integer products, so many that the share ``recall`` is found."""
+
+    name, in_cells = "cells", True
+
+    def __init__(self, recall: float = RECALL) -> None:
+        self.settings: Mapping[str, Any] = {"recall": recall}
+
+    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
+        return {"cells": cells().count, "recall_asked": self.settings["recall"]}
+
+    @contextlib.contextmanager
+    def open(self, vectors: np.ndarray, cells: Cells | None, k: int, room: Room) -> Iterator[Find]:
+        assert cells is not None
+        file = room.file() if 2 * vectors.nbytes // 4 > room.memory // INDEX_SHARE else None
+        search = CellSearch(vectors, cells, lists_file=file)
+        try:
+            search.cut = search.reach_for(k, self.settings["recall"]).cut
+            yield lambda faces: search.search(faces, k)
+        finally:
+            if file is not None:
+                del search
+                file.unlink(missing_ok=True)
 
 
-def search_named(name: str, n: int) -> Search:
-    """Return a search by its name; "auto" compares all pairs up to EXACT_LIMIT rows."""
+def search_named(name: str, n: int, *, recall: float | None = None, gpu: bool = False) -> Search:
+    """Return a search by its name; "auto" compares all pairs up to EXACT_LIMIT rows.
+
+    recall: the share of true neighbors that a search in cells has to find, RECALL where nobody asks. gpu: whether faiss
+    may use one, where "auto" beyond the limit then is its search.
+    """
     if name == "auto":
-        name = "exact" if n <= EXACT_LIMIT else "ivf"
-    return SEARCHES[name]
+        larger = "ivf" if gpu and recall is None and gpus() else "cells"
+        name = "exact" if n <= EXACT_LIMIT else larger
+    searches: dict[str, Callable[[], Search]] = {
+        "exact": Exact,
+        "ivf": Ivf,
+        "cells": lambda: InCells(RECALL if recall is None else recall),
+    }
+    return searches[name]()

@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 
 from fcdeploy.engine.bundle import sha256_of
-from fcdeploy.graph.cells import assign_cells, cell_count, train_cells
+from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.chosen_lists import ChosenLists
 from fcdeploy.graph.knn import KnnGraph, KnnSearch, similarities_of_lists
 from fcdeploy.graph.lists import RowsInOrder, check_lists, mostly_without_self
+from fcdeploy.graph.partition import make_cells
 from fcdeploy.graph.recall import measure_recall
 from fcdeploy.graph.search import Find, search_named
 from fcdeploy.run.artifact import Artifact
@@ -27,8 +28,9 @@ def partition(run: Run, name: str, vectors: Artifact) -> Partition:
     """Partition the rows of ``vectors``, a single array (n, d), into cells."""
 
     def make() -> Arrays:
-        cells = assign_cells(vectors.array, train_cells(vectors.array, cell_count(len(vectors.array))))
-        return {"centroids": cells.centroids, "cell": cells.cell}
+        cells = make_cells(vectors.array, cell_count(len(vectors.array)))
+        nearest = cells.cell[:, None] if cells.nearest is None else cells.nearest
+        return {"centroids": cells.centroids, "cell": cells.cell, "nearest": nearest}
 
     return Partition(run.collect(name, make, made_from=(vectors,), scratch=True))
 
@@ -77,7 +79,7 @@ def nearest_neighbors(
             block=block,
             shapes={"ids": ((m, k), np.int32), "sims": ((m, k), np.float32)},
             made_from=(vectors,),
-            settings={"k": k, "search": search.name, "clip": clip},
+            settings={"k": k, "search": search.name, "clip": clip, **search.settings},
             rows=m,
             visit=cells if search.in_cells else None,
             opened=opened,

@@ -13,7 +13,7 @@ from typing import Any
 from fcdeploy import machine
 from fcdeploy.errors import ARGUMENTS, InputError
 
-KNN_METHODS = ("auto", "exact", "ivf")
+KNN_METHODS = ("auto", "exact", "ivf", "cells")
 MERGE, AS_PUBLISHED = DUPLICATES = ("merge", "as-published")
 WHOLE, REAL, TEXT, PATH, BYTES, HOPS, SETTINGS = "whole", "real", "text", "path", "bytes", "hops", "settings"
 
@@ -48,7 +48,18 @@ class Options:
     """What a user may choose for a run; None means what the bundle's recipe says."""
 
     knn: str = option(
-        "auto", "How neighbors are found, or a file of neighbor lists.", TEXT, metavar="auto|exact|ivf|FILE"
+        "auto",
+        "How neighbors are found, or a file of neighbor lists.",
+        TEXT,
+        metavar="auto|exact|ivf|cells|FILE",
+    )
+    recall: float | None = option(
+        None,
+        "Share of the true neighbors that a search in cells has to find, as in 0.99.",
+        REAL,
+        least=0,
+        most=1,
+        usual="0.98",
     )
     reranked: Path | None = option(  # noqa: RUF009 - it is a field
         None, "File of re-ranked lists made elsewhere (.npy, .npz).", PATH, of_system=True

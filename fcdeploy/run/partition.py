@@ -12,7 +12,7 @@ from fcdeploy.run.artifact import Artifact
 class Partition:
     """Cells of the rows of vectors; computed, like the artifact behind them, when somebody asks.
 
-    artifact: ``centroids`` (c, d) float32 and ``cell`` (n,) int32.
+    artifact: ``centroids`` (c, d) float32, ``cell`` (n,) int32 and ``nearest`` (n, p) int32, see ``Cells``.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -21,7 +21,9 @@ class Partition:
     @cached_property
     def cells(self) -> Cells:
         return Cells(
-            np.ascontiguousarray(self.artifact["centroids"]), np.ascontiguousarray(self.artifact["cell"])
+            np.ascontiguousarray(self.artifact["centroids"]),
+            np.ascontiguousarray(self.artifact["cell"]),
+            self.artifact["nearest"],
         )
 
     @cached_property

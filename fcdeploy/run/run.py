@@ -127,7 +127,11 @@ class Run:
 
     def search_among(self, n: int) -> Search:
         """Return how neighbors among n rows are found."""
-        return self.search or search_named("auto" if "knn" in self.given else self.options.knn, n)
+        if self.search is not None:
+            return self.search
+        options = self.options
+        name = "auto" if "knn" in self.given else options.knn
+        return search_named(name, n, recall=options.recall, gpu=self.on_gpu)
 
     def room(self, name: str) -> Room:
         """Return what a search for the artifact ``name`` may use."""

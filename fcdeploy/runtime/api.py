@@ -18,7 +18,18 @@ from fcdeploy.data.images import MAX_PIXELS
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.engine.embedder import settings_from_table
 from fcdeploy.errors import FcdeployWarning, InputError
-from fcdeploy.run.options import BYTES, DESCRIBED, HOPS, PATH, REAL, SETTINGS, WHOLE, Described, Options
+from fcdeploy.run.options import (
+    BYTES,
+    DESCRIBED,
+    HOPS,
+    KNN_METHODS,
+    PATH,
+    REAL,
+    SETTINGS,
+    WHOLE,
+    Described,
+    Options,
+)
 from fcdeploy.runtime.embed import embed_to_array, new_job
 from fcdeploy.runtime.pipeline import Result, run_clustering
 
@@ -270,7 +281,7 @@ def _run(
         opened = features_from_array(features, bundle.feature_dim)
     if options.knn_file is not None and not options.knn_file.exists():
         raise InputError(
-            f"knn = {options.knn!r}: is neither 'auto', 'exact', 'ivf' nor a file of neighbor lists."
+            f"knn = {options.knn!r}: is none of {', '.join(map(repr, KNN_METHODS))} and no file of neighbor lists."
         )
     return run_clustering(opened, bundle, options, on_bad=on_bad, run_dir=run_dir, quiet=quiet)
 

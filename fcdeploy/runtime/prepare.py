@@ -14,6 +14,7 @@ from fcdeploy.engine.bundle import MANIFEST, Bundle
 from fcdeploy.errors import InputError
 from fcdeploy.graph.given_lists import check_lists_of
 from fcdeploy.graph.lists import ListsFile
+from fcdeploy.graph.search import search_named
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.given import GivenLists, open_lists
 from fcdeploy.run.options import DESCRIBED, Options, check_values
@@ -94,6 +95,10 @@ def prepare(features: Features, bundle: Bundle, options: Options) -> Prepared:
     bundle.check_device(options.device)
     if options.tables != "float32" and options.inference != "layerwise":
         notes = [*notes, f"--tables {options.tables} changes nothing: inference is {options.inference}."]
+    search = "file" if options.knn_file else search_named(options.knn, features.n).name
+    if options.recall is not None and search != "cells":
+        found = "come from a file" if search == "file" else f"are found by {search} search"
+        notes = [*notes, f"--recall {options.recall} changes nothing: neighbors {found}."]
     if options.vram and bundle.device(options.device) == "cpu":
         notes = [*notes, "--vram changes nothing: the engine runs on the CPU."]
     bundle.check_files()

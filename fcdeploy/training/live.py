@@ -135,6 +135,7 @@ class WithinAlbums:
 
     def __init__(self, albums: np.ndarray) -> None:
         self.albums = albums
+        self.settings: Mapping[str, Any] = {}
         self.name = f"albums {hashlib.sha256(np.ascontiguousarray(albums).data).hexdigest()}"
 
     def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
