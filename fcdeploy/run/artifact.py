@@ -13,7 +13,7 @@ class Artifact:
     """Arrays with the key of what they were made from; they are computed when somebody first asks for them.
 
     name: under which it is kept; shapes: of its arrays, by their names, empty where they follow from the data;
-    scratch: whether it is deleted at the run's end; passes: of the engine that it depends on.
+    scratch: whether it is deleted at the run's end; about: see ``Stage``; passes: of the engine that it depends on.
     """
 
     def __init__(
@@ -24,8 +24,10 @@ class Artifact:
         scratch: bool,
         key: Callable[[], str],
         compute: Callable[["Artifact"], Arrays],
+        about: int = 0,
     ) -> None:
         self.name, self.shapes, self.passes, self.scratch = name, shapes, passes, scratch
+        self.about = about
         self._key, self._compute = key, compute
         self._arrays: Arrays | None = None
 

@@ -10,7 +10,7 @@ from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.chosen_lists import ChosenLists
 from fcdeploy.graph.knn import KnnGraph, KnnSearch, similarities_of_lists
 from fcdeploy.graph.lists import RowsInOrder, check_lists, mostly_without_self
-from fcdeploy.graph.partition import make_cells
+from fcdeploy.graph.partition import NEAREST, make_cells
 from fcdeploy.graph.recall import measure_recall
 from fcdeploy.graph.search import Find, search_named
 from fcdeploy.run.artifact import Artifact
@@ -32,7 +32,15 @@ def partition(run: Run, name: str, vectors: Artifact) -> Partition:
         nearest = cells.cell[:, None] if cells.nearest is None else cells.nearest
         return {"centroids": cells.centroids, "cell": cells.cell, "nearest": nearest}
 
-    return Partition(run.collect(name, make, made_from=(vectors,), scratch=True))
+    ((shape, _),) = vectors.shapes.values()
+    n, d = (length or 0 for length in shape)
+    count = cell_count(n)
+    shapes = {
+        "centroids": ((count, d), np.float32),
+        "cell": ((n,), np.int32),
+        "nearest": ((n, min(NEAREST, count)), np.int32),
+    }
+    return Partition(run.collect(name, make, made_from=(vectors,), shapes=shapes, scratch=True))
 
 
 def nearest_neighbors(

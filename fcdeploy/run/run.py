@@ -27,7 +27,7 @@ from fcdeploy.run.keys import digest
 from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.stage import Stage
-from fcdeploy.run.store import Arrays, Store
+from fcdeploy.run.store import Arrays, Shapes, Store
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -174,7 +174,17 @@ class Run:
                 stage.then(arrays)
             return arrays
 
-        return self._planned(stage.name, key, work, stage)
+        return self._planned(
+            Artifact(
+                stage.name,
+                stage.shapes,
+                stage.all_passes,
+                stage.scratch,
+                key,
+                self._or_refused(work),
+                stage.about,
+            )
+        )
 
     def collect(
         self,
@@ -184,10 +194,11 @@ class Run:
         made_from: tuple[Artifact, ...] = (),
         settings: Mapping[str, Any] | None = None,
         through: tuple[Artifact, ...] = (),
+        shapes: Shapes | None = None,
         scratch: bool = False,
         then: Callable[[Arrays], None] | None = None,
     ) -> Artifact:
-        """Return an artifact of arrays of any length, computed in one go; arguments as of ``Stage``."""
+        """Return an artifact computed in one go; arguments as of ``Stage``, shapes where they are known beforehand."""
 
         def key() -> str:
             return self.key_of(
@@ -209,7 +220,7 @@ class Run:
             return arrays
 
         passes = tuple(sorted({one for artifact in through for one in artifact.passes}))
-        return self._planned(name, key, work, None, passes=passes, scratch=scratch)
+        return self._planned(Artifact(name, shapes or {}, passes, scratch, key, self._or_refused(work)))
 
     def keep(self, name: str, key: str, made: Arrays, *, scratch: bool = False) -> Arrays:
         """Keep arrays under a name and a key; returns them as they are kept."""
@@ -219,24 +230,17 @@ class Run:
             partial.arrays[part][:] = array
         return partial.finish()
 
-    def _planned(
-        self,
-        name: str,
-        key: Callable[[], str],
-        work: Callable[[Artifact], Arrays],
-        stage: Stage | None,
-        passes: tuple[str, ...] = (),
-        scratch: bool = False,
-    ) -> Artifact:
-        shapes = stage.shapes if stage is not None else {}
-        if stage is not None:
-            passes, scratch = stage.all_passes, stage.scratch
-        artifact = Artifact(name, shapes, passes, scratch, key, self._refused if self.survey else work)
+    def _planned(self, artifact: Artifact) -> Artifact:
         self.planned.append(artifact)
         return artifact
 
-    def _refused(self, artifact: Artifact) -> Arrays:
-        raise NotComputedError(artifact.name)
+    def _or_refused(self, work: Callable[[Artifact], Arrays]) -> Callable[[Artifact], Arrays]:
+        """Return what computes an artifact, or in a survey what refuses to."""
+
+        def refuse(artifact: Artifact) -> Arrays:
+            raise NotComputedError(artifact.name)
+
+        return refuse if self.survey else work
 
     def drop(self, *artifacts: Artifact) -> None:
         """Delete scratch artifacts that no later stage reads."""

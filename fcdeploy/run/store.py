@@ -155,9 +155,12 @@ def fixed(shapes: Shapes) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
     return found
 
 
-def expected_bytes(shapes: Shapes) -> int:
-    """Return how many bytes the arrays take whose shapes are known beforehand."""
-    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in fixed(shapes).values())
+def expected_bytes(shapes: Shapes, about: int = 0) -> int:
+    """Return how many bytes arrays take; about: rows of those whose length is not known beforehand."""
+    return sum(
+        math.prod(about if length is None else length for length in shape) * np.dtype(dtype).itemsize
+        for shape, dtype in shapes.values()
+    )
 
 
 def missing_blocks(finished: list[Span], rows: int) -> Iterator[Span]:

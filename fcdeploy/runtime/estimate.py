@@ -5,7 +5,6 @@ this machine (the engine's passes on random inputs, faiss on random rows) and fr
 them; expect them to be right within a factor of two.
 """
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,23 +19,28 @@ from fcdeploy.data.run_record import Claims, check_run_folder
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import FcdeployWarning, InputError
-from fcdeploy.graph.cells import cell_count
+from fcdeploy.graph.cells import ITERATIONS, SAMPLE_PER_CELL, cell_count
 from fcdeploy.graph.faiss_library import import_faiss
-from fcdeploy.graph.knn import PROBES, choose_method
-from fcdeploy.graph.search import INDEX_SHARE
+from fcdeploy.graph.knn import PROBES
+from fcdeploy.graph.products import quickest_products
+from fcdeploy.graph.search import INDEX_SHARE, search_named
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.artifact import Artifact
-from fcdeploy.run.options import KNN_METHODS, Options
+from fcdeploy.run.options import Options
 from fcdeploy.run.store import expected_bytes
 from fcdeploy.runtime.prepare import Prepared, check_not_kept_in, passes_of_run, prepare
 from fcdeploy.runtime.survey import places_of_run
 from fcdeploy.systems import Workload
 
 ROWS = 4096
-NODES = 128  # a typical neighborhood
+NODES = 128  # a typical proposal
+SECOND_HOPS = 0.06  # of the faces that two hops could reach, those that are in a neighborhood
 RERANK_SECONDS = 50e-6  # of one core a face at k = 80, measured on an EPYC of 2023
 SPARSE_SECONDS = 15e-6  # of one core a face and sparse step of layer-wise inference, likewise
 TRANSITION_SECONDS = 60e-6  # of one core a face: transition distances among 80 neighbors, likewise
+COMPARED = 30  # times sqrt(n): faces that a search in cells compares each one with, at its usual recall
+INT8_RATE = 3  # of integer products beside those of floats
+CANDIDATE_SECONDS = 80e-9  # of one core per face and dimension: to compare and sort 112 candidates, likewise
 LISTS_RATE = 0.15  # of the rate of matrix products, at which an IVF search compares
 RUNTIME_BYTES = 300 << 20  # Python, numba, faiss and ONNX Runtime themselves
 LINK_BYTES = 24  # that pooling and propagation take a scored link
@@ -81,18 +85,19 @@ def estimate_run(features: Features, bundle: Bundle, options: Options, run_dir: 
     for note in prepared.notes:
         warnings.warn(note, FcdeployWarning, stacklevel=2)
     files = {
-        name: (expected_bytes(artifact.shapes), not artifact.scratch) for name, artifact in artifacts.items()
+        name: (expected_bytes(artifact.shapes, artifact.about), not artifact.scratch)
+        for name, artifact in artifacts.items()
     }
     total = sum(size for size, _ in files.values())
     in_memory = run_dir is None and total <= options.budget // 2
     searched = ("vectors", "refined") if "refined_knn" in files else ("vectors",)
     vectors = [size for name, (size, _) in files.items() if name in searched]
-    indexed = [size // 2 for size in vectors if choose_method(_method(options), features.n) == "ivf"]
+    # IVF holds halves of the vectors, cells their codes twice.
+    indexed = [size // 2 for size in vectors if _method(options, features.n) != "exact"]
     index = max((size for size in indexed if size <= options.budget // INDEX_SHARE or in_memory), default=0)
     scalars = 32 * features.n  # labels, densities, parents, cells, order
-    links = artifacts["links"].shapes["ids"][0] if "links" in artifacts else (0,)
-    scored = math.prod(length for length in links if length is not None)
-    working = RUNTIME_BYTES + BLOCK_BYTES + index + scalars + LINK_BYTES * scored
+    pooled = LINK_BYTES * prepared.system.pooled(features.n, prepared.settings)
+    working = RUNTIME_BYTES + BLOCK_BYTES + index + scalars + pooled
     memory = working + total if in_memory else min(max(options.budget, working), working + total)
     with threads_limited(options.cores):
         seconds = _seconds(prepared, artifacts)
@@ -109,8 +114,8 @@ def _check_place(run_dir: Path) -> None:
         )
 
 
-def _method(options: Options) -> str:
-    return options.knn if options.knn in KNN_METHODS else "auto"
+def _method(options: Options, n: int) -> str:
+    return search_named("auto" if options.knn_file else options.knn, n).name
 
 
 def _seconds(prepared: Prepared, artifacts: Mapping[str, Artifact]) -> dict[str, float]:
@@ -124,7 +129,7 @@ def _seconds(prepared: Prepared, artifacts: Mapping[str, Artifact]) -> dict[str,
     for stage, searches in system.searches(prepared.settings).items():
         seconds[stage] = searches * _knn_seconds(n, dim, options)
     for name, load in _workload(prepared, artifacts).items():
-        engine = _pass_seconds(bundle, bundle.passes[name], options, load)
+        engine = _pass_seconds(prepared, bundle.passes[name], load)
         seconds[load.stage] = seconds.get(load.stage, 0.0) + engine * n + load.kernels * n / cores
     if options.inference == "layerwise":
         seconds["refine"] += 4 * SPARSE_SECONDS * n / cores
@@ -143,13 +148,21 @@ def _workload(prepared: Prepared, artifacts: Mapping[str, Artifact]) -> Mapping[
     made = {"refined": "refine", "encoded": "encode"}
     stage = next((stage for name, stage in made.items() if name in artifacts), "detect")
     n = prepared.features.n
-    calls = (
-        system.graphs(n, settings, NODES) / n / (ROWS // NODES)
-    )  # of as many graphs as are measured at a time
+    nodes = _typical_nodes(settings)
+    # Of as many graphs as are measured at a time.
+    calls = system.graphs(n, settings, nodes) / n / (ROWS // nodes)
     return {
         name: Workload(stage, calls=None if bundle.passes[name].inputs[0].axes[0] == "m" else calls)
         for name in passes_of_run(system, settings, bundle.weights, prepared.options)
     }
+
+
+def _typical_nodes(settings: Any) -> int:
+    """Return how many nodes a neighborhood has, roughly: second hops mostly lead to faces of the first."""
+    if not hasattr(settings, "neighborhood"):
+        return NODES
+    first, second = settings.neighborhood.hops
+    return max(1, int(first + SECOND_HOPS * first * second))
 
 
 def _knn_seconds(n: int, dim: int, options: Options) -> float:
@@ -158,25 +171,32 @@ def _knn_seconds(n: int, dim: int, options: Options) -> float:
     queries = rows[:1024]
     seconds = _timed(lambda: faiss.knn(queries, rows, min(80, len(rows)), metric=faiss.METRIC_INNER_PRODUCT))
     comparisons = len(queries) * len(rows) / seconds  # a second
-    if choose_method(_method(options), n) == "exact":
+    method, cells = _method(options, n), cell_count(n)
+    if method == "exact":
         return n * n / comparisons
-    cells = cell_count(n)
-    training = 40 * cells * cells * 8 + n * cells  # k-means on 40 faces a cell, then every face to its cell
-    return training / comparisons + n * n * min(1.0, PROBES / cells) / (comparisons * LISTS_RATE)
+    training = (
+        SAMPLE_PER_CELL * cells * cells * ITERATIONS + n * cells
+    )  # k-means, then every face to its cell
+    if method == "ivf":
+        return training / comparisons + n * n * min(1.0, PROBES / cells) / (comparisons * LISTS_RATE)
+    compared = n * min(n, int(COMPARED * n**0.5))
+    integers = comparisons * (INT8_RATE if quickest_products().rows is np.int8 else 1)
+    return (training + compared) / integers + CANDIDATE_SECONDS * n * dim / options.cores
 
 
-def _pass_seconds(bundle: Bundle, spec: PassSpec, options: Options, load: Workload) -> float:
-    """Seconds a face that one pass takes on random inputs."""
-    lengths = {"m": ROWS, "b": ROWS // NODES, "n": NODES, **load.lengths}
+def _pass_seconds(prepared: Prepared, spec: PassSpec, load: Workload) -> float:
+    """Seconds per face that one pass takes on random inputs."""
+    bundle, options, nodes = prepared.bundle, prepared.options, _typical_nodes(prepared.settings)
+    lengths = {"m": ROWS, "b": ROWS // nodes, "n": nodes, **load.lengths}
     rng = np.random.default_rng(0)
     feeds = {
         tensor.name: rng.random(
-            [axis if isinstance(axis, int) else lengths.get(axis, ROWS // NODES) for axis in tensor.axes],
+            [axis if isinstance(axis, int) else lengths.get(axis, ROWS // nodes) for axis in tensor.axes],
             dtype=np.float32,
         )
         for tensor in spec.inputs
     }
-    faces = lengths.get(str(spec.inputs[0].axes[0]), ROWS // NODES)
+    faces = lengths.get(str(spec.inputs[0].axes[0]), ROWS // nodes)
     with bundle.open(spec.name, threads=options.cores, device=options.device, vram=options.vram) as engine:
         return _timed(lambda: engine.run(feeds)) * (1 / faces if load.calls is None else load.calls)
 

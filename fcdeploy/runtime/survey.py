@@ -51,4 +51,4 @@ def places_of_run(system: System, artifacts: Iterable[Artifact]) -> list[str]:
 
 def sum_of_artifacts(artifacts: Iterable[Artifact]) -> int:
     """Return the bytes of all artifacts whose sizes are known beforehand, scratch included."""
-    return sum(expected_bytes(artifact.shapes) for artifact in artifacts)
+    return sum(expected_bytes(artifact.shapes, artifact.about) for artifact in artifacts)

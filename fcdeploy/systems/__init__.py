@@ -106,9 +106,9 @@ class System(Generic[R]):
     sorts_lists: whether lists of a file are sorted by similarity, as published: "never", "always", or where the file
     holds "similarities". workload(settings, weights, options), which passes a run uses, and how. The files ``network``
     and ``parity`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings ``NETWORKS`` and
-    ``PARITY``.
-    tunable(weights, options): what ``fcdeploy tune`` chooses, the threshold that trades precision for recall first.
-    unit_rows: similarities are inner products of the rows as they are read, which have to be unit vectors.
+    ``PARITY``. pooled(n, settings): links that are held in memory while clusters are made of them. tunable(weights,
+    options): what ``fcdeploy tune`` chooses, the threshold that trades precision for recall first. unit_rows:
+    similarities are inner products of the rows as they are read, which have to be unit vectors.
 
     For systems of several networks: problem(weights) says why a bundle of these only makes no sense;
     refusal(weights, options), which option makes none for them; tolerance(recipe, network), what an export of one may
@@ -129,6 +129,7 @@ class System(Generic[R]):
     tolerance: Callable[[R, str], Tolerance] = own_tolerance
     workload: Callable[[R, Weights, Options], Mapping[str, Workload]] | None = None
     searches: Callable[[R], Mapping[str, int]] = lambda settings: {}
+    pooled: Callable[[int, R], int] = lambda n, settings: 0
     graphs: Callable[[int, R, int], float] = lambda n, settings, nodes: n
     tunable: Callable[[Weights, Options], tuple[Tunable, ...]] = lambda weights, options: ()
     unit_rows: bool = True

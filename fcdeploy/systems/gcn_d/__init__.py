@@ -31,6 +31,7 @@ SYSTEM = System(
     options=("k", "uncovered"),
     problem=problem_of_networks,
     searches=searches,
+    pooled=lambda n, settings: n * settings.k,
     graphs=graphs,
     tunable=tunable,
 )

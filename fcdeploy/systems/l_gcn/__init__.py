@@ -24,6 +24,7 @@ SYSTEM = System(
     neighbors=neighbors,
     options=("k", "hops"),
     workload=workload,
+    pooled=lambda n, settings: n * settings.neighborhood.hops[0],
     tunable=lambda weights, options: (
         Tunable("propagation.max_size", (2, 5, 10, 20, 50, 100, 300, 1000, 3000, 10000), between=True),
         Tunable("propagation.step", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), between=True),

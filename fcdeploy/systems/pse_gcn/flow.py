@@ -25,6 +25,7 @@ from fcdeploy.systems.pse_gcn.spec import TABLES
 REFINE_BLOCK = 2048
 ENGINE_ROWS = 4096  # nodes an engine call: enough for full-speed matrix products, small enough for the cache
 SETS_BLOCK = 2048
+MEMBERS = 2.4  # of a reciprocal set, in lists of k: what generated faces have at k = 80
 LINK_BLOCK = 65536
 
 
@@ -149,6 +150,7 @@ def reciprocal_sets(run: Run, cells: Partition, placed: Artifact, mutual: Artifa
             rows=run.n,
             size=SETS_BLOCK,
             scratch=True,
+            about=int(MEMBERS * run.n * int(placed.shapes["ids"][0][1] or 0)),
         )
     )
 
