@@ -181,12 +181,12 @@ class RunFolder:
 
     def _drop_finished(self, name: str) -> None:
         parts = self._entries[name].parts if name in self._entries else []
-        self._forget(name)
         kept, scratch = (places_of(name, scratch)[1] for scratch in (False, True))
         if kept in self.claims:
             remove_arrays(self.path / kept, parts)
         if scratch in self.claims:
             remove_folder(self.path / scratch)
+        self._forget(name)  # last: it says which files are ours, also to the run after a kill
 
     def drop_scratch(self) -> None:
         """Delete all scratch artifacts and everything unfinished, those of earlier runs, too."""
@@ -262,7 +262,9 @@ class FolderPartial:
         self._place = folder.path / f"{name}{UNFINISHED}"
         self.finished = self._committed()
         with no_space_left(self._place):
-            if not self.finished:
+            if self.finished:
+                _cut_to_whole_lines(self._place / JOURNAL)
+            else:
                 remove_partial(self._place)
                 self._place.mkdir()
                 (self._place / JOURNAL).touch()
@@ -316,11 +318,13 @@ class FolderPartial:
         if not self._scratch:
             for part in parts:
                 sync_file(self._place / f"{part}.npy")
+            sync_folder(self._place)
         # Under the journal a kill leaves what can be continued, without it what has all arrays.
         remove_arrays(final, parts)  # of a run that was killed before it recorded them
         if final.exists():  # with files of the user's, which stay
             for part in parts:
                 os.replace(self._place / f"{part}.npy", final / f"{part}.npy")
+            sync_folder(final)
             remove_partial(self._place)
         else:
             (self._place / JOURNAL).unlink()
@@ -486,6 +490,11 @@ def _read_journal(path: Path) -> tuple[str, list[Span]]:
         return first, finished
     except (OSError, ValueError):
         return "", []
+
+
+def _cut_to_whole_lines(journal: Path) -> None:
+    """Cut off a line that a full disk left unfinished, or the next one would be written behind it."""
+    os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
 def map_arrays(folder: Path, parts: Iterable[str] | None = None) -> Arrays:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fcdeploy.runtime.run_folder import SCRATCH_FOLDER, RunFolder
 
 from fcdeploy import machine
 from fcdeploy.data import leftovers
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.atomic_folder import atomic_folder
 from fcdeploy.data.scratch import scratch_folder, temporary_folder
+from fcdeploy.run.folder import SCRATCH_FOLDER, RunFolder
 
 WRITERS = {
     "file": """
@@ -40,7 +40,7 @@ with temporary_folder(here) as f:
 """,
     "run": """
 from tempfile import TemporaryDirectory
-from fcdeploy.runtime.run_folder import SCRATCH_FOLDER, RunFolder
+from fcdeploy.run.folder import SCRATCH_FOLDER, RunFolder
 with TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=here) as f, RunFolder(f):
 """,
 }

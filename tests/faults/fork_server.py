@@ -5,8 +5,8 @@ kills itself at this moment, counted from 1; 0 for never; -n is a Ctrl-C there) 
 states. Replies a line each: the process id, and when it has ended how (as in ``subprocess``) and its moments.
 
 Moments are where a run has just changed what is on the disk, or is about to: rows are written but not committed, or
-committed; a file or folder is about to get its name, or has it; a product is about to be recorded. The server must not
-have started a thread, which a fork would not take along: it only imports.
+committed; a file or folder is about to get its name, or has it; an artifact is about to be recorded. The server must
+not have started a thread, which a fork would not take along: it only imports.
 """
 
 import functools
@@ -23,22 +23,22 @@ from typing import Any
 
 import faiss  # noqa: F401 - imported here, once
 from operators import parse_all
+from small_blocks import set_blocks
 
 from fcdeploy.cli import VERBS, main
 from fcdeploy.data import atomic
 from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.run.folder import FolderPartial, RunFolder
-from fcdeploy.runtime import cluster_images, embed, pipeline
+from fcdeploy.runtime import cluster_images, embed
 from fcdeploy.systems import NAMES
 
-BLOCKS = ("BLOCK", "BLOCK_ROWS", "COMMIT_LINES")
+BLOCKS = ("BLOCK_ROWS", "COMMIT_LINES")
 LATE = (  # what PyTorch imports only when it exports; most of the time of a small export
     "torch.export._trace",
     "torch.onnx._internal.exporter._core",
     "onnxscript.function_libs.torch_lib.ops",
 )
 import_onnxruntime()
-KEPT_AS_THEY_ARE = ("ENGINE_ROWS", "ENGINE_NODES")  # of an engine call, not of a commit
 
 
 def flows() -> list[Any]:
@@ -59,14 +59,13 @@ def import_all() -> None:
     parse_all()
 
 
-def set_blocks(rows: int) -> None:
-    """Give every stage of every system blocks of so many rows."""
-    for module in (pipeline, embed, cluster_images, *flows()):
-        for name in vars(module):
-            if (name in BLOCKS or name.endswith("_BLOCK")) and name not in KEPT_AS_THEY_ARE:
+def set_all_blocks(rows: int) -> None:
+    """Give every stage of every system blocks of so many rows, and so many lines of pictures between two commits."""
+    set_blocks(rows)
+    for module in (embed, cluster_images):
+        for name in BLOCKS:
+            if hasattr(module, name):
                 setattr(module, name, rows)
-    pipeline.Run.make.__kwdefaults__["block"] = rows
-    flows()[NAMES.index("pse-gcn")].ENGINE_ROWS = 32 * rows  # also a block, of its first tables
 
 
 def watch(owner: Any, name: str, moment: Callable[[str], None], after: bool = True) -> None:
@@ -100,7 +99,7 @@ def run(request: dict[str, Any], told: int) -> int:
     for number, file in ((1, request["out"]), (2, request["err"])):
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, number)
-    set_blocks(request["rows"])
+    set_all_blocks(request["rows"])
     watch(FolderPartial, "commit", moment)
     watch(RunFolder, "record", moment, after=False)
     watch(os, "replace", moment)

@@ -1,6 +1,5 @@
 """The same input gives the same labels: over runs, threads, blocks and memory, and as plain Python gives them."""
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import oracles_nsr
 import oracles_propagation
 import oracles_sepfl
 import pytest
+from small_blocks import set_blocks
 from system_cases import CASES
 
 import fcdeploy
@@ -32,7 +32,6 @@ from fcdeploy.graph.density import (
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.graph.pairs import similar_pairs
 from fcdeploy.graph.subgraphs import gather_subgraphs, own_positions
-from fcdeploy.runtime import pipeline
 from fcdeploy.systems import NAMES
 from fcdeploy.systems.gcn_d.decode import labels_from_scores
 from fcdeploy.systems.gcn_d.inputs import Proposals
@@ -214,12 +213,7 @@ def blocks_of(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Give every stage of every system blocks of so many rows."""
 
     def change(rows: int) -> None:
-        flows = [importlib.import_module(f"fcdeploy.systems.{name.replace('-', '_')}.flow") for name in NAMES]
-        for module in (pipeline, *flows):
-            for name in vars(module):
-                if name.endswith("_BLOCK") or name in ("BLOCK", "BLOCK_ROWS"):
-                    monkeypatch.setattr(module, name, rows)
-        monkeypatch.setitem(pipeline.Run.make.__kwdefaults__, "block", rows)
+        set_blocks(rows, monkeypatch.setattr)
 
     return change
 

@@ -1,5 +1,6 @@
 """What an engine may do to a run: find no memory, or give what is no number."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine, run_error
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.lists import ListsFile
-from fcdeploy.runtime import pipeline
+from fcdeploy.run.blocks import LocalBlocks
+from fcdeploy.run.stage import Stage
 
 N = 120
 
@@ -98,42 +100,21 @@ def test_a_block_for_which_there_is_no_memory_is_made_in_halves(
 ) -> None:
     """An engine that has room for 40 faces at a time, or 9: the labels are those of one that has room for all."""
     wanted = fcdeploy.cluster(rows, engine=bundle.path)
-    straight, refused = pipeline.Run._smaller, []
-
-    def smaller(self: Any, block: int, *args: Any) -> int:
-        refused.append(block)
-        return straight(self, block, *args)
-
-    monkeypatch.setattr(pipeline.Run, "_smaller", smaller)
-    make = pipeline.Run.make
+    refused: list[str] = []
     committed: dict[str, list[int]] = {}
+    compute = LocalBlocks.compute
 
-    def made(self: Any, name: str, made_of: Any, worker: Any, **named: Any) -> Any:
-        whole = named.get("whole", 1)
+    def limited(self: LocalBlocks, stage: Stage, *args: Any) -> None:
+        def within(faces: np.ndarray, *resources: Any) -> Any:
+            if len(faces) > max(rows_that_fit, stage.whole):
+                refused.append(stage.name)
+                raise MemoryError("no room")
+            committed.setdefault(stage.name, []).append(len(faces))
+            return stage.block(faces, *resources)
 
-        def limited() -> Any:
-            context = worker()
+        compute(self, dataclasses.replace(stage, block=within), *args)
 
-            class Limited:
-                def __enter__(self) -> Any:
-                    work = context.__enter__()
-
-                    def within(faces: np.ndarray) -> Any:
-                        if len(faces) > max(rows_that_fit, whole):
-                            raise MemoryError("no room")
-                        committed.setdefault(name, []).append(len(faces))
-                        return work(faces)
-
-                    return within
-
-                def __exit__(self, *error: Any) -> Any:
-                    return context.__exit__(*error)
-
-            return Limited()
-
-        return make(self, name, made_of, limited, **named)
-
-    monkeypatch.setattr(pipeline.Run, "make", made)
+    monkeypatch.setattr(LocalBlocks, "compute", limited)
     assert np.array_equal(fcdeploy.cluster(rows, engine=bundle.path), wanted)
     assert refused
     assert all(sum(sizes) >= 1 and max(sizes) <= max(rows_that_fit, 50) for sizes in committed.values())
@@ -149,7 +130,7 @@ def test_where_one_face_does_not_fit_there_is_one_sentence(
     monkeypatch.setattr(OnnxRuntimeEngine, "run", full)
     with pytest.raises((FcdeployError, MemoryError), match=r"no memory for|no room"):
         fcdeploy.cluster(rows, engine=bundle.path, run_dir=tmp_path / "run")
-    assert not (tmp_path / "run/links.npz").exists()
+    assert not (tmp_path / "run/links").exists()
 
 
 def test_what_runtimes_say_of_full_memory_is_told_from_other_errors() -> None:

@@ -5,7 +5,6 @@ Kills come in chains: each run goes on from what the killed one before it left, 
 
 import contextlib
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from killable import JOBS, Job, Server, Undisturbed, content_of
+from run_folders import finished_in, made
 
 KILLS = 200  # in all, spread over the jobs
 CHAIN = 4  # kills in a row
@@ -134,11 +134,8 @@ def test_a_kill_at_any_moment_leaves_no_trace_and_what_was_finished_is_kept(
 
 
 def finished_files(run: Path) -> dict[str, tuple[int, int]]:
-    """When, and as which file, each result was made that a run folder records as finished and keeps."""
-    record = run / "run.json"
-    recorded = json.loads(record.read_text())["products"] if record.exists() else {}
-    files = {name: run / name for name in recorded if Path(name).suffix in (".npy", ".npz")}
-    return {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in files.items()}
+    """When, and as which file, each array was made that a run folder records as finished and keeps."""
+    return {f"{name}/{part}": how for name in finished_in(run) for part, how in made(run / name).items()}
 
 
 @pytest.mark.faults

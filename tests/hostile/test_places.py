@@ -27,10 +27,10 @@ def victim(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def victims(tmp_path: Path) -> Path:
-    """A folder of somebody's files, one of them called as a product's are."""
+    """A folder of somebody's files, one of them called as an artifact's are."""
     (tmp_path / "victims").mkdir()
     (tmp_path / "victims/vectors.npy").write_text(PRECIOUS)
-    (tmp_path / "victims/journal").write_text("key visit boot\n10\n")
+    (tmp_path / "victims/journal").write_text("key visit boot\n0 10\n")
     return tmp_path / "victims"
 
 
@@ -60,12 +60,13 @@ def test_links_in_a_run_folder_lead_nowhere(
     )
     assert fcdeploy(*line, "--knn", "ivf", "--run-dir", run).code == 0
     wanted = (tmp_path / "pred.meta").read_text()
-    products = (*kept_by("pse-gcn"), "vectors", "tables", "placed", "mutual", "cells", "knn.npz.lists")
-    names = [f"{name}.part" for name in products]
-    names += [name if name in kept_by("pse-gcn") else f"{name}.scratch" for name in products]
+    scratch = ("vectors", "tables", "placed", "mutual", "reciprocal", "cells", "knn.lists")
+    names = [f"{name}.part" for name in (*kept_by("pse-gcn"), *scratch)]
+    names += [*kept_by("pse-gcn"), *(f"{name}.scratch" for name in scratch)]
     names += ["summary.json"] if kind == "file" else []
     record = json.loads((run / "run.json").read_text())
     for name in names:  # as a killed run would have left them, each with its name recorded
+        shutil.rmtree(run / name, ignore_errors=True)
         (run / name).unlink(missing_ok=True)
         os.symlink(target, run / name)
     (run / "run.json").write_text(json.dumps({**record, "names": [*record["names"], *names]}))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from dying_run import KEPT
+from run_folders import bytes_of
 
 from fcdeploy.engine.bundle import Bundle, read_bundle
 from fcdeploy.run.options import Options
@@ -113,7 +114,7 @@ def undisturbed(
         if (n, options) not in known:
             folder = tmp_path_factory.mktemp("undisturbed")
             moments = command.moments(many(n), folder / "run", folder / "pred.meta", "--quiet", *options)
-            results = {name: (folder / "run" / name).read_bytes() for name in KEPT}
+            results = {name: bytes_of(folder / "run" / name) for name in KEPT}
             results["pred.meta"] = (folder / "pred.meta").read_bytes()
             stages = json.loads((folder / "run/summary.json").read_text())["stages"]
             seconds = sum(stage["seconds"] for stage in stages.values())

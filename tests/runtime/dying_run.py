@@ -1,7 +1,7 @@
 """Run ``fcdeploy ARGS`` with small blocks, to its end or to a chosen moment: python dying_run.py MOMENT ARGS.
 
 Moments are where a run has just changed its folder, or is about to: rows are written but not committed, or
-committed; a file is about to get its name, or has it; a product is about to be recorded. At the MOMENT-th of them,
+committed; a file is about to get its name, or has it; an artifact is about to be recorded. At the MOMENT-th of them,
 counted from 1, the process kills itself; 0 lets it live, and -MOMENT is a Ctrl-C there. On stdout: 'open' when it has
 its run folder, and at the end the names of all moments in one line of JSON.
 """
@@ -15,30 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_blocks import set_blocks
+
 from fcdeploy.cli import main
 from fcdeploy.run.folder import FolderPartial, RunFolder
-from fcdeploy.runtime import pipeline
-from fcdeploy.systems.pse_gcn import flow
 
 KEPT = ("knn", "reranked", "refined", "refined_knn", "links")  # the results of PSE-GCN
-ROWS = 1000  # faces a block: several commits a product, however small the run
-
-
-def set_blocks(rows: int, set_attribute: Callable[[Any, str, int], None] = setattr) -> None:
-    """Give every stage blocks of ``rows`` faces."""
-    for module, names in (
-        (pipeline, ("BLOCK", "BLOCK_ROWS")),
-        (flow, ("REFINE_BLOCK", "ENGINE_ROWS", "SETS_BLOCK", "LINK_BLOCK")),
-    ):
-        for name in names:
-            assert hasattr(module, name)
-            set_attribute(module, name, rows)
-
-
-def set_default_block(rows: int) -> None:
-    """Change the default of ``Run.make``, which was bound when it was defined."""
-    assert "block" in pipeline.Run.make.__kwdefaults__
-    pipeline.Run.make.__kwdefaults__["block"] = rows
+ROWS = 1000  # faces per block: several commits per artifact, however small the run
 
 
 def watch(owner: Any, name: str, moment: Callable[[str], None], after: bool = True) -> None:
@@ -69,7 +53,6 @@ def run(fatal: int, args: list[str]) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     set_blocks(ROWS)
-    set_default_block(ROWS)
     watch(FolderPartial, "commit", moment)
     watch(RunFolder, "record", moment, after=False)
     watch(os, "replace", moment)

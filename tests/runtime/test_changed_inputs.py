@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dying_run import KEPT
-from run_folders import load_artifact
+from run_folders import bytes_of, load_artifact
 
 from fcdeploy.engine.bundle import sha256_of
 
@@ -36,11 +36,7 @@ def rows(many: Callable[[int], Path]) -> np.ndarray:
 
 
 def arrays_in(run: Path) -> dict[str, np.ndarray]:
-    found = {"refined": np.load(run / "refined/refined.npy")}
-    for name in KEPT:
-        if name.endswith(".npz"):
-            found |= {f"{name}/{part}": array for part, array in load_artifact(run / name).items()}
-    return found
+    return {f"{name}/{part}": array for name in KEPT for part, array in load_artifact(run / name).items()}
 
 
 def assert_as_fresh(cluster: Any, tmp_path: Path, *args: Any, **options: Any) -> np.ndarray:
@@ -148,10 +144,10 @@ def test_a_killed_run_leaves_nothing_to_one_with_other_options(
     used = tmp_path / "used"
     wanted = undisturbed(3000)
     line = (wanted.features, used, tmp_path / "pred.meta", "--quiet")
-    at = [i for i, name in enumerate(wanted.moments, 1) if name == "after commit"][19]
+    at = [i for i, name in enumerate(wanted.moments, 1) if name == "after commit"][22]
     assert command.finished(*line, moment=at).returncode == -signal.SIGKILL
     assert (used / "tables.scratch").is_dir()
-    assert (used / "refined.npy.part").is_dir()
+    assert (used / "refined.part").is_dir()
     found = cluster(wanted.features, run_dir=used, **then).labels
     assert np.array_equal(found, cluster(wanted.features, **then).labels)
     assert {path.name for path in used.iterdir()} == {*KEPT, "run.json", "run.lock", "summary.json"}
@@ -180,7 +176,7 @@ def test_a_second_process_on_the_same_folder_says_so_and_leaves_the_first_alone(
     assert first.returncode == 0
     assert not (tmp_path / "second.meta").exists()
     for name in KEPT:
-        assert (tmp_path / "run" / name).read_bytes() == wanted.results[name]
+        assert bytes_of(tmp_path / "run" / name) == wanted.results[name]
     assert (tmp_path / "pred.meta").read_bytes() == wanted.results["pred.meta"]
 
 
@@ -188,7 +184,7 @@ def test_a_second_process_on_the_same_folder_says_so_and_leaves_the_first_alone(
 def test_files_and_folders_of_somebody_else_are_left_alone(
     cluster: Any, rows: np.ndarray, tmp_path: Path, inference: str
 ) -> None:
-    """Even those that have the names of a run's products; put into a folder that a run has made its own."""
+    """Even those that have the names of a run's artifacts; put into a folder that a run has made its own."""
     run = tmp_path / "run"
     cluster(rows[:40], run_dir=run, inference=inference)
     theirs = [
@@ -196,7 +192,15 @@ def test_files_and_folders_of_somebody_else_are_left_alone(
             f"{name}/theirs.npy"
             for name in ("vectors", "tables", "placed", "mutual", "cells", "refined_cells", "near1")
         ),
-        *("photos/1.jpg", "notes.txt", ".hidden", "knn.npz.bak", "song.part"),
+        *(
+            "knn/theirs.npy",
+            "links/notes.txt",
+            "photos/1.jpg",
+            "notes.txt",
+            ".hidden",
+            "knn.bak",
+            "song.part",
+        ),
     ]
     for name in theirs:
         (run / name).parent.mkdir(parents=True, exist_ok=True)

@@ -449,7 +449,7 @@ def test_killed_and_interrupted_runs_go_on_and_end_with_the_same_bytes(faces: Pa
     after_third = [at for at, name in enumerate(moments, 1) if name == "after commit"][2]
     assert finished(faces, *skip, moment=after_third).returncode == -signal.SIGKILL
     (journal,) = folder.glob("features.bin.part/embedding-*.part/journal")
-    assert journal.read_text().splitlines()[1:] == ["8", "16", "24"]
+    assert journal.read_text().splitlines()[1:] == ["0 8", "8 16", "16 24"]
     assert names_in(folder) == {"features.bin.part", "whole.bin", "whole.bad.txt", "whole.filelist.txt"}
     # Two bad lines of those behind us are tried again, then the next eight; a Ctrl-C in them.
     done = finished(faces, *skip, moment=-after_third)
@@ -522,7 +522,7 @@ def test_after_a_restart_of_the_machine_a_run_goes_on(
     run: Any, faces: Path, embedded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every commit is synced, so it is worth as much on another day."""
-    from fcdeploy.runtime import run_folder
+    from fcdeploy.run import folder as run_folder
 
     (faces.parent / "faces/39.png").write_bytes(b"")
     with pytest.raises(InputError):
@@ -556,7 +556,7 @@ def test_what_a_kill_left_of_earlier_rows_is_not_taken_over() -> None:
         lacking = {name: array for name, array in whole.items() if name != part}
         partial = MemoryStore().begin("a", "key", embed.shapes_of(3, 2))
         embed.take_over(partial, stamps, [lacking])
-        assert partial.done == 0
+        assert partial.finished == []
         embed.take_over(partial, stamps, [lacking, whole])
-        assert partial.done == 3
+        assert partial.finished == [(0, 3)]
         assert (partial.arrays["features"] == 1).all()

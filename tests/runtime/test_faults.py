@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dying_run import KEPT, ROWS, set_blocks
+from dying_run import KEPT, ROWS
+from run_folders import bytes_of, finished_in, made
+from small_blocks import set_blocks
 
-from fcdeploy.runtime import pipeline, run_folder
+from fcdeploy.run import folder as run_folder
 
 EXACT = (3000,)
 LAYERWISE = (3000, "--inference", "layerwise")
@@ -25,26 +27,23 @@ ALL = pytest.mark.parametrize(
 )
 
 
-def check_after_kill(folder: Path, whole: dict[str, bytes]) -> dict[str, tuple[int, int]]:
-    """Nothing half-written may bear a final name. Returns when and as which file each recorded result was made."""
+Made = dict[str, tuple[int, int]]
+
+
+def check_after_kill(folder: Path, whole: dict[str, bytes]) -> dict[str, Made]:
+    """Nothing half-written may bear a final name. Returns when and as which files each recorded result was made."""
     run = folder / "run"
     for name, content in whole.items():
-        path = folder / name if name == "pred.meta" else run / name
-        if path.exists():
-            assert path.read_bytes() == content, f"{name} is not whole"
-    recorded = {}
-    if (run / "run.json").exists():
-        recorded = json.loads((run / "run.json").read_text())["products"]
+        if name == "pred.meta":
+            assert not (folder / name).exists() or (folder / name).read_bytes() == content
+        elif (run / name).exists():
+            assert bytes_of(run / name) == content, f"{name} is not whole"
     if (run / "summary.json").exists():
         json.loads((run / "summary.json").read_text())
-    return {name: made(run / name) for name in recorded if name in KEPT}
+    return {name: made(run / name) for name in finished_in(run)}
 
 
-def made(path: Path) -> tuple[int, int]:
-    return path.stat().st_ino, path.stat().st_mtime_ns
-
-
-def check_end(folder: Path, whole: dict[str, bytes], kept: dict[str, tuple[int, int]]) -> None:
+def check_end(folder: Path, whole: dict[str, bytes], kept: dict[str, Made]) -> None:
     """All results are those of an undisturbed run, those that were finished before are the same files, and
     nothing else is left."""
     check_after_kill(folder, whole)
@@ -56,7 +55,7 @@ def check_end(folder: Path, whole: dict[str, bytes], kept: dict[str, tuple[int, 
     assert names == {*KEPT, "run.json", "run.lock", "summary.json"}
 
 
-def end_of(command: Any, wanted: Any, folder: Path, kept: dict[str, tuple[int, int]]) -> None:
+def end_of(command: Any, wanted: Any, folder: Path, kept: dict[str, Made]) -> None:
     """Start a killed run again and let it finish."""
     done = command.finished(wanted.features, folder / "run", folder / "pred.meta", "--quiet", *wanted.options)
     assert (done.returncode, done.stderr) == (0, "")
@@ -70,7 +69,7 @@ def killed_at_random(command: Any, wanted: Any, folder: Path, kills: int, seed: 
     """
     rng = np.random.default_rng(seed)
     folders = (folder / str(i) for i in itertools.count())
-    kept: dict[str, tuple[int, int]] = {}
+    kept: dict[str, Made] = {}
     place = next(folders)
     place.mkdir()
     hits = 0
@@ -113,7 +112,7 @@ def test_kills_in_a_row_at_chosen_moments_leave_no_trace(
 ) -> None:
     """Each run goes on from what the killed one before it left, and is killed in its turn some moments later."""
     wanted = undisturbed(*CELLS_LAYERWISE)
-    kept: dict[str, tuple[int, int]] = {}
+    kept: dict[str, Made] = {}
     kills = 0
     for moment in (23, 44, 60, 30, 12):
         line = (wanted.features, tmp_path / "run", tmp_path / "pred.meta", "--quiet", *wanted.options)
@@ -128,9 +127,7 @@ def test_kills_in_a_row_at_chosen_moments_leave_no_trace(
     end_of(command, wanted, tmp_path, kept)
 
 
-def killed_after(
-    name: str, times: int, command: Any, wanted: Any, folder: Path
-) -> dict[str, tuple[int, int]]:
+def killed_after(name: str, times: int, command: Any, wanted: Any, folder: Path) -> dict[str, Made]:
     """Kill a run at the given occurrence of a moment."""
     at = [i for i, moment in enumerate(wanted.moments, 1) if moment == name][times - 1]
     line = (wanted.features, folder / "run", folder / "pred.meta", "--quiet", *wanted.options)
@@ -144,7 +141,7 @@ def test_the_next_run_starts_behind_the_last_committed_block(
     """Blocks of 1,000: the features take three commits, so after the fifth 2,000 faces have neighbors."""
     wanted = undisturbed(*EXACT)
     killed_after("after commit", 5, command, wanted, tmp_path)
-    assert (tmp_path / "run/knn.npz.part/journal").read_text().splitlines()[1:] == ["1000", "2000"]
+    assert (tmp_path / "run/knn.part/journal").read_text().splitlines()[1:] == ["0 1000", "1000 2000"]
     done = command.finished(wanted.features, tmp_path / "run", tmp_path / "pred.meta")
     assert "kNN: 1,000 faces in" in done.stderr
     assert "features: " not in done.stderr  # finished before
@@ -157,12 +154,14 @@ def test_after_a_restart_of_the_machine_results_are_trusted_and_nothing_unsynced
 ) -> None:
     """Scratch and journals are written without a sync; a restart may have lost any of it."""
     wanted = undisturbed(*EXACT)
-    kept = killed_after("after commit", 20, command, wanted, tmp_path)  # refined.npy: two blocks of three
+    kept = killed_after("after commit", 23, command, wanted, tmp_path)  # refined: two blocks of three
     assert kept.keys() == {"knn", "reranked"}
     run = tmp_path / "run"
-    assert (run / "refined.npy.part/journal").read_text().splitlines()[1:] == ["1000", "2000"]
+    assert (run / "refined.part/journal").read_text().splitlines()[1:] == ["0 1000", "1000 2000"]
     # As after a power cut: what was not synced is there, by name and size, and full of zeros.
-    for path in sorted(run.rglob("*.npy")):
+    unsynced = [path for path in run.glob("*/*.npy") if path.parent.suffix in (".part", ".scratch")]
+    assert len(unsynced) > 5
+    for path in unsynced:
         damaged = np.load(path, mmap_mode="r+")
         damaged[:] = 0
         damaged.flush()
@@ -170,13 +169,12 @@ def test_after_a_restart_of_the_machine_results_are_trusted_and_nothing_unsynced
 
     monkeypatch.setattr(run_folder, "boot_id", lambda: "another")
     set_blocks(ROWS, monkeypatch.setattr)
-    monkeypatch.setitem(pipeline.Run.make.__kwdefaults__, "block", ROWS)
     labels = cluster(wanted.features, run).labels
     assert "".join(f"{label}\n" for label in labels).encode() == wanted.results["pred.meta"]
     for name, was in kept.items():
         assert made(run / name) == was
     for name in KEPT:
-        assert (run / name).read_bytes() == wanted.results[name]
+        assert bytes_of(run / name) == wanted.results[name]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "longer", "gone"])
@@ -185,18 +183,19 @@ def test_results_of_another_size_are_made_again(
 ) -> None:
     features = many(700)
     labels = cluster(features, tmp_path / "run").labels
-    whole = {name: (tmp_path / "run" / name).read_bytes() for name in KEPT}
-    for name, content in whole.items():
-        path = tmp_path / "run" / name
+    files = [file for name in KEPT for file in sorted((tmp_path / "run" / name).iterdir())]
+    assert len(files) > len(KEPT)
+    for file in files:
+        content = file.read_bytes()
         before = {other: made(tmp_path / "run" / other) for other in KEPT}
         if damage == "gone":
-            path.unlink()
+            file.unlink()
         else:
-            path.write_bytes(content[:-1] if damage == "cut short" else content + b"\0")
+            file.write_bytes(content[:-1] if damage == "cut short" else content + b"\0")
         assert np.array_equal(cluster(features, tmp_path / "run").labels, labels)
-        assert path.read_bytes() == content
+        assert file.read_bytes() == content
         for other in KEPT:
-            assert other == name or made(tmp_path / "run" / other) == before[other]
+            assert other == file.parent.name or made(tmp_path / "run" / other) == before[other]
 
 
 @pytest.mark.parametrize("case", [EXACT, CELLS_LAYERWISE], ids=["exact", "layerwise"])
@@ -205,7 +204,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130_and_the_next_run_goes_on(
 ) -> None:
     wanted = undisturbed(*case)
     line = (wanted.features, tmp_path / "run", tmp_path / "pred.meta", "--quiet", *wanted.options)
-    kept: dict[str, tuple[int, int]] = {}
+    kept: dict[str, Made] = {}
     for moment in (48, 36):
         done = command.finished(*line, moment=-moment)
         assert done.returncode == 130

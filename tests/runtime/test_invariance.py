@@ -1,6 +1,6 @@
 """What must not change the clusters, and what layer-wise inference is, by a slow reading of its definition."""
 
-import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
-from dying_run import set_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_folders import load_artifact
+from small_blocks import set_blocks
 
 from fcdeploy.data.labels import renumber
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.errors import FcdeployError
-from fcdeploy.graph import aggregation
+from fcdeploy.graph import aggregation, search
 from fcdeploy.graph import cells as graph_cells
 from fcdeploy.graph.aggregation import sum_connected, sum_similar
 from fcdeploy.graph.halves import bits_of, floats_from_halves, halves_from_floats
 from fcdeploy.graph.marks import new_scratch
-from fcdeploy.runtime import pipeline
-from fcdeploy.systems.pse_gcn import flow
+from fcdeploy.run.blocks import LocalBlocks
+from fcdeploy.run.stage import Stage
 
 INFERENCES = ("exact", "layerwise")
 both = pytest.mark.parametrize("inference", INFERENCES)
@@ -40,7 +40,6 @@ def blocks_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def change(size: int) -> None:
         set_blocks(size, monkeypatch.setattr)
-        monkeypatch.setitem(pipeline.Run.make.__kwdefaults__, "block", size)
 
     return change
 
@@ -58,43 +57,24 @@ def test_blocks_do_not_change_the_labels(
     wanted = cluster(rows, inference=inference).labels
     blocks_of(size)
     seen: dict[str, set[int]] = {}
-    make = pipeline.Run.make
+    compute = LocalBlocks.compute
 
-    def watched(self: Any, name: str, made_of: Any, worker: Any, **named: Any) -> Any:
-        @contextlib.contextmanager
-        def watching() -> Any:
-            with worker() as work:
+    def watched(self: LocalBlocks, stage: Stage, *args: Any) -> None:
+        def counted(faces: np.ndarray, *resources: Any) -> Any:
+            seen.setdefault(stage.name, set()).add(len(faces))
+            return stage.block(faces, *resources)
 
-                def counted(faces: np.ndarray) -> Any:
-                    seen.setdefault(name, set()).add(len(faces))
-                    return work(faces)
+        compute(self, dataclasses.replace(stage, block=counted), *args)
 
-                yield counted
-
-        return make(self, name, made_of, watching, **named)
-
-    monkeypatch.setattr(pipeline.Run, "make", watched)
+    monkeypatch.setattr(LocalBlocks, "compute", watched)
     found = cluster(rows, inference=inference).labels
     assert np.array_equal(found, wanted)
     sizes = {min(size, 1000), 1000 % size} - {0}
     assert all(counted == sizes for counted in seen.values()), seen
     assert seen.keys() == {
-        *("vectors", "knn", "placed", "mutual", "reranked", "refined", "refined_knn"),
+        *("vectors", "knn", "placed", "mutual", "reciprocal", "reranked", "refined", "refined_knn"),
         *(("tables",) if inference == "exact" else ("lists", "near1", "similar1", "block1", "similar2")),
     }
-
-
-def test_every_block_size_is_read_when_a_run_needs_it() -> None:
-    """Or the test above would change nothing: a default argument is bound when its function is defined."""
-    for name in ("REFINE_BLOCK", "ENGINE_ROWS", "SETS_BLOCK", "LINK_BLOCK"):
-        codes = [value.__code__ for value in vars(flow).values() if hasattr(value, "__code__")]
-        assert any(name in names_in(code) for code in codes)
-    assert pipeline.Run.make.__kwdefaults__["block"] == pipeline.BLOCK
-
-
-def names_in(code: Any) -> set[str]:
-    inner = [names_in(const) for const in code.co_consts if hasattr(const, "co_names")]
-    return set(code.co_names).union(*inner)
 
 
 @both
@@ -123,13 +103,13 @@ def test_cells_lists_on_disk_and_one_thread_do_not_change_the_labels(
     features = many(4500)
     wanted = cluster(features, inference=inference, knn="ivf").labels
     lists: list[Any] = []
-    search = pipeline.KnnSearch
+    knn_search = search.KnnSearch
 
     def watched(*args: Any, **named: Any) -> Any:
         lists.append(named["lists_file"])
-        return search(*args, **named)
+        return knn_search(*args, **named)
 
-    monkeypatch.setattr(pipeline, "KnnSearch", watched)
+    monkeypatch.setattr(search, "KnnSearch", watched)
     one_thread = cluster(features, inference=inference, knn="ivf", threads=1).labels
     assert lists == [None, None]
     assert np.array_equal(one_thread, wanted)

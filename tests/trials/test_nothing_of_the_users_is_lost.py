@@ -24,12 +24,13 @@ from system_cases import CASES
 
 import fcdeploy as package
 from fcdeploy.data.atomic_folder import atomic_folder
-from fcdeploy.data.run_record import LOCK, RECORD
+from fcdeploy.data.run_record import JOURNAL, LOCK, RECORD
 from fcdeploy.engine.bundle import MANIFEST, Bundle
-from fcdeploy.errors import InputError
-from fcdeploy.run.folder import JOURNAL, SUMMARY, RunFolder
+from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.run.folder import SUMMARY, RunFolder, places_of
 from fcdeploy.run.options import Options
 from fcdeploy.runtime.prepare import prepare
+from fcdeploy.runtime.survey import places_of_run
 from fcdeploy.systems import get_system
 
 N, DIM = 60, 32
@@ -109,19 +110,21 @@ class Shelf:
 
 def names_in_run_folders(bundles: dict[str, Bundle]) -> list[str]:
     """Every name that some run of some system uses in its run folder, derived from what the systems say."""
-    products: set[str] = {"embedded", "embedded_lines", "embedding-0123456789abcdef", "knn.npz.lists"}
+    places = {
+        place
+        for name in ("embedded", "embedded_lines", "embedding-0123456789abcdef")
+        for place in places_of(name)
+    }
+    places |= {place for name in ("vectors", "knn.lists") for place in places_of(name, scratch=True)}
     from fcdeploy.data.features import features_from_array
 
     for name, bundle in bundles.items():
         features = features_from_array(np.eye(N, DIM, dtype=np.float32), DIM)
         for inference in get_system(name).inferences:
             for tables in ("float32", "float16") if inference == "layerwise" else ("float32",):
-                chosen = Options(inference=inference, tables=tables)
-                system, _, settings, options, _ = prepare(features, bundle, chosen)
-                products |= {*system.products(N, bundle.weights, settings, options), *system.unsized}
-    places = {name if Path(name).suffix else f"{name}.scratch" for name in products}
-    unfinished = {f"{name}.part" for name in products}
-    return sorted({*places, *unfinished, RECORD, LOCK, SUMMARY, JOURNAL, f".{RECORD}.a1b2c3d4.part"})
+                prepared = prepare(features, bundle, Options(inference=inference, tables=tables))
+                places |= {*places_of_run(prepared.system, prepared.artifacts())}
+    return sorted({*places, RECORD, LOCK, SUMMARY, JOURNAL, f".{RECORD}.a1b2c3d4.part"})
 
 
 def names_in_bundles(bundles: dict[str, Bundle]) -> list[str]:
@@ -150,7 +153,16 @@ def put(path: Path, rng: random.Random, victim: Path) -> None:
         path.write_bytes(content)
     elif kind == "look-alike":
         path.write_text(
-            json.dumps({"name": "mine", "products": {}, "format": "mine", "models": {}, "config": {}})
+            json.dumps(
+                {
+                    "name": "mine",
+                    "artifacts": {},
+                    "products": {},
+                    "format": "mine",
+                    "models": {},
+                    "config": {},
+                }
+            )
         )
     elif kind == "symlink":
         path.symlink_to(victim)
@@ -498,16 +510,16 @@ def test_a_model_of_the_same_name_is_named(shelf: Shelf, command: Any, tmp_path:
     assert (code, "another bundle" in said, "--prefix" in said) == (2, True, True)
 
 
-def test_names_of_products_are_told_before_a_run(shelf: Shelf, tmp_path: Path) -> None:
-    """What a run records is what its system says that it makes, so that nothing of the user's is met on the way."""
+def test_the_places_of_artifacts_are_told_before_a_run(shelf: Shelf, tmp_path: Path) -> None:
+    """What a run records is what its survey says, so that nothing of the user's is met on the way."""
     straight = RunFolder.begin
     for name, bundle in shelf.bundles.items():
         features = shelf.folder / "f.bin"
         seen: set[str] = set()
 
-        def begin(self: RunFolder, product: str, *args: Any, seen: set[str] = seen, **more: Any) -> Any:
-            seen.add(product)
-            return straight(self, product, *args, **more)
+        def begin(self: RunFolder, artifact: str, *args: Any, seen: set[str] = seen, **more: Any) -> Any:
+            seen |= {*places_of(artifact, more.get("scratch", False))}
+            return straight(self, artifact, *args, **more)
 
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -516,14 +528,15 @@ def test_names_of_products_are_told_before_a_run(shelf: Shelf, tmp_path: Path) -
         opened = package.data.features.open_features(features, bundle.feature_dim)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            system, _, settings, options, _ = prepare(opened, bundle, Options())
-        assert seen <= {*system.products(N, bundle.weights, settings, options), *system.unsized}, name
+            prepared = prepare(opened, bundle, Options())
+        assert len(seen) > 10
+        assert seen <= {*places_of_run(prepared.system, prepared.artifacts())}, name
 
 
 def test_from_python_a_folder_of_somebodys_is_no_run_folder(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "links").write_bytes(b"mine")
     features = np.fromfile(shelf.folder / "f.bin", "<f4").reshape(N, DIM)
-    with pytest.raises(InputError, match=r"holds links\.npz"):
+    with pytest.raises(InputError, match=r"holds links, and there is no run\.json"):
         package.cluster(features, engine=shelf.engine, run_dir=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"links": b"mine"}
 
@@ -543,20 +556,45 @@ def test_what_a_kill_leaves_at_the_very_start_is_ours(left: str, tmp_path: Path)
     assert {path.name for path in folder.iterdir()} == {RECORD, LOCK}
 
 
-def test_the_run_folder_of_an_earlier_version_is_continued(shelf: Shelf, tmp_path: Path) -> None:
-    """It recorded its finished products alone."""
+@pytest.mark.parametrize("recorded", ["artifacts alone", "names, too"])
+def test_the_run_folder_of_an_earlier_version_is_begun_anew(
+    recorded: str, shelf: Shelf, tmp_path: Path
+) -> None:
+    """Its ``knn.npz`` and what it had not finished go, with a sentence; of the user's own files none does."""
+    run = tmp_path / "run"
+    finished = {
+        "knn.npz": {"key": "a", "bytes": 4, "boot": ""},
+        "tables": {"key": "b", "bytes": 4, "boot": "c"},
+    }
+    ours = ["knn.npz", "refined.npy.part", "tables.scratch", "summary.json"]
+    old = {
+        "format": "fcdeploy-run",
+        "format_version": 1,
+        "names": [*ours, RECORD, LOCK],
+        "products": finished,
+    }
+    for name in ("refined.npy.part", "tables.scratch", "knn", "mine.part", "mine.scratch"):
+        (run / name).mkdir(parents=True)
+    (run / "refined.npy.part" / JOURNAL).write_text(f"{'0' * 64} - boot\n10\n")
+    (run / "knn.npz").write_bytes(b"ours")
+    (run / LOCK).touch()
+    (run / "summary.json").write_text(json.dumps({"faces": 1, "clusters": 1, "stages": {}}))
+    (run / RECORD).write_text(json.dumps({"products": finished} if recorded == "artifacts alone" else old))
+    (run / "knn").rename(run / "photos")
+    theirs = ("photos/a.npy", "mine.part/a", "mine.scratch/a", "mine.npz", "refined.npy", "notes.txt")
+    for name in theirs:
+        (run / name).write_bytes(b"theirs")
+    with pytest.warns(
+        FcdeployWarning, match="an earlier version of fcdeploy, .* all stages are computed again"
+    ):
+        labels = package.cluster(shelf.folder / "f.bin", engine=shelf.engine, run_dir=run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        labels = package.cluster(shelf.folder / "f.bin", engine=shelf.engine, run_dir=tmp_path)
-        record = json.loads((tmp_path / RECORD).read_text())
-        (tmp_path / RECORD).write_text(json.dumps({"products": record["products"]}))
-        (tmp_path / "mine.scratch").mkdir()
-        made = {name: (tmp_path / name).stat().st_ino for name in record["products"]}
-        again = package.cluster(shelf.folder / "f.bin", engine=shelf.engine, run_dir=tmp_path)
-    assert np.array_equal(labels, again)
-    assert {name: (tmp_path / name).stat().st_ino for name in made} == made
-    assert (tmp_path / "mine.scratch").is_dir()
-    assert json.loads((tmp_path / RECORD).read_text())["format"] == "fcdeploy-run"
+        assert np.array_equal(package.cluster(shelf.folder / "f.bin", engine=shelf.engine), labels)
+    assert all((run / name).read_bytes() == b"theirs" for name in theirs)
+    left = {path.name for path in run.iterdir()} - {name.split("/")[0] for name in theirs}
+    assert left == {*CASES[0].kept, RECORD, LOCK, SUMMARY}
+    assert json.loads((run / RECORD).read_text())["format_version"] == 2
 
 
 def test_a_default_output_is_not_written_over(
