@@ -1,5 +1,6 @@
 """Neighbor lists that were made elsewhere: read block by block and checked, never unpickled."""
 
+import hashlib
 import io
 import math
 import zipfile
@@ -23,14 +24,18 @@ class ListsFile:
     """Neighbor lists that somebody else made, read block by block.
 
     Forms: ``.npz`` with ``data`` (n, 2, k), ids over distances 1 - cosine, as the published systems keep them;
-    ``.npz`` with ``ids`` and perhaps ``sims``, as our run folders keep them; ``.npz`` with ``knns`` and ``dists``
-    (NSR-FC); ``.npy`` (n, k) of integer ids. Raises InputError for anything else; object arrays are pickles and
-    are never loaded.
+    ``.npz`` with ``ids`` and perhaps ``sims``; a folder with ``ids.npy`` and perhaps ``sims.npy``, as our run folders
+    keep them; ``.npz`` with ``knns`` and ``dists`` (NSR-FC); ``.npy`` (n, k) of integer ids. Raises InputError for
+    anything else; object arrays are pickles and are never loaded.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
+        beside = {name: self.path / f"{name}.npy" for name in ("ids", "sims")}
+        self._arrays = {name: file for name, file in beside.items() if file.is_file()}  # of a folder
+        if self.path.is_dir() and "ids" not in self._arrays:
+            raise InputError(f"{path}: is a folder without ids.npy, where neighbor lists were expected.")
+        if not self.path.is_file() and not self._arrays:
             raise InputError(f"{path}: no such file of neighbor lists.")
         try:
             self._open()
@@ -86,13 +91,25 @@ class ListsFile:
         """What its values are by its form: "cosine similarities", or distances "1 - cosine"."""
         return "cosine similarities" if self._form == "pair" else "1 - cosine"
 
+    @property
+    def digest(self) -> str:
+        """A SHA-256 of the file's bytes, or of those of the arrays in the folder, in hexadecimal."""
+        if self.path.is_file():
+            return _digest_of(self.path)
+        named = "".join(f"{name} {_digest_of(file)}\n" for name, file in self._arrays.items())
+        return hashlib.sha256(named.encode()).hexdigest()
+
     def _headers(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        with open(self.path, "rb") as file:
-            self._plain = file.read(6) == b"\x93NUMPY"  # whatever its name
-            if self._plain:
-                file.seek(0)
-                return {"": _read_header(file)[:2]}
         headers = {}
+        if self.path.is_file():
+            with open(self.path, "rb") as file:
+                if file.read(6) == b"\x93NUMPY":  # whatever its name
+                    self._arrays = {"": self.path}
+        if self._arrays:
+            for name, path in self._arrays.items():
+                with open(path, "rb") as file:
+                    headers[name] = _read_header(file)[:2]
+            return headers
         with zipfile.ZipFile(self.path) as archive:
             for name in archive.namelist():
                 with archive.open(name) as file:
@@ -144,8 +161,8 @@ class ListsFile:
             yield start, block, sims.astype(np.float32)
 
     def _rows(self, name: str, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-        if self._plain:
-            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        if self._arrays:
+            array = np.load(self._arrays[name], mmap_mode="r", allow_pickle=False)
             for start in range(0, len(array), rows):
                 yield start, np.asarray(array[start : start + rows])
             return
@@ -211,6 +228,11 @@ class RowsInOrder:
                 sims.append(held_sims[start - first : end - first])
             start = end
         return np.concatenate(ids), np.concatenate(sims) if sims else None
+
+
+def _digest_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 
-from fcdeploy.engine.bundle import sha256_of
 from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.chosen_lists import ChosenLists
 from fcdeploy.graph.knn import KnnGraph, KnnSearch, similarities_of_lists
@@ -154,7 +153,7 @@ def lists_from_file(
             block=block,
             shapes={"ids": ((run.n, width), np.int32), "sims": ((run.n, width), np.float32)},
             made_from=(vectors,),
-            settings={} if run.survey else {"file": sha256_of(path), "k": width, "sort": sort},
+            settings={} if run.survey else {"file": lists.digest, "k": width, "sort": sort},
             rows=run.n,
             size=block_rows,
             opened=opened,

@@ -14,8 +14,8 @@ import torch
 from fcdeploy import __version__, machine
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.deploy.recipe_beside import TRAINING
-from fcdeploy.engine.bundle import sha256_of
 from fcdeploy.errors import InputError
+from fcdeploy.graph.lists import ListsFile
 from fcdeploy.systems.settings import settings_as_dict
 from fcdeploy.systems.training_types import Schedule
 from fcdeploy.training.choices import Choices
@@ -65,7 +65,7 @@ def configuration(
         "before": [hashlib.sha256(path.read_bytes()).hexdigest() for path in before],
     }
     described |= {
-        option: sha256_of(lists[option]) if option in lists else "" for option in ("knn", "reranked")
+        option: ListsFile(lists[option]).digest if option in lists else "" for option in ("knn", "reranked")
     }
     return dict(json.loads(json.dumps(described)))
 

@@ -1,3 +1,4 @@
+import hashlib
 import re
 import zipfile
 
@@ -31,6 +32,12 @@ def written(path, form, ids, sims):
         np.savez(path / "lists.npz", ids=ids, sims=sims)
     elif form == "ids alone":
         np.savez(path / "lists.npz", ids=ids.astype(np.int64))
+    elif form.startswith("folder"):
+        (path / "lists").mkdir()
+        np.save(path / "lists/ids.npy", ids)
+        if form == "folder with sims":
+            np.save(path / "lists/sims.npy", sims)
+        return path / "lists"
     elif form == "knns and dists":
         np.savez(path / "lists.npz", knns=ids, dists=1 - sims)
     else:
@@ -40,8 +47,8 @@ def written(path, form, ids, sims):
 
 
 STACKED = ["stacked float32", "stacked float64", "compressed"]
-WITH_SIMS = [*STACKED, "by columns", "ids and sims", "knns and dists"]
-WITHOUT = ["ids alone", "npy int16", "npy int32", "npy int64", "npy uint64", "npy >i4"]
+WITH_SIMS = [*STACKED, "by columns", "ids and sims", "knns and dists", "folder with sims"]
+WITHOUT = ["folder", "ids alone", "npy int16", "npy int32", "npy int64", "npy uint64", "npy >i4"]
 
 
 def checked_blocks(file, rows):
@@ -268,7 +275,27 @@ def test_other_files_are_refused(tmp_path, content):
         ListsFile(tmp_path / "lists.npz")
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    for path in (tmp_path / "none.npz", tmp_path):
-        with pytest.raises(InputError, match="no such file of neighbor lists"):
+def test_a_missing_file_and_a_folder_without_ids_are_refused(tmp_path):
+    np.save(tmp_path / "sims.npy", np.zeros((N, K), np.float32))
+    for path, says in (
+        (tmp_path / "none.npz", "no such file of neighbor lists"),
+        (tmp_path, "without ids.npy"),
+    ):
+        with pytest.raises(InputError, match=says):
             ListsFile(path)
+
+
+def test_a_folder_is_told_from_another_by_each_of_its_arrays(tmp_path, lists):
+    """What else lies there does not matter; a file is told by its bytes."""
+    folder = written(tmp_path, "folder with sims", *lists)
+    first = ListsFile(folder).digest
+    (folder / "notes.txt").write_text("mine")
+    assert ListsFile(folder).digest == first
+    np.save(folder / "sims.npy", lists[1] / 2)
+    second = ListsFile(folder).digest
+    np.save(folder / "ids.npy", lists[0][:, ::-1])
+    third = ListsFile(folder).digest
+    (folder / "sims.npy").unlink()
+    assert len({first, second, third, ListsFile(folder).digest}) == 4
+    alone = hashlib.sha256((folder / "ids.npy").read_bytes()).hexdigest()
+    assert ListsFile(folder / "ids.npy").digest == alone

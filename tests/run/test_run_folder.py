@@ -354,7 +354,7 @@ def test_a_folder_without_its_record_is_nobodys_to_write_to(tmp_path: Path, text
         make(folder, "pair", "key", PAIR)
     (tmp_path / "run.json").write_text(text, encoding="latin-1")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"run\.json there is not the record .* choose another --run-dir"):
+    with pytest.raises(InputError, match=r"run\.json there is not the record .* choose another run_dir"):
         RunFolder(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -424,7 +424,7 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["file", "file/in", "none/in"])
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_bytes(b"theirs")
-    with pytest.raises(InputError, match="--run-dir"):
+    with pytest.raises(InputError, match="choose another run_dir"):
         RunFolder(tmp_path / place)
     assert (tmp_path / "file").read_bytes() == b"theirs"
 
