@@ -21,6 +21,7 @@ CHUNK = 64  # scores looked at together: most chunks hold none that is wanted
 PART = 16  # of a chunk
 SPARE = 32  # keys beyond ``wide`` that a row holds at least before it drops the lowest
 TILE = 2**17  # scores in one product: 512 KB, which the cache of a core holds
+WINDOW = 4096  # rows that are gathered at once
 BATCH = 2**18  # scores between two selections
 
 
@@ -50,7 +51,7 @@ class BestScores:
         self.held = np.zeros(len(rows), dtype=np.int64)
         self.floor = np.full(len(rows), NO_KEY, dtype=np.int64)
         self._scores: np.ndarray = np.empty(BATCH, dtype=products.scores)
-        self._gathered: np.ndarray = np.empty((0, rows.shape[1]), dtype=products.rows)
+        self._gathered: np.ndarray = np.empty((WINDOW, rows.shape[1]), dtype=products.rows)
 
     def visit(self, lists: Lists, first: np.ndarray, rows: np.ndarray) -> None:
         """Compare rows with lists, none with a list that it was compared with before.
@@ -58,7 +59,7 @@ class BestScores:
         rows: (pairs,) int64, list l is compared with rows[first[l]:first[l + 1]]; see ``pairs_by_list``.
         """
         tiles: list[tuple[int, int, int, int, int]] = []
-        used = 0
+        used, window = 0, slice(0, 0)
         starts, members = first.tolist(), lists.first.tolist()
         for which in np.flatnonzero(np.diff(first)).tolist():
             member, end = members[which], members[which + 1]
@@ -69,7 +70,7 @@ class BestScores:
             for start in range(member, end, step):
                 stop = min(start + step, end)
                 part = packed if packed is not None else self.products.packed(lists.codes[start:stop])
-                size = max(1, TILE // (stop - start))
+                size = min(WINDOW, max(1, TILE // (stop - start)))
                 for pair in range(starts[which], starts[which + 1], size):
                     pairs = min(size, starts[which + 1] - pair)
                     scores = pairs * (stop - start)
@@ -78,7 +79,10 @@ class BestScores:
                         used = 0
                         if scores > len(self._scores):
                             self._scores = np.empty(scores, dtype=self.products.scores)
-                    gathered = self._gather(rows[pair : pair + pairs])
+                    if not window.start <= pair <= pair + pairs <= window.stop:
+                        window = slice(pair, pair + WINDOW)
+                        _gather_rows(self.rows, rows[window], self._gathered)
+                    gathered = self._gathered[pair - window.start : pair - window.start + pairs]
                     self.products.multiply(gathered, part, self._scores[used : used + scores])
                     tiles.append((used, pair, pairs, start, stop - start))
                     used += scores
@@ -99,13 +103,6 @@ class BestScores:
         ids = np.empty((len(self.rows), self.wide), dtype=np.int32)
         _ids_of_keys(self.keys, self.held, ids)
         return ids
-
-    def _gather(self, which: np.ndarray) -> np.ndarray:
-        if len(self._gathered) < len(which):
-            self._gathered = np.empty((len(which), self.rows.shape[1]), dtype=self.products.rows)
-        gathered = self._gathered[: len(which)]
-        _gather_rows(self.rows, which, gathered)
-        return gathered
 
     def _keep(self, tiles: list[tuple[int, int, int, int, int]], rows: np.ndarray, ids: np.ndarray) -> None:
         if tiles:
