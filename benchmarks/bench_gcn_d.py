@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from faces import generate
 from report import write_report
-from run_folders import load_artifact
 
 from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 from fcdeploy.deploy.recipe import load_recipe
@@ -87,8 +87,8 @@ def cluster(place: Path, engine: Path, faces: int, options: list[str]) -> dict[s
         raise click.ClickException(f"{' '.join(command)} ended with exit code {process.returncode}")
     summary: dict[str, Any] = json.loads(process.stdout)
     summary["wall_seconds"] = time.perf_counter() - started
-    with load_artifact(run_dir / "proposals") as proposals:
-        summary["proposals"], summary["nodes"] = len(proposals["k"]), len(proposals["nodes"])
+    k, nodes = (np.load(run_dir / "proposals" / f"{part}.npy", mmap_mode="r") for part in ("k", "nodes"))
+    summary["proposals"], summary["nodes"] = len(k), len(nodes)
     return summary
 
 

@@ -22,6 +22,8 @@ from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.graph.subgraphs import gather_subgraphs
 from fcdeploy.graph.threads import threads_limited
+from fcdeploy.run.features import read_features
+from fcdeploy.run.neighbors import partition
 from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.run import Run
@@ -73,27 +75,32 @@ def main(
         torch.save(net.state_dict(), checkpoint)
         bundle, parities = export_checkpoint(checkpoint, Path(scratch) / "l-gcn.onnx", recipe)
         run = new_run(vectors, bundle, recipe, threads)
-        run.read_features()
-        knn, made_of = flow.nearest_neighbors(run)
+        unit = read_features(run)  # as this recipe takes them
+        cells = partition(run, "cells", unit)
+        knn = flow.nearest_neighbors(run, unit, cells)
         sizes = gather_subgraphs(
-            knn.ids, np.zeros(faces, np.int32), np.arange(faces, dtype=np.int32), hops, active
+            knn["ids"], np.zeros(faces, np.int32), np.arange(faces, dtype=np.int32), hops, active
         ).within[:, -1]
 
         ours = []
         for _ in range(repeats + 1):  # the first compiles kernels and is not counted
             again = new_run(vectors, bundle, recipe, threads)
-            again.read_features()
             started = time.perf_counter()
-            links = flow.scored_links(again, knn, made_of)
+            links = flow.scored_links(again, unit, cells, knn)
             ours.append(time.perf_counter() - started)
         batches = [
             padded_subgraphs(
-                run.vectors, knn.ids, np.arange(at, min(at + plain_batch, plain_faces)), hops, active, padded
+                unit.array,
+                knn["ids"],
+                np.arange(at, min(at + plain_batch, plain_faces)),
+                hops,
+                active,
+                padded,
             )
             for at in range(0, plain_faces, plain_batch)
         ]
         plain = [score_plainly(net, batches) for _ in range(repeats)]
-    scores = links["probability"].reshape(faces, hops[0])[:plain_faces]
+    scores = links["probability"][:plain_faces]
     error = float(np.abs(scores - plain[0][1]).max())
     rates = {
         f"plain PyTorch, {padded} rows": plain_faces / float(np.median([took for took, _ in plain])),

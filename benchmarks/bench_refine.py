@@ -24,6 +24,8 @@ from fcdeploy.graph.knn import KnnGraph, KnnSearch
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.neighborhoods import connect_neighborhoods, gather_neighborhoods
 from fcdeploy.graph.threads import threads_limited
+from fcdeploy.run.features import read_features
+from fcdeploy.run.neighbors import partition
 from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.run import Run
@@ -59,22 +61,23 @@ def main(
         torch.save(net.state_dict(), checkpoint)
         bundle, parities = export_checkpoint(checkpoint, Path(scratch) / "pse.onnx")
         run = new_run(features, bundle, threads)
-        run.read_features()
-        knn, made_of = flow.nearest_neighbors(run)
-        ranked, made_of = flow.reranked_lists(run, knn, made_of)
+        vectors = read_features(run)
+        cells = partition(run, "cells", vectors)
+        knn = flow.nearest_neighbors(run, vectors, cells)
+        ranked = flow.reranked_lists(run, vectors, cells, knn)
         hops = run.settings.neighborhood.hops
-        sizes = gather_neighborhoods(ranked, np.arange(faces), hops[0], hops[1], new_scratch(faces))[1]
+        sizes = gather_neighborhoods(ranked["ids"], np.arange(faces), hops[0], hops[1], new_scratch(faces))[1]
 
-        batches = padded_batches(run, knn, ranked, plain_faces, plain_batch)
+        batches = padded_batches(run, vectors.array, knn.lists, ranked["ids"], plain_faces, plain_batch)
         plain = [timed(lambda: refine_plainly(net, batches)) for _ in range(repeats)]
         ours: dict[str, list[tuple[float, np.ndarray]]] = {}
         for inference, refine in (("exact", flow.refined_exactly), ("layerwise", flow.refined_layerwise)):
             ours[inference] = []
             for _ in range(repeats + 1):  # the first compiles kernels and is not counted
                 again = new_run(features, bundle, threads, inference)
-                again.read_features()
-                _ = again.order
-                seconds, (refined, _) = timed(lambda: refine(again, knn, ranked, made_of))  # noqa: B023
+                lists = vectors, cells, knn, ranked
+                _ = cells.order
+                seconds, refined = timed(lambda: refine(again, *lists).array)  # noqa: B023
                 ours[inference].append((seconds, refined))
         expected = np.concatenate([chunk.numpy() for chunk in plain[0][1]])
         error = float(np.abs(ours["exact"][-1][1][: len(expected)] - expected).max())
@@ -155,7 +158,7 @@ def random_network(dim: int) -> PseGcn:
 
 
 def padded_batches(
-    run: Run, knn: KnnGraph, ranked: np.ndarray, faces: int, batch: int
+    run: Run, vectors: np.ndarray, knn: KnnGraph, ranked: np.ndarray, faces: int, batch: int
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Neighborhoods of the first faces as the published loader makes them; made before the clock starts."""
     near = run.settings.neighborhood
@@ -163,7 +166,7 @@ def padded_batches(
         ranked, np.arange(faces), near.hops[0], near.hops[1], new_scratch(run.n)
     )
     nodes, sizes = np.ascontiguousarray(nodes[:, :PADDED]), np.minimum(sizes, PADDED)
-    features = run.vectors[nodes] * (nodes >= 0)[:, :, None]
+    features = vectors[nodes] * (nodes >= 0)[:, :, None]
     adj = np.empty((faces, PADDED, PADDED), dtype=np.float32)
     connect_neighborhoods(nodes, sizes, knn.ids, knn.sims, near.active, adj)
     mask = (nodes >= 0).astype(np.float32)

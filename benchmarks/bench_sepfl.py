@@ -23,6 +23,8 @@ from fcdeploy.engine.bundle import Bundle
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK
 from fcdeploy.graph.threads import threads_limited
+from fcdeploy.run.features import read_features
+from fcdeploy.run.neighbors import partition
 from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.run import Run
@@ -51,20 +53,20 @@ def main(faces: int, plain_batch: int, dim: int, k: int, threads: int, repeats: 
         torch.save(net.state_dict(), checkpoint)
         bundle, parities = export_checkpoint(checkpoint, Path(scratch) / "sepfl.onnx")
         run = new_run(features, bundle, k, threads)
-        run.read_features()
-        knn, made_of = flow.nearest_neighbors(run)
+        vectors = read_features(run)
+        cells = partition(run, "cells", vectors)
+        knn = flow.nearest_neighbors(run, vectors, cells)
 
         ours = []
         for _ in range(repeats + 1):  # the first compiles kernels and is not counted
             again = new_run(features, bundle, k, threads)
-            again.read_features()
             started = time.perf_counter()
-            encoded, encoded_made_of = flow.encoded_faces(again, knn, made_of)
-            candidates, _ = flow.candidate_links(again, knn, encoded, encoded_made_of)
+            encoded = flow.encoded_faces(again, vectors, cells, knn)
+            candidates = flow.candidate_links(again, cells, knn, encoded)
             ours.append(time.perf_counter() - started)
         linked = np.flatnonzero(candidates["ids"] != NO_LINK)
         links = np.stack([linked, candidates["ids"][linked]], axis=1)
-        plain = [score_plainly(net, run.vectors, knn, links, plain_batch) for _ in range(repeats)]
+        plain = [score_plainly(net, vectors.array, knn.lists, links, plain_batch) for _ in range(repeats)]
     error = float(np.abs(candidates["logits"][linked] - plain[0][1]).max())
     seconds = {
         f"plain PyTorch, batches of {plain_batch}": float(np.median([took for took, _ in plain])),
