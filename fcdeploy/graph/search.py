@@ -37,12 +37,13 @@ class Search(Protocol):
     """One way to find neighbors.
 
     name: in summaries. in_cells: whether it needs a partition of the rows, visits them cell by cell and is not exact,
-    so that its recall is measured. settings: what else decides its lists.
+    so that its recall is measured. settings: what else decides its lists. block: faces that are best searched together.
     """
 
     name: str
     in_cells: bool
     settings: Mapping[str, Any]
+    block: int
 
     def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
         """Return what else a summary says of a search among the rows of a partition."""
@@ -56,7 +57,7 @@ class Search(Protocol):
 class Exact:
     """Compares all pairs."""
 
-    name, in_cells = "exact", False
+    name, in_cells, block = "exact", False, 8192
     settings: Mapping[str, Any] = {}
 
     def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
@@ -71,7 +72,7 @@ class Exact:
 class Ivf:
     """Compares with the rows in the cells nearest to a face, by faiss."""
 
-    name, in_cells = "ivf", True
+    name, in_cells, block = "ivf", True, 8192
     settings: Mapping[str, Any] = {}
 
     def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
@@ -93,7 +94,7 @@ class Ivf:
 class InCells:
     """Compares with the rows of near cells by integer products, so many that the share ``recall`` is found."""
 
-    name, in_cells = "cells", True
+    name, in_cells, block = "cells", True, 65536
 
     def __init__(self, recall: float = RECALL) -> None:
         self.settings: Mapping[str, Any] = {"recall": recall}

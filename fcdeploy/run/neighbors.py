@@ -88,6 +88,7 @@ def nearest_neighbors(
             made_from=(vectors,),
             settings={"k": k, "search": search.name, "clip": clip, **search.settings},
             rows=m,
+            size=search.block,
             visit=cells if search.in_cells else None,
             opened=opened,
             scratch=scratch,
