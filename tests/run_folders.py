@@ -24,7 +24,7 @@ def made(folder: Path | str) -> dict[str, tuple[int, int]]:
 
 
 def finished_in(run: Path | str) -> set[str]:
-    """Return the names of the artifacts that a run folder records as finished and keeps."""
+    """Return the names of the artifacts that a run folder records as finished, keeps and holds."""
     record = Path(run) / "run.json"
     recorded = json.loads(record.read_text())["artifacts"] if record.exists() else {}
-    return {name for name, entry in recorded.items() if not entry["boot"]}
+    return {name for name, entry in recorded.items() if not entry["boot"] and (Path(run) / name).is_dir()}

@@ -222,7 +222,7 @@ class RunFolder:
         return path
 
     def record(self, name: str, entry: Entry) -> None:
-        """Note that the artifact ``name`` is complete."""
+        """Note that the artifact ``name`` is complete, or about to be."""
         self._entries[name] = entry
         self.claims.write()
 
@@ -319,8 +319,11 @@ class FolderPartial:
             for part in parts:
                 sync_file(self._place / f"{part}.npy")
             sync_folder(self._place)
+        remove_arrays(final, parts)  # of a run that was killed in the middle of what follows
+        # Recorded first: a kill from here on leaves files that are known as ours, and no artifact until all are there.
+        size, boot = size_on_disk(self._place, parts), boot_id() if self._scratch else ""
+        self._folder.record(self._name, Entry(self._key, size, boot, parts))
         # Under the journal a kill leaves what can be continued, without it what has all arrays.
-        remove_arrays(final, parts)  # of a run that was killed before it recorded them
         if final.exists():  # with files of the user's, which stay
             for part in parts:
                 os.replace(self._place / f"{part}.npy", final / f"{part}.npy")
@@ -330,8 +333,6 @@ class FolderPartial:
             (self._place / JOURNAL).unlink()
             os.replace(self._place, final)
         sync_folder(self._folder.path)
-        size, boot = size_on_disk(final, parts), boot_id() if self._scratch else ""
-        self._folder.record(self._name, Entry(self._key, size, boot, parts))
         return self._folder.watch(map_arrays(final, parts))
 
     def _committed(self) -> list[Span]:

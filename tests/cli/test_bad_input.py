@@ -1,5 +1,6 @@
 """Whatever cannot be used is refused in one sentence, with exit code 2, and nothing on the disk changes."""
 
+import itertools
 import json
 import os
 import pickle
@@ -959,9 +960,11 @@ def test_lists_that_lie_in_the_run_folder_itself(
     """The folder's own lists would be written over while they are read."""
     (here / "run").mkdir()
     lists = np.stack([np.roll(np.arange(200), -i)[:20] for i in range(200)])
+    (here / "run/knn").mkdir()
     np.savez(here / "run/knn.npz", ids=lists)
-    for option in ("--knn", "--reranked"):
-        args = (option, here / "run/knn.npz", "--run-dir", here / "run")
+    np.save(here / "run/knn/ids.npy", lists)
+    for option, name in itertools.product(("--knn", "--reranked"), ("knn.npz", "knn")):
+        args = (option, here / "run" / name, "--run-dir", here / "run")
         refuse_cluster(features, *args, says=(f"{option} ", "lies in the run folder", "leave"))
 
 

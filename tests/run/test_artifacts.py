@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import random
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -238,6 +239,43 @@ def test_a_users_file_in_an_artifacts_folder_survives(tmp_path: Path, way: str) 
             _ = squares(new_run(folder), settings={"power": 3}).array
         assert made(run_dir / "squares") == before
         assert {path.name for path in run_dir.iterdir()} == {"squares", "run.json", "run.lock"}
+
+
+@pytest.mark.parametrize("then", ["the same", "another", "removed"])
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_a_kill_while_arrays_get_their_names_leaves_nothing_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, moves: int
+) -> None:
+    """Beside a file of the user's they are moved one by one; the kill comes before the second and the third, too."""
+    run_dir, straight = tmp_path / "run", os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        nonlocal moves
+        if Path(source).suffix == ".npy":
+            if not moves:
+                raise KeyboardInterrupt
+            moves -= 1
+        straight(source, target)
+
+    with RunFolder(run_dir) as folder:
+        _ = members_of(new_run(folder)).arrays
+    (run_dir / "sets/members.npy").unlink()  # so that it is computed again
+    (run_dir / "sets/notes.txt").write_text("mine")
+    with monkeypatch.context() as patch, RunFolder(run_dir) as folder:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _ = members_of(new_run(folder)).arrays
+    with RunFolder(run_dir) as folder:
+        if then == "the same":
+            assert sets_in(members_of(new_run(folder)).arrays) == sets_in(members_of(new_run()).arrays)
+        elif then == "another":
+            folder.drop("sets")
+        else:
+            folder.remove()
+    left = {path.name for path in (run_dir / "sets").iterdir()}
+    arrays = {"starts.npy", "counts.npy", "members.npy"} if then == "the same" else set()
+    assert left == {"notes.txt", *arrays}
+    assert not (run_dir / "sets.part").exists()
 
 
 # Folders of other versions

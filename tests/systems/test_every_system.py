@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from build_ranges import GROUPS, RANGES
+from run_folders import load_artifact, made
 from system_cases import CASES
 
 import fcdeploy
@@ -126,30 +128,26 @@ def test_cluster_tells_its_stages_and_writes_the_labels_of_python(
     assert np.array_equal(labels, fcdeploy.FaceClusterer(engine=bundle.path).fit_predict(faces))
 
 
-def test_a_run_folder_keeps_its_products_and_continues_from_any_of_them(case, bundle, features, tmp_path):
-    """Whichever results are missing, and with every scratch product gone, the same labels come out."""
+def test_a_run_folder_keeps_its_artifacts_and_continues_from_any_of_them(case, bundle, features, tmp_path):
+    """Whichever results are missing, and with every scratch artifact gone, the same labels come out."""
     folder = tmp_path / "run"
     expected = fcdeploy.cluster(features, engine=bundle.path, run_dir=folder)
-    products = {path.name for path in folder.iterdir()}
-    assert products == {*case.kept, "run.json", "run.lock", "summary.json"}
-    content = {name: dict(_arrays(folder / name)) for name in case.kept}
+    names = {path.name for path in folder.iterdir()}
+    assert names == {*case.kept, "run.json", "run.lock", "summary.json"}
+    content = {name: load_artifact(folder / name) for name in case.kept}
     for lost in case.kept:
-        (folder / lost).unlink()
-        written = {name: (folder / name).stat().st_mtime_ns for name in case.kept if name != lost}
+        shutil.rmtree(folder / lost)
+        written = {name: made(folder / name) for name in case.kept if name != lost}
         again = fcdeploy.cluster(features, engine=bundle.path, run_dir=folder)
         assert np.array_equal(again, expected)
-        assert written == {name: (folder / name).stat().st_mtime_ns for name in written}
-        for part, array in _arrays(folder / lost):
-            assert np.array_equal(array, content[lost][part])
-    assert {path.name for path in folder.iterdir()} == products
+        assert written == {name: made(folder / name) for name in written}
+        found = load_artifact(folder / lost)
+        assert found.keys() == content[lost].keys()
+        assert all(np.array_equal(array, content[lost][part]) for part, array in found.items())
+    assert {path.name for path in folder.iterdir()} == names
 
 
-def _arrays(path: Path):
-    loaded = np.load(path)
-    return [("", loaded)] if isinstance(loaded, np.ndarray) else list(loaded.items())
-
-
-def test_an_interrupted_run_goes_on_within_a_product(case, bundle, faces, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_within_an_artifact(case, bundle, faces, tmp_path, monkeypatch):
     """The engine fails in the middle of its third block; the two before it are not computed again."""
     from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 

@@ -565,11 +565,11 @@ def test_only_proposals_of_a_doubtful_predicted_iop_are_segmented(faces, tmp_pat
 def test_a_stage_may_be_left_out_by_the_recipe(two_networks, faces, tmp_path):
     engine = with_recipe(two_networks[0], tmp_path, {"network": {"stage": "det"}})
     fcdeploy.cluster(faces, engine=engine, run_dir=tmp_path / "run")
-    assert not (tmp_path / "run/members.npz").exists()
+    assert not (tmp_path / "run/members").exists()
 
 
 @pytest.mark.parametrize("block", [5, 1])
-def test_a_segmentation_is_resumed_within_its_product(two_networks, faces, tmp_path, monkeypatch, block):
+def test_a_segmentation_is_resumed_within_its_artifact(two_networks, faces, tmp_path, monkeypatch, block):
     from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
     from fcdeploy.systems.gcn_d import flow
 
@@ -630,7 +630,7 @@ def test_merges_of_merges_take_the_parts_of_the_level_below(two_networks, faces,
     assert {path.name for path in (tmp_path / "run").iterdir()} == kept  # scratch of every level is gone
 
 
-def test_products_of_merges_of_merges_are_planned_for():
+def test_artifacts_of_merges_of_merges_are_planned_for():
     deep = {"k": 2, "merge": [{"k": 5}]}
     base = {"k": 20, "merge": [{"k": 3, "merge": [deep, {"k": 7}]}, {"k": 4}]}
     recipe = settings_from_dict({"system": "gcn-d", "feature_dim": 32, "proposals": [base]}, "test")

@@ -176,7 +176,8 @@ def test_a_run_folder_says_which_row_each_one_goes_with_and_is_taken_up(
     wanted = np.arange(len(rows))
     wanted[:30], wanted[37], wanted[90:93], wanted[93] = 0, 0, [30, 31, 32], -1
     assert np.array_equal(source, wanted)
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.np[yz]")}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/*.npy")}
+    assert len(times) > 5
     assert load_artifact(tmp_path / "run/knn")["ids"].shape[0] == 60
     monkeypatch.setattr("fcdeploy.runtime.copies.find_near_copies", None)  # not looked for again
     again = clustered(rows, pse_bundle, run_dir=tmp_path / "run", on_bad="skip")
@@ -195,10 +196,8 @@ def test_lists_of_all_rows_are_used_as_they_are_and_equal_rows_joined(
 ) -> None:
     rows = np.concatenate([faces, np.repeat(faces[:2], 40, axis=0)])
     clustered(rows, pse_bundle, run_dir=tmp_path / "run", duplicates="as-published")
-    published = clustered(
-        rows, pse_bundle, duplicates="as-published", knn=str(tmp_path / "run/knn.npz")
-    ).labels
-    result = clustered(rows, pse_bundle, knn=str(tmp_path / "run/knn.npz"))
+    published = clustered(rows, pse_bundle, duplicates="as-published", knn=str(tmp_path / "run/knn")).labels
+    result = clustered(rows, pse_bundle, knn=str(tmp_path / "run/knn"))
     assert "lists" in result.summary["notes"][0]
     for face in range(2):
         copies = [face, *range(60 + 40 * face, 100 + 40 * face)]

@@ -117,9 +117,9 @@ def test_space_that_cannot_be_reserved_is_written(
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", failing(number))
     with RunFolder(tmp_path / "run") as folder:
-        partial = folder.begin("rows.npy", "key", {"array": ((3000, 5), np.float32)})
+        partial = folder.begin("rows", "key", {"array": ((3000, 5), np.float32)})
         partial.arrays["array"][:] = 7
-        partial.commit(3000)
+        partial.commit(0, 3000)
         assert (partial.finish()["array"] == 7).all()
 
 
@@ -128,7 +128,7 @@ def test_a_file_system_that_cannot_map_is_named(tmp_path: Path, monkeypatch: pyt
     with RunFolder(tmp_path / "run") as folder:
         monkeypatch.setattr(mmap, "mmap", failing(errno.ENODEV))
         with pytest.raises(FcdeployError, match=f"{tmp_path / 'run'}: its file system cannot map"):
-            folder.begin("rows.npy", "key", {"array": ((3000, 5), np.float32)})
+            folder.begin("rows", "key", {"array": ((3000, 5), np.float32)})
         with pytest.raises(InputError, match=r"f\.npy.*its file system cannot map"):
             open_features(tmp_path / "f.npy", 4)
 

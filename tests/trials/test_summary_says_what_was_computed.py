@@ -16,7 +16,8 @@ from fcdeploy.cli import main
 from fcdeploy.data.features import features_from_array
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.graph import knn
-from fcdeploy.runtime import pipeline
+from fcdeploy.graph.knn import KnnSearch
+from fcdeploy.runtime import pipeline, prepare
 
 WHOLE = [case for case in CASES if not case.networks]
 
@@ -91,7 +92,7 @@ def test_every_system_says_what_it_computed(case, exported, features, command, t
 
 
 def test_thresholds_and_lists_are_those_that_were_used(pse_bundle, features, command, monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline, "EXACT_INFERENCE_LIMIT", 100)
+    monkeypatch.setattr(prepare, "EXACT_INFERENCE_LIMIT", 100)
     monkeypatch.setattr(knn, "PROBES", 1)
     monkeypatch.setattr(pipeline, "PROBES", 1)
     args = ("cluster", features, "--engine", pse_bundle.path, "-o", tmp_path / "o.meta")
@@ -168,10 +169,8 @@ def test_other_code_another_device_or_library_makes_stages_again(pse_bundle, fea
     rows = np.fromfile(features, "<f4").reshape(-1, 32)
     bundle = read_bundle(pse_bundle.path)
     made = []
-    straight = pipeline.KnnSearch.search
-    monkeypatch.setattr(
-        pipeline.KnnSearch, "search", lambda self, *args: made.append(1) or straight(self, *args)
-    )
+    straight = KnnSearch.search
+    monkeypatch.setattr(KnnSearch, "search", lambda self, *args: made.append(1) or straight(self, *args))
 
     def makes_lists() -> bool:
         made.clear()
