@@ -16,7 +16,7 @@ from system_cases import CASES
 import fcdeploy
 from fcdeploy.cli import cli
 from fcdeploy.data.bad_list import is_bad_list
-from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.errors import FcdeployWarning, InputError, speaking_flags
 
 WHOLE = [case for case in CASES if not case.networks]
 BAD = {3: "holds NaN", 9: "all zero", 70: "holds infinity", 71: "its norm overflows float32"}
@@ -43,7 +43,7 @@ def here(faces: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def call(*args: Any, code: int = 0) -> str:
     """Call the command line; returns stdout, or the sentence of a refusal."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), speaking_flags():
         warnings.simplefilter("ignore", FcdeployWarning)
         done = CliRunner().invoke(cli, [*map(str, args)])
     if code:
@@ -166,7 +166,7 @@ def test_python_has_the_same_choices(pse_bundle: Any, here: Path) -> None:
     with pytest.warns(FcdeployWarning, match="of its own"):
         fitted = fcdeploy.FaceClusterer(pse_bundle.path, on_bad="zero").fit(rows)
     assert (fitted.labels_ >= 0).all()
-    with pytest.raises(InputError, match="--on-bad drop"):
+    with pytest.raises(InputError, match="on_bad = drop"):
         fcdeploy.cluster(rows, engine=pse_bundle.path, on_bad="drop")
 
 
@@ -201,9 +201,9 @@ def test_lists_lose_the_bad_rows(sims: bool, pse_bundle: Any, faces: Any, here: 
     ids, found = KnnSearch(rows).search(np.arange(120, dtype=np.int32), 40)
     found[list(BAD)] = np.nan
     lists = {"ids": ids, "sims": np.clip(found, 0, 1)} if sims else {"ids": ids}
-    np.savez("knn", **lists)
+    np.savez("knn.npz", **lists)
     line = ("cluster", "bad.npy", "--engine", pse_bundle.path, "--on-bad", "skip", "--quiet")
-    call(*line, "-o", "lists.meta", "--knn", "knn")
+    call(*line, "-o", "lists.meta", "--knn", "knn.npz")
     call(*line, "-o", "searched.meta", "--knn", "exact")
     assert Path("lists.meta").read_text() == Path("searched.meta").read_text()
     np.savez("short.npz", **{name: array[:, :20] for name, array in lists.items()})

@@ -331,9 +331,9 @@ def test_of_several_arrays_the_column_chooses(rows: np.ndarray, tmp_path: Path) 
     }
     parquet.write_table(pa.table(lists), tmp_path / "two.parquet")
     for name in ("two.npz", "two.pt", "two.safetensors", "two.parquet"):
-        with pytest.raises(InputError, match=rf"{name}.*a.*b.*--column"):
+        with pytest.raises(InputError, match=rf"{name}.*a.*b.*column"):
             open_features(tmp_path / name)
-        with pytest.raises(InputError, match=rf"{name}.*c.*--column.*a.*b"):
+        with pytest.raises(InputError, match=rf"{name}.*c.*column.*a.*b"):
             open_features(tmp_path / name, column="c")
         assert np.array_equal(
             open_features(tmp_path / name, column="b", normalize=False).rows(0, N), 2 * rows

@@ -15,7 +15,7 @@ import fcdeploy
 from fcdeploy.cli import main
 from fcdeploy.data.features import features_from_array
 from fcdeploy.engine.bundle import read_bundle
-from fcdeploy.graph import knn
+from fcdeploy.graph import knn, search
 from fcdeploy.graph.knn import KnnSearch
 from fcdeploy.runtime import pipeline, prepare
 
@@ -94,7 +94,7 @@ def test_every_system_says_what_it_computed(case, exported, features, command, t
 def test_thresholds_and_lists_are_those_that_were_used(pse_bundle, features, command, monkeypatch, tmp_path):
     monkeypatch.setattr(prepare, "EXACT_INFERENCE_LIMIT", 100)
     monkeypatch.setattr(knn, "PROBES", 1)
-    monkeypatch.setattr(pipeline, "PROBES", 1)
+    monkeypatch.setattr(search, "PROBES", 1)
     args = ("cluster", features, "--engine", pse_bundle.path, "-o", tmp_path / "o.meta")
     summary, said = command(*args, "--k", 12, "--hops", "10,3", "--tau", 0.7, "--knn", "ivf", "--json")
     computed = summary["computed"]

@@ -55,7 +55,9 @@ def cluster(run: Run) -> np.ndarray:
         links = pair_links(run, candidates, confirmed)
     else:
         assert dists is not None  # a bundle without re-scoring has no density peaks
-        links = peak_links(run, cells, knn, dists)
+        lists = resorted_lists(run, knn, dists)
+        near = transitions(run, cells, dists, lists)
+        links = peak_links(run, knn, dists, lists, near)
     return clusters(run, links)
 
 
@@ -161,14 +163,12 @@ def lists_a_call(run: Run, width: int) -> int:
 
 
 @step("links")
-def peak_links(run: Run, cells: Partition, knn: Artifact, dists: Artifact) -> Artifact:
+def peak_links(run: Run, knn: Artifact, dists: Artifact, lists: Artifact, near: Artifact) -> Artifact:
     """Links of less than tau, each from a face to the nearest faces that are at least as dense.
 
     Gives ids (m, 2) int32, dists (m,) float32 and density (n,) float64.
     """
     peaks = run.settings.density_peaks
-    lists = resorted_lists(run, knn, dists)
-    near = transitions(run, cells, dists, lists) if peaks.transition_sigma > 0 else lists
 
     def make() -> Arrays:
         density = np.zeros(run.n, dtype=np.float64)
@@ -236,8 +236,14 @@ def resorted_lists(run: Run, knn: Artifact, dists: Artifact) -> Artifact:
     )
 
 
+@step("links")
 def transitions(run: Run, cells: Partition, dists: Artifact, lists: Artifact) -> Artifact:
-    """Transition distances to the neighbors in lists sorted by re-scored distance: ids and dists (n, k)."""
+    """Transition distances to the neighbors in lists sorted by re-scored distance: ids and dists (n, k).
+
+    Without a sigma for them they are the re-scored ones.
+    """
+    if run.settings.density_peaks.transition_sigma <= 0:
+        return lists
     shape = dists.shapes["dists"][0]
 
     def block(faces: np.ndarray) -> Arrays:
