@@ -27,6 +27,9 @@ class Case:
         return "+".join((self.name, *self.networks))
 
 
+VE_RECIPE = (
+    '[graph]\nk = 20\n\n[links]\nfeatures = "transformed"\nk = 20\ntau = 0.8\n\n[edge]\nignore_ratio = 0.3\n'
+)
 CASES = (
     Case(
         "pse-gcn",
@@ -105,5 +108,24 @@ CASES = (
         ("knn", "proposals", "scores"),
         "detect",
         "PROPOSAL_BLOCK",
+    ),
+    Case(
+        "ve-gcn",
+        ("vegcn/gcn_v_checkpoint.pth", "vegcn/gcn_e_checkpoint.pth"),
+        VE_RECIPE,
+        ("features", "knn", "confidence", "transformed_knn", "connect", "links", "clusters"),
+        ("knn", "confidence", "transformed_knn", "connected", "links"),
+        "confidence",
+        "CONFIDENCE_BLOCK",
+    ),
+    Case(
+        "ve-gcn",
+        ("vegcn/gcn_v_checkpoint.pth", "vegcn/gcn_e_checkpoint.pth"),
+        VE_RECIPE,
+        ("features", "knn", "confidence", "transformed_knn", "links", "clusters"),
+        ("knn", "confidence", "transformed_knn", "links"),
+        "confidence",
+        "CONFIDENCE_BLOCK",
+        ("vertex",),
     ),
 )

@@ -10,12 +10,6 @@ from fcdeploy.systems.recipe import TensorShapes, Widths
 ALIKE = 0.5  # share of names from which a state_dict counts as a network, even a damaged one
 CONVOLUTION = 4  # axes of an image convolution's weights: out, in, height, width
 COLORS = 3
-HEAD = {
-    *(f"classifier.{at}.weight" for at in (0, 1, 2)),
-    *(f"classifier.{at}.bias" for at in (0, 2)),
-}
-GCN_V = HEAD | {"conv1.weight", "conv1.bias"}
-GCN_E = HEAD | {f"conv{at}.{part}" for at in (1, 2, 3, 4) for part in ("weight", "bias")}
 PATCHES = ("patch_embed", "patch_embedding", "class_embedding")
 
 
@@ -89,9 +83,6 @@ def elsewhere(shapes: TensorShapes) -> str | None:
     shapes: of a state_dict without wrappers and prefixes, which is none of ours.
     """
     names = shapes.keys()
-    if names in (GCN_V, GCN_E) and len(shapes["conv1.weight"]) == 2:
-        network = "GCN-V" if names == GCN_V else "GCN-E"
-        return f"is {network} of VE-GCN (learn-to-cluster), a system that fcdeploy does not run"
     convolutions = [
         shape for name, shape in shapes.items() if len(shape) == CONVOLUTION and name.endswith("weight")
     ]

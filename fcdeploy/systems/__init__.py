@@ -157,7 +157,7 @@ class System(Generic[R]):
         }
 
 
-NAMES = ("pse-gcn", "nsr-fc", "sepfl", "l-gcn", "gcn-d")
+NAMES = ("pse-gcn", "nsr-fc", "sepfl", "l-gcn", "gcn-d", "ve-gcn")
 
 
 def get_system(name: str, where: str = "") -> System:

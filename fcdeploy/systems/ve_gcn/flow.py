@@ -1,0 +1,302 @@
+"""VE-GCN from features to labels; the algorithm, top to bottom."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fcdeploy.engine.tensors import Engine
+from fcdeploy.graph.links import NO_LINK, link_to_denser
+from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.features import read_features
+from fcdeploy.run.neighbors import lists_from_file, partition
+from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
+from fcdeploy.run.partition import Partition
+from fcdeploy.run.run import Run, step
+from fcdeploy.run.stage import Stage
+from fcdeploy.run.store import Arrays
+from fcdeploy.systems.pse_gcn.flow import clusters
+from fcdeploy.systems.ve_gcn.decode import best_candidates, score_candidates
+from fcdeploy.systems.ve_gcn.edges import Edges, edges_of_rows, sum_over_edges
+from fcdeploy.systems.ve_gcn.inputs import candidate_batches, candidates_of, ignored_faces
+from fcdeploy.systems.ve_gcn.spec import ENGINE_ROWS
+
+EDGES_BLOCK = 65536
+CONFIDENCE_BLOCK = 4096
+UNIT_BLOCK = 65536
+ENCODE_BLOCK = 4096
+CONNECT_BLOCK = 2048
+LINK_BLOCK = 65536
+
+
+def cluster(run: Run) -> np.ndarray:
+    """Return the labels (n,) int64 of a run's faces."""
+    vectors = read_features(run)
+    cells = partition(run, "cells", vectors)
+    knn = nearest_neighbors(run, vectors, cells)
+    vertex = confidences(run, vectors, cells, knn)
+    features, lists = vectors, knn
+    if run.settings.transforms:
+        features = transformed_features(run, vertex)
+        cells = partition(run, "transformed_cells", features)
+        lists = transformed_neighbors(run, features, cells)
+    if "edge" in run.engines.weights:
+        peaks = connected_peaks(run, features, cells, lists, vertex)
+    else:
+        peaks = nearest_peaks(run, lists, vertex)
+    links = short_links(run, peaks)
+    return clusters(run, links)
+
+
+def neighbors(run: Run) -> Artifact:
+    """The kNN lists of the features, with which a run begins."""
+    vectors = read_features(run)
+    return nearest_neighbors(run, vectors, partition(run, "cells", vectors))
+
+
+@step("knn")
+def nearest_neighbors(run: Run, vectors: Artifact, cells: Partition) -> Artifact:
+    """The nearest neighbors of the input features, most similar first; similarities are clipped, as published."""
+    k = run.settings.input_k
+    if "knn" in run.given:
+        return lists_from_file(run, "knn", run.given["knn"], vectors, k, cells, "kNN")
+    return find_neighbors(run, "knn", vectors, k, cells, text="kNN", clip=True, above=run.settings.links.tau)
+
+
+def edges_of(run: Run, name: str, lists: Artifact, k: int, th_sim: float) -> Artifact:
+    """The graph of the first k entries of lists, see ``Edges``; a block reads all lists and holds its own rows."""
+
+    def block(rows: np.ndarray) -> Arrays:
+        counts, ids, sims = edges_of_rows(
+            lists["ids"], lists["sims"], int(rows[0]), int(rows[-1]) + 1, k, th_sim
+        )
+        return {"counts": counts, "ids": ids, "sims": sims}
+
+    return run.compute(
+        Stage(
+            name=name,
+            text="edges",
+            block=block,
+            shapes={
+                "starts": ((run.n,), np.int64),
+                "counts": ((run.n,), np.int32),
+                "ids": ((None,), np.int32),
+                "sims": ((None,), np.float32),
+            },
+            made_from=(lists,),
+            settings={"k": k, "th_sim": th_sim},
+            rows=run.n,
+            size=EDGES_BLOCK,
+            scratch=True,
+        )
+    )
+
+
+def edges_in(artifact: Artifact) -> Edges:
+    return Edges(*(artifact[part] for part in ("starts", "counts", "ids", "sims")))
+
+
+@step("confidence")
+def confidences(run: Run, vectors: Artifact, cells: Partition, knn: Artifact) -> Artifact:
+    """GCN-V: the confidence of every face, (n,) float32, and where it is needed its hidden feature, (n, h) float32.
+
+    One graph convolution: means over edges, a sparse product, and then a pass over rows.
+    """
+    graph, hidden = run.settings.graph, run.settings.transforms
+    edges = edges_of(run, "edges", knn, graph.k, graph.th_sim)
+
+    def block(faces: np.ndarray, engine: Engine) -> Arrays:
+        faces = np.ascontiguousarray(faces)
+        feeds = {
+            "features": vectors.array[faces],
+            "connected": sum_over_edges(edges_in(edges), faces, vectors.array),
+        }
+        found = run.finite(engine.run(feeds), faces, "confidence")
+        return found if hidden else {"confidence": found["confidence"]}
+
+    width = run.engines.weights["vertex"]["hidden"]
+    return run.compute(
+        Stage(
+            name="confidence",
+            text="confidence",
+            block=block,
+            shapes={
+                "confidence": ((run.n,), np.float32),
+                **({"hidden": ((run.n, width), np.float32)} if hidden else {}),
+            },
+            made_from=(vectors, knn),
+            settings={"k": graph.k, "th_sim": graph.th_sim, "hidden": hidden},
+            passes=("confidence",),
+            through=(edges,),
+            rows=run.n,
+            size=CONFIDENCE_BLOCK,
+            visit=cells,
+        )
+    )
+
+
+def transformed_features(run: Run, vertex: Artifact) -> Artifact:
+    """GCN-V's hidden features as unit vectors, (n, h) float32; a feature of zeros stays one."""
+
+    def block(faces: np.ndarray) -> Arrays:
+        rows = vertex["hidden"][faces]
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        return {"transformed": rows / np.where(norms > 0, norms, np.float32(1))}
+
+    return run.compute(
+        Stage(
+            name="transformed",
+            text="transformed features",
+            block=block,
+            shapes={"transformed": vertex.shapes["hidden"]},
+            made_from=(vertex,),
+            rows=run.n,
+            size=UNIT_BLOCK,
+            scratch=True,
+        )
+    )
+
+
+@step("transformed_knn")
+def transformed_neighbors(run: Run, features: Artifact, cells: Partition) -> Artifact:
+    """The nearest neighbors among transformed features."""
+    links = run.settings.links
+    return find_neighbors(
+        run,
+        "transformed_knn",
+        features,
+        links.k,
+        cells,
+        text="kNN of transformed",
+        clip=False,
+        above=links.tau,
+    )
+
+
+def blocks_of(run: Run) -> Iterator[slice]:
+    """The faces, block by block."""
+    for start in range(0, run.n, LINK_BLOCK):
+        yield slice(start, min(start + LINK_BLOCK, run.n))
+
+
+def nearest_peaks(run: Run, lists: Artifact, vertex: Artifact) -> Artifact:
+    """Each face's nearest face of higher confidence: ids (n,) int32, NO_LINK where there is none, and sims (n,)."""
+    k = run.settings.links.k
+
+    def make() -> Arrays:
+        ids, sims = np.empty(run.n, dtype=np.int32), np.empty(run.n, dtype=np.float32)
+        for block in blocks_of(run):
+            ids[block], sims[block] = link_to_denser(
+                lists["ids"][block, :k], lists["sims"][block, :k], vertex["confidence"], block.start
+            )
+        return {"ids": ids, "sims": sims}
+
+    return run.collect("nearest", make, made_from=(lists, vertex), settings={"k": k}, scratch=True)
+
+
+@step("connect")
+def connected_peaks(
+    run: Run, features: Artifact, cells: Partition, lists: Artifact, vertex: Artifact
+) -> Artifact:
+    """Each face's neighbor of higher confidence that GCN-E finds best: ids (n,) int32 and sims (n,) float32.
+
+    The nearest one where there is no other, and for the faces of lowest confidence; NO_LINK where there is none.
+    """
+    settings = run.settings.edge
+    k = run.settings.links.k
+    edges = edges_of(run, "connected_edges", lists, k, settings.th_sim)
+    tables = encoded_tables(run, features)
+    ignored = ignored_in(run, vertex, settings.ignore_ratio)
+
+    def block(faces: np.ndarray, encode: Engine, convolve: Engine, score: Engine) -> Arrays:
+        ids, sims, confidence = lists["ids"][:, :k], lists["sims"], vertex["confidence"]
+        found = candidates_of(ids, confidence, np.ascontiguousarray(faces))
+        place = np.zeros(len(faces), dtype=np.int64)
+        some = np.flatnonzero(found.counts)
+        place[some] = found.places[found.starts[some]]
+        asked = np.flatnonzero((found.counts > 1) & ~ignored["ignored"][faces])
+        if len(asked):
+            origin = encode.run({"features": np.zeros((1, features.array.shape[1]), dtype=np.float32)})
+            run.check_row(origin)
+            chosen = candidates_of(ids, confidence, np.ascontiguousarray(faces[asked]))
+            logits = np.empty((len(chosen.faces), 2), dtype=np.float32)
+            batches = candidate_batches(
+                edges_in(edges), chosen, rows=ENGINE_ROWS, most=run.options.batch or len(asked)
+            )
+            engines = {"encode": encode, "convolve": convolve, "score": score}
+            for part, scored in score_candidates(engines, tables.arrays, origin, batches):
+                logits[chosen.starts[part.start] : chosen.starts[part.stop]] = scored
+            run.check_finite(logits, np.repeat(chosen.centres, chosen.counts), "logit")
+            place[asked] = chosen.places[best_candidates(logits, chosen.starts)]
+        linked = found.counts > 0
+        return {
+            "ids": np.where(linked, ids[faces, place], np.int32(NO_LINK)),
+            "sims": np.where(linked, sims[faces, place], np.float32(0)),
+        }
+
+    return run.compute(
+        Stage(
+            name="connected",
+            text="connectivity",
+            block=block,
+            shapes={"ids": ((run.n,), np.int32), "sims": ((run.n,), np.float32)},
+            made_from=(features, lists, vertex),
+            settings={"k": k, "th_sim": settings.th_sim, "ignore_ratio": settings.ignore_ratio},
+            passes=("encode", "convolve", "score"),
+            through=(edges, tables, ignored),
+            rows=run.n,
+            size=CONNECT_BLOCK,
+            visit=cells,
+        )
+    )
+
+
+def encoded_tables(run: Run, features: Artifact) -> Artifact:
+    """What each face brings to GCN-E wherever it is a candidate: two tables (n, h) float32."""
+    width = run.engines.weights["edge"]["hidden"]
+
+    def block(faces: np.ndarray, engine: Engine) -> Arrays:
+        return run.finite(engine.run({"features": features.array[faces]}), faces, "encoded face")
+
+    return run.compute(
+        Stage(
+            name="encoded",
+            text="encoding",
+            block=block,
+            shapes=dict.fromkeys(("own", "near"), ((run.n, width), np.float32)),
+            made_from=(features,),
+            passes=("encode",),
+            rows=run.n,
+            size=ENCODE_BLOCK,
+            scratch=True,
+        )
+    )
+
+
+def ignored_in(run: Run, vertex: Artifact, ratio: float) -> Artifact:
+    """Which faces GCN-E is not asked about, (n,) bool."""
+
+    def make() -> Arrays:
+        return {"ignored": ignored_faces(vertex["confidence"], ratio)}
+
+    return run.collect("ignored", make, made_from=(vertex,), settings={"ratio": ratio}, scratch=True)
+
+
+@step("links")
+def short_links(run: Run, peaks: Artifact) -> Artifact:
+    """Links shorter than 1 - tau, strictly: ids (m, 2) int32 and sims (m,) float32.
+
+    Distances are rounded to float32 and compared in float64, as published.
+    """
+    tau = run.settings.links.tau
+
+    def make() -> Arrays:
+        pairs, sims = [], []
+        for block in blocks_of(run):
+            ids, near = peaks["ids"][block], peaks["sims"][block]
+            short = (np.float32(1) - near).astype(np.float64) < 1 - tau
+            kept = np.flatnonzero((ids != NO_LINK) & short)
+            pairs.append(np.stack([block.start + kept, ids[kept]], axis=1).astype(np.int32))
+            sims.append(near[kept])
+        return {"ids": np.concatenate(pairs), "sims": np.concatenate(sims)}
+
+    return run.collect("links", make, made_from=(peaks,), settings={"tau": tau})
