@@ -11,7 +11,7 @@ import pytest
 from fcdeploy.cli import cli, reference
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = ("fcdeploy/", "docs/", "tests/", "benchmarks/", "export/", "engines/")
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 

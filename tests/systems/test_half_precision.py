@@ -69,13 +69,17 @@ def test_only_products_are_in_half_precision_and_none_that_is_compared(case, hal
 
 
 def test_the_manifest_says_how_exact_it_is_and_on_what_that_was_measured(case, half):
-    for network in half.manifest["networks"].values():
+    products = half.manifest["fp16"]["products"]
+    for name, network in half.manifest["networks"].items():
         parity = network["parity"]
         assert parity["within_tolerance"]
         assert "spelled out" in parity["backend"]
-        assert (
-            1e-5 < parity["max_error"] < 5e-3
-        )  # float16 has 11 bits: less would say that nothing was rounded
+        passes = get_system(case.name).networks[name].passes(**half.weights[name])
+        if any(products[of]["fp16"] for of in passes):  # else all of it decides, as of GCN-V
+            # float16 has 11 bits: less would say that nothing was rounded
+            assert 1e-5 < parity["max_error"] < 5e-3
+        else:
+            assert parity["max_error"] < 1e-5
         assert parity["flipped"] <= 0.01 * parity["edges"]
     agreement = half.manifest["fp16"]["agreement"]
     assert (agreement["faces"], agreement["source"]) == (1283, "features.bin")

@@ -80,6 +80,8 @@ def test_a_prefix_that_all_tensors_share_is_stripped(prefix: str, weights: State
         "nsr/LCENet.pth",
         "nsr/checkpoint.tar",
         "lgcn/checkpoint.pth",
+        "vegcn/gcn_v_checkpoint.pth",
+        "vegcn/gcn_e_checkpoint.pth",
     ],
 )
 def test_what_all_names_of_a_known_network_begin_with_is_no_prefix(
@@ -344,22 +346,22 @@ def test_tensors_of_a_gpu_are_read_without_one(weights: State, saved: Any) -> No
     assert equal(load_state_dict(path), weights)
 
 
-@pytest.mark.parametrize("system", ["gcn_v", "gcn_e"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_networks_of_a_system_that_we_do_not_have_are_named(system: str, prefix: str, saved: Any) -> None:
-    widths = {"gcn_v": [(64, 64)], "gcn_e": [(64, 64), (128, 64), (128, 32), (64, 32)]}[system]
-    state = {f"conv{at + 1}.weight": torch.ones(shape) for at, shape in enumerate(widths)}
-    state |= {f"conv{at + 1}.bias": torch.ones(shape[1]) for at, shape in enumerate(widths)}
-    last, classes = widths[-1][1], 1 if system == "gcn_v" else 2
-    for name, shape in {"0": (last, last), "1": (last,), "2": (classes, last)}.items():
-        state[f"classifier.{name}.weight"] = torch.ones(shape)
-        if name != "1":
-            state[f"classifier.{name}.bias"] = torch.ones(shape[0])
-    loaded = load_state_dict(saved({"state_dict": prefixed(state, prefix)}))
-    with pytest.raises(InputError) as refused:
-        recognise({"c.pth": {name: tuple(tensor.shape) for name, tensor in loaded.items()}})
-    assert system.upper().replace("_", "-") in str(refused.value)
-    assert "L-GCN with" not in str(refused.value)
+def test_gcn_v_and_gcn_e_are_told_from_l_gcn_and_one_that_lacks_the_other_is_told_so(
+    prefix: str, checkpoint: Any, tmp_path: Path
+) -> None:
+    """GCN-E has the names of L-GCN's tensors but for bn0, and is no damaged L-GCN."""
+    shapes = {}
+    for name in ("gcn_v", "gcn_e"):
+        plain = load_state_dict(checkpoint(f"vegcn/{name}_checkpoint.pth"))
+        torch.save({"meta": {}, "state_dict": prefixed(plain, prefix)}, tmp_path / f"{name}.pth")
+        loaded = load_state_dict(tmp_path / f"{name}.pth")
+        assert equal(loaded, plain)
+        shapes[name] = {key: tuple(tensor.shape) for key, tensor in loaded.items()}
+    system, networks, _ = recognise(shapes)
+    assert (system.name, networks) == ("ve-gcn", {"gcn_v": "vertex", "gcn_e": "edge"})
+    with pytest.raises(InputError, match=r"^gcn_e: GCN-E .*; give GCN-V's checkpoint, too\.$"):
+        recognise({"gcn_e": shapes["gcn_e"]})
 
 
 @pytest.mark.parametrize(
