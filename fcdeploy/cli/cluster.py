@@ -1,6 +1,7 @@
 """``fcdeploy cluster``."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fcdeploy.data.filelist import Filelist
+    from fcdeploy.engine.bundle import Bundle
+    from fcdeploy.run.options import Options
+    from fcdeploy.runtime.pipeline import Result
 
 
 @click.command("cluster")
@@ -92,111 +96,172 @@ def command(
       fcdeploy cluster people/ --engine pse.onnx --embedder embedder.onnx --labels people/ -o clusters.txt
       fcdeploy cluster features.npy --engine pse.onnx --tau 0.8 --labels truth.meta --json
     """
-    from fcdeploy.data.bad_list import bad_list_of, check_bad_list
-    from fcdeploy.data.forms.files import is_feature_list
-    from fcdeploy.data.labels import check_known, check_labels_path, read_labels, write_labels, written_form
-    from fcdeploy.data.side_files import check_not_an_input
+    from fcdeploy.data.labels import write_labels
     from fcdeploy.engine.bundle import read_bundle
-    from fcdeploy.errors import InputError
     from fcdeploy.run.options import Options
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
-    from fcdeploy.runtime.pipeline import run_clustering
 
     options = Options(**chosen)
+    asked = Asked(
+        features,
+        output,
+        dim,
+        column,
+        id_column,
+        embedder,
+        path_column,
+        on_bad,
+        truth,
+        label_column,
+        unknown,
+        run_dir,
+        quiet,
+        as_json,
+    )
+    check_asked(asked, options)
+    bundle = read_bundle(engine)
+    if embedder is not None:
+        result, ids = cluster_crops(asked, embedder, bundle, options), None
+    else:
+        result, ids = cluster_rows(asked, bundle, options)
+    write_labels(output, result.labels, ids)
+    if as_json:
+        click.echo(json.dumps(result.summary, indent=1))
+    elif not quiet:
+        print_summary(result.summary, output)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What ``fcdeploy cluster`` was given, but the engine and the options of a run."""
+
+    features: Path
+    output: Path
+    dim: int | None
+    column: str | None
+    id_column: str | None
+    embedder: Path | None
+    path_column: str | None
+    on_bad: str
+    truth: Path | None
+    label_column: str | None
+    unknown: str
+    run_dir: Path | None
+    quiet: bool
+    as_json: bool
+
+    @property
+    def advice(self) -> str:
+        """What to do about an interrupted run."""
+        part = self.output.with_name(f"{self.output.name}.part")
+        if kept := self.run_dir or (part if self.embedder else None):
+            return f"the same command continues from {kept}"
+        return "nothing was kept; with --run-dir DIR the same command could continue"
+
+
+def check_asked(asked: Asked, options: "Options") -> None:
+    """Raise InputError for arguments that do not go together, and for an output that cannot be written."""
+    from fcdeploy.data.bad_list import bad_list_of, check_bad_list
+    from fcdeploy.data.forms.files import is_feature_list
+    from fcdeploy.data.labels import check_labels_path, written_form
+    from fcdeploy.data.side_files import check_not_an_input
+    from fcdeploy.errors import InputError
+
+    features, output, embedder, run_dir = asked.features, asked.output, asked.embedder, asked.run_dir
     check_labels_path(output)
     is_list = embedder is not None or (features.suffix.lower() == ".txt" and not is_feature_list(features))
-    check_embedder(features, is_list, embedder, dim, column or id_column)
-    if path_column is not None and embedder is None:
+    check_embedder(features, is_list, embedder, asked.dim, asked.column or asked.id_column)
+    if asked.path_column is not None and embedder is None:
         raise InputError(
             "--path-column is for lists of images, which need --embedder; leave it out for features."
         )
-    if id_column is not None and written_form(output) != "table":
+    if asked.id_column is not None and written_form(output) != "table":
         raise InputError(
             f"{output}: holds no ids, which --id-column asks for; name the output .csv, .tsv, .parquet or .feather."
         )
-    check_not_an_input(output, (features, embedder, truth, *options.lists.values()))
+    inputs = (features, embedder, asked.truth, *options.lists.values())
+    check_not_an_input(output, inputs)
     check_default_output("output", output)
     if run_dir is not None and output.suffix == ".npy" and output.parent.resolve() == run_dir.resolve():
         raise InputError(
             f"{output}: the .npy files in the run folder are results of its stages; put the labels elsewhere."
         )
-    bad_list = bad_list_of(output)
-    check_bad_list(bad_list, (features, embedder, truth, *options.lists.values()))
-    if label_column is not None and truth is None:
+    check_bad_list(bad_list_of(output), inputs)
+    if asked.label_column is not None and asked.truth is None:
         raise InputError("--label-column is for --labels, which is not given; leave it out.")
 
-    def read_truth(n: int) -> Any:
-        if truth is None:
-            return None
-        labels = read_labels(truth, n, label_column)
-        check_known(labels, str(truth), unknown)
-        return labels
 
-    bundle = read_bundle(engine)
-    kept = run_dir or (output.with_name(f"{output.name}.part") if embedder else None)
-    advice = (
-        f"the same command continues from {kept}"
-        if kept
-        else "nothing was kept; with --run-dir DIR the same command could continue"
+def read_truth(asked: Asked, n: int) -> "np.ndarray | None":
+    """Return the true identities of n faces, (n,) int64, where they were given."""
+    from fcdeploy.data.labels import check_known, read_labels
+
+    if asked.truth is None:
+        return None
+    labels = read_labels(asked.truth, n, asked.label_column)
+    check_known(labels, str(asked.truth), asked.unknown)
+    return labels
+
+
+def cluster_crops(asked: Asked, embedder: Path, bundle: "Bundle", options: "Options") -> "Result":
+    """Embed a list or folder of face crops, and cluster them."""
+    from fcdeploy.data.imagelist import open_images
+    from fcdeploy.runtime.cluster_images import cluster_images
+    from fcdeploy.runtime.embed import new_job
+    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+
+    job = new_job(
+        open_images(asked.features, asked.path_column),
+        embedder,
+        threads=options.threads,
+        device=options.device or "cpu",
+        vram=options.vram,
     )
-    if embedder is not None:
-        from fcdeploy.data.imagelist import open_images
-        from fcdeploy.runtime.cluster_images import cluster_images
-        from fcdeploy.runtime.embed import new_job
+    same = asked.truth is not None and asked.truth.exists() and asked.truth.samefile(asked.features)
+    truth = labels_of_list(job.files) if same else read_truth(asked, job.files.n)
+    with resumable(asked.advice), told_of_lost_pages():
+        return cluster_images(
+            job,
+            bundle,
+            asked.output,
+            options,
+            on_bad=asked.on_bad,
+            truth=truth,
+            unknown=asked.unknown,
+            run_dir=asked.run_dir,
+            quiet=asked.quiet or asked.as_json,
+        )
 
-        job = new_job(
-            open_images(features, path_column),
-            embedder,
-            threads=options.threads,
-            device=options.device or "cpu",
-            vram=options.vram,
+
+def cluster_rows(asked: Asked, bundle: "Bundle", options: "Options") -> "tuple[Result, np.ndarray | None]":
+    """Cluster a features file; returns the ids of its rows, too, where it has such."""
+    from fcdeploy.data.bad_list import bad_list_of
+    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.pipeline import run_clustering
+
+    opened = open_and_tell(
+        asked.features,
+        asked.dim,
+        width=bundle.feature_dim,
+        column=asked.column,
+        id_column=asked.id_column,
+        output=asked.output,
+        scratch=options.scratch,
+        quiet=asked.quiet,
+    )
+    truth = read_truth(asked, opened.n)
+    with resumable(asked.advice), told_of_lost_pages():
+        result = run_clustering(
+            opened,
+            bundle,
+            options,
+            truth=truth,
+            unknown=asked.unknown,
+            on_bad=asked.on_bad,
+            bad_list=bad_list_of(asked.output),
+            run_dir=asked.run_dir,
+            scratch_dir=asked.output.parent,
+            quiet=asked.quiet or asked.as_json,
         )
-        true_labels: np.ndarray | None = None
-        if truth is not None:
-            same = truth.exists() and truth.samefile(features)
-            true_labels = labels_of_list(job.files) if same else read_truth(job.files.n)
-        with resumable(advice), told_of_lost_pages():
-            result = cluster_images(
-                job,
-                bundle,
-                output,
-                options,
-                on_bad=on_bad,
-                truth=true_labels,
-                unknown=unknown,
-                run_dir=run_dir,
-                quiet=quiet or as_json,
-            )
-    else:
-        opened = open_and_tell(
-            features,
-            dim,
-            width=bundle.feature_dim,
-            column=column,
-            id_column=id_column,
-            output=output,
-            scratch=options.scratch,
-            quiet=quiet,
-        )
-        true_labels = read_truth(opened.n)
-        with resumable(advice), told_of_lost_pages():
-            result = run_clustering(
-                opened,
-                bundle,
-                options,
-                truth=true_labels,
-                unknown=unknown,
-                on_bad=on_bad,
-                bad_list=bad_list,
-                run_dir=run_dir,
-                scratch_dir=output.parent,
-                quiet=quiet or as_json,
-            )
-    write_labels(output, result.labels, None if embedder is not None else opened.ids)
-    if as_json:
-        click.echo(json.dumps(result.summary, indent=1))
-    elif not quiet:
-        print_summary(result.summary, output)
+    return result, opened.ids
 
 
 def check_embedder(

@@ -1,6 +1,8 @@
 """``fcdeploy train``."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +12,12 @@ from fcdeploy.cli.label_options import label_column_option
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.types import PathType
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fcdeploy.data.features import Features
+    from fcdeploy.training.train import Trained
 
 
 @click.command("train")
@@ -149,25 +157,13 @@ def command(
     reranked: Path | None,
     init: Path | None,
     keys: tuple[str, ...],
-    epochs: int | None,
-    steps: int | None,
-    batch: int | None,
-    lr: float | None,
     settings: tuple[str, ...],
-    validation: float,
-    patience: int,
-    seed: int,
-    device: str,
-    mixed: bool | None,
-    threads: int,
     on_bad: str,
-    albums: int,
-    strays: float,
-    average: float,
     dim: int | None,
     run_dir: Path | None,
     scratch: Path | None,
     quiet: bool,
+    **chosen: Any,
 ) -> None:
     """Train a network of SYSTEM on your own labelled faces.
 
@@ -181,13 +177,7 @@ def command(
       fcdeploy export --ckpt saves/checkpoint.pth -o pse.onnx
     """
     from fcdeploy.data.bad_list import bad_list_of, check_bad_list
-    from fcdeploy.data.features import needs_width
-    from fcdeploy.data.forms.files import feature_files
-    from fcdeploy.data.labels import form_to_read, read_labels
-    from fcdeploy.data.side_files import check_not_an_input
-    from fcdeploy.deploy.recipe import is_written_recipe, load_recipe
-    from fcdeploy.deploy.recipe_beside import recipe_place
-    from fcdeploy.errors import InputError
+    from fcdeploy.deploy.recipe import load_recipe
     from fcdeploy.packages import import_package
     from fcdeploy.systems import get_system
 
@@ -195,57 +185,19 @@ def command(
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.training.choices import Choices
     from fcdeploy.training.train import train, training_of
-    from fcdeploy.training.width import check_width
 
     record = get_system(system)
     training_of(record, network)
-    chosen = load_recipe(recipe) if recipe else None
-    width = None
-    if dim is None and needs_width(features):
-        if form_to_read(labels, label_column) == "clusters":
-            raise InputError(
-                f"{labels}: a file of clusters does not say how many faces there are, from which the width of "
-                f"{features} would follow; give --dim."
-            )
-        width = _width(feature_files(features), len(read_labels(labels, None, label_column)), labels)
+    to_train_for = load_recipe(recipe) if recipe else None
+    width = _width_by_labels(features, dim, labels, label_column)
     opened = open_and_tell(
         features, dim, width=width, column=column, output=output, scratch=scratch, quiet=quiet
     )
-    # Faces behind the last of a clusters.txt are in no cluster.
-    identities = read_labels(labels, opened.n, label_column)
-    if width is not None:
-        check_width(opened, identities, str(labels))
-    pairs = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--set {text}: write it as NAME=VALUE.")
-        pairs[name.strip()] = value.strip()
-    inputs = (*opened.files, labels, init, knn, reranked, *checkpoints, Path(recipe) if recipe else None)
-    for written in (output, recipe_place(output)):
-        check_not_an_input(written, inputs)
-    beside = recipe_place(output)
-    check_default_output("output", output, lambda path: beside.is_file() and is_written_recipe(beside))
-    bad_list = bad_list_of(output)
-    check_bad_list(bad_list, (features, labels, init, *checkpoints))
-    choices = Choices(
-        *(
-            epochs,
-            steps,
-            batch,
-            lr,
-            validation,
-            patience,
-            seed,
-            device,
-            mixed,
-            threads,
-            albums,
-            strays,
-            average,
-        ),
-        settings=pairs,
-    )
+    identities = _read_identities(opened, width, labels, label_column)
+    choices = Choices(**chosen, settings=_pairs(settings))
+    more = (labels, init, knn, reranked, *checkpoints, Path(recipe) if recipe else None)
+    _check_outputs(output, (*opened.files, *more))
+    check_bad_list(bad_list_of(output), (features, labels, init, *checkpoints))
     kept = run_dir or output.with_suffix(".run")
     with resumable(f"the same command goes on from what {kept} holds", kept), told_of_lost_pages():
         trained = train(
@@ -254,7 +206,7 @@ def command(
             identities,
             output,
             network=network,
-            recipe=chosen,
+            recipe=to_train_for,
             checkpoints=checkpoints,
             init=init,
             key=keys,
@@ -265,16 +217,77 @@ def command(
             reranked=reranked,
             labels_name=str(labels),
             on_bad=on_bad,
-            bad_list=bad_list,
+            bad_list=bad_list_of(output),
             quiet=quiet,
         )
     if not quiet:
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in trained.measures.items())
-        click.echo(
-            f"{trained.checkpoint}: {record.name} {trained.network}, step {trained.step:,} of {trained.steps:,} "
-            f"({trained.ended})" + (f", validation {figures}" if figures else "")
+        _print(record.name, trained)
+
+
+def _read_identities(
+    opened: "Features", width: int | None, labels: Path, label_column: str | None
+) -> "np.ndarray":
+    """Read the labels of the features; raises InputError when a width that follows from them is not that of faces."""
+    from fcdeploy.data.labels import read_labels
+    from fcdeploy.training.width import check_width
+
+    # Faces behind the last of a clusters.txt are in no cluster.
+    identities = read_labels(labels, opened.n, label_column)
+    if width is not None:
+        check_width(opened, identities, str(labels))
+    return identities
+
+
+def _pairs(settings: Iterable[str]) -> dict[str, str]:
+    """Take training settings apart: NAME=VALUE."""
+    from fcdeploy.errors import InputError
+
+    pairs = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: write it as NAME=VALUE.")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def _check_outputs(output: Path, inputs: Iterable[Path | None]) -> None:
+    """Raise InputError when checkpoint or recipe would take the place of an input, or of another's file."""
+    from fcdeploy.data.side_files import check_not_an_input
+    from fcdeploy.deploy.recipe import is_written_recipe
+    from fcdeploy.deploy.recipe_beside import recipe_place
+
+    beside, inputs = recipe_place(output), tuple(inputs)
+    for written in (output, beside):
+        check_not_an_input(written, inputs)
+    check_default_output("output", output, lambda path: beside.is_file() and is_written_recipe(beside))
+
+
+def _print(system: str, trained: "Trained") -> None:
+    """Say what was written, and how good it is."""
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in trained.measures.items())
+    click.echo(
+        f"{trained.checkpoint}: {system} {trained.network}, step {trained.step:,} of {trained.steps:,} "
+        f"({trained.ended})" + (f", validation {figures}" if figures else "")
+    )
+    click.echo(f"{trained.recipe}: its recipe; curves and weights are in {trained.run_dir}")
+
+
+def _width_by_labels(features: Path, dim: int | None, labels: Path, label_column: str | None) -> int | None:
+    """Return how wide rows are by the number of labels, where neither the file nor the user says it; else None."""
+    from fcdeploy.data.features import needs_width
+    from fcdeploy.data.forms.files import feature_files
+    from fcdeploy.data.labels import form_to_read, read_labels
+    from fcdeploy.errors import InputError
+
+    if dim is not None or not needs_width(features):
+        return None
+    if form_to_read(labels, label_column) == "clusters":
+        raise InputError(
+            f"{labels}: a file of clusters does not say how many faces there are, from which the width of "
+            f"{features} would follow; give --dim."
         )
-        click.echo(f"{trained.recipe}: its recipe; curves and weights are in {trained.run_dir}")
+    return _width(feature_files(features), len(read_labels(labels, None, label_column)), labels)
 
 
 def _width(files: list[Path], n: int, labels: Path) -> int:

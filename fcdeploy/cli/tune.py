@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from fcdeploy.data.features import Features
     from fcdeploy.training.tune import Tuned
 
 
@@ -72,15 +75,11 @@ def command(
     objective: str,
     min_precision: float,
     output: Path,
-    inference: str,
-    link: str | None,
-    duplicates: str,
     on_bad: str,
-    threads: int,
     run_dir: Path | None,
-    scratch: Path | None,
     as_json: bool,
     quiet: bool,
+    **chosen: Any,
 ) -> None:
     """Choose the thresholds of an engine on labelled faces.
 
@@ -93,14 +92,14 @@ def command(
       fcdeploy export --ckpt saves/checkpoint.pth --recipe tuned.toml -o pse.onnx
     """
     from fcdeploy.data.bad_list import bad_list_of, check_bad_list
-    from fcdeploy.data.labels import WrongNumberOfLabels, read_labels
     from fcdeploy.data.side_files import check_not_an_input
     from fcdeploy.deploy.recipe import is_written_recipe
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.run.options import Options
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
-    from fcdeploy.training.tune import as_dict, check_number, check_outputs, tune, write_tuned
+    from fcdeploy.training.tune import as_dict, check_outputs, tune, write_tuned
 
+    options = Options(**chosen)
     check_outputs(output)
     check_not_an_input(output, (features, labels))
     check_default_output("output", output, is_written_recipe)
@@ -113,14 +112,10 @@ def command(
         width=bundle.feature_dim,
         column=column,
         output=output,
-        scratch=scratch,
+        scratch=options.scratch,
         quiet=quiet,
     )
-    try:
-        truth = read_labels(labels, opened.n, label_column)
-    except WrongNumberOfLabels as error:
-        check_number(error.found, opened, str(labels))
-        raise
+    truth = _read_truth(labels, opened, label_column)
     advice = f"the same command goes on from what {run_dir} holds" if run_dir else ""
     with resumable(advice), told_of_lost_pages():
         tuned = tune(
@@ -130,9 +125,7 @@ def command(
             objective=objective,
             min_precision=min_precision,
             unknown=unknown,
-            options=Options(
-                inference=inference, threads=threads, link=link, duplicates=duplicates, scratch=scratch
-            ),
+            options=options,
             on_bad=on_bad,
             bad_list=bad_list,
             run_dir=run_dir,
@@ -145,6 +138,18 @@ def command(
         click.echo(json.dumps(as_dict(tuned), indent=1))
     elif not quiet:
         _print(tuned, output, plot)
+
+
+def _read_truth(labels: Path, opened: "Features", label_column: str | None) -> "np.ndarray":
+    """Read the true identities, (n,) int64; raises InputError when they are not as many as the features."""
+    from fcdeploy.data.labels import WrongNumberOfLabels, read_labels
+    from fcdeploy.training.tune import check_number
+
+    try:
+        return read_labels(labels, opened.n, label_column)
+    except WrongNumberOfLabels as error:
+        check_number(error.found, opened, str(labels))
+        raise
 
 
 def _print(tuned: "Tuned", output: Path, plot: Path) -> None:

@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from fcdeploy.errors import InputError
-from fcdeploy.systems.training_types import Schedule, Training
+from fcdeploy.systems.training_types import Schedule, Training, TrainingSettings
 
 HIGHEST_LR = 1e30  # a float32, which PyTorch makes of it, holds what is computed with it
 
@@ -71,7 +70,7 @@ def chosen_schedule(published: Schedule, choices: Choices) -> Schedule:
     return schedule
 
 
-def chosen_settings(training: Training, given: Mapping[str, str], where: str) -> Any:
+def chosen_settings(training: Training, given: Mapping[str, str], where: str) -> TrainingSettings:
     """Build a network's own training settings from texts by name; raises InputError for unknown ones."""
     fields: dict[str, type] = {
         entry.name: type(entry.default) for entry in dataclasses.fields(training.settings)

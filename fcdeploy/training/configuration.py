@@ -16,8 +16,9 @@ from fcdeploy.data.atomic import atomic_file
 from fcdeploy.deploy.recipe_beside import TRAINING
 from fcdeploy.errors import InputError
 from fcdeploy.graph.lists import ListsFile
+from fcdeploy.systems import Recipe
 from fcdeploy.systems.settings import settings_as_dict
-from fcdeploy.systems.training_types import Schedule
+from fcdeploy.systems.training_types import Schedule, TrainingSettings
 from fcdeploy.training.choices import Choices
 from fcdeploy.training.loop import STATE
 
@@ -27,9 +28,9 @@ OPTIONS = {"system": "SYSTEM", "before": "--ckpt or --init"}  # where the option
 def configuration(
     system: str,
     network: str,
-    recipe: Any,
+    recipe: Recipe,
     schedule: Schedule,
-    settings: Any,
+    settings: TrainingSettings,
     choices: Choices,
     *,
     mixed: bool,
@@ -37,7 +38,7 @@ def configuration(
     identity: np.ndarray,
     before: Sequence[Path],
     lists: Mapping[str, Path],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Describe all that the weights of a training depend on, but the machine, as JSON has it.
 
     settings: the network's own; mixed: whether products are of half precision; features: their hash; identity: (n,)
@@ -81,7 +82,7 @@ def is_config(file: Path) -> bool:
         return False
 
 
-def check_config(folder: Path, config: dict[str, Any]) -> None:
+def check_config(folder: Path, config: dict[str, object]) -> None:
     """Write the configuration; raises InputError when the folder holds a training of another one."""
     file = folder / TRAINING
     try:

@@ -3,20 +3,23 @@
 import csv
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.side_files import head_of
 from fcdeploy.errors import FcdeployWarning, MissingDependencyError
 from fcdeploy.packages import import_package
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SIZE, DPI = (8.0, 4.5), 120
 SOFTWARE = "fcdeploy"  # in a picture, by which it is known as ours
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows as CSV, columns in the order in which they first occur; what a row lacks stays empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
@@ -27,10 +30,10 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         file.write(text.getvalue().encode())
 
 
-def draw_training(path: Path, rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> None:
+def draw_training(path: Path, rows: Sequence[Mapping[str, object]], measures: Sequence[str]) -> None:
     """Draw the loss of every row over its step, and beside it the measures, if any, of those that have them."""
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         left, *others = figure.subplots(1, 2 if measures else 1, squeeze=False)[0]
         left.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1)
         left.set(xlabel="step", ylabel="loss")
@@ -55,7 +58,7 @@ def draw_precision_recall(
 ) -> None:
     """Draw curves of (recall, precision) by name, and mark the chosen point of each."""
 
-    def draw(figure: Any) -> None:
+    def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         for name, points in curves.items():
             (line,) = axes.plot(*zip(*points, strict=True), ".-", markersize=3, label=name)
@@ -72,7 +75,7 @@ def is_drawn_here(path: Path) -> bool:
     return f"Software\0{SOFTWARE}".encode() in head_of(path)
 
 
-def _draw(path: Path, draw: Any) -> None:
+def _draw(path: Path, draw: Callable[["Figure"], None]) -> None:
     install = "pip install 'fcdeploy[train]'"
     try:
         agg, figures = (

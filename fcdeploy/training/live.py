@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from fcdeploy.data.features import Features
-from fcdeploy.engine.tensors import Engine, PassSpec, check_feeds
+from fcdeploy.engine.tensors import Engine, Feeds, PassSpec, check_feeds
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.knn import KnnSearch
@@ -22,7 +22,7 @@ from fcdeploy.run.progress import Progress
 from fcdeploy.run.run import Run
 from fcdeploy.run.store import Store
 from fcdeploy.runtime.prepare import given_lists
-from fcdeploy.systems import System, Weights
+from fcdeploy.systems import Recipe, System, Weights
 from fcdeploy.training.identities import check_albums
 
 K = TypeVar("K")
@@ -35,7 +35,7 @@ class TorchEngine:
         self.spec, self._module, self._device = spec, module, device
         self.provider = f"PyTorch on {device.type}"
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Evaluate the pass in float32.
 
         Raises FcdeployError when ``feeds`` is not what ``spec`` says, and when training has diverged.
@@ -56,9 +56,7 @@ class TorchEngine:
             )
         return found
 
-    def run_each(
-        self, batches: Iterable[tuple[K, Mapping[str, np.ndarray]]]
-    ) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
+    def run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
         """Evaluate batches one after the other, in order."""
         for key, feeds in batches:
             yield key, self.run(feeds)
@@ -106,7 +104,7 @@ class LiveEngines:
         """Return the name of what evaluates the networks."""
         return f"PyTorch on {self.torch_device.type}"
 
-    def renew(self, version: str, networks: Mapping[str, torch.nn.Module], settings: Any) -> None:
+    def renew(self, version: str, networks: Mapping[str, torch.nn.Module], settings: Recipe) -> None:
         """Take networks (the authors' modules, by name) as they are now; ``version`` tells them from others."""
         for name, module in networks.items():
             # A copy on the CPU, where weights are folded in float64.
@@ -135,10 +133,10 @@ class WithinAlbums:
 
     def __init__(self, albums: np.ndarray) -> None:
         self.albums = albums
-        self.settings: Mapping[str, Any] = {}
+        self.settings: Mapping[str, object] = {}
         self.name = f"albums {hashlib.sha256(np.ascontiguousarray(albums).data).hexdigest()}"
 
-    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
+    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, object]:
         return {}
 
     @contextlib.contextmanager
@@ -170,7 +168,7 @@ class WithinAlbums:
 def live_run(
     system: System,
     features: Features,
-    recipe: Any,
+    recipe: Recipe,
     weights: Weights,
     options: Options,
     store: Store,

@@ -26,7 +26,7 @@ from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.run import Run
 from fcdeploy.systems import System
-from fcdeploy.systems.training_types import Schedule, Task, Training
+from fcdeploy.systems.training_types import Schedule, Task, Training, Value
 from fcdeploy.training.choices import Choices
 from fcdeploy.training.curves import draw_training, write_table
 from fcdeploy.training.live import renew
@@ -59,7 +59,7 @@ class Progressed:
     ended: str = ""
     seconds: float = 0.0
     measures: dict[str, float] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -74,7 +74,7 @@ class Loop:
     task: Task
     schedule: Schedule
     choices: Choices
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     folder: Path
     device: torch.device
     train_run: Run
@@ -223,7 +223,7 @@ class Loop:
         if time.monotonic() - self.drawn > DRAW_SECONDS:
             self.draw()
 
-    def outcome(self, run: Run, truth: np.ndarray) -> tuple[dict[str, float], dict[str, Any]]:
+    def outcome(self, run: Run, truth: np.ndarray) -> tuple[dict[str, float], dict[str, Value]]:
         """How good the clusters of other faces are, with the settings that suit the network best."""
         with torch.random.fork_rng():  # making copies of networks draws weights
             renew(run, f"step {self.at.step}", {self.name: self.judged})
@@ -320,7 +320,7 @@ def save_weights(path: Path, net: torch.nn.Module) -> None:
     write_tensors(path, state)
 
 
-def write_tensors(path: Path, state: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, state: Mapping[str, object]) -> None:
     """Write what ``torch.save`` makes of ``state``, whole or not at all.
 
     By way of memory: PyTorch makes a RuntimeError of what the system says of a full disk.

@@ -4,7 +4,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+from fcdeploy.systems.training_types import Value
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 # Seconds until a training without a bar says how long it will take; again after twice as many.
 FIRST_WORD = 20.0
@@ -15,7 +20,7 @@ class Report:
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet or sys.stderr is None  # closed when the process began
-        self._bar: Any = None
+        self._bar: Progress | None = None
         self._loss = 0.0
         self._compiles = False
 
@@ -84,7 +89,7 @@ class Report:
         total: int,
         loss: float,
         measures: Mapping[str, float],
-        values: Mapping[str, Any],
+        values: Mapping[str, Value],
         better: bool,
     ) -> None:
         """Say what was found on the validation faces."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +11,10 @@ from fcdeploy.clustering.metrics import Evaluation, PrecisionRecall, evaluate
 from fcdeploy.run.run import Run
 from fcdeploy.systems import Tunable, get_system
 from fcdeploy.systems.settings import setting_of, with_settings
+from fcdeploy.systems.training_types import Value
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRichComparison
 
 OBJECTIVES = ("pairwise", "bcubed")
 PARTS = 4  # parts into which the interval between two tried values is cut, near the best
@@ -21,7 +25,7 @@ ROUNDS = 2
 class Trial:
     """Settings by their place in the recipe, and how good the clusters that they give are."""
 
-    values: Mapping[str, Any]
+    values: Mapping[str, Value]
     evaluation: Evaluation
 
     @property
@@ -38,7 +42,7 @@ def sweep(
     run: Run,
     truth: np.ndarray,
     tunables: Sequence[Tunable],
-    score: Callable[[Trial], Any],
+    score: Callable[[Trial], "SupportsRichComparison"],
     *,
     unknown: str = "ignore",
     rounds: int = ROUNDS,
@@ -54,7 +58,7 @@ def sweep(
     system = get_system(run.engines.system)
     trials: list[Trial] = []
 
-    def attempt(values: Mapping[str, Any]) -> None:
+    def attempt(values: Mapping[str, Value]) -> None:
         values = {tunable.key: values[tunable.key] for tunable in tunables}  # named in this order
         changed = with_settings(recipe, values)
         if changed.problem():
@@ -73,7 +77,7 @@ def sweep(
         if not trials:
             attempt({tunable.key: setting_of(recipe, tunable.key) for tunable in tunables})
 
-        def tried_with_best(tunable: Tunable) -> tuple[list[Any], Trial]:
+        def tried_with_best(tunable: Tunable) -> tuple[list[Value], Trial]:
             best = best_trial(trials, tunables, score)
             return [trial.values[tunable.key] for trial in curve_through(trials, best, tunable.key)], best
 
@@ -107,7 +111,9 @@ def curve_through(trials: Sequence[Trial], trial: Trial, key: str) -> list[Trial
     return sorted(curve, key=lambda other: other.values[key])
 
 
-def best_trial(trials: Sequence[Trial], tunables: Sequence[Tunable], score: Callable[[Trial], Any]) -> Trial:
+def best_trial(
+    trials: Sequence[Trial], tunables: Sequence[Tunable], score: Callable[[Trial], "SupportsRichComparison"]
+) -> Trial:
     """Return the trial of highest score; of equally good ones along the first tunable, the middle one.
 
     A threshold in the middle of those that make no difference is the safest on other faces.
@@ -122,10 +128,12 @@ def best_trial(trials: Sequence[Trial], tunables: Sequence[Tunable], score: Call
     return curve[(first + last) // 2]
 
 
-def near(tried: Sequence[Any], value: Any) -> Iterator[Any]:
-    """Give values between one of those tried, sorted, and its neighbors there."""
+def near(tried: Sequence[Value], value: Value) -> Iterator[float]:
+    """Give numbers between one of those tried, sorted, and its neighbors there."""
     at = tried.index(value)
     for low, high in pairwise(tried[max(0, at - 1) : at + 2]):
+        if not isinstance(low, (int, float)) or not isinstance(high, (int, float)):
+            continue
         for part in range(1, PARTS):
             between = low + (high - low) * part / PARTS
             between = round(between) if isinstance(low, int) and isinstance(high, int) else round(between, 6)

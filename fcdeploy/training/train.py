@@ -13,25 +13,20 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 
 from fcdeploy import __version__
-from fcdeploy.clustering.metrics import check_unknown
-from fcdeploy.data.atomic import atomic_file, check_parent
+from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import Features, hash_of
-from fcdeploy.data.labels import check_known
-from fcdeploy.data.run_record import Claims, check_run_folder, read_record
-from fcdeploy.data.side_files import check_replaceable
-from fcdeploy.deploy.checkpoint import keys_of, load_state_dict
-from fcdeploy.deploy.recipe import is_written_recipe, recipe_text
-from fcdeploy.deploy.recipe_beside import TRAINING, note_of_another, recipe_beside, recipe_place
+from fcdeploy.deploy.checkpoint import keys_of
+from fcdeploy.deploy.recipe import recipe_text
+from fcdeploy.deploy.recipe_beside import note_of_another, recipe_beside, recipe_place
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.given_lists import check_lists_of
 from fcdeploy.graph.kernels import told_of_compiling
-from fcdeploy.graph.scan import scan_rows
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.features import read_features
 from fcdeploy.run.folder import RunFolder
@@ -39,30 +34,22 @@ from fcdeploy.run.given import open_lists
 from fcdeploy.run.options import Options
 from fcdeploy.run.run import Run
 from fcdeploy.run.store import MemoryStore, Store
-from fcdeploy.runtime.bad_rows import LEFT_OUT, check_on_bad, good_faces
+from fcdeploy.runtime.bad_rows import check_on_bad
 from fcdeploy.runtime.prepare import sorts_lists
 from fcdeploy.runtime.survey import list_length
-from fcdeploy.systems import NAMES, System, Weights, Widths, check_recipe, get_system
+from fcdeploy.systems import NAMES, Recipe, System, get_system
 from fcdeploy.systems.settings import with_settings
-from fcdeploy.systems.training_types import Schedule, Training
+from fcdeploy.systems.training_types import Schedule, Training, TrainingSettings, Value
 from fcdeploy.training.choices import PUBLISHED, Choices, chosen_schedule, chosen_settings
-from fcdeploy.training.configuration import check_config, configuration, is_config
-from fcdeploy.training.identities import (
-    alike_shots,
-    check_albums,
-    deal_faces,
-    faces_where,
-    identities_of,
-    people_of,
-    split_identities,
-)
+from fcdeploy.training.configuration import check_config, configuration
+from fcdeploy.training.faces import Faces, faces_of_training
+from fcdeploy.training.identities import check_albums, people_of
 from fcdeploy.training.live import LiveEngines, live_run, renew
-from fcdeploy.training.loop import BEST, CURVES, LAST, STATE, Loop, Progressed
+from fcdeploy.training.loop import BEST, Loop, Progressed
 from fcdeploy.training.memory import freed_memory_kept
+from fcdeploy.training.networks import Networks, check_networks, new_networks, start_from
+from fcdeploy.training.places import FACES, check_places, made_folders
 from fcdeploy.training.report import Report
-
-FACES = "faces"
-KEPT = (TRAINING, f"{CURVES}.csv", f"{CURVES}.png", BEST, LAST, STATE, FACES)  # in the run folder
 
 
 @dataclass(frozen=True)
@@ -76,7 +63,7 @@ class Trained:
     step: int
     steps: int
     measures: Mapping[str, float]
-    values: Mapping[str, Any]
+    values: Mapping[str, Value]
     ended: str
 
 
@@ -87,7 +74,7 @@ def train(
     output: Path | str,
     *,
     network: str | None = None,
-    recipe: Any = None,
+    recipe: Recipe | None = None,
     checkpoints: Sequence[Path] = (),
     init: Path | None = None,
     key: str | Sequence[str] | None = None,
@@ -117,162 +104,210 @@ def train(
     output, run_dir = Path(output), Path(run_dir) if run_dir else Path(output).with_suffix(".run")
     check_places(output, run_dir)
     check_on_bad(on_bad)
-    recipe, note = recipe_to_train_for(system, recipe, (*checkpoints, *filter(None, [init])), features.dim)
-    if recipe.system != system.name:
-        raise InputError(
-            f"the recipe is for {recipe.system}, not for {system.name}; give one for {system.name}."
-        )
+    before = (*checkpoints, *filter(None, [init]))
+    recipe, note = recipe_to_train_for(system, recipe, before, features.dim)
     recipe = dataclasses.replace(recipe, feature_dim=features.dim)
     device = torch_device(choices.device)
     schedule = chosen_schedule(training.schedule, choices)
     settings = chosen_settings(training, choices.settings, f"{system.name} {name}")
-    features = dataclasses.replace(features, normalize=recipe.features.normalize)
-    check_unknown(unknown)
-    check_known(labels, labels_name, unknown)
-    features, labels = without_bad_rows(features, labels, on_bad, bad_list)
-    left_out = int((labels == -1).sum()) if unknown == "ignore" else 0
-    if left_out:
-        features, labels = features.select(np.flatnonzero(labels != -1)), labels[labels != -1]
-    identity = identities_of(labels)
-    validating = split_identities(identity, choices.validation, choices.seed, labels_name)
-    if choices.albums > features.n:
-        raise InputError(f"--albums {choices.albums:,}: there are {features.n:,} faces; give far fewer.")
-    shots = alike_shots(features, identity) if choices.albums > 1 else None
-    albums = deal_faces(identity, choices.albums, choices.seed, shots, choices.strays)
-    keys = keys_of(key, len(checkpoints) + (init is not None))
-    networks = networks_before(system, name, training, checkpoints, keys)
-    before = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}
-    torch.manual_seed(choices.seed)
-    net = training.network(recipe, before)
-    networks[name] = net
-    weights = {of: widths_of(system, of, networks[of]) for of in system.networks if of in networks}
-    given = ", ".join(map(str, checkpoints))
-    if before and (problem := system.problem(weights)):
-        raise InputError(
-            f"{given}: {problem} ({name}, to be trained, has its width from the features and its lengths from the "
-            "recipe)."
-        )
-    remedy = "give features and a recipe that fit the checkpoints" if before else "give another recipe"
-    check_recipe(system, recipe, weights, given or "--recipe", remedy)
+    faces = faces_of_training(
+        dataclasses.replace(features, normalize=recipe.features.normalize),
+        labels,
+        choices,
+        unknown=unknown,
+        labels_name=labels_name,
+        on_bad=on_bad,
+        bad_list=bad_list,
+    )
+    keys = keys_of(key, len(before))
+    networks = new_networks(system, name, training, recipe, checkpoints, keys, choices.seed)
+    check_networks(system, recipe, networks, checkpoints)
     if note:
         warnings.warn(note, FcdeployWarning, stacklevel=2)
     if init is not None:
-        if (start := getattr(settings, "start", "random")) != "random":
-            raise InputError(
-                f"--init and --set start={start} both say what the weights begin as; give one of them."
-            )
-        load_weights(net, init, keys[-1])
-    options = Options(threads=choices.threads, inference=list(system.inferences)[-1])
-    sides = {"training": ~validating, "validation": validating}
-    report, fitted = Report(quiet), {}
-    for side, chosen in sides.items():
-        if chosen.any():
-            fitted[side], notes = recipe_of_side(
-                system, recipe, weights, options, choices, side, albums[chosen]
-            )
-            for note in notes:
-                report.say(f"{side} faces: {note}")
-    some = features.select(np.flatnonzero(~validating))
-    k = list_length(system, some, LiveEngines(system, weights, device), fitted["training"], options)
-    given_lists = check_given_lists(system, features, knn, reranked, choices, fitted["training"], k)
-    smallest_album = int(np.bincount(albums[~validating]).min())
-    if problem := settings.problem(fitted["training"], smallest_album):
-        raise InputError(f"--set: {problem}.")
-    claims, folder = made_folders(output, run_dir), run_dir
+        start_from(init, keys[-1], networks.trained, settings)
+    report, lists = Report(quiet), {"knn": knn, "reranked": reranked}
+    given = {option: path for option, path in lists.items() if path}
+    setup = Setup(
+        system, training, recipe, schedule, settings, choices, device, faces, networks, before, given
+    )
+    fitted = recipes_of_sides(setup, report)
+    check_fitted(setup, fitted["training"])
+    claims = made_folders(output, run_dir)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(threads_limited(options.cores))
+        stack.enter_context(threads_limited(setup.options.cores))
         stack.enter_context(told_of_compiling(report.compiling))
-        stack.enter_context(torch_threads(options.cores))
+        stack.enter_context(torch_threads(setup.options.cores))
         stack.enter_context(freed_memory_kept())
-        store = stack.enter_context(RunFolder(folder / FACES))  # its lock is that of the whole training
+        store = stack.enter_context(RunFolder(run_dir / FACES))  # its lock is that of the whole training
         stack.callback(claims.end)
-        for module in networks.values():
-            module.to(device)
-
-        def run_of(side: str, kept: Store) -> tuple[Run, np.ndarray]:
-            chosen = sides[side]
-            part, own = faces_where(features, identity, chosen)
-            # Progress of what is made once; of what every check makes again, none.
-            once = kept is store
-            own_options = dataclasses.replace(options, **given_lists) if once else options
-            run = live_run(
-                system,
-                part,
-                fitted[side],
-                weights,
-                own_options,
-                kept,
-                device,
-                albums=albums_of(side),
-                quiet=quiet or not once,
-            )
-            read_features(run)
-            renew(run, "before", networks)
-            return run, own
-
-        def albums_of(side: str) -> np.ndarray | None:
-            return None if choices.albums == 1 else albums[sides[side]]
-
-        run, own = run_of("training", store)
-        behind = f", behind {' and '.join(before)}" if before else ""
-        kept = "none kept for validation"
-        if validating.any():
-            people = len(np.unique(identity[validating]))
-            kept = f"{int(validating.sum()):,} validation faces of {people:,}"
-        if left_out:
-            report.say(
-                f"{left_out:,} faces of unknown identity are left out (--unknown singleton takes them in)"
-            )
-        report.say(
-            f"{name} of {system.title}{behind}: {run.n:,} training faces of {own.max() + 1:,} identities, {kept}"
-        )
-        config = configuration(
-            system.name,
-            name,
-            recipe,
-            schedule,
-            settings,
-            choices,
-            mixed=device.type == "cuda" if choices.mixed is None else choices.mixed,
-            features=hash_of(features),  # of all: what is trained on differs by the split, too
-            identity=identity,
-            before=(*checkpoints, *filter(None, [init])),
-            lists={option: path for option, path in (("knn", knn), ("reranked", reranked)) if path},
-        )
-        try:
-            check_config(folder, config)  # before anything of another training is replaced
-            with advice_of_training():
-                task = training.task(
-                    run, own if training.mixes else people_of(own, albums_of("training")), settings
-                )
-        except InputError:
-            store.drop_scratch()
-            raise
-        if task.start is not None:
-            task.start(net)
-        held = None
-        if validating.any():
-            held_run, truth = run_of("validation", MemoryStore())
-            held = held_run, people_of(truth, albums_of("validation"))
-        loop = Loop(
-            net,
-            networks,
-            name,
-            training,
-            task,
-            schedule,
-            choices,
-            config,
-            folder,
-            device,
-            run,
-            held,
-            report,
-            system,
-        )
-        done = loop.run()
+        done = new_loop(setup, fitted, run_dir, store, report, quiet).run()
         store.drop_scratch()
-    text = recipe_text(with_settings(recipe, done.values), heading(system, name, run, own, done, schedule))
+    return write_results(setup, done, run_dir, output)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training is made of: whose network is trained on which faces, and how.
+
+    recipe: as it is for all faces. before: the checkpoints of other networks, and those to start from; lists: files of
+    neighbor lists that were given, by the options that name them.
+    """
+
+    system: System
+    training: Training
+    recipe: Recipe
+    schedule: Schedule
+    settings: TrainingSettings
+    choices: Choices
+    device: torch.device
+    faces: Faces
+    networks: Networks
+    before: Sequence[Path]
+    lists: Mapping[str, Path]
+
+    @property
+    def options(self) -> Options:
+        """The options of a run over either side's faces."""
+        return Options(threads=self.choices.threads, inference=list(self.system.inferences)[-1])
+
+    @property
+    def options_with_lists(self) -> Options:
+        """Those of the run over the training faces, which may have lists that were given."""
+        knn = self.lists.get("knn")
+        return dataclasses.replace(
+            self.options, knn=str(knn) if knn else self.options.knn, reranked=self.lists.get("reranked")
+        )
+
+
+def recipes_of_sides(setup: Setup, report: Report) -> dict[str, Recipe]:
+    """Fit the recipe to the faces of each side, and say what that changes."""
+    fitted = {}
+    for side, chosen in setup.faces.sides.items():
+        fitted[side], notes = recipe_of_side(setup, side, setup.faces.albums[chosen])
+        for note in notes:
+            report.say(f"{side} faces: {note}")
+    return fitted
+
+
+def check_fitted(setup: Setup, recipe: Recipe) -> None:
+    """Raise InputError when lists or settings do not go with the training faces; recipe: the one fitted to them."""
+    faces = setup.faces
+    some = faces.features.select(np.flatnonzero(~faces.validating))
+    engines = LiveEngines(setup.system, setup.networks.weights, setup.device)
+    k = list_length(setup.system, some, engines, recipe, setup.options)
+    check_given_lists(setup.system, faces, setup.lists, recipe, k)
+    smallest_album = int(np.bincount(faces.albums[~faces.validating]).min())
+    if problem := setup.settings.problem(recipe, smallest_album):
+        raise InputError(f"--set: {problem}.")
+
+
+def new_loop(
+    setup: Setup, fitted: Mapping[str, Recipe], folder: Path, store: Store, report: Report, quiet: bool
+) -> Loop:
+    """Return the steps of a training, whose lists and features are computed, or were by an earlier run, in ``store``.
+
+    fitted: the recipe for each side. Raises InputError when ``folder`` keeps another training.
+    """
+    faces, networks, training = setup.faces, setup.networks, setup.training
+    for module in networks.modules.values():
+        module.to(setup.device)
+    run, own = run_of_side(setup, "training", fitted, setup.options_with_lists, store, quiet)
+    say_what_is_trained(setup, report)
+    config = config_of(setup)
+    try:
+        check_config(folder, config)  # before anything of another training is replaced
+        with advice_of_training():
+            people = own if training.mixes else people_of(own, faces.albums_of("training"))
+            task = training.task(run, people, setup.settings)
+    except InputError:
+        store.drop_scratch()
+        raise
+    if task.start is not None:
+        task.start(networks.trained)
+    held = None
+    if "validation" in fitted:
+        # No progress of what every check makes again.
+        held_run, truth = run_of_side(setup, "validation", fitted, setup.options, MemoryStore(), quiet=True)
+        held = held_run, people_of(truth, faces.albums_of("validation"))
+    return Loop(
+        networks.trained,
+        networks.modules,
+        networks.name,
+        training,
+        task,
+        setup.schedule,
+        setup.choices,
+        config,
+        folder,
+        setup.device,
+        run,
+        held,
+        report,
+        setup.system,
+    )
+
+
+def run_of_side(
+    setup: Setup, side: str, fitted: Mapping[str, Recipe], options: Options, store: Store, quiet: bool
+) -> tuple[Run, np.ndarray]:
+    """Begin a run over the faces of one side; returns it and their identities (n,) int64, numbered from 0."""
+    features, identity = setup.faces.of(side)
+    run = live_run(
+        setup.system,
+        features,
+        fitted[side],
+        setup.networks.weights,
+        options,
+        store,
+        setup.device,
+        albums=setup.faces.albums_of(side),
+        quiet=quiet,
+    )
+    read_features(run)
+    renew(run, "before", setup.networks.modules)
+    return run, identity
+
+
+def say_what_is_trained(setup: Setup, report: Report) -> None:
+    """Say which network is trained, on how many faces, and how many others there are."""
+    faces, networks = setup.faces, setup.networks
+    if faces.left_out:
+        report.say(
+            f"{faces.left_out:,} faces of unknown identity are left out (--unknown singleton takes them in)"
+        )
+    behind = f", behind {' and '.join(networks.before)}" if networks.before else ""
+    kept = "none kept for validation"
+    if "validation" in faces.sides:
+        n, people = faces.counts("validation")
+        kept = f"{n:,} validation faces of {people:,}"
+    n, people = faces.counts("training")
+    report.say(
+        f"{networks.name} of {setup.system.title}{behind}: {n:,} training faces of {people:,} identities, {kept}"
+    )
+
+
+def config_of(setup: Setup) -> dict[str, object]:
+    """Return the configuration of a training; see ``configuration``."""
+    mixed = setup.choices.mixed
+    return configuration(
+        setup.system.name,
+        setup.networks.name,
+        setup.recipe,
+        setup.schedule,
+        setup.settings,
+        setup.choices,
+        mixed=setup.device.type == "cuda" if mixed is None else mixed,
+        features=hash_of(setup.faces.features),  # of all: what is trained on differs by the split, too
+        identity=setup.faces.identity,
+        before=setup.before,
+        lists=setup.lists,
+    )
+
+
+def write_results(setup: Setup, done: Progressed, folder: Path, output: Path) -> Trained:
+    """Write the best weights to ``output``, and the recipe, with the settings found best, beside it."""
+    text = recipe_text(with_settings(setup.recipe, done.values), heading(setup, done))
     best = (folder / BEST).read_bytes()
     with atomic_file(output) as file:
         file.write(best)
@@ -282,7 +317,7 @@ def train(
         output,
         recipe_place(output),
         folder,
-        name,
+        setup.networks.name,
         done.best_step,
         done.step,
         done.measures,
@@ -292,51 +327,43 @@ def train(
 
 
 def recipe_to_train_for(
-    system: System, recipe: Any, checkpoints: Sequence[Path], dim: int
-) -> tuple[Any, str | None]:
-    """Return the recipe that was given, else that beside the checkpoints, else the published one; and what to say."""
+    system: System, recipe: Recipe | None, checkpoints: Sequence[Path], dim: int
+) -> tuple[Recipe, str | None]:
+    """Return the recipe that was given, else that beside the checkpoints, else the published one; and what to say.
+
+    Raises InputError for a recipe of another system.
+    """
     published = dataclasses.replace(system.recipe(), feature_dim=dim)
     if recipe is None:
         beside = recipe_beside(system, checkpoints, lambda: published)
         return (beside.recipe, beside.sentence) if beside else (published, None)
     if recipe.system != system.name:
-        return recipe, None
+        raise InputError(
+            f"the recipe is for {recipe.system}, not for {system.name}; give one for {system.name}."
+        )
     fitted = dataclasses.replace(recipe, feature_dim=dim)
     return recipe, note_of_another(system, checkpoints, fitted, thresholds=False)
 
 
-def without_bad_rows(
-    features: Features, labels: np.ndarray, on_bad: str, bad_list: Path | None
-) -> tuple[Features, np.ndarray]:
-    """Return the features and labels (n,) of the rows that can be used; see ``good_faces``."""
-    scan = scan_rows(features)
-    if len(scan.bad) and bad_list is not None:
-        make_folder(bad_list.parent, "output")
-    faces, told = good_faces(features, scan, on_bad, bad_list, LEFT_OUT)
-    return faces, labels[scan.good] if told else labels
+class Reranking(Protocol):
+    """A recipe of a system that re-ranks neighbor lists."""
+
+    def check_reranked(self, k: int, where: str) -> None: ...
 
 
 def check_given_lists(
-    system: System,
-    features: Features,
-    knn: Path | None,
-    reranked: Path | None,
-    choices: Choices,
-    recipe: Any,
-    k: int,
-) -> dict[str, Any]:
-    """Return the options of the training faces' run for lists that were given, or raise InputError.
+    system: System, faces: Faces, given: Mapping[str, Path], recipe: Recipe, k: int
+) -> None:
+    """Raise InputError when lists that were given do not go with the faces; given: files by option.
 
     Lists are those of all faces: those of validation are left out of them, and get lists of their own. recipe: of the
     training faces, and k: how many neighbors it wants.
     """
-    given = {"knn": knn, "reranked": reranked}
+    features = faces.features
     for option, path in given.items():
-        if path is None:
-            continue
-        if choices.albums > 1:
+        if faces.dealt > 1:
             raise InputError(
-                f"--{option} {path}: does not go with --albums {choices.albums}, which deals the faces into sets with "
+                f"--{option} {path}: does not go with --albums {faces.dealt}, which deals the faces into sets with "
                 "neighbors of their own; leave one of them out."
             )
         if option == "reranked" and option not in system.options:
@@ -344,7 +371,7 @@ def check_given_lists(
         lists = open_lists(path, features, k if option == "knn" else 1)
         if option == "reranked":
             with advice_of_training():
-                recipe.check_reranked(lists.k, str(path))
+                cast(Reranking, recipe).check_reranked(lists.k, str(path))
         sorted_later = option == "knn" and sorts_lists(system, lists)
         check_lists_of(
             lists,
@@ -353,7 +380,6 @@ def check_given_lists(
             reranked=option == "reranked",
             sorted_later=sorted_later,
         )
-    return {option: str(path) if option == "knn" else path for option, path in given.items() if path}
 
 
 @contextlib.contextmanager
@@ -417,20 +443,13 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def recipe_of_side(
-    system: System,
-    recipe: Any,
-    weights: Weights,
-    options: Options,
-    choices: Choices,
-    side: str,
-    albums: np.ndarray,
-) -> tuple[Any, list[str]]:
+def recipe_of_side(setup: Setup, side: str, albums: np.ndarray) -> tuple[Recipe, list[str]]:
     """Return the recipe for the "training" or the "validation" faces, and a sentence for each setting it changes.
 
     albums: (n,) int32, those of these faces. Raises InputError, saying which ``side`` they are on, when they are too
     few for the recipe or for that many albums.
     """
+    system, recipe, weights, choices = setup.system, setup.recipe, setup.networks.weights, setup.choices
     told = "weights" in inspect.signature(recipe.for_run).parameters  # systems of several networks
     more = {"weights": weights} if told else {}
     try:
@@ -445,139 +464,18 @@ def recipe_of_side(
             )
         features = Features(np.broadcast_to(np.zeros(1, np.float32), (len(albums), recipe.feature_dim)), side)
         engines = LiveEngines(system, weights, torch.device("cpu"))
-        k = list_length(system, features, engines, fitted, options)
+        k = list_length(system, features, engines, fitted, setup.options)
         check_albums(albums, choices.albums, k, side)
     return fitted, list(notes)
 
 
-def check_places(output: Path, run_dir: Path) -> None:
-    """Raise InputError when checkpoint, recipe and run folder are not to lie in three places."""
-    beside = recipe_place(output)
-    for path in (output, run_dir):
-        if path.resolve() == beside.resolve():
-            raise InputError(f"{path}: is where the recipe goes, beside the checkpoint; choose another name.")
-    if output.resolve() == run_dir.resolve():
-        raise InputError(f"{output}: is the run folder, too; choose another name for the checkpoint.")
-    check_replaceable(beside, is_written_recipe, "the recipe")
-    claims_of(run_dir).check_free(KEPT)
-    check_run_folder(run_dir / FACES)
-
-
-def claims_of(run_dir: Path) -> Claims:
-    """Return what in a run folder is ours; raises InputError when it is a folder of somebody's files."""
-    return Claims(run_dir, check_run_folder(run_dir, older=names_before_records))
-
-
-def names_before_records(folder: Path) -> set[str] | None:
-    """Return the names that are ours in the run folder of a version that left no record there."""
-    found = {path.name for path in folder.iterdir()}
-    if found == {FACES} and read_record(folder / FACES) is not None:
-        return {FACES}
-    return {*KEPT} if is_config(folder / TRAINING) else None
-
-
-def made_folders(output: Path, run_dir: Path) -> Claims:
-    """Make the folders of the checkpoint and of the run; returns what is ours in the latter.
-
-    Raises InputError where none can be.
-    """
-    if not run_dir.parent.is_dir() and run_dir.parent.resolve() != output.parent.resolve():
-        raise InputError(
-            f"{run_dir}: the folder {run_dir.parent} does not exist; create it or choose another --run-dir."
-        )
-    if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"{run_dir}: is a file; give a folder as --run-dir.")
-    for folder, remedy in ((output.parent, "output"), (run_dir, "--run-dir")):
-        make_folder(folder, remedy)
-        check_parent(output)
-    claims = claims_of(run_dir)
-    claims.begin()
-    claims.claim(*KEPT)
-    return claims
-
-
-def make_folder(folder: Path, remedy: str) -> None:
-    """Make a folder and those above it; raises InputError, with what to choose anew, where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(
-            f"{folder}: {error.filename} is a file, not a folder; choose another {remedy}."
-        ) from error
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}); choose another {remedy}.") from error
-
-
-def networks_before(
-    system: System,
-    name: str,
-    training: Training,
-    checkpoints: Sequence[Path],
-    keys: Sequence[str | None],
-) -> dict[str, torch.nn.Module]:
-    """Load the networks that run before the one in training; raises InputError when they are not those it needs."""
-    found: dict[str, torch.nn.Module] = {}
-    known = (*training.takes, *training.needs)
-    for path, key in zip(checkpoints, keys, strict=False):
-        state = load_state_dict(path, key)
-        shapes = shapes_of(state)
-        for network, record in system.networks.items():
-            widths = record.widths_from_shapes(shapes)
-            if (
-                network in known
-                and network not in found
-                and widths
-                and shapes.items() <= record.checkpoint_shapes(**widths).items()
-            ):
-                found[network] = system.module("network").NETWORKS[network].from_state_dict(state)
-                break
-        else:
-            takes = f"takes {' and '.join(known)}, one of each" if known else "needs none"
-            raise InputError(
-                f"{path}: is no network that comes before {name} of {system.title}, which {takes}."
-            )
-    missing = [network for network in training.needs if network not in found]
-    if missing:
-        raise InputError(
-            f"training {name} of {system.title} needs trained networks of {' and '.join(missing)}; give their "
-            f"checkpoints with --ckpt."
-        )
-    return found
-
-
-def widths_of(system: System, network: str, module: torch.nn.Module) -> Widths:
-    """Read the widths of a network off its weights."""
-    widths = system.networks[network].widths_from_shapes(shapes_of(module.state_dict()))
-    assert widths is not None
-    return widths
-
-
-def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a state_dict's tensors."""
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def load_weights(net: torch.nn.Module, path: Path, key: str | None = None) -> None:
-    """Start from a checkpoint's weights; raises InputError when they are not this network's."""
-    state = load_state_dict(path, key)
-    wanted = shapes_of(net.state_dict())
-    for key, shape in wanted.items():
-        if (
-            not key.endswith(".num_batches_tracked")
-            and tuple(state[key].shape if key in state else ()) != shape
-        ):
-            found = tuple(state[key].shape) if key in state else "no such tensor"
-            raise InputError(f"{path}: its weights do not fit: {key} should be {shape}, found {found}.")
-    net.load_state_dict({key: tensor for key, tensor in state.items() if key in wanted}, strict=False)
-
-
-def heading(
-    system: System, name: str, run: Run, identity: np.ndarray, done: Progressed, schedule: Schedule
-) -> list[str]:
+def heading(setup: Setup, done: Progressed) -> list[str]:
     """Say in a recipe what its weights were trained on."""
+    n, people = setup.faces.counts("training")
+    schedule = setup.schedule
     lines = [
-        f"{system.title}, network {name}, trained with fcdeploy {__version__} on {run.n:,} faces of "
-        f"{int(identity.max()) + 1:,} identities,",
+        f"{setup.system.title}, network {setup.networks.name}, trained with fcdeploy {__version__} on {n:,} faces of "
+        f"{people:,} identities,",
         f"{done.best_step:,} of {done.step:,} steps, batch {schedule.batch}, lr {schedule.lr}.",
     ]
     if done.measures:

@@ -4,11 +4,10 @@ Needs no PyTorch: the engine does the work.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -32,11 +31,11 @@ from fcdeploy.runtime.checked import checked_rows
 from fcdeploy.runtime.computed import what_was_computed
 from fcdeploy.runtime.copies import ROWS
 from fcdeploy.runtime.pipeline import begin_run
-from fcdeploy.runtime.prepare import prepare
+from fcdeploy.runtime.prepare import Prepared, prepare
 from fcdeploy.runtime.survey import places_of_run, sum_of_artifacts
-from fcdeploy.systems import NAMES, get_system
+from fcdeploy.systems import NAMES, Recipe, get_system
 from fcdeploy.systems.settings import setting_of, settings_from_dict, with_settings
-from fcdeploy.systems.training_types import Tunable
+from fcdeploy.systems.training_types import Tunable, Value
 from fcdeploy.training.curves import draw_precision_recall, is_drawn_here
 from fcdeploy.training.identities import identities_of
 from fcdeploy.training.sweep import OBJECTIVES, Trial, best_trial, curve_through, sweep
@@ -55,8 +54,8 @@ class Tuned:
     trials: Sequence[Trial]
     best: Trial
     before: Trial
-    recipe: Any
-    summary: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe
+    summary: Mapping[str, object] = field(default_factory=dict)
 
     def curve(self) -> list[Trial]:
         """Return the trials that differ from the best in the first tunable only, in its order."""
@@ -145,21 +144,14 @@ def tune(
     if checked.told:
         truth = truth[checked.scan.good]
         check_truth(truth, checked.faces, labels_name, unknown)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(threads_limited(options.cores))
-        store: Store = MemoryStore()
-        folder, artifacts = Path(run_dir) if run_dir else None, prepared.artifacts()
-        if folder is None and sum_of_artifacts(artifacts) > prepared.options.budget // 2:
-            place = scratch_folder(options.scratch, scratch_dir)
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=place)))
-        if folder:
-            store = stack.enter_context(RunFolder(folder))
-            store.check_free([*places_of_run(system, artifacts), *places_of(ROWS)])
-        stack.enter_context(told_of_compiling(progress.compiling))
+    score = scored_by(objective, min_precision)
+    with (
+        threads_limited(options.cores),
+        opened_store(prepared, Path(run_dir) if run_dir else None, scratch_dir) as store,
+        told_of_compiling(progress.compiling),
+    ):
         run = begin_run(checked, bundle, options, store, progress, final=False)
-        settings = run.settings
-        score = scored_by(objective, min_precision)
-        as_they_are = [Tunable(key, (setting_of(settings, key),)) for key in (one.key for one in tunables)]
+        as_they_are = [Tunable(one.key, (setting_of(run.settings, one.key),)) for one in tunables]
         (before,) = sweep(run, truth, as_they_are, score, unknown=unknown, rounds=0)
         total = int(np.prod([len(tunable.values) for tunable in tunables]))
         # Products are there already: what is left shows one bar.
@@ -169,7 +161,37 @@ def tune(
         computed = what_was_computed(run, bundle)
         store.describe(computed)
         store.drop_scratch()
-    best = best_trial(trials, tunables, score)
+    best = best_reaching(trials, tunables, objective, min_precision)
+    recipe = with_settings(recipe, best.values)
+    told = {"notes": run.notes} if run.notes else {}
+    return Tuned(objective, tunables, trials, best, before, recipe, {"computed": computed, **told})
+
+
+@contextlib.contextmanager
+def opened_store(prepared: Prepared, run_dir: Path | None, scratch_dir: Path | str | None) -> Iterator[Store]:
+    """Open where artifacts are kept: in ``run_dir``, else in memory, or, where they are too large, in a folder.
+
+    That folder is removed at the end. Raises InputError when another's files are in the place of artifacts.
+    """
+    artifacts, options = prepared.artifacts(), prepared.options
+    with contextlib.ExitStack() as stack:
+        folder = run_dir
+        if folder is None and sum_of_artifacts(artifacts) > options.budget // 2:
+            place = scratch_folder(options.scratch, scratch_dir)
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=place)))
+        if folder is None:
+            yield MemoryStore()
+            return
+        store = stack.enter_context(RunFolder(folder))
+        store.check_free([*places_of_run(prepared.system, artifacts), *places_of(ROWS)])
+        yield store
+
+
+def best_reaching(
+    trials: Sequence[Trial], tunables: Sequence[Tunable], objective: str, min_precision: float
+) -> Trial:
+    """Return the best trial; raises InputError when none is as precise as it has to be."""
+    best = best_trial(trials, tunables, scored_by(objective, min_precision))
     if min_precision and not best.joins:
         raise InputError(
             f"no setting reaches {objective} precision {min_precision}: none joins two faces of known identity; give "
@@ -181,9 +203,7 @@ def tune(
             f"{best.measure(objective).precision:.4f}, with {describe_values(best.values)} (recall "
             f"{best.measure(objective).recall:.4f}); lower --min-precision."
         )
-    recipe = with_settings(recipe, best.values)
-    told = {"notes": run.notes} if run.notes else {}
-    return Tuned(objective, tunables, trials, best, before, recipe, {"computed": computed, **told})
+    return best
 
 
 def check_truth(truth: np.ndarray, features: Features, where: str, unknown: str = "ignore") -> None:
@@ -251,7 +271,7 @@ def check_outputs(output: Path) -> Path:
     return output
 
 
-def describe_values(values: Mapping[str, Any]) -> str:
+def describe_values(values: Mapping[str, Value]) -> str:
     """Say settings as a recipe has them: "links.tau = 0.74"."""
     said = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     return ", ".join(f"{key} = {value}" for key, value in said.items())
@@ -262,7 +282,7 @@ def figures(measure: PrecisionRecall) -> str:
     return f"F {measure.f:.4f} (precision {measure.precision:.4f}, recall {measure.recall:.4f})"
 
 
-def as_dict(tuned: Tuned) -> dict[str, Any]:
+def as_dict(tuned: Tuned) -> dict[str, object]:
     """Return what ``fcdeploy tune --json`` prints."""
     return {
         "objective": tuned.objective,
@@ -274,7 +294,7 @@ def as_dict(tuned: Tuned) -> dict[str, Any]:
     }
 
 
-def _row(trial: Trial) -> dict[str, Any]:
+def _row(trial: Trial) -> dict[str, object]:
     return {"values": dict(trial.values), "clusters": trial.evaluation.clusters} | {
         name: trial.measure(name).as_dict() for name in OBJECTIVES
     }

@@ -140,7 +140,7 @@ def names_in_repositories(bundles: dict[str, Bundle]) -> list[str]:
 
 
 def names_in_trainings() -> list[str]:
-    from fcdeploy.training.train import KEPT
+    from fcdeploy.training.places import KEPT
 
     return [*KEPT, RECORD, LOCK]
 
