@@ -28,6 +28,7 @@ from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.manifest import Parity
 from fcdeploy.systems.nsr_fc.network import Lce, Pce, Rescore
+from fcdeploy.systems.nsr_fc.spec import Recipe
 
 RECIPE = "nsr-fc-ms1m"
 WARM_UP = 2_000
@@ -98,6 +99,7 @@ def random_bundle(dim: int, place: Path) -> tuple[Bundle, dict[str, Parity]]:
     """Export four networks with random weights of the published shapes."""
     torch.manual_seed(1)
     recipe = load_recipe(RECIPE)
+    assert isinstance(recipe, Recipe)
     k = recipe.pairs.k
     networks: dict[str, torch.nn.Module] = {
         "refine": random_network(dim),

@@ -4,7 +4,7 @@ import importlib
 import signal
 import sys
 import warnings
-from typing import Any, TextIO
+from typing import TextIO
 
 from fcdeploy.errors import FcdeployError
 from fcdeploy.machine import check_platform
@@ -140,6 +140,6 @@ def _show_warning(
     lineno: int,
     file: TextIO | None = None,
     line: str | None = None,
-) -> Any:
+) -> None:
     if issubclass(category, FcdeployWarning):
         click.echo(f"Note: {one_line(str(message))}", err=True)

@@ -6,8 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypedDict
 
 import click
 
@@ -29,6 +29,31 @@ SECONDS = 300  # that a check may take
 PROBE = "import sys; from fcdeploy.cli import doctor; doctor.probe(sys.argv[1:])"
 
 
+class Ability(TypedDict):
+    """What something that a person can do lacks, and the command that brings it."""
+
+    missing: list[str]
+    install: str
+
+
+class Findings(TypedDict):
+    """What ``fcdeploy doctor --json`` prints."""
+
+    fcdeploy: str
+    python: str
+    machine: str
+    cores: dict[str, object]
+    memory: dict[str, object]
+    packages: dict[str, str | None]
+    broken: dict[str, object]
+    providers: dict[str, object]
+    tensorrt: dict[str, object]
+    gpu: object
+    kernels: object
+    abilities: dict[str, Ability]
+    problems: list[str]
+
+
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(as_json: bool) -> None:
@@ -46,25 +71,24 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps(findings, indent=1))
         return
     click.echo(f"fcdeploy {findings['fcdeploy']}, Python {findings['python']}, {findings['machine']}")
-    for name in ("cores", "memory"):
-        click.echo(f"  {name:<18} {findings[name]['text']}")
+    for name, limit in (("cores", findings["cores"]), ("memory", findings["memory"])):
+        click.echo(f"  {name:<18} {limit['text']}")
     for package, version in findings["packages"].items():
         reason = findings["broken"].get(package)
         told = f"{version or 'unknown version'}, does not load ({reason})" if reason else version
         click.echo(f"  {package:<18} {told or 'not installed'}")
-    for part in ("providers", "tensorrt"):
-        for name, state in findings[part].items():
-            click.echo(f"  {name:<18} {state}")
+    for name, state in (*findings["providers"].items(), *findings["tensorrt"].items()):
+        click.echo(f"  {name:<18} {state}")
     click.echo(f"  {'GPU':<18} {findings['gpu']}")
     click.echo(f"  {'kernels':<18} {findings['kernels']}")
-    for ability, state in findings["abilities"].items():
-        missing = ", ".join(state["missing"])
-        click.echo(f"{ability}: missing {missing}; {state['install']}" if missing else f"{ability}: ready")
+    for ability, what in findings["abilities"].items():
+        missing = ", ".join(what["missing"])
+        click.echo(f"{ability}: missing {missing}; {what['install']}" if missing else f"{ability}: ready")
     for problem in findings["problems"]:
         click.echo(f"Problem: {problem}")
 
 
-def examine() -> dict[str, Any]:
+def examine() -> Findings:
     """Return what ``fcdeploy doctor --json`` prints.
 
     What runs code of others is run in a process of its own, which may end as it likes.
@@ -86,7 +110,7 @@ def examine() -> dict[str, Any]:
         for package, loaded in by_package.items()
         if loaded.get("broken") and (packages[package] or not package.endswith("-gpu"))
     }
-    abilities: dict[str, dict[str, Any]] = {}
+    abilities: dict[str, Ability] = {}
     for ability, needs, extra in ABILITIES:
         missing = [package for module, package in needs if not _there(package, loads[module], packages)]
         abilities[ability] = {"missing": missing, "install": f"pip install 'fcdeploy[{extra}]'"}
@@ -120,7 +144,7 @@ def examine() -> dict[str, Any]:
     }
 
 
-def cores() -> dict[str, Any]:
+def cores() -> dict[str, object]:
     """Say how many cores this process may use, of how many, and why not all."""
     from fcdeploy.machine import core_limit
 
@@ -134,7 +158,7 @@ def cores() -> dict[str, Any]:
     }
 
 
-def memory() -> dict[str, Any]:
+def memory() -> dict[str, object]:
     """Say how many bytes of memory this process may use, of how many, and what limits it."""
     from fcdeploy.machine import memory_limit
 
@@ -148,12 +172,12 @@ def memory() -> dict[str, Any]:
     }
 
 
-def examine_apart(checks: list[str]) -> dict[str, dict[str, Any]]:
+def examine_apart(checks: list[str]) -> dict[str, dict[str, object]]:
     """Run checks by name in another process, and in a new one those behind a check that ended it.
 
     Returns what each found; ``broken`` (of imports) or ``failed`` say how one ended the process.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
     while len(found) < len(checks):
         left = [check for check in checks if check not in found]
         try:
@@ -201,7 +225,7 @@ def _ending(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _load(module: str) -> dict[str, Any]:
+def _load(module: str) -> dict[str, object]:
     from fcdeploy.errors import BrokenDependencyError, MissingDependencyError
     from fcdeploy.packages import import_package, reason_of
 
@@ -214,7 +238,7 @@ def _load(module: str) -> dict[str, Any]:
     return {}
 
 
-def _there(package: str, loaded: dict[str, Any], packages: dict[str, str | None]) -> bool:
+def _there(package: str, loaded: Mapping[str, object], packages: dict[str, str | None]) -> bool:
     # faiss-gpu serves where faiss-cpu is asked for; the reverse does not hold.
     loads = not loaded.get("broken") and not loaded.get("missing") and "failed" not in loaded
     return loads and (packages[package] is not None or not package.endswith("-gpu"))
@@ -291,7 +315,7 @@ def _kernels() -> dict[str, str]:
     return {"kernels": place_of_kernels()}
 
 
-CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
+CHECKS: dict[str, Callable[[], Mapping[str, object]]] = {
     "providers": _providers,
     "tensorrt": _tensorrt,
     "gpu": _gpu,

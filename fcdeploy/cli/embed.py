@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -120,7 +119,7 @@ def command(
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
 
     check_default_output("output", output, is_told_of_by_sidecar)
-    given: dict[str, Any] = {
+    given: dict[str, object] = {
         "layout": layout,
         "size": size,
         "channels": channels,

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -101,7 +101,7 @@ def _print(bundle: "Bundle") -> None:
     console.print("\nmade with " + ", ".join(f"{name} {version}" for name, version in about.versions.items()))
 
 
-def _settings(section: str, values: Any) -> list[str]:
+def _settings(section: str, values: object) -> list[str]:
     """Give the lines of a recipe's table, or of a list of them, those inside it behind it."""
     if isinstance(values, list):
         return [line for table in values for line in _settings(f"[{section}]", table)]
@@ -116,5 +116,5 @@ def _settings(section: str, values: Any) -> list[str]:
     return lines
 
 
-def _holds_tables(value: Any) -> bool:
+def _holds_tables(value: object) -> bool:
     return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)

@@ -19,14 +19,14 @@ from fcdeploy.run.options import (
     Options,
 )
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., object])
 
 
 def run_option(name: str, **changed: Any) -> Callable[[Command], Command]:
     """Give a command one option of a run; changed: what is otherwise for this command, as for ``click.option``."""
     described, default = DESCRIBED[name], getattr(Options(), name)
     shown = f"  [default: {described.usual}]" if described.usual else ""
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "type": kind_of(described),
         "help": f"{described.help}{shown}",
         "metavar": described.metavar or None,

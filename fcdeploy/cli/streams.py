@@ -8,7 +8,10 @@ import contextlib
 import io
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 STDIN, STDOUT, STDERR = range(3)
 STANDARD_OUTPUT = "standard output"
@@ -17,16 +20,16 @@ STANDARD_OUTPUT = "standard output"
 class _Messages(io.FileIO):
     """stderr: what cannot be written there is lost, for which no command fails."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: "ReadableBuffer") -> int:
         with contextlib.suppress(OSError):
             super().write(data)
-        return len(data)
+        return memoryview(data).nbytes
 
 
 class _Results(io.FileIO):
     """stdout: what cannot be written there is an error, which says where it was."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: "ReadableBuffer") -> int:
         try:
             return super().write(data)
         except OSError as error:

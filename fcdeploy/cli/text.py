@@ -1,6 +1,9 @@
 """What is printed of names and files that others chose: no markup, no emoji, nothing that a terminal would obey."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WIDTH = 160  # of tables that go to a file
 
@@ -20,7 +23,7 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
-def new_console(**options: Any) -> Any:
+def new_console(**options: Any) -> "Console":
     """Return rich's console on stdout, which prints texts as they are, printable.
 
     What goes to a file is cut to no terminal's width.
@@ -28,7 +31,7 @@ def new_console(**options: Any) -> Any:
     from rich.console import Console
 
     class PlainConsole(Console):
-        def print(self, *objects: Any, **named: Any) -> None:
+        def print(self, *objects: object, **named: Any) -> None:
             if all(isinstance(each, str) for each in objects) and not self.is_terminal:
                 named.setdefault("soft_wrap", True)
             super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **named)

@@ -1,7 +1,6 @@
 """Kinds of option values that several verbs share."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,7 +13,7 @@ class Hops(click.ParamType):
     name = "K0,K1"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
@@ -31,7 +30,7 @@ class Size(click.ParamType):
     name = "PIXELS|HxW"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
@@ -54,7 +53,7 @@ class Numbers(click.ParamType):
     name = "X|X,X,X"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
@@ -72,7 +71,7 @@ class Bytes(click.ParamType):
 
     name = "SIZE"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         text = str(value).strip().upper().removesuffix("B")
         power = "KMGT".find(text[-1:]) + 1 if text else 0
         try:
@@ -92,7 +91,7 @@ class Settings(click.ParamType):
     name = "KEY=VALUE"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, str]:
         if isinstance(value, tuple):
             return value

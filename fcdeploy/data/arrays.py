@@ -1,7 +1,7 @@
 """Features from memory: whatever a Python user has them in becomes an (n, d) array of real numbers."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,10 +9,14 @@ from fcdeploy.data.damaged import reason_of
 from fcdeploy.data.forms.shape import as_rows
 from fcdeploy.errors import InputError
 
+if TYPE_CHECKING:
+    import pyarrow
+    import torch
+
 SHOWN_ROWS = 5
 
 
-def array_from(given: Any, name: str, dim: int | None = None) -> np.ndarray:
+def array_from(given: object, name: str, dim: int | None = None) -> np.ndarray:
     """Return features (n, d) of any real dtype; NumPy arrays are not copied.
 
     given: an array, a tensor of any framework, on any device; a DataFrame, a column of rows, a table of Arrow; a
@@ -73,7 +77,7 @@ def _as_array(given: Any, name: str) -> np.ndarray:
     raise InputError(f"{name}: expected an (n, d) array of real numbers, found {type(given).__name__}.")
 
 
-def _from_torch(tensor: Any) -> np.ndarray:
+def _from_torch(tensor: "torch.Tensor") -> np.ndarray:
     if getattr(tensor, "layout", None) is not None and "strided" not in str(tensor.layout):
         tensor = tensor.to_dense()
     tensor = tensor.detach().cpu()
@@ -84,7 +88,9 @@ def _from_torch(tensor: Any) -> np.ndarray:
     return np.asarray(tensor.resolve_conj().resolve_neg().numpy())
 
 
-def _from_arrow(given: Any, name: str) -> np.ndarray:
+def _from_arrow(
+    given: "pyarrow.Table | pyarrow.RecordBatch | pyarrow.Array | pyarrow.ChunkedArray", name: str
+) -> np.ndarray:
     import pyarrow
 
     from fcdeploy.data.forms.tables import choose_columns, rows_from_batch
@@ -117,7 +123,7 @@ def _from_columns(columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     return np.stack(list(columns.values()), axis=1)
 
 
-def _from_sequence(rows: list[Any], name: str) -> np.ndarray:
+def _from_sequence(rows: list, name: str) -> np.ndarray:
     if any(isinstance(row, np.ma.MaskedArray) for row in rows):
         masked = [
             at for at, row in enumerate(rows) if isinstance(row, np.ma.MaskedArray) and np.ma.is_masked(row)
@@ -140,7 +146,7 @@ def _from_sequence(rows: list[Any], name: str) -> np.ndarray:
     return _stacked(rows, name, None)
 
 
-def _stacked(rows: Iterable[Any], name: str, dim: int | None) -> np.ndarray:
+def _stacked(rows: Iterable[object], name: str, dim: int | None) -> np.ndarray:
     """Return rows, each (d,) or with axes of length 1, as one array; raises InputError naming the row that differs."""
     made: list[np.ndarray] = []
     for at, row in enumerate(rows):
@@ -177,7 +183,7 @@ def _stacked(rows: Iterable[Any], name: str, dim: int | None) -> np.ndarray:
     return np.stack(made)
 
 
-def _unmasked(array: np.ma.MaskedArray[Any, Any], name: str) -> np.ndarray:
+def _unmasked(array: np.ma.MaskedArray, name: str) -> np.ndarray:
     mask = np.ma.getmaskarray(array)
     if mask.any():
         _refuse_masked(np.flatnonzero(mask.reshape(len(array), -1).any(axis=1)).tolist(), len(array), name)

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from fcdeploy.data.arrays import array_from
 from fcdeploy.data.atomic import atomic_file
@@ -168,7 +168,7 @@ def needs_width(path: Path | str) -> bool:
     return not is_pipe(file) and _kind(file, str(file)) == "raw" and read_sidecar(file) is None
 
 
-def features_from_array(array: Any, dim: int | None = None, *, normalize: bool = True) -> Features:
+def features_from_array(array: object, dim: int | None = None, *, normalize: bool = True) -> Features:
     """Take features from memory: an (n, d) array-like of real numbers, tensors, columns of rows, tables.
 
     Float arrays of NumPy are not copied. Raises InputError when it is not two-dimensional (axes of length 1 apart), is
@@ -252,7 +252,7 @@ def hash_of(features: Features) -> str:
     return state.hexdigest()
 
 
-def new_hash(shape: tuple[int, ...], dtype: Any) -> "hashlib._Hash":
+def new_hash(shape: tuple[int, ...], dtype: DTypeLike) -> "hashlib._Hash":
     """Return the hash of features that are still to come, block by block."""
     return hashlib.sha256(str((shape, np.dtype(dtype))).encode())
 

@@ -5,7 +5,6 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -210,7 +209,7 @@ def read_arrow(path: Path, column: str | None) -> np.ndarray:
         names = list(parquet.read_schema(path).names if is_parquet else feather.read_table(path).column_names)
         chosen = _named(names, column, path)
         read = parquet.read_table if is_parquet else feather.read_table
-        values: Any = read(path, columns=[chosen]).column(0)
+        values = read(path, columns=[chosen]).column(0)
     except (*DAMAGED, pyarrow.ArrowException) as error:
         if isinstance(error, InputError):
             raise

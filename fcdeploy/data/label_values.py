@@ -3,9 +3,9 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fcdeploy.errors import InputError
 
@@ -86,7 +86,7 @@ def shortened(text: str) -> str:
     return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
 
 
-def labels_from_values(values: Any, name: str = "labels") -> np.ndarray:
+def labels_from_values(values: ArrayLike, name: str = "labels") -> np.ndarray:
     """Return labels as (n,) int64: integers, whole floats (NaN is unknown) or names, one per face.
 
     values: an array-like (n,), or (n, 1), or (1, n). Masked entries, None and the texts that say so are unknown, -1.
@@ -130,7 +130,7 @@ def _from_floats(array: np.ndarray, name: str) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bytes):

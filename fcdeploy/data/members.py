@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 LARGEST = 1 << 28  # bytes of a member that is not read in place
 ZIP_HEADER = struct.Struct("<4s22xHH")  # of a member: signature, lengths of name and extra field
@@ -161,10 +164,11 @@ class _Window(io.RawIOBase):
         self._at = base + offset
         return self._at
 
-    def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._length - self._at))
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer)
+        wanted = max(0, min(len(view), self._length - self._at))
         read = os.pread(self._file.fileno(), wanted, self._start + self._at)
-        buffer[: len(read)] = read
+        view[: len(read)] = read
         self._at += len(read)
         return len(read)
 

@@ -1,9 +1,11 @@
 """Rows of numbers that are read when they are asked for: parts behind each other, and bfloat16."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+
+Key = slice | np.ndarray  # which rows: numbers of them, or whether each is one, (n,) bool
 
 
 class Rows(Protocol):
@@ -13,9 +15,9 @@ class Rows(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype: ...
 
-    def __getitem__(self, key: Any) -> Any: ...
+    def __getitem__(self, key: Key, /) -> np.ndarray: ...
 
 
 class Bfloat16:
@@ -30,7 +32,7 @@ class Bfloat16:
         self.stored = stored
         self.shape: tuple[int, ...] = stored.shape
 
-    def __getitem__(self, key: Any) -> np.ndarray:
+    def __getitem__(self, key: Key) -> np.ndarray:
         return (np.asarray(self.stored[key]).astype(np.uint32) << 16).view(np.float32)
 
 
@@ -46,7 +48,7 @@ class Shards:
         self.shape: tuple[int, ...] = int(self.starts[-1]), parts[0].shape[1]
         self.dtype = np.result_type(*(part.dtype for part in parts))
 
-    def __getitem__(self, key: Any) -> np.ndarray:
+    def __getitem__(self, key: Key) -> np.ndarray:
         if isinstance(key, slice) and key.step in (None, 1):
             start, stop, _ = key.indices(self.shape[0])
             return self._between(start, max(start, stop))

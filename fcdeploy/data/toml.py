@@ -1,12 +1,11 @@
 """TOML as tables, or one sentence: whatever a text does to the parser, it is the text that is wrong."""
 
 import tomllib
-from typing import Any
 
 from fcdeploy.errors import InputError
 
 
-def table_from_toml(text: str | bytes, where: str, what: str = "") -> dict[str, Any]:
+def table_from_toml(text: str | bytes, where: str, what: str = "") -> dict[str, object]:
     """Parse TOML; ``where`` names its origin in messages, ``what`` says what should be there.
 
     Raises InputError for bytes that are no text, a text that is no TOML, nesting deeper than Python's stack, and a

@@ -126,7 +126,7 @@ class Opaque:
     """An object of which only the name of its class, and what it was given, are known."""
 
     name: str
-    state: Any = None
+    state: object = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ class TorchFile:
     """
 
     path: Path
-    found: Any
+    found: object
     read: Callable[[str], bytes]
     place: Callable[[str], tuple[int, int] | None]
     wanted: tuple[str, ...] = ()
@@ -181,7 +181,7 @@ class TorchFile:
             self.path, np.uint8, "r"
         )  # once: a map per tensor would need a descriptor per tensor
 
-    def _type_of(self, tensor: Tensor) -> tuple[np.dtype[Any], Storage]:
+    def _type_of(self, tensor: Tensor) -> tuple[np.dtype, Storage]:
         if tensor.problem:
             raise ValueError(tensor.problem)
         assert tensor.storage is not None
@@ -193,7 +193,7 @@ class TorchFile:
         return np.dtype(name).newbyteorder(">" if self.big else "<"), tensor.storage
 
 
-def _view(tensor: Tensor, dtype: np.dtype[Any], content: Any) -> np.ndarray:
+def _view(tensor: Tensor, dtype: np.dtype, content: bytes | np.ndarray) -> np.ndarray:
     """Return a tensor's values out of the bytes of its storage; bounds are checked."""
     if 0 in tensor.shape:
         return np.empty(tensor.shape, dtype)
@@ -305,6 +305,8 @@ def _read_legacy(path: Path, file: IO[bytes]) -> TorchFile:
     machine = _Machine()
     found = machine.run(file)
     keys = _Machine().run(file)
+    if not isinstance(system, dict) or not isinstance(keys, (list, tuple)):
+        raise DamagedError
     places: dict[str, tuple[int, int]] = {}
     size = path.stat().st_size
     for key in keys:
@@ -333,13 +335,13 @@ def _read_legacy(path: Path, file: IO[bytes]) -> TorchFile:
 class _Machine:
     """Runs the instructions of a pickle on plain containers. storages: by key; wanted: names that are none of ours."""
 
-    stack: list[Any] = field(default_factory=list)
-    marks: list[list[Any]] = field(default_factory=list)
-    memo: dict[int, Any] = field(default_factory=dict)
+    stack: list[object] = field(default_factory=list)
+    marks: list[list[object]] = field(default_factory=list)
+    memo: dict[int, object] = field(default_factory=dict)
     storages: dict[str, Storage] = field(default_factory=dict)
     wanted: dict[str, None] = field(default_factory=dict)
 
-    def run(self, file: IO[bytes]) -> Any:
+    def run(self, file: IO[bytes]) -> object:
         argument: Any
         for operation, argument, _ in pickletools.genops(file):
             name = operation.name
@@ -357,14 +359,14 @@ class _Machine:
                 raise DamagedError(f"it has an instruction {name}, which no checkpoint needs")
         raise DamagedError("it ends in the middle")
 
-    def pop_mark(self) -> list[Any]:
+    def pop_mark(self) -> list[object]:
         top, self.stack = self.stack, self.marks.pop()
         return top
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         self.stack.append(value)
 
-    def call(self, function: Any, arguments: Any) -> Any:
+    def call(self, function: object, arguments: object) -> object:
         """Return what a function of that name would make of arguments, as far as it is known."""
         if not isinstance(function, _Global):
             return Opaque("")
@@ -372,6 +374,8 @@ class _Machine:
         if name in DICTS:
             pairs = arguments[-1] if isinstance(arguments, tuple) and arguments else ()
             return dict(_pairs(pairs)) if isinstance(pairs, (list, dict)) else {}
+        if not isinstance(arguments, tuple):
+            raise DamagedError
         if name in _BUILDERS:
             return _BUILDERS[name](self, *arguments)
         if name == "torch.Size":
@@ -385,7 +389,7 @@ class _Machine:
         if not (harmless or (module == "torch" and last in DTYPES)):
             self.wanted[name] = None
 
-    def persistent(self, pid: Any) -> Storage:
+    def persistent(self, pid: object) -> Storage:
         if (
             not isinstance(pid, tuple)
             or len(pid) < 3
@@ -397,31 +401,31 @@ class _Machine:
         return self.storages.setdefault(storage.key, storage)
 
 
-def _pairs(values: Any) -> Iterator[tuple[Any, Any]]:
+def _pairs(values: dict | list) -> Iterator[tuple[object, object]]:
     for key, value in values.items() if isinstance(values, dict) else values:
         yield _key(key), value
 
 
-def _key(key: Any) -> Any:
+def _key(key: object) -> object:
     """Return a key as it is where it is a plain one; hashing what is nested could take for ever."""
     return key if isinstance(key, (str, int, float, bytes, bool, type(None))) else object()
 
 
-def _update(target: Any, flat: list[Any]) -> None:
+def _update(target: object, flat: list[object]) -> None:
     if isinstance(target, dict):
         target.update((_key(key), value) for key, value in zip(flat[::2], flat[1::2], strict=True))
     elif not isinstance(target, Opaque):
         raise DamagedError
 
 
-def _extend(target: Any, values: list[Any]) -> None:
+def _extend(target: object, values: list[object]) -> None:
     if isinstance(target, list):
         target.extend(values)
     elif not isinstance(target, Opaque):
         raise DamagedError
 
 
-def _build(machine: _Machine, _: Any) -> None:
+def _build(machine: _Machine, _: object) -> None:
     state = machine.stack.pop()
     target = machine.stack[-1]
     if isinstance(target, Opaque):
@@ -432,16 +436,12 @@ def _build(machine: _Machine, _: Any) -> None:
         raise DamagedError
 
 
-def _made(machine: _Machine, kind: Any, arguments: Any) -> None:
-    machine.push(machine.call(kind, arguments))
-
-
-def _reduce(machine: _Machine, _: Any) -> None:
+def _reduce(machine: _Machine, _: object) -> None:
     arguments, function = machine.stack.pop(), machine.stack.pop()
     machine.push(machine.call(function, arguments))
 
 
-def _newobj_ex(machine: _Machine, _: Any) -> None:
+def _newobj_ex(machine: _Machine, _: object) -> None:
     machine.stack.pop()
     _reduce(machine, _)
 
@@ -451,20 +451,20 @@ def _inst(machine: _Machine, argument: str) -> None:
     machine.push(machine.call(_Global(argument.replace(" ", ".", 1)), arguments))
 
 
-def _obj(machine: _Machine, _: Any) -> None:
+def _obj(machine: _Machine, _: object) -> None:
     kind, *arguments = machine.pop_mark()
     machine.push(machine.call(kind, tuple(arguments)))
 
 
-def _stack_global(machine: _Machine, _: Any) -> None:
+def _stack_global(machine: _Machine, _: object) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
     if not isinstance(name, str) or not isinstance(module, str):
         raise DamagedError
     machine.push(_Global(f"{module}.{name}"))
 
 
-def _tuple_of(count: int) -> Callable[[_Machine, Any], None]:
-    def step(machine: _Machine, _: Any) -> None:
+def _tuple_of(count: int) -> Callable[[_Machine, object], None]:
+    def step(machine: _Machine, _: object) -> None:
         values = tuple(machine.stack[-count:])
         if len(values) < count:
             raise DamagedError
@@ -474,39 +474,39 @@ def _tuple_of(count: int) -> Callable[[_Machine, Any], None]:
     return step
 
 
-def _mark(machine: _Machine, _: Any) -> None:
+def _mark(machine: _Machine, _: object) -> None:
     machine.marks.append(machine.stack)
     machine.stack = []
 
 
-def _append(machine: _Machine, _: Any) -> None:
+def _append(machine: _Machine, _: object) -> None:
     value = machine.stack.pop()
     _extend(machine.stack[-1], [value])
 
 
-def _appends(machine: _Machine, _: Any) -> None:
+def _appends(machine: _Machine, _: object) -> None:
     values = machine.pop_mark()
     _extend(machine.stack[-1], values)
 
 
-def _setitem(machine: _Machine, _: Any) -> None:
+def _setitem(machine: _Machine, _: object) -> None:
     value, key = machine.stack.pop(), machine.stack.pop()
     _update(machine.stack[-1], [key, value])
 
 
-def _setitems(machine: _Machine, _: Any) -> None:
+def _setitems(machine: _Machine, _: object) -> None:
     values = machine.pop_mark()
     _update(machine.stack[-1], values)
 
 
-def _dict(machine: _Machine, _: Any) -> None:
+def _dict(machine: _Machine, _: object) -> None:
     values = machine.pop_mark()
-    made: dict[Any, Any] = {}
+    made: dict[object, object] = {}
     _update(made, values)
     machine.push(made)
 
 
-def _memoize(machine: _Machine, _: Any) -> None:
+def _memoize(machine: _Machine, _: object) -> None:
     machine.memo[len(machine.memo)] = machine.stack[-1]
 
 
@@ -536,7 +536,8 @@ _PUSHED = {
     *("BINBYTES8", "BYTEARRAY8"),
 }
 _GETS, _PUTS = {"GET", "BINGET", "LONG_BINGET"}, {"PUT", "BINPUT", "LONG_BINPUT"}
-_STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
+# What an operation does; given the text behind it, if there is one.
+_STEPS: dict[str, Callable[[_Machine, str], object]] = {
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
@@ -575,39 +576,54 @@ _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
 
 
 def _tensor(
-    machine: _Machine, storage: Any, offset: Any, shape: Any, strides: Any, *others: Any, kind: str = ""
+    machine: _Machine,
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    *others: object,
+    kind: str = "",
 ) -> Tensor:
-    if not isinstance(storage, Storage) or not isinstance(shape, (tuple, list)) or len(shape) != len(strides):
+    if (
+        not isinstance(storage, Storage)
+        or not isinstance(shape, (tuple, list))
+        or not isinstance(strides, (tuple, list))
+        or len(shape) != len(strides)
+    ):
         raise DamagedError("a tensor has no storage")
     numbers = (offset, *shape, *strides)
-    if len(numbers) > 200 or any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
+    whole = [number for number in numbers if type(number) is int and 0 <= number < 1 << 62]
+    if len(numbers) > 200 or len(whole) < len(numbers):
         raise DamagedError("a tensor has an impossible shape")
-    return Tensor(tuple(shape), storage, offset, tuple(strides), kind or storage.kind)
+    first, rank = whole[0], len(shape)
+    return Tensor(tuple(whole[1 : rank + 1]), storage, first, tuple(whole[rank + 1 :]), kind or storage.kind)
 
 
 def _tensor_v3(
     machine: _Machine,
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    strides: Any,
-    grad: Any,
-    hooks: Any,
-    dtype: Any,
-    *_: Any,
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    grad: object,
+    hooks: object,
+    dtype: object,
+    *_: object,
 ) -> Tensor:
     if not isinstance(dtype, _Global):
         raise DamagedError("a tensor has no dtype")
     return _tensor(machine, storage, offset, shape, strides, kind=dtype.name.rpartition(".")[2])
 
 
-def _parameter(machine: _Machine, data: Any, *others: Any) -> Any:
+def _parameter(machine: _Machine, data: object, *others: object) -> object:
     if not isinstance(data, Tensor):
         raise DamagedError("a parameter has no values")
     return data
 
 
-def _from_type(machine: _Machine, function: Any, kind: Any, arguments: Any, *others: Any) -> Any:
+def _from_type(
+    machine: _Machine, function: object, kind: object, arguments: object, *others: object
+) -> object:
     return machine.call(function, arguments)
 
 
@@ -615,7 +631,7 @@ def _none_of_ours(problem: str) -> Callable[..., Tensor]:
     return lambda machine, *arguments: Tensor((), problem=problem)
 
 
-_BUILDERS: dict[str, Callable[..., Any]] = {
+_BUILDERS: dict[str, Callable[..., object]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,

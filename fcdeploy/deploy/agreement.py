@@ -2,9 +2,8 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -83,7 +82,7 @@ def _thresholds(system: System, bundle: Bundle, options: Options) -> Iterator[di
                 yield {option: value}
 
 
-def _values_of(key: str, table: dict[str, Any]) -> Iterator[int]:
+def _values_of(key: str, table: Mapping[str, object]) -> Iterator[int]:
     for name, value in table.items():
         if isinstance(value, dict):
             yield from _values_of(key, value)

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -217,7 +217,7 @@ def _chosen(path: Path, file: TorchFile, key: str | None) -> tuple[_Found, int]:
     return (parts[0], len(one.tensors) - len(parts[0].tensors)) if parts else (one, 0)
 
 
-def _by_key(path: Path, found: Any, key: str) -> _Found:
+def _by_key(path: Path, found: object, key: str) -> _Found:
     """Return the one state_dict at, or under, a dotted key; a prefix of tensors counts as a key, too."""
     at, rest = found, key
     keys: list[str] = []
@@ -247,14 +247,14 @@ def _by_key(path: Path, found: Any, key: str) -> _Found:
     )
 
 
-def _state_dicts(found: Any, keys: tuple[str, ...] = ()) -> Iterator[_Found]:
+def _state_dicts(found: object, keys: tuple[str, ...] = ()) -> Iterator[_Found]:
     """Yield the dictionaries of tensors in what a file holds, but for optimizers' states.
 
     The same dictionary in two places, as weights and their copy, is two; one that contains itself ends.
     """
     left = MOST_CONTAINERS
 
-    def inside(at: Any, keys: tuple[str, ...], around: frozenset[int]) -> Iterator[_Found]:
+    def inside(at: dict | list | tuple, keys: tuple[str, ...], around: frozenset[int]) -> Iterator[_Found]:
         nonlocal left
         left -= 1
         if left < 0 or len(keys) > DEEPEST or id(at) in around or (isinstance(at, dict) and OPTIMIZER in at):
@@ -273,7 +273,7 @@ def _state_dicts(found: Any, keys: tuple[str, ...] = ()) -> Iterator[_Found]:
         yield from inside(found, keys, frozenset())
 
 
-def _items(at: Any) -> dict[str, Any]:
+def _items(at: dict | list | tuple) -> dict[str, object]:
     if isinstance(at, dict):
         return {
             name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name): value
@@ -332,7 +332,7 @@ def _is_like(found: _Found) -> bool:
     return likeness(found.shapes)[1] >= ALIKE
 
 
-def _is_empty(found: Any) -> bool:
+def _is_empty(found: object) -> bool:
     """Whether a file holds a state_dict without tensors."""
     return isinstance(found, dict) and (not found or any(found.get(wrapper) == {} for wrapper in WRAPPERS))
 
@@ -347,7 +347,7 @@ def _several_sentence(path: Path, keys: list[str]) -> str:
     )
 
 
-def _nothing_sentence(path: Path, found: Any) -> str:
+def _nothing_sentence(path: Path, found: object) -> str:
     if isinstance(found, Opaque):
         line = _line(MODULE, path, "import torch")
         return f"{path}: holds a {found.name} and no state_dict; save its weights alone, where you trust it: {line}."

@@ -10,7 +10,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from types import ModuleType
+from typing import IO, TYPE_CHECKING
 
 from fcdeploy import __version__
 from fcdeploy.data.atomic import atomic_file, begins_with, check_parent, open_own
@@ -38,6 +39,9 @@ from fcdeploy.engine.tensorrt_library import (
 )
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import FcdeployError, InputError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 UNSUPPORTED = (
     "UNSUPPORTED_NODE",
@@ -193,13 +197,13 @@ def _check_side_files(
     return log
 
 
-def _inherited(bundle: Bundle) -> dict[str, Any]:
+def _inherited(bundle: Bundle) -> dict[str, object]:
     """Everything that the source's manifest says of the system, its weights and their parity."""
     own = ("format", "format_version", "kind", "passes", "versions")
     return {key: value for key, value in bundle.manifest.items() if key not in own}
 
 
-def _device(trt: Any, profile: BuildProfile) -> str:
+def _device(trt: ModuleType, profile: BuildProfile) -> str:
     """Return the name of the GPU that is built on, empty where none is needed; raises InputError if it cannot be."""
     if profile.flavour == "tensorrt-rtx":
         known = capabilities(trt)
@@ -223,7 +227,7 @@ def _device(trt: Any, profile: BuildProfile) -> str:
 
 
 @contextlib.contextmanager
-def _builder(trt: Any, log: IO[str], title: str) -> Iterator[Any]:
+def _builder(trt: ModuleType, log: IO[str], title: str) -> Iterator["tensorrt.Builder"]:
     """Give a builder whose log goes to a file while the block works."""
     log.write(f"{LOG_BEGINNING.decode()}{title}, {trt.__name__} {trt.__version__}\n")
     logger = logger_of(trt)
@@ -235,8 +239,8 @@ def _builder(trt: Any, log: IO[str], title: str) -> Iterator[Any]:
 
 
 def build_plan(
-    trt: Any,
-    builder: Any,
+    trt: ModuleType,
+    builder: "tensorrt.Builder",
     path: Path,
     spec: PassSpec,
     profile: BuildProfile,
@@ -279,7 +283,9 @@ def build_plan(
     return memoryview(plan)
 
 
-def parse_network(trt: Any, builder: Any, path: Path, spec: PassSpec, title: str, log_name: str) -> Any:
+def parse_network(
+    trt: ModuleType, builder: "tensorrt.Builder", path: Path, spec: PassSpec, title: str, log_name: str
+) -> "tensorrt.INetworkDefinition":
     """Read a graph into a strongly typed network whose tensors are those of ``spec``.
 
     Raises InputError for an operator that TensorRT does not know, and for tensors of other names, axes or types.
@@ -315,7 +321,9 @@ def _free(axes: tuple[str | int, ...]) -> tuple[int, ...]:
     return tuple(-1 if isinstance(axis, str) else axis for axis in axes)
 
 
-def optimization_profile(builder: Any, spec: PassSpec, ranges: Ranges) -> Any:
+def optimization_profile(
+    builder: "tensorrt.Builder", spec: PassSpec, ranges: Ranges
+) -> "tensorrt.IOptimizationProfile":
     """Return TensorRT's form of one dictionary of ranges: shortest, typical, longest shape of every input."""
     made = builder.create_optimization_profile()
     for tensor in spec.inputs:
@@ -327,7 +335,7 @@ def optimization_profile(builder: Any, spec: PassSpec, ranges: Ranges) -> Any:
     return made
 
 
-def _check(done: bool, builder: Any, path: Path, title: str, log_name: str) -> None:
+def _check(done: bool, builder: "tensorrt.Builder", path: Path, title: str, log_name: str) -> None:
     if not done:
         reason = error_from_log(builder.logger.errors)
         advice = "raise the profile's workspace; " if "workspace" in reason.lower() else ""

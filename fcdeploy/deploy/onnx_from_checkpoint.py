@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fcdeploy import __version__
 from fcdeploy.data.features import Features, open_features
@@ -42,6 +42,7 @@ from fcdeploy.systems import Recipe, System, Weights, check_recipe
 from fcdeploy.systems.settings import settings_as_dict
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
 OPSET = 20  # the first with Gelu
@@ -75,6 +76,8 @@ def export_checkpoint(
     """
     import_export_extra()
     _check_precision(precision, keep, agreement)
+    name: str | None
+    given: Recipe | None
     if isinstance(recipe, (str, Path)):
         name, given = str(recipe), load_recipe(recipe)
     else:
@@ -229,7 +232,7 @@ def _export_network(export: _Export, source: _Source) -> tuple[Parity, dict[str,
     return spelled, products
 
 
-def _network_fields(source: _Source, weights: Weights, parity: Parity) -> dict[str, Any]:
+def _network_fields(source: _Source, weights: Weights, parity: Parity) -> dict[str, object]:
     """Return what the manifest says of a network."""
     key = source.checkpoint.key
     return {
@@ -245,7 +248,7 @@ def _network_fields(source: _Source, weights: Weights, parity: Parity) -> dict[s
 
 def _chosen_recipe(
     system: System, checkpoints: Sequence[Path], weights: Weights, given: Recipe | None, name: str | None
-) -> tuple[Recipe, dict[str, Any]]:
+) -> tuple[Recipe, Mapping[str, object]]:
     """Return the recipe to export with and where it is from, and tell the user where that is not what they said.
 
     checkpoints: in the order of a run. given: a recipe or None; name: the file or built-in recipe that it was read
@@ -372,11 +375,11 @@ def _export_pass(module: "torch.nn.Module", spec: PassSpec, path: Path) -> None:
     _write_graph(graph, path)
 
 
-def _write_graph(graph: Any, path: Path) -> None:
+def _write_graph(graph: "onnx.ModelProto", path: Path) -> None:
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def _strip(graph: Any) -> None:
+def _strip(graph: "onnx.ModelProto") -> None:
     """Remove what the exporter notes about the machine it ran on: stack traces, paths, doc strings."""
     del graph.metadata_props[:]
     graph.doc_string = ""

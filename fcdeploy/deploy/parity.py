@@ -1,9 +1,8 @@
 """Is the exported graph the network? Values, NaN and threshold decisions, held against PyTorch in float64."""
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -98,7 +97,7 @@ def _open_probed(path: Path, spec: PassSpec, scratch: Path) -> OnnxRuntimeEngine
 
     graph = onnx.load(path)
     thresholds = [node.output[0] for node in graph.graph.node if node.op_type == "GreaterOrEqual"]
-    shapes: Mapping[str, Any] = {value.name: value.type for value in graph.graph.value_info}
+    shapes = {value.name: value.type for value in graph.graph.value_info}
     probes = []
     for at, name in enumerate(thresholds):
         probe = f"{EDGES}{at}"

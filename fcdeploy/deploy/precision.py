@@ -13,8 +13,13 @@ A similarity that falls on the other side of its threshold moves a feature by mo
 is why ``decisions`` is the default.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, MutableSequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import onnx
+
+T = TypeVar("T")
 
 PRECISIONS = ("fp32", "fp16")
 KEEPS = ("decisions", "similarities")
@@ -31,7 +36,7 @@ AGREEMENT = 0.9  # share of faces in the same cluster: one face that changes sid
 
 
 def float32_products(
-    graphs: Mapping[str, Any], deciding: Mapping[str, tuple[str, ...]], keep: str = "decisions"
+    graphs: Mapping[str, "onnx.ModelProto"], deciding: Mapping[str, tuple[str, ...]], keep: str = "decisions"
 ) -> dict[str, set[str]]:
     """Tell which products of a network's graphs stay float32: pass -> names of their outputs.
 
@@ -59,7 +64,9 @@ def float32_products(
     }
 
 
-def with_half_products(graph: Any, float32: set[str], *, spelled_out: bool = False) -> Any:
+def with_half_products(
+    graph: "onnx.ModelProto", float32: set[str], *, spelled_out: bool = False
+) -> "onnx.ModelProto":
     """Return a copy of an ONNX model whose matrix products are in float16, but for those in ``float32``.
 
     graph: an onnx.ModelProto, all float32 where it is floating point; float32: outputs of products. Names of its
@@ -75,8 +82,8 @@ def with_half_products(graph: Any, float32: set[str], *, spelled_out: bool = Fal
     body = model.graph
     constants = {tensor.name: tensor for tensor in body.initializer}
     halves: dict[str, str] = {}  # float32 tensor -> its rounded form
-    nodes: list[Any] = []
-    narrow: Callable[[str, str], list[Any]] = _spelled_out if spelled_out else _to_float16
+    nodes: list[onnx.NodeProto] = []
+    narrow: Callable[[str, str], list[onnx.NodeProto]] = _spelled_out if spelled_out else _to_float16
 
     def half(name: str) -> str:
         """Return the rounded form of a float32 tensor, which is made at its first use."""
@@ -114,19 +121,19 @@ def with_half_products(graph: Any, float32: set[str], *, spelled_out: bool = Fal
     return model
 
 
-def count_products(graph: Any) -> dict[str, int]:
+def count_products(graph: "onnx.ModelProto") -> dict[str, int]:
     """Return how many matrix products of an ONNX model are computed in each type: "fp16" and "fp32"."""
     products = list(_products(graph.graph))
     half = sum(name.endswith(SUFFIX) for name in products)
     return {"fp16": half, "fp32": len(products) - half}
 
 
-def _products(body: Any) -> Iterator[str]:
+def _products(body: "onnx.GraphProto") -> Iterator[str]:
     """Yield the outputs of all matrix products."""
     return (node.output[0] for node in body.node if node.op_type in PRODUCTS)
 
 
-def _upstream(body: Any, roots: set[str]) -> set[str]:
+def _upstream(body: "onnx.GraphProto", roots: set[str]) -> set[str]:
     """Return the tensors whose values a decision or one of ``roots`` depends on."""
     makers = {name: node for node in body.node for name in node.output}
     ahead = [name for node in body.node if node.op_type in DECISIONS for name in node.input] + list(roots)
@@ -141,19 +148,19 @@ def _upstream(body: Any, roots: set[str]) -> set[str]:
     return seen
 
 
-def _last(body: Any) -> set[str]:
+def _last(body: "onnx.GraphProto") -> set[str]:
     """Return the outputs of products that reach an output of the graph with no other product between."""
     return _nearest_products(body, [value.name for value in body.output])
 
 
-def _compared(body: Any) -> set[str]:
+def _compared(body: "onnx.GraphProto") -> set[str]:
     """Return the outputs of products that a decision reads with no other product between."""
     return _nearest_products(
         body, [name for node in body.node if node.op_type in DECISIONS for name in node.input]
     )
 
 
-def _nearest_products(body: Any, ahead: list[str]) -> set[str]:
+def _nearest_products(body: "onnx.GraphProto", ahead: list[str]) -> set[str]:
     """Return the outputs of the first products met on the way up from the tensors ``ahead``."""
     makers = {name: node for node in body.node for name in node.output}
     seen: set[str] = set()
@@ -170,7 +177,7 @@ def _nearest_products(body: Any, ahead: list[str]) -> set[str]:
     return found
 
 
-def _names_read(node: Any) -> list[str]:
+def _names_read(node: "onnx.NodeProto") -> list[str]:
     """Return the tensors that a node reads, those of graphs inside it included."""
     names = [name for name in node.input if name]
     for attribute in node.attribute:
@@ -180,18 +187,18 @@ def _names_read(node: Any) -> list[str]:
     return names
 
 
-def _replace(field: Any, values: list[Any]) -> None:
+def _replace(field: MutableSequence[T], values: list[T]) -> None:
     del field[:]
     field.extend(values)
 
 
-def _cast(source: str, target: str, to: int) -> Any:
+def _cast(source: str, target: str, to: int) -> "onnx.NodeProto":
     import onnx
 
     return onnx.helper.make_node("Cast", [source], [target], name=f"{target}.cast", to=to)
 
 
-def _to_float16(source: str, target: str) -> list[Any]:
+def _to_float16(source: str, target: str) -> list["onnx.NodeProto"]:
     import onnx
 
     return [_cast(source, target, onnx.TensorProto.FLOAT16)]
@@ -209,7 +216,7 @@ _ROUNDING = {
 }
 
 
-def _rounding_constants() -> list[Any]:
+def _rounding_constants() -> list["onnx.TensorProto"]:
     import numpy as np
     import onnx
 
@@ -219,11 +226,11 @@ def _rounding_constants() -> list[Any]:
     ]
 
 
-def _spelled_out(source: str, target: str) -> list[Any]:
+def _spelled_out(source: str, target: str) -> list["onnx.NodeProto"]:
     """Return the nodes that round float32 ``source`` to the nearest float16, as float32 ``target``."""
     import onnx
 
-    def node(kind: str, inputs: tuple[str, ...], output: str) -> Any:
+    def node(kind: str, inputs: tuple[str, ...], output: str) -> onnx.NodeProto:
         names = [name if name == source or name in _ROUNDING else f"{target}.{name}" for name in inputs]
         return onnx.helper.make_node(kind, names, [f"{target}.{output}" if output else target])
 

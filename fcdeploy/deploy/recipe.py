@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from fcdeploy.data.side_files import head_of
 from fcdeploy.data.toml import table_from_toml
@@ -33,7 +32,7 @@ def built_in_text(name: str) -> str:
     return (BUILT_IN / f"{name}.toml").read_text()
 
 
-def load_recipe(source: Path | str) -> Any:
+def load_recipe(source: Path | str) -> Recipe:
     """Read a recipe from a TOML file, or a built-in one by its name.
 
     Returns the recipe dataclass of its system. Raises InputError that names file and key for anything unknown,

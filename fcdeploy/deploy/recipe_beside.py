@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.errors import InputError
@@ -115,7 +114,7 @@ def thresholds_of(system: System) -> set[str]:
     return {tunable.key for link in links for tunable in system.tunable(weights, Options(link=link))}
 
 
-def differences(one: Recipe, other: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def differences(one: Recipe, other: Recipe) -> Iterator[tuple[str, tuple[object, object]]]:
     """Yield the dotted places where two recipes of a system differ, each with the value in ``other`` and in ``one``."""
     for setting in list_settings(one):
         values = setting_of(other, setting.key), setting.value
@@ -151,7 +150,7 @@ def _one_beside(checkpoint: Path, published: Callable[[], Recipe]) -> tuple[Path
     return None
 
 
-def _trained_for(config: Path) -> dict[str, Any] | None:
+def _trained_for(config: Path) -> dict[str, object] | None:
     """Return the recipe in the configuration of a training; None where there is none, or it is somebody else's."""
     try:
         recipe = json.loads(config.read_bytes())["config"]["recipe"]
@@ -175,7 +174,7 @@ def _taking_common(recipe: Recipe, kin: Recipe) -> Recipe:
     return with_settings(recipe, common)
 
 
-def _describe(differing: Mapping[str, tuple[Any, Any]], one: object, other: object) -> str:
+def _describe(differing: Mapping[str, tuple[object, object]], one: object, other: object) -> str:
     """Say in what two recipes differ: "links.tau (0.6 in a.toml, 0.7 in b.toml)"."""
     texts = [
         f"{key} ({_value(pair[0])} in {one}, {_value(pair[1])} in {other})"
@@ -185,7 +184,7 @@ def _describe(differing: Mapping[str, tuple[Any, Any]], one: object, other: obje
     return ", ".join(texts) + more
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, tuple):
         return "other ones" if any(map(dataclasses.is_dataclass, value)) else str(list(value))
     return str(value)

@@ -4,9 +4,10 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.threads import settings_of_this_thread
@@ -66,7 +67,7 @@ class Rows:
     def __getitem__(self, part: slice) -> "Rows":
         return Rows(self.table, self.nodes[part])
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         """Be the rows themselves wherever NumPy is asked for an array."""
         return self.gather() if dtype is None else self.gather().astype(dtype)
 
@@ -78,7 +79,7 @@ class Rows:
         return out
 
 
-def gathered(feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def gathered(feeds: Mapping[str, np.ndarray | Rows]) -> dict[str, np.ndarray]:
     """Return an engine's inputs with rows of tables gathered."""
     return {name: array.gather() if isinstance(array, Rows) else array for name, array in feeds.items()}
 

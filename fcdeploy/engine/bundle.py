@@ -87,7 +87,7 @@ class Bundle:
         return int(self.manifest["feature_dim"])
 
     @property
-    def weights(self) -> dict[str, dict[str, Any]]:
+    def weights(self) -> dict[str, Widths]:
         """The networks that the bundle holds, each with the widths of its weights."""
         return {
             name: msgspec.convert(fields["widths"], Widths)

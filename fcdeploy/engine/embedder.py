@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import numpy as np
 from msgspec import Meta
@@ -20,6 +20,9 @@ from fcdeploy.data.typed import typed
 from fcdeploy.engine.onnx_file import file_digest, model_files
 from fcdeploy.engine.onnxruntime import open_session, run_error
 from fcdeploy.errors import FcdeployError, InputError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 LAYOUTS = ("NCHW", "NHWC")
 CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
@@ -52,6 +55,10 @@ Numbers = Annotated[Number | tuple[Number, ...] | None, Meta(description=NUMBERS
 ALIKE = 1e-3  # of its length: how far an embedding may move with the pictures beside it, by rounding
 
 
+# The value of an input that is no picture, or values in it.
+Constant: TypeAlias = "bool | int | float | str | tuple[Constant, ...]"
+
+
 @dataclass(frozen=True)
 class EmbedderSettings:
     """What a graph does not say of itself; None means what the graph says, or the default.
@@ -68,7 +75,7 @@ class EmbedderSettings:
     mean: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
     output_tensor: str | None = None
-    inputs: tuple[tuple[str, Any], ...] | None = None
+    inputs: tuple[tuple[str, Constant], ...] | None = None
 
 
 def settings_beside(model: Path) -> EmbedderSettings:
@@ -253,7 +260,7 @@ class Embedder:
             raise self._no_embedding(output, batch)
         return output.reshape(batch, -1).astype(np.float32)
 
-    def _tried(self, declared: Any, wanted: int, inputs: Mapping[str, Any]) -> tuple[int, int]:
+    def _tried(self, declared: int | str, wanted: int, inputs: Mapping[str, Constant]) -> tuple[int, int]:
         """Return how many pictures the graph takes per call, and the width of embeddings.
 
         Tried on noise, so that what does not fit is found before the work starts. Where the graph's input
@@ -300,14 +307,14 @@ class Embedder:
                 )
         return len(alone)
 
-    def _no_embedding(self, output: Any, batch: int) -> InputError:
+    def _no_embedding(self, output: object, batch: int) -> InputError:
         found = f"{output.shape} {output.dtype}" if isinstance(output, np.ndarray) else type(output).__name__
         return InputError(
             f"{self.path}: expected an embedding ({batch}, d) of floats in output {self._output}, found "
             f"{found}; give an ONNX face embedder, or name another output."
         )
 
-    def _pictures(self, inputs: Mapping[str, Any]) -> Any:
+    def _pictures(self, inputs: Mapping[str, Constant]) -> "onnxruntime.NodeArg":
         """Return the input that takes pictures: the one that has no constant."""
         tensors = self._session.get_inputs()
         names = [tensor.name for tensor in tensors]
@@ -332,7 +339,7 @@ class Embedder:
             f"{self.path.with_suffix('.toml').name} beside it, under [inputs]: {lines}."
         )
 
-    def _constants_of(self, inputs: Mapping[str, Any], batch: int) -> dict[str, np.ndarray]:
+    def _constants_of(self, inputs: Mapping[str, Constant], batch: int) -> dict[str, np.ndarray]:
         """Return the arrays of further inputs, of the dtype and shape that the graph declares.
 
         A first axis that is free is the batch; other free axes are as long as the value, or 1.
@@ -370,7 +377,7 @@ class Embedder:
             )
         return str(name)
 
-    def _layout(self, shape: list[Any], given: str | None) -> str:
+    def _layout(self, shape: Sequence[int | str], given: str | None) -> str:
         fitting = [
             layout
             for layout in LAYOUTS
@@ -389,10 +396,10 @@ class Embedder:
             f"{self.path}: its input {shape} does not say which axis holds the channels; say --layout NCHW or NHWC."
         )
 
-    def _size(self, at: dict[str, Any], given: tuple[int, int] | None) -> tuple[int, int]:
+    def _size(self, at: Mapping[str, int | str], given: tuple[int, int] | None) -> tuple[int, int]:
         wanted = given or SIZE
         size = tuple(
-            at[axis] if isinstance(at[axis], int) else length
+            length if isinstance(found := at[axis], str) else found
             for axis, length in zip("HW", wanted, strict=True)
         )
         if given is not None and size != given:
@@ -402,7 +409,7 @@ class Embedder:
             )
         return size[0], size[1]
 
-    def _channels(self, at: dict[str, Any], given: str | None) -> str:
+    def _channels(self, at: Mapping[str, int | str], given: str | None) -> str:
         count = at["C"] if isinstance(at["C"], int) else CHANNELS[given or "rgb"]
         channels = given or ("rgb" if count == 3 else "gray")
         if CHANNELS[channels] != count:
@@ -442,7 +449,7 @@ def _bracketed(text: str) -> str:
     return f"[{text}]" if "," in text else text
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Constant:
     """Return a constant as Python's own numbers and texts, in tuples."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
@@ -453,7 +460,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _as_dtype(value: Any, dtype: np.dtype) -> np.ndarray:
+def _as_dtype(value: Constant, dtype: np.dtype) -> np.ndarray:
     """Return a constant as an array; raises ValueError when the dtype cannot hold it as it is."""
     array = np.array(value)  # of ragged tuples ValueError
     kinds = {"O": "U", "b": "b", "f": "iuf"}.get(dtype.kind, "iu")
@@ -471,6 +478,6 @@ def _example(kind: str) -> str:
     return {"tensor(bool)": "false", "tensor(string)": '""'}.get(kind, "0")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:60]}..."

@@ -71,7 +71,7 @@ class Parity:
     def within_tolerance(self) -> bool:
         return self.nan == 0 and self.max_error <= self.tolerance and self.flipped <= self.allowed_flips
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {**dataclasses.asdict(self), "within_tolerance": self.within_tolerance}
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ class Agreement:
     def worst(self) -> AgreementRun:
         return min(self.runs, key=lambda run: run.share)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {**dataclasses.asdict(self), "least": self.worst.share}
 
     def __str__(self) -> str:

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from fcdeploy.engine.batching import ahead, gathered
 from fcdeploy.engine.tensors import Feeds, PassSpec, Timing, check_feeds
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.packages import import_package
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 K = TypeVar("K")
 
@@ -143,7 +146,7 @@ def open_session(
     threads: int = 0,
     device: str = "cpu",
     vram: int = 0,
-) -> Any:
+) -> "onnxruntime.InferenceSession":
     """Load a graph, from ``graph`` if it was read before.
 
     Raises InputError when it cannot be, FcdeployError when the device is not the one asked for.
@@ -156,7 +159,7 @@ def open_session(
     options.log_severity_level = 4  # errors are raised, and need not be printed, too
     # Threads that spin while they wait take the cores that the next neighborhoods are built on.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    settings: dict[str, Any] = {}
+    settings: dict[str, int | str] = {}
     if device == "cuda":
         settings["use_tf32"] = 0  # fp32 graphs mean fp32: ten bits of mantissa would flip edges
         if vram:
@@ -180,6 +183,6 @@ def open_session(
     return session
 
 
-def import_onnxruntime() -> Any:
+def import_onnxruntime() -> ModuleType:
     """Import ONNX Runtime; raises MissingDependencyError, see ``import_package``."""
     return import_package("onnxruntime", "ONNX Runtime", "pip install 'fcdeploy[cpu]'` (or `[gpu]")

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, TypeVar
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import numpy as np
 from msgspec import Meta
@@ -22,6 +22,9 @@ from fcdeploy.engine.tensorrt_library import DTYPES, TITLES, error_from_log, imp
 from fcdeploy.engine.tensors import Feeds, PassSpec, TensorSpec, check_feeds, divisible_axis
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.cuda import DeviceArrays, import_cupy, kernel
+
+if TYPE_CHECKING:
+    import cupy
 
 K = TypeVar("K")
 TABLE_SHARE = 2  # of the device memory, the half is for tables that inputs are gathered from
@@ -49,7 +52,7 @@ class PlanTarget:
         return f"fcdeploy build {bundle} -o {output} --profile {self.profile}{other}"
 
 
-def check_target(target: PlanTarget, where: str, remake: str) -> tuple[Any, Gpu]:
+def check_target(target: PlanTarget, where: str, remake: str) -> tuple[ModuleType, Gpu]:
     """Return TensorRT's module and the GPU when plans of ``target`` run on this machine.
 
     Raises MissingDependencyError without that flavour, InputError for another version of it, without a GPU, and on a
@@ -128,7 +131,7 @@ class TensorRtEngine:
         self._slots = [_Slot(self._cupy), _Slot(self._cupy)]
         self._turn = 0
         self._profile = -1
-        self._workspace: Any = None
+        self._workspace: cupy.cuda.MemoryPointer | None = None
         self._tables = DeviceArrays(
             self._cupy, (vram or gpu.memory // share) // TABLE_SHARE, self._copies.synchronize
         )
@@ -191,7 +194,7 @@ class TensorRtEngine:
     ) -> None:
         self.close()
 
-    def _check_engine(self, trt: Any, remake: str) -> None:
+    def _check_engine(self, trt: ModuleType, remake: str) -> None:
         """Raise InputError when the plan's tensors or profiles are not those of the manifest."""
         engine = self._engine
         found = {}
@@ -284,7 +287,7 @@ class TensorRtEngine:
             tables = self._tables_of(feeds)
             for spec in self.spec.inputs:
                 array = feeds[spec.name]
-                if spec.name in tables:
+                if isinstance(array, Rows) and spec.name in tables:
                     device = self._gather(slot, spec, array, tables[spec.name])
                 else:
                     device = self._send(slot, spec, array)
@@ -312,13 +315,13 @@ class TensorRtEngine:
         except self._cupy.cuda.runtime.CUDARuntimeError as error:
             raise FcdeployError(f"{self._where}: CUDA failed ({error}).") from error
 
-    def _tables_of(self, feeds: Feeds) -> dict[str, Any]:
+    def _tables_of(self, feeds: Feeds) -> dict[str, "cupy.ndarray"]:
         """Return the device tables that inputs are gathered from, by input; none unless all of them fit."""
         rows = {name: array for name, array in feeds.items() if isinstance(array, Rows)}
         held = self._tables.get(*(array.table for array in rows.values())) if rows else None
         return dict(zip(rows, held, strict=True)) if held else {}
 
-    def _send(self, slot: "_Slot", spec: TensorSpec, array: Any) -> Any:
+    def _send(self, slot: "_Slot", spec: TensorSpec, array: np.ndarray | Rows) -> "cupy.cuda.MemoryPointer":
         """Start copying an input to the device; return its memory there."""
         host, device = slot.pinned(spec.name, array.shape, spec.dtype), slot.memory(spec, array.shape)
         if isinstance(array, Rows):
@@ -328,7 +331,9 @@ class TensorRtEngine:
         device.copy_from_host_async(host.ctypes.data, host.nbytes, self._copies)
         return device
 
-    def _gather(self, slot: "_Slot", spec: TensorSpec, array: Rows, table: Any) -> Any:
+    def _gather(
+        self, slot: "_Slot", spec: TensorSpec, array: Rows, table: "cupy.ndarray"
+    ) -> "cupy.cuda.MemoryPointer":
         """Start gathering an input from a table on the device; return its memory there."""
         nodes = TensorSpec(f"{spec.name}.nodes", (), "int32")
         where, device = self._send(slot, nodes, array.nodes), slot.memory(spec, array.shape)
@@ -363,7 +368,7 @@ class TensorRtEngine:
         self._context.set_device_memory(self._workspace.ptr, self._workspace.mem.size)
         self._profile = profile
 
-    def _check(self, done: Any, what: str) -> None:
+    def _check(self, done: object, what: str) -> None:
         if not done:
             raise self._failed(what)
 
@@ -376,10 +381,13 @@ class TensorRtEngine:
 class _Slot:
     """Buffers of one batch: pinned host memory and device memory by tensor, grown when they are too small."""
 
-    def __init__(self, cupy: Any) -> None:
+    _pinned: "dict[str, cupy.cuda.PinnedMemoryPointer]"
+    device: "dict[str, cupy.cuda.MemoryPointer]"
+
+    def __init__(self, cupy: ModuleType) -> None:
         self._cupy = cupy
-        self._pinned: dict[str, Any] = {}
-        self.device: dict[str, Any] = {}
+        self._pinned = {}
+        self.device = {}
         self.results: dict[str, np.ndarray] = {}
         self.copied, self.done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
 
@@ -392,7 +400,7 @@ class _Slot:
             self._pinned[name] = self._cupy.cuda.alloc_pinned_memory(size)
         return np.frombuffer(self._pinned[name], dtype=dtype, count=count).reshape(shape)
 
-    def memory(self, spec: TensorSpec, shape: tuple[int, ...]) -> Any:
+    def memory(self, spec: TensorSpec, shape: tuple[int, ...]) -> "cupy.cuda.MemoryPointer":
         """Return device memory for a tensor of this shape."""
         size = max(math.prod(shape) * np.dtype(spec.dtype).itemsize, 1)
         if spec.name not in self.device or self.device[spec.name].mem.size < size:

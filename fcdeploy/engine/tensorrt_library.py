@@ -1,7 +1,9 @@
 """TensorRT in its two flavours: ``tensorrt`` (10.x, 11.x) and ``tensorrt-rtx``, which share one Python interface."""
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from types import ModuleType
+from typing import IO, Any, Protocol
 
 from fcdeploy.engine.tensors import TensorSpec
 from fcdeploy.packages import import_package
@@ -21,15 +23,46 @@ DTYPES = {
 # What TensorRT for RTX also reports as errors on a machine without a GPU, where it works all the same.
 NO_GPU = ("cudaError 35", "cudaError 100", "In catchCudaError")
 
-_loggers: dict[str, Any] = {}
+
+class Named(Protocol):
+    """A member of one of TensorRT's enumerations."""
+
+    @property
+    def name(self) -> str: ...
 
 
-def import_tensorrt(flavour: str) -> Any:
+class Described(Protocol):
+    """A tensor of TensorRT's, as far as it is described here."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> Named: ...
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def get_dimension_name(self, index: int) -> str: ...
+
+
+class Logger(Protocol):
+    """What passes TensorRT's messages on to a file and keeps the errors."""
+
+    errors: list[str]
+
+    def start(self, file: IO[str] | None = None) -> None: ...
+
+
+_loggers: dict[str, Logger] = {}
+
+
+def import_tensorrt(flavour: str) -> ModuleType:
     """Import a flavour's module; raises MissingDependencyError, see ``import_package``."""
     return import_package(MODULES[flavour], TITLES[flavour], f"pip install 'fcdeploy[{flavour}]'")
 
 
-def logger_of(trt: Any) -> Any:
+def logger_of(trt: Any) -> Logger:
     """Return the one logger of a flavour, with ``start(file)`` and the ``errors`` that came since.
 
     TensorRT keeps the first logger that a process gives it and ignores all others, so there is only one.
@@ -41,14 +74,14 @@ def logger_of(trt: Any) -> Any:
 
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
-                self.file: Any = None
+                self.file: IO[str] | None = None
                 self.errors: list[str] = []
 
-            def start(self, file: Any = None) -> None:
+            def start(self, file: IO[str] | None = None) -> None:
                 """Write to ``file`` from now on (nowhere, if None), with no errors so far."""
                 self.file, self.errors = file, []
 
-            def log(self, severity: Any, message: str) -> None:
+            def log(self, severity: Named, message: str) -> None:
                 """Take one message; called by TensorRT, from any thread."""
                 if severity == trt.ILogger.VERBOSE:
                     return
@@ -76,7 +109,7 @@ def error_from_log(errors: list[str]) -> str:
     return "no reason given"
 
 
-def spec_of_tensor(tensor: Any) -> TensorSpec:
+def spec_of_tensor(tensor: Described) -> TensorSpec:
     """Describe a tensor of a parsed network or an engine's file as a spec; free axes carry their ONNX names."""
     axes = tuple(
         (tensor.get_dimension_name(at) or "?") if length < 0 else int(length)
@@ -85,7 +118,7 @@ def spec_of_tensor(tensor: Any) -> TensorSpec:
     return TensorSpec(tensor.name, axes, DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()))
 
 
-def capabilities(trt: Any) -> list[str]:
+def capabilities(trt: ModuleType) -> list[str]:
     """Return the compute capabilities that TensorRT for RTX compiles for without a GPU: "7.5", "8.6", ..."""
     numbers = sorted(int(name[2:]) for name in dir(trt.ComputeCapability) if name.startswith("SM"))
     return [f"{number // 10}.{number % 10}" for number in numbers]

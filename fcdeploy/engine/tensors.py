@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Annotated, Any, Protocol, Self, TypeVar
+from typing import Annotated, Protocol, Self, TypeVar
 
 import numpy as np
 from msgspec import Meta
 
 from fcdeploy.data.typed import typed
+from fcdeploy.engine.batching import Rows
 from fcdeploy.errors import FcdeployError
 
 K = TypeVar("K")
@@ -33,7 +34,7 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(map(str, self.axes))}) {self.dtype}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {"name": self.name, "axes": list(self.axes), "dtype": self.dtype}
 
 
@@ -49,7 +50,7 @@ class PassSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "inputs": [tensor.as_dict() for tensor in self.inputs],
             "outputs": [tensor.as_dict() for tensor in self.outputs],
@@ -69,7 +70,7 @@ class Timing:
         return self.host + self.copies + self.compute
 
 
-Feeds = Mapping[str, Any]  # input name -> a NumPy array, or ``Rows`` of a table
+Feeds = Mapping[str, np.ndarray | Rows]  # by the names of inputs
 
 
 class Engine(Protocol):
@@ -108,7 +109,7 @@ class Tensors:
     outputs: TensorSpecs
 
 
-def pass_from_dict(name: str, fields: Mapping[str, Any]) -> PassSpec:
+def pass_from_dict(name: str, fields: Mapping[str, object]) -> PassSpec:
     """Read what ``PassSpec.as_dict`` wrote; raises InputError when it is something else."""
     tensors = typed(Tensors, fields, f"pass {name}", open_ended=True)
     return PassSpec(name, tensors.inputs, tensors.outputs)

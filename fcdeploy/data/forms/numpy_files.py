@@ -3,9 +3,9 @@
 import math
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def read_npz(
 
 
 def choose_array(
-    arrays: dict[str, tuple[tuple[int, ...], Any]], name: str, column: str | None, what: str
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype | str]], name: str, column: str | None, what: str
 ) -> str:
     """Return the key of the array that is features: ``column``, or the only one of two axes and real numbers.
 
@@ -114,9 +114,7 @@ def offset_of(path: Path, info: zipfile.ZipInfo) -> int:
     return info.header_offset + 30 + int(name) + int(extra)
 
 
-def _header(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo
-) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype, bool, int]:
     """Return shape, dtype, whether in Fortran order, and the bytes before the data, of a member."""
     with archive.open(info) as file:
         counted = _Counted(file)
@@ -145,7 +143,7 @@ class _Counted:
 
 
 def _blocks(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, skip: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, skip: int, shape: tuple[int, ...], dtype: np.dtype
 ) -> Iterator[np.ndarray]:
     row = shape[1] * dtype.itemsize
     block, left = max(1, CHUNK // row) * row, shape[0] * row

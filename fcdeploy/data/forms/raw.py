@@ -7,7 +7,6 @@ float32 are absurd and another dtype makes them ordinary.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -118,8 +117,8 @@ def other_dtype(sample: np.ndarray) -> tuple[str, str] | None:
         return "big-endian float16", ">f2"
     if _doubles_of_short_numbers(sample):
         return "float64", "<f8"
-    if _absurd(as_is) and (dtype := _bytes_alike(sample)):
-        return f"8-bit integers ({np.dtype(dtype).name})", dtype
+    if _absurd(as_is) and (bytes_of := _bytes_alike(sample)):
+        return f"8-bit integers ({np.dtype(bytes_of).name})", bytes_of
     if as_is.octaves > NOISE and words >= 2 * LEAST_WORDS:
         return "no numbers (compressed, encrypted or damaged data)", ""
     return None
@@ -203,7 +202,7 @@ def _doubles_of_short_numbers(sample: np.ndarray) -> bool:
     return upper.octaves < 3 and -2 <= upper.size <= 2 and spread(sample.view("<f8")).ordinary
 
 
-def _bytes_alike(sample: np.ndarray) -> Any:
+def _bytes_alike(sample: np.ndarray) -> str | None:
     """Return 'i1' or 'u1' when bytes are distributed alike at all four places of a word, and not evenly."""
     if len(sample) < LEAST_BYTES:
         return None

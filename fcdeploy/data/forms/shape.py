@@ -1,7 +1,6 @@
 """Which arrays are features: real numbers, two axes once those of length 1 are dropped."""
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from fcdeploy.errors import InputError
 REAL = ("float16", "float32", "float64", "int8", "int16", "int32", "uint8", "uint16", "bool", "bfloat16")
 
 
-def is_real(dtype: np.dtype[Any]) -> bool:
+def is_real(dtype: np.dtype) -> bool:
     """Tell whether a dtype's values can be features; wider integers are ids or labels."""
     return dtype.newbyteorder("=").name in REAL
 

@@ -7,7 +7,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -23,9 +23,7 @@ def nameless_file(scratch: Path | None) -> IO[bytes]:
     return tempfile.TemporaryFile(dir=scratch or scratch_folder(needed=False))
 
 
-def spool_rows(
-    blocks: Iterable[np.ndarray], dim: int, dtype: np.dtype[Any], scratch: Path | None
-) -> np.ndarray:
+def spool_rows(blocks: Iterable[np.ndarray], dim: int, dtype: np.dtype, scratch: Path | None) -> np.ndarray:
     """Keep blocks (m, dim) behind each other; returns (n, dim), a memory map of a nameless file if it is large."""
     blocks, kept, size = iter(blocks), [], 0
     for block in blocks:

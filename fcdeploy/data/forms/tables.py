@@ -5,9 +5,10 @@ bad rows.
 """
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -17,10 +18,14 @@ from fcdeploy.data.forms.spool import spool_rows
 from fcdeploy.errors import InputError
 from fcdeploy.packages import import_package
 
+if TYPE_CHECKING:
+    import pyarrow
+
 BATCH_ROWS = 4096
+Batches: TypeAlias = "Callable[[list[str]], Iterable[pyarrow.RecordBatch]]"  # of some columns
 
 
-def import_pyarrow(what: str) -> Any:
+def import_pyarrow(what: str) -> ModuleType:
     """Return the module ``pyarrow``; raises MissingDependencyError, saying ``what`` needs it."""
     title = f"{what}: pyarrow, by which tables are read,"
     return import_package("pyarrow", title, "pip install 'fcdeploy[tables]'")
@@ -72,7 +77,7 @@ def read_table(
 
 
 def choose_columns(
-    arrow: Any, schema: Any, name: str, column: str | None, id_column: str | None
+    arrow: ModuleType, schema: "pyarrow.Schema", name: str, column: str | None, id_column: str | None
 ) -> list[str]:
     """Return the names of the columns that hold the features; raises InputError where that is not clear."""
     types = arrow.types
@@ -113,7 +118,12 @@ def choose_columns(
 
 
 def rows_from_batch(
-    arrow: Any, batch: Any, columns: list[str], name: str, start: int, dim: int | None
+    arrow: ModuleType,
+    batch: "pyarrow.RecordBatch",
+    columns: list[str],
+    name: str,
+    start: int,
+    dim: int | None,
 ) -> np.ndarray:
     """Return the rows (m, d) of a record batch whose first row is number ``start``.
 
@@ -157,7 +167,7 @@ def rows_from_batch(
     return rows
 
 
-def ids_from_column(values: Any, name: str, column: str, start: int) -> np.ndarray:
+def ids_from_column(values: "pyarrow.Array", name: str, column: str, start: int) -> np.ndarray:
     """Return a column of ids (m,) as integers or text; raises InputError for nulls and other things."""
     missing = np.asarray(values.is_null())
     if missing.any():
@@ -173,7 +183,7 @@ def ids_from_column(values: Any, name: str, column: str, start: int) -> np.ndarr
     return ids.astype(np.str_) if ids.dtype.kind == "U" else ids
 
 
-def _opened(arrow: Any, path: Path, kind: str) -> tuple[Any, Any]:
+def _opened(arrow: ModuleType, path: Path, kind: str) -> tuple["pyarrow.Schema", Batches]:
     """Return the schema of a table and a function that gives record batches of some of its columns."""
     if kind == "parquet":
         import pyarrow.parquet
@@ -197,17 +207,19 @@ def _opened(arrow: Any, path: Path, kind: str) -> tuple[Any, Any]:
     return reader.schema, lambda columns: _cut(arrow, parts, columns)
 
 
-def _cut(arrow: Any, batches: Any, columns: list[str]) -> Iterator[Any]:
+def _cut(
+    arrow: ModuleType, batches: Iterable["pyarrow.RecordBatch"], columns: list[str]
+) -> Iterator["pyarrow.RecordBatch"]:
     for batch in batches:
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield batch.select(columns).slice(start, BATCH_ROWS)
 
 
-def _is_list(types: Any, kind: Any) -> bool:
+def _is_list(types: ModuleType, kind: "pyarrow.DataType") -> bool:
     return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
-def _numbers(values: Any) -> np.ndarray:
+def _numbers(values: "pyarrow.Array") -> np.ndarray:
     """Return a column of numbers (m,) as floats, NaN for nulls; of one dtype, whether or not there are any."""
     numbers = values.to_numpy(zero_copy_only=False)
     kind = str(values.type)

@@ -1,8 +1,8 @@
 """Features that are tensors: ``.pt`` and ``.safetensors``, mapped where they lie, without PyTorch."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -40,9 +40,9 @@ def read_torch(path: Path, name: str, dim: int | None, column: str | None) -> tu
             f"{name}: is a pickle that wants to import {file.wanted[0]}, and only tensors are loaded; {SAVE}."
         )
     if isinstance(file.found, (list, tuple)):
-        return _stacked(file, name, dim), ""
+        return _stacked(file, file.found, name, dim), ""
     if isinstance(file.found, dict):
-        return _of_several(file, name, dim, column)
+        return _of_several(file, file.found, name, dim, column)
     if not isinstance(file.found, Tensor):
         kind = file.found.name if isinstance(file.found, Opaque) else type(file.found).__name__
         raise InputError(f"{name}: holds a {kind} and no tensor; {SAVE}.")
@@ -57,17 +57,20 @@ def read_safetensors(path: Path, name: str, dim: int | None, column: str | None)
         file = read_safetensors_file(path)
     except DamagedError as error:
         raise InputError(f"{name}: not a readable .safetensors file ({error}).") from error
-    return _of_several(file, name, dim, column)
+    assert isinstance(file.found, dict)
+    return _of_several(file, file.found, name, dim, column)
 
 
-def _of_several(file: TorchFile, name: str, dim: int | None, column: str | None) -> tuple[Rows, str]:
-    tensors = {str(key): value for key, value in file.found.items() if isinstance(value, Tensor)}
+def _of_several(
+    file: TorchFile, found: Mapping[object, object], name: str, dim: int | None, column: str | None
+) -> tuple[Rows, str]:
+    tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     described = {key: (tensor.shape, _described(tensor)) for key, tensor in tensors.items()}
     key = choose_array(described, name, column, "a file of tensors")
     return _rows(file, tensors[key], f"{name}, '{key}'", dim), key
 
 
-def _described(tensor: Tensor) -> Any:
+def _described(tensor: Tensor) -> np.dtype | str:
     """Return a tensor's dtype as it is shown; "other" where features are not kept in it."""
     dtype = DTYPES.get(tensor.kind, "other")
     return dtype if dtype in ("bfloat16", "other") else np.dtype(dtype)
@@ -83,12 +86,13 @@ def _rows(file: TorchFile, tensor: Tensor, name: str, dim: int | None) -> Rows:
     return Bfloat16(rows) if DTYPES[tensor.kind] == "bfloat16" else rows
 
 
-def _stacked(file: TorchFile, name: str, dim: int | None) -> np.ndarray:
+def _stacked(file: TorchFile, found: Sequence[object], name: str, dim: int | None) -> np.ndarray:
     """Return a list of tensors, each a row or some rows, as one array."""
-    if not file.found or not all(isinstance(each, Tensor) for each in file.found):
+    tensors = [each for each in found if isinstance(each, Tensor)]
+    if not tensors or len(tensors) < len(found):
         raise InputError(f"{name}: holds a list of other things than tensors; {SAVE}.")
     blocks: list[np.ndarray] = []
-    for at, tensor in enumerate(file.found):
+    for at, tensor in enumerate(tensors):
         if len(tensor.shape) == 1:
             tensor = replace(tensor, shape=(1, *tensor.shape), strides=(0, *tensor.strides))
         rows = np.asarray(_rows(file, tensor, f"{name}, tensor {at:,} of the list", dim)[:])

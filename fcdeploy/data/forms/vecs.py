@@ -5,15 +5,14 @@
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fcdeploy.data.forms.shape import as_rows
 from fcdeploy.errors import InputError
 
-VECS: dict[str, Any] = {".fvecs": "<f4", ".ivecs": "<i4", ".bvecs": "u1"}
-BIGANN: dict[str, Any] = {".fbin": "<f4", ".u8bin": "u1", ".i8bin": "i1"}
+VECS: dict[str, str] = {".fvecs": "<f4", ".ivecs": "<i4", ".bvecs": "u1"}
+BIGANN: dict[str, str] = {".fbin": "<f4", ".u8bin": "u1", ".i8bin": "i1"}
 WIDEST = 1 << 16
 CHECKED_ROWS = 1 << 16  # at a time
 
