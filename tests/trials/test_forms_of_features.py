@@ -355,7 +355,10 @@ def test_nulls_of_a_table_are_bad_rows(rows: np.ndarray, tmp_path: Path) -> None
     for kind in (pa.list_(pa.float32()), pa.list_(pa.int8(), D)):
         values = rows.astype(int).tolist()
         values[3], values[7] = None, [1, None, *range(D - 2)]
-        parquet.write_table(pa.table({"e": pa.array(values, kind)}), tmp_path / "t.parquet")
+        try:
+            parquet.write_table(pa.table({"e": pa.array(values, kind)}), tmp_path / "t.parquet")
+        except pa.ArrowNotImplementedError:  # older versions write no nulls of fixed length
+            continue
         opened = open_features(tmp_path / "t.parquet", D)
         with pytest.raises(InputError, match=rf"2 of {N} rows.*\(rows 3, 7"):
             check_features(opened)
