@@ -244,7 +244,7 @@ def test_settings_that_make_no_sense_are_refused_in_a_sentence():
         (Recipe(propagation=PropagationSettings(max_rounds=-1)), "max_rounds"),
     ):
         assert words in (wrong.problem() or "")
-    with pytest.raises(InputError, match="--k 1"):
+    with pytest.raises(InputError, match="k = 1"):
         Recipe().for_run(10, k=1)
     with pytest.raises(InputError, match=r"hops\[0\]"):
         Recipe().for_run(10, hops=(0, 3))

@@ -196,7 +196,7 @@ def test_parity_is_measured_on_links_of_both_kinds():
 def test_the_k_of_a_run_is_that_of_the_weights():
     recipe = Recipe(links=LinkSettings(k=20))
     assert recipe.for_run(20, k=20) == (recipe, [])
-    with pytest.raises(InputError, match=r"--k 10: the engine's weights are for k = 20"):
+    with pytest.raises(InputError, match=r"k = 10: the engine's weights are for k = 20"):
         recipe.for_run(100, k=10)
     with pytest.raises(InputError, match=r"weights are for k = 20 .* only 19 faces"):
         recipe.for_run(19)

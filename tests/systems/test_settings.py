@@ -89,4 +89,4 @@ def test_tables_and_lists_of_tables_are_values_too() -> None:
 def test_an_unknown_key_and_a_wrong_type_are_named(recipe, values, sentence) -> None:
     with pytest.raises(InputError) as refused:
         with_settings(recipe, values, "--set")
-    assert str(refused.value) == f"--set: {sentence}"
+    assert str(refused.value) == f"settings: {sentence}"
