@@ -307,7 +307,7 @@ def test_k_is_that_of_the_weights_where_pairs_link_and_free_elsewhere():
     assert (settings.neighborhood.hops, notes) == ((40, 10), [])
     with pytest.raises(InputError, match=r"k = 5: the pair networks' weights are for k = 8"):
         recipe.for_run(1000, weights=WEIGHTS, k=5)
-    with pytest.raises(InputError, match=r"--k 9: the pair networks' weights"):
+    with pytest.raises(InputError, match=r"k = 9: the pair networks' weights"):
         recipe.for_run(1000, weights=part("lce", "pce"), k=9)
     settings, _ = recipe.for_run(1000, weights=WEIGHTS, k=5, link="density-peaks")
     assert settings.rescore.k == 5
