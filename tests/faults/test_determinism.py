@@ -9,6 +9,7 @@ import oracles_lgcn
 import oracles_nsr
 import oracles_propagation
 import oracles_sepfl
+import oracles_ve_gcn
 import pytest
 from small_blocks import set_blocks
 from system_cases import CASES
@@ -36,6 +37,9 @@ from fcdeploy.systems import NAMES
 from fcdeploy.systems.gcn_d.decode import labels_from_scores
 from fcdeploy.systems.gcn_d.inputs import Proposals
 from fcdeploy.systems.gcn_d.spec import Recipe
+from fcdeploy.systems.ve_gcn.decode import best_candidates
+from fcdeploy.systems.ve_gcn.edges import edges_of_lists
+from fcdeploy.systems.ve_gcn.inputs import candidates_of, graphs_among, ignored_faces
 
 Lists = tuple[np.ndarray, np.ndarray]
 
@@ -169,12 +173,57 @@ def check_nsr_fc(rng: np.random.Generator) -> None:
     assert labels_of(n, kept, denser[kept]) == oracles.components(n, links)
 
 
+def check_ve_gcn(rng: np.random.Generator) -> None:
+    """The graph of the lists, candidates and the graph among them, and links that a network chooses."""
+    ids, sims = random_lists(rng)
+    n, k = ids.shape
+    th_sim, tau, ratio = float(rng.integers(0, 65) / 64), float(rng.integers(0, 65) / 64), rng.random()
+    faces = np.arange(n, dtype=np.int32)
+    confidence = (rng.integers(0, 17, n) / 16).astype(np.float32)
+    scores = rng.integers(0, 5, (n, n)).astype(np.float32)  # of a link; many are equal
+    edges = edges_of_lists(ids, sims, k, th_sim)
+    graph = oracles_ve_gcn.similarity_graph(ids, sims, k, th_sim)
+    candidates = candidates_of(ids, confidence, faces)
+    graphs = graphs_among(edges, candidates)
+    for i in range(n):
+        row = slice(edges.starts[i], edges.starts[i] + edges.counts[i])
+        assert np.array_equal(edges.sims[row], graph[i][edges.ids[row]])
+        assert np.flatnonzero(graph[i]).tolist() == [j for j in edges.ids[row].tolist() if graph[i, j]]
+        members = candidates.faces[candidates.starts[i] : candidates.starts[i + 1]]
+        assert members.tolist() == oracles_ve_gcn.higher(ids[i], confidence, i)
+        among = graphs.shares[graphs.offsets[i] : graphs.offsets[i + 1]]
+        wanted = oracles_ve_gcn.row_normalised(graph[np.ix_(members, members)])
+        assert np.allclose(among.reshape(wanted.shape), wanted, rtol=0, atol=1e-15)
+    ignored = ignored_faces(confidence, ratio)
+    ranked = sorted(range(n), key=lambda i: (confidence[i], i))
+    assert set(np.flatnonzero(ignored).tolist()) == set(ranked[: int(n * ratio)])
+    centres = np.flatnonzero(candidates.counts > 0)
+    chosen = candidates_of(ids, confidence, faces[centres])
+    logits = np.stack(
+        [np.zeros(len(chosen.faces)), scores[faces[centres].repeat(chosen.counts), chosen.faces]], 1
+    )
+    best = best_candidates(logits, chosen.starts)
+    first = np.where(ignored[centres], chosen.starts[:-1], best)
+    near = sims[centres, chosen.places[first]]
+    kept = np.flatnonzero((np.float32(1) - near).astype(np.float64) < 1 - tau)
+    peaks = oracles_ve_gcn.peaks(
+        ids,
+        confidence,
+        set(np.flatnonzero(ignored).tolist()),
+        lambda i, members: np.stack([np.zeros(len(members)), scores[i, members]], 1),
+    )
+    place = {(i, int(j)): sims[i, p] for i in range(n) for p, j in enumerate(ids[i])}
+    links = [(i, int(j)) for i, j in enumerate(peaks) if j >= 0 and 1 - place[i, int(j)] < 1 - tau]
+    assert labels_of(n, faces[centres[kept]], chosen.faces[first[kept]]) == oracles.components(n, links)
+
+
 CHECKS = {
     "pse-gcn": check_pse_gcn,
     "nsr-fc": check_nsr_fc,
     "sepfl": check_sepfl,
     "l-gcn": check_l_gcn,
     "gcn-d": check_gcn_d,
+    "ve-gcn": check_ve_gcn,
 }
 
 
