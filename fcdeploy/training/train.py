@@ -457,7 +457,7 @@ def recipe_of_side(setup: Setup, side: str, albums: np.ndarray) -> tuple[Recipe,
     except InputError as error:
         raise InputError(f"{len(albums):,} {side} faces: {error}") from None
     if choices.albums > 1:
-        if any(system.searches(fitted).values()):
+        if system.searches(fitted).get("proposals"):  # among components, which are of no album
             raise InputError(
                 f"--albums {choices.albums}: does not go with proposals of several levels; leave it out, or give a "
                 "recipe without [[proposals.merge]]."

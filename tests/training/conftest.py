@@ -23,6 +23,7 @@ RECIPES = {
         "[density_peaks]\nk = 5\n\n[pairs]\nk = 8\n"
     ),
     "sepfl": "[links]\nk = 8\nrho = 0.5\n",
+    "ve-gcn": "[graph]\nk = 10\n\n[links]\nk = 12\ntau = 0.5\n\n[edge]\nignore_ratio = 0.3\n",
     "pse-gcn": "[neighborhood]\nk = 10\nhops = [10, 3]\nactive = 5\n\n[links]\nk = 10\ntau = 0.7\n",
 }
 
@@ -31,16 +32,18 @@ RECIPES = {
 def small(request):
     """What takes longer than the steps of these trainings, made smaller.
 
-    Layers of NSR-FC are narrower than published, a check tries every fourth value of each setting, and curves are
-    drawn for who asks for the fixture ``drawn``.
+    Layers of NSR-FC and VE-GCN are narrower than published, a check tries every fourth value of each setting, and
+    curves are drawn for who asks for the fixture ``drawn``.
     """
     with pytest.MonkeyPatch.context() as patch:
         if importlib.util.find_spec("torch"):
             from fcdeploy.systems.nsr_fc import training
+            from fcdeploy.systems.ve_gcn import training as ve_training
             from fcdeploy.training import loop
 
             for name in ("RESCORE_FF", "PAIR_FF", "PAIR_HIDDEN"):
                 patch.setattr(training, name, 64)
+            patch.setattr(ve_training, "HIDDEN", 64)
             sweep = loop.sweep
 
             def sparse_sweep(run, truth, tunables, score, **how):

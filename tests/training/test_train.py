@@ -41,6 +41,8 @@ CASES = [
     ("nsr-fc", "rescore", {"dropout": "0.1"}, 32, 1e-3),
     ("nsr-fc", "lce", {}, 32, 1e-3),
     ("nsr-fc", "pce", {"others": "2"}, 32, 3e-3),
+    ("ve-gcn", "vertex", {}, 32, 0.1),
+    ("ve-gcn", "edge", {"ignore_ratio": "0.3"}, 48, 0.2),
 ]
 
 
@@ -59,7 +61,7 @@ def trained(case, people, vectors, identities, output, **choices):
         output,
         network=network,
         recipe=load_recipe(people / f"{name}.toml"),
-        checkpoints=[trained_lce(people, vectors, identities)] if network == "pce" else [],
+        checkpoints=[BEFORE[network](people, vectors, identities)] if network in BEFORE else [],
         choices=chosen,
         unknown="singleton",
     )
@@ -71,6 +73,17 @@ def trained_lce(people, vectors, identities):
     if not checkpoint.exists():
         trained(("nsr-fc", "lce", {}, 32, 1e-3), people, vectors, identities, checkpoint)
     return checkpoint
+
+
+def trained_vertex(people, vectors, identities):
+    """A GCN-V that GCN-E stands behind, trained once for each width."""
+    checkpoint = people / f"vertex/{vectors.shape[1]}/vertex.pth"
+    if not checkpoint.exists():
+        trained(("ve-gcn", "vertex", {}, 32, 0.1), people, vectors, identities, checkpoint, steps=100)
+    return checkpoint
+
+
+BEFORE = {"pce": trained_lce, "edge": trained_vertex}
 
 
 def curve(folder):
@@ -195,8 +208,8 @@ def test_the_running_mean_of_the_weights_is_what_is_judged_and_saved(
     case, people, vectors, identities, tmp_path, monkeypatch
 ):
     """Against a mean made here of the weights of every step, which are those of a training without one."""
-    if case[1] == "pce":
-        trained_lce(people, vectors, identities)  # whose steps are not those looked at
+    if case[1] in BEFORE:
+        BEFORE[case[1]](people, vectors, identities)  # whose steps are not those looked at
     step, outcome = loop.Loop.step, loop.Loop.outcome
     seen, judged = [], []
 
@@ -451,8 +464,8 @@ def test_one_other_face_makes_it_other_features_on_either_side(people, vectors, 
 def test_training_ends_when_validation_gets_no_better(
     case, people, vectors, identities, tmp_path, monkeypatch
 ):
-    if case[1] == "pce":
-        trained_lce(people, vectors, identities)  # before validation is made up
+    if case[1] in BEFORE:
+        BEFORE[case[1]](people, vectors, identities)  # before validation is made up
     scores = iter([0.5, 0.6, 0.6, 0.4, 0.55, 0.9])
     monkeypatch.setattr(loop.Loop, "outcome", lambda *args: ({"pairwise_f": next(scores)}, {}))
     done = trained(case, people, vectors, identities, tmp_path / "a.pth", steps=100, patience=3)
@@ -718,6 +731,7 @@ def test_faces_behind_the_last_of_a_clusters_file_are_identities_of_their_own(
 SUITED = {
     "sepfl": ({"group": "8", "start": "similarity"}, 64, 0.01, 100),
     "gcn-d": ({"dropout": "0.2"}, 32, 0.1, 600),
+    "edge": ({"ignore_ratio": "0.3"}, 64, 0.1, 300),
 }
 # With proposals as small as those of the cases above, their order hardly matters.
 PROPOSALS = "".join(
@@ -735,7 +749,7 @@ def test_a_short_training_raises_validation_f(case, people, strangers, tmp_path)
     shutil.copytree(people, tmp_path / "people")
     (tmp_path / "people/gcn-d.toml").write_text(f'system = "gcn-d"\nfeature_dim = 64\n\n{PROPOSALS}')
     name, network, *usual = case
-    *suited, steps = SUITED.get(name, (*usual, 300))
+    *suited, steps = SUITED.get(network, SUITED.get(name, (*usual, 300)))
     scores = []
     for rate, count in ((1e-9, 1), (suited[-1], steps)):
         choices = {"steps": count, "validation": 0.3, "patience": 0, "seed": 2, "threads": 2}
