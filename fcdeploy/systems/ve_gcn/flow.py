@@ -21,6 +21,9 @@ from fcdeploy.systems.ve_gcn.inputs import candidate_batches, candidates_of, ign
 from fcdeploy.systems.ve_gcn.spec import ENGINE_ROWS
 
 EDGES_BLOCK = 65536
+TYPICAL_ROW = (
+    1.3  # entries of a row of the graph, in lists of 1: some faces list others that do not list them
+)
 CONFIDENCE_BLOCK = 4096
 UNIT_BLOCK = 65536
 ENCODE_BLOCK = 4096
@@ -87,6 +90,7 @@ def edges_of(run: Run, name: str, lists: Artifact, k: int, th_sim: float) -> Art
             rows=run.n,
             size=EDGES_BLOCK,
             scratch=True,
+            about=int(TYPICAL_ROW * k * run.n),
         )
     )
 
