@@ -39,6 +39,7 @@ from fcdeploy.systems.ve_gcn.network import (  # noqa: E402
 )
 
 D, H = 8, 12
+EDGE_TH_SIM = 0.9
 SYSTEM = get_system("ve-gcn")
 OUTPUTS = {
     "confidence": ("confidence", "hidden"),
@@ -208,6 +209,7 @@ def test_the_faces_of_lowest_confidence_are_ignored_equal_ones_by_number():
     """floor(5 x 0.5) = 2: face 3, the lowest, and of the equal 0, 2 and 4 the first."""
     confidence = np.float32([0.5, 0.9, 0.5, 0.1, 0.5])
     assert ignored_faces(confidence, 0.5).tolist() == [True, False, False, True, False]
+    assert ignored_faces(confidence, 0.7).sum() == 3  # of 3.5
     assert not ignored_faces(confidence, 0.0).any()
     assert ignored_faces(confidence, 1.0).all()
 
@@ -313,7 +315,7 @@ def engines(tmp_path_factory):
             feature_dim=D,
             graph=GraphSettings(k=9, th_sim=0.1),
             links=LinkSettings(features, 12, 0.4),
-            edge=EdgeSettings(th_sim=0.3, ignore_ratio=0.4),
+            edge=EdgeSettings(th_sim=EDGE_TH_SIM, ignore_ratio=0.4),
         )
         for name, networks in (("v", ("v",)), ("ve", ("v", features))):
             paths = [folder / f"{network}.pth" for network in networks]
@@ -346,7 +348,7 @@ def test_a_run_links_whom_the_equations_link(networks, features, engines, tmp_pa
         exact = (seen @ seen.T)[np.arange(150)[:, None], lists["ids"]]
         assert np.abs(exact - lists["sims"]).max() < 1e-5
     ignored = set(np.argsort(vertex["confidence"], kind="stable")[:60].tolist())
-    edges = oracle.similarity_graph(lists["ids"], lists["sims"], 12, 0.3)
+    edges = oracle.similarity_graph(lists["ids"], lists["sims"], 12, EDGE_TH_SIM)
     net = arrays_of(random_network(GcnE, 3, H if features == "transformed" else D, 16))
     peaks = oracle.peaks(
         lists["ids"],
@@ -370,6 +372,14 @@ def test_a_run_links_whom_the_equations_link(networks, features, engines, tmp_pa
     if networks == "ve":
         nearest = oracle.peaks(lists["ids"], vertex["confidence"], set(range(150)), None)
         assert (peaks != nearest).sum() > 5
+        whole = oracle.similarity_graph(lists["ids"], lists["sims"], 12, 0.0)
+        otherwise = oracle.peaks(
+            lists["ids"],
+            vertex["confidence"],
+            ignored,
+            lambda i, members: oracle.logits(net, seen, whole, i, members),
+        )
+        assert (peaks != otherwise).any()  # edges that th_sim cuts matter
 
 
 def test_with_nobody_to_ask_about_the_second_network_changes_nothing(engines):
