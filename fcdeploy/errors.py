@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 # Flags and what they are called in Python; run.options adds its own.
 ARGUMENTS = {"run-dir": "run_dir", "on-bad": "on_bad", "column": "column", "engine": "engine"}
-OPTION = re.compile(r"(?P<first>^)?--(?P<name>[a-z]+(?:-[a-z]+)*)(?P<value>(?(first)(?: .+?(?=: ))?|))")
+VALUES = {"stop", "skip", "zero"}  # words that are values of options; run.options adds its own
+LEADING = re.compile(r"^--([a-z-]+) (.+?)(?=: )")
+OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)(?: (\d[\d.]*\d|\d|[a-z][a-z0-9-]*))?")
 _speaking_flags = False  # of the whole process: sentences come from other threads, too
 
 
@@ -28,12 +30,17 @@ def spoken(sentence: str) -> str:
     """Return a sentence with options named as its reader types them."""
 
     def named(match: re.Match[str]) -> str:
-        name, value = ARGUMENTS.get(match["name"]), match["value"]
-        if name is None:
-            return match[0]
-        return f"{name} ={value}" if value else str(name)
+        name, value = ARGUMENTS.get(match[1]), match[2]
+        if name is None or value is None:
+            return name or match[0]
+        if value[0].isdigit() or value in VALUES:
+            return f"{name}={value if value[0].isdigit() else repr(value)}"
+        return f"{name} {value}"
 
-    return sentence if _speaking_flags else OPTION.sub(named, sentence)
+    def led(match: re.Match[str]) -> str:
+        return f"{ARGUMENTS[match[1]]} = {match[2]}" if match[1] in ARGUMENTS else match[0]
+
+    return sentence if _speaking_flags else OPTION.sub(named, LEADING.sub(led, sentence))
 
 
 class FcdeployError(Exception):

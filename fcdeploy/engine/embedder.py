@@ -22,7 +22,7 @@ from fcdeploy.engine.onnxruntime import open_session, run_error
 from fcdeploy.errors import FcdeployError, InputError
 
 if TYPE_CHECKING:
-    import onnxruntime
+    from fcdeploy.engine.onnxruntime import NodeArg
 
 LAYOUTS = ("NCHW", "NHWC")
 CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
@@ -314,7 +314,7 @@ class Embedder:
             f"{found}; give an ONNX face embedder, or name another output."
         )
 
-    def _pictures(self, inputs: Mapping[str, Constant]) -> "onnxruntime.NodeArg":
+    def _pictures(self, inputs: Mapping[str, Constant]) -> "NodeArg":
         """Return the input that takes pictures: the one that has no constant."""
         tensors = self._session.get_inputs()
         names = [tensor.name for tensor in tensors]

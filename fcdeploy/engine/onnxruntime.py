@@ -16,6 +16,7 @@ from fcdeploy.packages import import_package
 
 if TYPE_CHECKING:
     import onnxruntime
+    from onnxruntime import NodeArg as NodeArg  # for others' annotations
 
 K = TypeVar("K")
 

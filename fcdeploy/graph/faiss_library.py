@@ -18,12 +18,9 @@ def import_faiss() -> Any:
     return import_package("faiss", "faiss", "pip install 'fcdeploy[cpu]'` (or `[gpu]")
 
 
-def gpus() -> int:
+def gpus(faiss: Any) -> int:
     """Return how many GPUs faiss can use."""
-    faiss = import_faiss()
-    return (
-        int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
-    )  # some builds of faiss-cpu have none
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0  # some builds of faiss-cpu have none
 
 
 def copied_to_gpu(faiss: Any, vectors: np.ndarray, index: Any, vram: int) -> Any | None:
@@ -32,7 +29,7 @@ def copied_to_gpu(faiss: Any, vectors: np.ndarray, index: Any, vram: int) -> Any
     index: an IVF index of float16 vectors, or None for a flat index of ``vectors`` (n, d) float32. vram: device memory
     budget in bytes, 0 for all that is free.
     """
-    if not gpus():
+    if not gpus(faiss):
         return None
     try:
         budget = vram or import_cupy().cuda.runtime.memGetInfo()[0]

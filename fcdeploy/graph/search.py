@@ -11,7 +11,7 @@ import numpy as np
 
 from fcdeploy.graph.cell_search import RECALL, CellSearch
 from fcdeploy.graph.cells import Cells
-from fcdeploy.graph.faiss_library import gpus
+from fcdeploy.graph.faiss_library import gpus, import_faiss
 from fcdeploy.graph.knn import EXACT_LIMIT, PROBES, KnnSearch
 
 Find = Callable[
@@ -123,7 +123,7 @@ def search_named(name: str, n: int, *, recall: float | None = None, gpu: bool = 
     may use one, where "auto" beyond the limit then is its search.
     """
     if name == "auto":
-        larger = "ivf" if gpu and recall is None and gpus() else "cells"
+        larger = "ivf" if gpu and recall is None and gpus(import_faiss()) else "cells"
         name = "exact" if n <= EXACT_LIMIT else larger
     searches: dict[str, Callable[[], Search]] = {
         "exact": Exact,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fcdeploy import machine
-from fcdeploy.errors import ARGUMENTS, InputError
+from fcdeploy.errors import ARGUMENTS, VALUES, InputError
 
 KNN_METHODS = ("auto", "exact", "ivf", "cells")
 MERGE, AS_PUBLISHED = DUPLICATES = ("merge", "as-published")
@@ -191,6 +191,8 @@ FLAGS: Mapping[str, str] = {  # as the command line spells them
     for name, described in DESCRIBED.items()
 }
 ARGUMENTS.update({flag: name for name, flag in FLAGS.items()})
+VALUES.update(choice for described in DESCRIBED.values() for choice in described.choices)
+VALUES.update(KNN_METHODS)
 
 
 def check_values(options: Options) -> None:

@@ -102,7 +102,7 @@ def test_other_keys_are_left_out_where_a_table_is_open_ended() -> None:
 
 
 def test_a_key_says_where_a_value_stood() -> None:
-    with pytest.raises(InputError, match=r"^--set: links\.tau should be a number, found 'x'\.$"):
+    with pytest.raises(InputError, match=r"^settings: links\.tau should be a number, found 'x'\.$"):
         typed(float, "x", "--set", "links.tau")
     assert misfit(dict[str, int], {"a": 1, "b": "2"}, "at") == "at.b should be a whole number, found '2'"
     assert misfit(int, 3, "at") is None

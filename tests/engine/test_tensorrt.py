@@ -261,7 +261,7 @@ def test_device_memory_is_bounded_and_batches_are_cut_to_fit(open_engine, trt, t
     assert trt.memory.peak <= trt.workspace + 2 * 3 * each < unbounded + 2 * each
     with (
         open_engine(vram=size + trt.workspace) as engine,
-        pytest.raises(FcdeployError, match=r"needs at least .* MB of device memory, and --vram allows"),
+        pytest.raises(FcdeployError, match=r"needs at least .* MB of device memory, and vram allows"),
     ):
         engine.run(feeds)
 

@@ -385,5 +385,5 @@ def test_values_beyond_float16_stop_the_run_with_what_to_do(
         return {name: output * 1e9 if name == "near1" else output for name, output in outputs.items()}
 
     monkeypatch.setattr(OnnxRuntimeEngine, "run", run)
-    with pytest.raises(FcdeployError, match=r"too large for float16; give --tables float32"):
+    with pytest.raises(FcdeployError, match=r"too large for float16; give tables='float32'"):
         cluster(rows, inference="layerwise", tables="float16")

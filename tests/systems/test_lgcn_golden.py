@@ -339,11 +339,11 @@ def test_features_that_are_not_normalised_are_searched_by_cosine_and_scored_as_t
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tau": 0.5}, ("--tau does not apply to L-GCN", "PSE-GCN")),
-        ({"reranked": "lists.npy"}, ("--reranked does not apply to L-GCN",)),
-        ({"min_probability": 0.5}, ("--min-probability does not apply to L-GCN", "SEPFL")),
-        ({"inference": "layerwise"}, ("--inference layerwise", "L-GCN", "exact")),
-        ({"k": 1}, ("--k 1",)),
+        ({"tau": 0.5}, ("tau does not apply to L-GCN", "PSE-GCN")),
+        ({"reranked": "lists.npy"}, ("reranked does not apply to L-GCN",)),
+        ({"min_probability": 0.5}, ("min_probability does not apply to L-GCN", "SEPFL")),
+        ({"inference": "layerwise"}, ("inference = layerwise", "L-GCN", "exact")),
+        ({"k": 1}, ("k = 1",)),
         ({"hops": (0, 5)}, ("hops[0]",)),
     ],
     ids=str,

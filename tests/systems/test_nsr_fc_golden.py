@@ -351,7 +351,7 @@ def test_lists_too_short_for_the_pair_networks_get_no_advice_that_would_be_refus
     features = golden / "dev/data/features.bin"
     with pytest.raises(InputError, match="holds 5 neighbors per face, 20 are needed; make longer lists"):
         fcdeploy.cluster(features, **given)
-    with pytest.raises(InputError, match="give --k 5 or less"):
+    with pytest.raises(InputError, match="give k=5 or less"):
         fcdeploy.cluster(features, link="density-peaks", **given)
 
 
@@ -411,12 +411,12 @@ def test_options_that_do_not_fit_the_engine_are_refused_before_anything_is_writt
 ):
     alone = cut_bundle(nsr_bundle, ("lce", "pce"), tmp_path / "b.onnx")
     for bundle, options, words in (
-        (nsr_bundle, {"tau": 0.5}, "--tau: is for --link density-peaks"),
-        (nsr_bundle, {"link": "peaks"}, "--link peaks: is neither 'density-peaks' nor 'pairs'"),
-        (nsr_bundle, {"k": 10}, "--k 10: the pair networks' weights are for k = 16"),
+        (nsr_bundle, {"tau": 0.5}, "tau: is for link='density-peaks'"),
+        (nsr_bundle, {"link": "peaks"}, "link = peaks: is neither 'density-peaks' nor 'pairs'"),
+        (nsr_bundle, {"k": 10}, "k = 10: the pair networks' weights are for k = 16"),
         (alone, {"inference": "layerwise"}, "this engine can be evaluated as exact"),
         (alone, {"link": "density-peaks"}, "the engine has no re-scoring network"),
-        (alone, {"hops": (5, 2)}, "--hops: the engine has no refinement network"),
+        (alone, {"hops": (5, 2)}, "hops: the engine has no refinement network"),
     ):
         with pytest.raises(InputError) as refused:
             fcdeploy.cluster(

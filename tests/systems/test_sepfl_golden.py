@@ -281,12 +281,12 @@ def test_a_recipe_of_another_k_is_refused_with_both(golden, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"k": 10}, ("--k 10", "k = 20")),
-        ({"hops": (20, 5)}, ("--hops does not apply to SEPFL", "PSE-GCN")),
-        ({"tau": 0.5}, ("--tau does not apply to SEPFL", "PSE-GCN")),
-        ({"reranked": "lists.npy"}, ("--reranked does not apply to SEPFL", "PSE-GCN")),
-        ({"inference": "layerwise"}, ("--inference layerwise", "SEPFL")),
-        ({"min_probability": 1.5}, ("--min-probability 1.5",)),
+        ({"k": 10}, ("k = 10", "k = 20")),
+        ({"hops": (20, 5)}, ("hops does not apply to SEPFL", "PSE-GCN")),
+        ({"tau": 0.5}, ("tau does not apply to SEPFL", "PSE-GCN")),
+        ({"reranked": "lists.npy"}, ("reranked does not apply to SEPFL", "PSE-GCN")),
+        ({"inference": "layerwise"}, ("inference = layerwise", "SEPFL")),
+        ({"min_probability": 1.5}, ("min_probability = 1.5",)),
     ],
     ids=str,
 )
@@ -298,7 +298,7 @@ def test_options_that_do_not_apply_are_refused_in_one_sentence(golden, bundle, o
 
 
 def test_a_least_probability_does_not_apply_to_pse_gcn(golden, pse_bundle):
-    with pytest.raises(InputError, match=r"--min-probability does not apply to PSE-GCN, only to .*SEPFL"):
+    with pytest.raises(InputError, match=r"min_probability does not apply to PSE-GCN, only to .*SEPFL"):
         fcdeploy.cluster(golden / "dev/data/features.bin", engine=pse_bundle.path, min_probability=0.9)
 
 

@@ -114,7 +114,7 @@ def test_the_summary_says_what_was_done_and_of_all_rows(pse_bundle: Bundle, face
     assert result.summary["singletons"] == 0
     assert result.summary["quality"]["faces"] == 125
     assert result.summary["quality"]["pairwise"]["recall"] == 1
-    assert "duplicates as-published" in result.summary["notes"][0]
+    assert "duplicates='as-published'" in result.summary["notes"][0]
 
 
 def test_as_published_computes_on_all_rows(pse_bundle: Bundle, faces: np.ndarray) -> None:
