@@ -20,7 +20,8 @@ def import_faiss() -> Any:
 
 def gpus(faiss: Any) -> int:
     """Return how many GPUs faiss can use."""
-    return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0  # some builds of faiss-cpu have none
+    # Some builds of faiss-cpu have no such function.
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
 
 
 def copied_to_gpu(faiss: Any, vectors: np.ndarray, index: Any, vram: int) -> Any | None:
