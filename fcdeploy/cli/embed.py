@@ -51,7 +51,7 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
 )
 @click.option("--output-tensor", metavar="NAME", help="Which of several outputs is the embedding.")
 @click.option(
-    "--batch", type=click.IntRange(1, 4096), help="Images an engine call.  [default: 32, or the graph's]"
+    "--batch", type=click.IntRange(1, 4096), help="Images per engine call.  [default: 32, or the graph's]"
 )
 @click.option(
     "--max-pixels",

@@ -52,7 +52,7 @@ class KnnSearch:
     cells: with a partition the search is IVF, which looks only into the PROBES cells nearest to a query; without
     one it compares all pairs. lists_file: keeps the index's copy of
     the vectors in this file instead of memory. gpu: whether candidates are found on the GPU, where faiss has one and
-    the vectors fit; vram: bytes of device memory to get along with (0: what is free).
+    the vectors fit; vram: device memory budget in bytes (0: what is free).
     """
 
     def __init__(

@@ -82,7 +82,7 @@ class ListsFile:
             raise InputError(f"{self.path}: 'data' should be of floats, found {headers['data'][1]}.")
         if self.k > self.n:
             raise InputError(
-                f"{self.path}: holds {self.k:,} neighbors a face and only {self.n:,} faces; make the lists again."
+                f"{self.path}: holds {self.k:,} neighbors per face and only {self.n:,} faces; make the lists again."
             )
         self.has_sims = self._form == "stacked" or self._sims in headers
 

@@ -28,7 +28,7 @@ _blas_before: dict[
 
 @contextlib.contextmanager
 def threads_limited(threads: int) -> Iterator[None]:
-    """Let numba, faiss and BLAS use ``threads`` threads inside the block, and as many as before behind it.
+    """Limit numba, faiss and BLAS to ``threads`` threads inside the block; the previous numbers come back afterwards.
 
     Pools of OpenMP and BLAS are those of the libraries that are loaded by then. BLAS gets no more threads than it had,
     and the fewest of those wanted where blocks are open in several threads.

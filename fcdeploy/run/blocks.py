@@ -64,6 +64,12 @@ class LocalBlocks:
                         store.release_pages()
 
 
+def blocks_of(n: int, size: int) -> Iterator[slice]:
+    """Yield n rows in blocks of at most ``size``, in order."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
 @contextlib.contextmanager
 def opened(stage: Stage, open_engine: OpenEngine) -> Iterator[list[Any]]:
     """Open what a stage's blocks are handed: its own resource, if there is one, and the engines of its passes."""

@@ -280,7 +280,7 @@ class FolderPartial:
                 sync_folder(folder.path)
 
     def append(self, part: str, rows: np.ndarray) -> int:
-        """Add rows to an array without a length of its own; returns the number of those before them."""
+        """Add rows to an array that grows with every block; returns the number of rows before them."""
         file = self._growing[part]
         before = self._length(part)
         with no_space_left(self._place):
@@ -349,13 +349,13 @@ class FolderPartial:
         return finished if whole else []
 
     def _length(self, part: str) -> int:
-        """Return how many rows an array without a length of its own has by now."""
+        """Return how many rows an array that grows has by now."""
         shape, dtype = self._shapes[part]
         row = np.dtype(dtype).itemsize * math.prod(length for length in shape[1:] if length is not None)
         return (os.path.getsize(self._place / f"{part}.npy") - HEADER_BYTES) // row
 
     def _open(self, part: str) -> IO[bytes]:
-        """Open an array without a length of its own, behind the last whole row that an earlier run wrote."""
+        """Open an array that grows, after the last whole row that an earlier run wrote."""
         path = self._place / f"{part}.npy"
         if not path.exists():
             path.write_bytes(bytes(HEADER_BYTES))

@@ -144,17 +144,26 @@ class Run:
         """Return a key: of plain values, our code, the libraries and the device."""
         return digest({"name": name, "provider": self.provider, "libraries": self.libraries, **made_from})
 
+    def _key_from(
+        self,
+        name: str,
+        made_from: tuple[Artifact, ...],
+        settings: Mapping[str, Any],
+        passes: tuple[str, ...],
+    ) -> str:
+        """Return the key that follows from artifacts, settings and the engine's passes."""
+        decided = {
+            "from": [artifact.key for artifact in made_from],
+            "settings": dict(settings),
+            "passes": self.engines.digest(passes) if passes else "",
+        }
+        return self.key_of(name, decided)
+
     def compute(self, stage: Stage) -> Artifact:
         """Return the artifact of a stage, which an earlier run may have computed or begun."""
 
         def key() -> str:
-            passes = stage.all_passes
-            decided = {
-                "from": [artifact.key for artifact in stage.made_from],
-                "settings": dict(stage.settings),
-                "passes": self.engines.digest(passes) if passes else "",
-            }
-            return self.key_of(stage.name, decided)
+            return self._key_from(stage.name, stage.made_from, stage.settings, stage.all_passes)
 
         def work(artifact: Artifact) -> Arrays:
             arrays = self.store.load(stage.name, artifact.key)
@@ -201,14 +210,7 @@ class Run:
         """Return an artifact computed in one go; arguments as of ``Stage``, shapes where they are known beforehand."""
 
         def key() -> str:
-            return self.key_of(
-                name,
-                {
-                    "from": [artifact.key for artifact in made_from],
-                    "settings": dict(settings or {}),
-                    "passes": self.engines.digest(passes) if passes else "",
-                },
-            )
+            return self._key_from(name, made_from, settings or {}, passes)
 
         def work(artifact: Artifact) -> Arrays:
             arrays = self.store.load(name, artifact.key)

@@ -124,7 +124,7 @@ class MemoryPartial:
         }
 
     def append(self, part: str, rows: np.ndarray) -> int:
-        """Add rows to an array without a length of its own; returns the number of those before them."""
+        """Add rows to an array that grows with every block; returns the number of rows before them."""
         pieces = self._pieces[part]
         before = sum(map(len, pieces))
         pieces.append(rows)

@@ -166,7 +166,7 @@ def embed(
 class FaceClusterer:
     """Face clustering with scikit-learn's habits; the arguments are those of ``fcdeploy.cluster``.
 
-    After ``fit``: labels_ (n,) int64, n_features_in_, summary_ (faces, clusters, singletons, seconds a stage).
+    After ``fit``: labels_ (n,) int64, n_features_in_, summary_ (faces, clusters, singletons, seconds per stage).
     """
 
     @_with_options

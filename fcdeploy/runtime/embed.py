@@ -66,8 +66,8 @@ WORKING = "embedding"  # the product in the making, of all lines; a hash of the 
 class Job:
     """What to embed, and with what; ``settings`` are the given ones over those beside the model.
 
-    batch: pictures an engine call, where the graph leaves it open. threads: 0 means all cores. device: 'cpu' or
-    'cuda', where the embedder runs; vram: bytes of device memory to get along with, 0 for what is there. notes: what
+    batch: pictures per engine call, where the graph leaves it open. threads: 0 means all cores. device: 'cpu' or
+    'cuda', where the embedder runs; vram: device memory budget in bytes, 0 for what is there. notes: what
     the user was told of the list.
     """
 

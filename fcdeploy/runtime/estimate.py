@@ -170,7 +170,7 @@ def _knn_seconds(n: int, dim: int, options: Options) -> float:
     rows = np.random.default_rng(0).standard_normal((min(n, ROWS), dim), dtype=np.float32)
     queries = rows[:1024]
     seconds = _timed(lambda: faiss.knn(queries, rows, min(80, len(rows)), metric=faiss.METRIC_INNER_PRODUCT))
-    comparisons = len(queries) * len(rows) / seconds  # a second
+    comparisons = len(queries) * len(rows) / seconds  # per second
     method, cells = _method(options, n), cell_count(n)
     if method == "exact":
         return n * n / comparisons

@@ -39,7 +39,7 @@ from fcdeploy.systems.limits import nearest_similarities, note_divided, note_uni
 
 FACES_BLOCK = 4096
 PROPOSAL_BLOCK = 4096
-ENGINE_NODES = 4096  # nodes an engine call: full-speed matrix products that stay in the cache
+ENGINE_NODES = 4096  # nodes per engine call: full-speed matrix products that stay in the cache
 MEAN_BLOCK = 65536
 ROUNDS = 100  # behind which what is still too large becomes one component, as published
 LARGEST = 8192  # faces of a proposal whose graph, a square, still fits into memory

@@ -3,7 +3,7 @@
 ``Dsgcn`` is the published network at inference, for whole graphs without padding. ``Faces`` and ``Graphs`` share its
 weights and together give its outputs. What makes them equal:
 
-- the first layer is linear before its relu: adj (X W) with X W once a face, not once a proposal that holds it;
+- the first layer is linear before its relu: adj (X W) with X W once per face, not once per proposal that holds it;
 - every node of a graph is connected to itself, so that a row of adj with the sum 0 is padding. Its products are 0, and
   0 cannot win a maximum over relu outputs, nor add to a sum; a mean is over the other rows. A network that only
   propagates has no relu: its maximum leaves padding out.

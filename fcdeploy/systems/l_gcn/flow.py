@@ -22,7 +22,7 @@ from fcdeploy.systems.limits import EXPORT, nearest_similarities, note_divided, 
 
 ENCODE_BLOCK = 4096
 SCORE_BLOCK = 2048
-ENGINE_ROWS = 4096  # faces of sub-graphs an engine call: full-speed matrix products that stay in the cache
+ENGINE_ROWS = 4096  # faces of sub-graphs per engine call: full-speed matrix products that stay in the cache
 UNIT_BLOCK = 65536
 MAX_SIZE = "propagation.max_size"
 ACCEPTED = 0.5  # the score of a link that the network finds more likely than not

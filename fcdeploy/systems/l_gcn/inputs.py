@@ -15,7 +15,7 @@ def subgraph_batches(
 ) -> Iterator[tuple[slice, Subgraphs]]:
     """Yield the sub-graphs of ``faces`` (m,) int32 in portions for the engine: (where in faces, sub-graphs), in order.
 
-    ids: (n, k) int32 kNN lists; own: (n,) int32, see ``own_positions``; rows: of an engine call at most (or those of a
+    ids: (n, k) int32 kNN lists; own: (n,) int32, see ``own_positions``; rows: per engine call at most (or those of a
     single sub-graph); most: sub-graphs a portion at most.
     """
     for start in range(0, len(faces), GATHERED):

@@ -5,7 +5,7 @@
 ``decode``). What makes them equal:
 
 - features are centred and normalised by maps that are affine, and so are both halves of conv1 before its relu: with
-  f the whole, f(x_j - x_c) = f(x_j) - f(x_c) + f(0), and f(x_j) is computed once a face. The rows of A sum to one, so
+  f the whole, f(x_j - x_c) = f(x_j) - f(x_c) + f(0), and f(x_j) is computed once per face. The rows of A sum to one, so
   that a mean of such values has the last two terms once; a row of zeros has none of them;
 - [x, A x] W = x Wa + A (x Wb), where W = [Wa; Wb]: in conv3, whose output is narrower than its input, the product
   comes before the mean;

@@ -19,6 +19,7 @@ from fcdeploy.graph.connectivity import (
 from fcdeploy.graph.links import NO_LINK
 from fcdeploy.graph.transition import add_received, link_to_peaks, shares, transition_distances
 from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.blocks import blocks_of
 from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
@@ -172,11 +173,11 @@ def peak_links(run: Run, knn: Artifact, dists: Artifact, lists: Artifact, near: 
 
     def make() -> Arrays:
         density = np.zeros(run.n, dtype=np.float64)
-        for block in blocks_of(run):
+        for block in blocks_of(run.n, LINK_BLOCK):
             given = shares(lists["dists"][block, : peaks.k], peaks.sigma)
             add_received(np.ascontiguousarray(lists["ids"][block, : peaks.k]), given, density)
         pairs, reached = [], []
-        for block in blocks_of(run):
+        for block in blocks_of(run.n, LINK_BLOCK):
             ids, to = link_to_peaks(
                 near["ids"][block], near["dists"][block], density, block.start, peaks.max_links
             )
@@ -197,12 +198,6 @@ def peak_links(run: Run, knn: Artifact, dists: Artifact, lists: Artifact, near: 
         },
         through=(lists,),
     )
-
-
-def blocks_of(run: Run) -> Iterator[slice]:
-    """The faces, block by block."""
-    for start in range(0, run.n, LINK_BLOCK):
-        yield slice(start, min(start + LINK_BLOCK, run.n))
 
 
 def resorted_lists(run: Run, knn: Artifact, dists: Artifact) -> Artifact:
@@ -313,7 +308,7 @@ def candidate_links(run: Run, knn: Artifact, dists: Artifact | None, scores: Art
 
     def blocks() -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
         ids = knn["ids"][:, : pairs.k]
-        for block in blocks_of(run):
+        for block in blocks_of(run.n, LINK_BLOCK):
             faces = np.arange(block.start, block.stop, dtype=np.int32)
             yield block, ids[block], symmetric_scores(ids, scores["probability"], faces), sims(block)
 

@@ -223,7 +223,7 @@ class RescoreNeighbors(nn.Module):
 
 
 class Connect(nn.Module):
-    """LCENet with the centre's half of the head once a face."""
+    """LCENet with the centre's half of the head once per face."""
 
     def __init__(self, net: Lce) -> None:
         super().__init__()

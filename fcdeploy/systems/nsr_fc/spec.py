@@ -14,7 +14,7 @@ from fcdeploy.systems.recipe import TensorShapes
 from fcdeploy.systems.training_types import Tunable, probabilities, thresholds
 
 HEADS = 8  # of every published attention; no shape of a checkpoint says it
-ENGINE_ROWS = 1280  # neighbors an engine call: full-speed matrix products that stay in the cache
+ENGINE_ROWS = 1280  # neighbors per engine call: full-speed matrix products that stay in the cache
 ATTENTION_BYTES = 1 << 25  # that the attention weights of a batch may take at a time
 MOST_POSITIONS = 8  # a call, however small batches are: build profiles have room for no more
 PAIRS, DENSITY_PEAKS = "pairs", "density-peaks"
@@ -321,7 +321,7 @@ def pce_passes(dim: int, k: int, ff: int, layers: int, hidden: int) -> dict[str,
 
 
 def longest_list(weights: Weights, settings: Recipe, link: str) -> int:
-    """Return how many neighbors a face a run needs; every stage uses the first so many of them."""
+    """Return how many neighbors per face a run needs; every stage uses the first so many of them."""
     needed = {
         "refine": settings.neighborhood.k,
         "rescore": settings.rescore.k,

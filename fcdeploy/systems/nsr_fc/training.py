@@ -155,7 +155,7 @@ def training_links(
     kept = np.flatnonzero(found["ids"] != NO_LINK).astype(np.int32)
     faces, denser = [kept], [found["ids"][kept]]
     if others:
-        for block in flow.blocks_of(run):
+        for block in flow.blocks_of(run.n, flow.LINK_BLOCK):
             own = np.arange(block.start, block.stop, dtype=np.int32)
             strengths = symmetric_scores(ids, scores["probability"], own) * sims(block)
             wrong = strongest_of_others(ids[block], strengths, found["density"], labels, own, others)

@@ -1,7 +1,5 @@
 """PSE-GCN from features to labels; the algorithm, top to bottom."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
@@ -11,6 +9,7 @@ from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.graph.rerank import expand_reciprocal, mark_mutual, rank_candidates
 from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.blocks import blocks_of
 from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
@@ -23,7 +22,7 @@ from fcdeploy.systems.pse_gcn.layers import Layers, lists_by_place, shapes_of
 from fcdeploy.systems.pse_gcn.spec import TABLES
 
 REFINE_BLOCK = 2048
-ENGINE_ROWS = 4096  # nodes an engine call: enough for full-speed matrix products, small enough for the cache
+ENGINE_ROWS = 4096  # nodes per engine call: enough for full-speed matrix products, small enough for the cache
 SETS_BLOCK = 2048
 MEMBERS = 2.4  # of a reciprocal set, in lists of k: what generated faces have at k = 80
 LINK_BLOCK = 65536
@@ -268,17 +267,13 @@ def links_to_denser(run: Run, near: Artifact) -> Artifact:
     """
     tau = np.float32(run.settings.links.tau)
 
-    def blocks() -> Iterator[slice]:
-        for start in range(0, run.n, LINK_BLOCK):
-            yield slice(start, min(start + LINK_BLOCK, run.n))
-
     def make() -> Arrays:
         sums = np.empty(run.n, dtype=np.float32)
-        for block in blocks():
+        for block in blocks_of(run.n, LINK_BLOCK):
             sum_similarities(near["sims"][block], sums[block])
         density = density_from_sums(sums)
         pairs, sims = [], []
-        for block in blocks():
+        for block in blocks_of(run.n, LINK_BLOCK):
             denser, best = link_to_denser(near["ids"][block], near["sims"][block], density, block.start)
             kept = np.flatnonzero((denser != NO_LINK) & (best >= tau))
             pairs.append(np.stack([block.start + kept, denser[kept]], axis=1).astype(np.int32))

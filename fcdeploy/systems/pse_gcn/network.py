@@ -1,7 +1,7 @@
 """PSE-GCN in PyTorch: the authors' network, and the same function split into what a deployment computes.
 
 ``PseGcn`` has the authors' parameter names and computes every node of a padded neighborhood, as published.
-``Encode`` and ``Refine`` share its weights and together give its centre row: ``Encode`` does, once a face, all that
+``Encode`` and ``Refine`` share its weights and together give its centre row: ``Encode`` does, once per face, all that
 happens before a face meets its neighborhood; ``Refine`` does the rest for one centre. What makes them equal:
 
 - the padding is masked out, so a neighborhood needs no more rows than it has faces;

@@ -1,13 +1,12 @@
 """SEPFL from features to labels; the algorithm, top to bottom."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.density import density_from_sums_and_counts, sum_and_count_similarities
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.blocks import blocks_of
 from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
@@ -22,7 +21,7 @@ from fcdeploy.systems.sepfl.spec import ACCEPTED
 
 NEAR_BLOCK = 4096
 ENCODE_BLOCK = 2048
-ENGINE_ROWS = 1280  # neighbors an engine call: full-speed matrix products that stay in the cache
+ENGINE_ROWS = 1280  # neighbors per engine call: full-speed matrix products that stay in the cache
 LINK_BLOCK = 65536
 PAIR_BLOCK = 4096
 
@@ -105,16 +104,10 @@ def near_products(run: Run, vectors: Artifact) -> Artifact:
     )
 
 
-def blocks_of(run: Run) -> Iterator[slice]:
-    """The faces, block by block."""
-    for start in range(0, run.n, LINK_BLOCK):
-        yield slice(start, min(start + LINK_BLOCK, run.n))
-
-
 def density_of_faces(run: Run, knn: Artifact) -> np.ndarray:
     """How central each face is, (n,) float64: half by its neighbors' similarity, half by the number of near ones."""
     sums, counts = np.empty(run.n, dtype=np.float32), np.empty(run.n, dtype=np.int32)
-    for block in blocks_of(run):
+    for block in blocks_of(run.n, LINK_BLOCK):
         sum_and_count_similarities(knn["sims"][block], run.settings.links.rho, sums[block], counts[block])
     return density_from_sums_and_counts(sums, counts)
 
@@ -125,7 +118,7 @@ def denser_neighbors(run: Run, knn: Artifact) -> Artifact:
     def make() -> Arrays:
         density = density_of_faces(run, knn)
         denser, sims = np.empty(run.n, dtype=np.int32), np.empty(run.n, dtype=np.float32)
-        for block in blocks_of(run):
+        for block in blocks_of(run.n, LINK_BLOCK):
             denser[block], sims[block] = link_to_denser(
                 knn["ids"][block], knn["sims"][block], density, block.start
             )
@@ -186,7 +179,7 @@ def accepted_links(run: Run, candidates: Artifact) -> Artifact:
 
     def make() -> Arrays:
         ids, sims, probabilities = [], [], []
-        for block in blocks_of(run):
+        for block in blocks_of(run.n, LINK_BLOCK):
             denser, logits = (candidates[name][block] for name in ("ids", "logits"))
             probable = probability(logits)
             keep = (denser != NO_LINK) & (probable >= np.float32(least))

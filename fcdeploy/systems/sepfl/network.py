@@ -3,7 +3,7 @@
 ``Sepfl`` has the authors' parameter names and takes both faces of a link with all their neighbors, as published.
 ``Near``, ``Encode`` and ``Pair`` share its weights and together give its logits. What makes them equal:
 
-- a face's own branch does not see the other face: it is computed once a face, not once a link;
+- a face's own branch does not see the other face: it is computed once per face, not once per link;
 - the channel mixer starts with [x, xk] W = x Wa + xk Wb, where W = [Wa; Wb]: both products are per face, and
   ``Near`` gives the second;
 - a BatchNorm with running statistics is an affine map and folds into a Linear before or behind it; what the token

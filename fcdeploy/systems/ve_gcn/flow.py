@@ -1,12 +1,11 @@
 """VE-GCN from features to labels; the algorithm, top to bottom."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.blocks import blocks_of
 from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
@@ -176,19 +175,13 @@ def transformed_neighbors(run: Run, features: Artifact, cells: Partition) -> Art
     )
 
 
-def blocks_of(run: Run) -> Iterator[slice]:
-    """The faces, block by block."""
-    for start in range(0, run.n, LINK_BLOCK):
-        yield slice(start, min(start + LINK_BLOCK, run.n))
-
-
 def nearest_peaks(run: Run, lists: Artifact, vertex: Artifact) -> Artifact:
     """Each face's nearest face of higher confidence: ids (n,) int32, NO_LINK where there is none, and sims (n,)."""
     k = run.settings.links.k
 
     def make() -> Arrays:
         ids, sims = np.empty(run.n, dtype=np.int32), np.empty(run.n, dtype=np.float32)
-        for block in blocks_of(run):
+        for block in blocks_of(run.n, LINK_BLOCK):
             ids[block], sims[block] = link_to_denser(
                 lists["ids"][block, :k], lists["sims"][block, :k], vertex["confidence"], block.start
             )
@@ -295,7 +288,7 @@ def short_links(run: Run, peaks: Artifact) -> Artifact:
 
     def make() -> Arrays:
         pairs, sims = [], []
-        for block in blocks_of(run):
+        for block in blocks_of(run.n, LINK_BLOCK):
             ids, near = peaks["ids"][block], peaks["sims"][block]
             short = (np.float32(1) - near).astype(np.float64) < 1 - tau
             kept = np.flatnonzero((ids != NO_LINK) & short)

@@ -144,7 +144,7 @@ def candidate_batches(
 ) -> Iterator[tuple[slice, CandidateGraphs]]:
     """Yield centres in portions for the engine: (where in candidates.centres, graphs), in order.
 
-    rows: candidates of an engine call at most (or those of a single centre); most: centres a portion at most.
+    rows: candidates per engine call at most (or those of a single centre); most: centres a portion at most.
     """
     begin, last = 0, len(candidates.centres)
     while begin < last:

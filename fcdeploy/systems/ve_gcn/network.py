@@ -6,7 +6,7 @@ and together give its logits, with the means over connected candidates between t
 without its normalisation. What makes them equal:
 
 - both halves of conv1 before its relu are affine maps f of x_j - x_c: f(x_j - x_c) = f(x_j) - f(x_c) + f(0), and f(x_j)
-  is computed once a face. The rows of A sum to one, so that a mean of such values has the last two terms once;
+  is computed once per face. The rows of A sum to one, so that a mean of such values has the last two terms once;
 - [x, A x] W = x Wa + A (x Wb), where W = [Wa; Wb]: in conv3, whose output is narrower than its input, the product
   comes before the mean.
 """

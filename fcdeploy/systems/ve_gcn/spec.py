@@ -11,7 +11,7 @@ from fcdeploy.systems.recipe import Tolerance
 
 INPUT, TRANSFORMED = FEATURES = ("input", "transformed")
 EDGE_K, EDGE_TAU = 160, 0.8  # of GCN-E, published for MS1M
-ENGINE_ROWS = 4096  # nodes an engine call: full-speed matrix products that stay in the cache
+ENGINE_ROWS = 4096  # nodes per engine call: full-speed matrix products that stay in the cache
 SUM_SECONDS = (
     10e-6  # of one core a face: an edge graph and the sum over its row at k = 80, on an EPYC of 2023
 )
