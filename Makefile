@@ -5,11 +5,11 @@ BIN := .venv/bin
 DEMO := benchmarks/demo
 OUT := build/demo
 
-EVERYTHING := cpu,fast,embed,heif,tables,export,train,tensorrt-rtx,dev
+EVERYTHING := cpu,fast,ray,embed,heif,tables,export,train,tensorrt-rtx,dev
 LOWEST := build/lowest
 QUICK := $(addprefix tests/,clustering data deploy engine graph systems trials test_demo.py)
 
-.PHONY: install demo test test-faults test-lowest test-wheel check clean
+.PHONY: install demo test test-faults test-ray test-lowest test-wheel check clean
 
 install: .venv/installed
 
@@ -39,6 +39,9 @@ test: check
 
 test-faults: .venv/installed
 	$(BIN)/python -m pytest -m faults --numprocesses auto --maxprocesses 2 --dist worksteal
+
+test-ray: .venv/installed
+	$(BIN)/python -m pytest -m ray
 
 # The quick tests with the lowest version of every package that pyproject.toml allows.
 test-lowest:

@@ -19,6 +19,7 @@ ABILITIES = (
         "cpu",
     ),
     ("embed", (("PIL.Image", "pillow"), ("onnxruntime", "onnxruntime")), "cpu,embed"),
+    ("many machines", (("ray", "ray"),), "cpu,ray"),
     ("export", (("torch", "torch"), ("onnx", "onnx"), ("onnxscript", "onnxscript")), "cpu,export"),
     ("train", (("torch", "torch"), ("matplotlib.figure", "matplotlib")), "cpu,export,train"),
     ("build", (("tensorrt_rtx", "tensorrt-rtx"),), "tensorrt-rtx"),
@@ -55,8 +56,13 @@ class Findings(TypedDict):
 
 
 @click.command("doctor")
+@click.option(
+    "--ray",
+    metavar="auto|HOST:PORT|local:N",
+    help="Compare the machines of a Ray cluster with this one instead: versions, code and processors.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def command(as_json: bool) -> None:
+def command(ray: str | None, as_json: bool) -> None:
     """Tell what is installed, what works, and what is missing.
 
     Packages are imported and execution providers tried by opening a graph on them, not read off a list: ONNX Runtime
@@ -65,7 +71,11 @@ def command(as_json: bool) -> None:
     \b
     Example:
       fcdeploy doctor
+      fcdeploy doctor --ray auto
     """
+    if ray is not None:
+        print_machines(ray, as_json)
+        return
     findings = examine()
     if as_json:
         click.echo(json.dumps(findings, indent=1))
@@ -86,6 +96,25 @@ def command(as_json: bool) -> None:
         click.echo(f"{ability}: missing {missing}; {what['install']}" if missing else f"{ability}: ready")
     for problem in findings["problems"]:
         click.echo(f"Problem: {problem}")
+
+
+def print_machines(address: str, as_json: bool) -> None:
+    """Print in what the machines of a cluster differ from this one."""
+    from fcdeploy.runtime.workers import compare_machines
+
+    found = compare_machines(address)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for machine in found:
+        told = ", ".join(machine["different"])
+        if machine["failed"]:
+            click.echo(f"{machine['host']}: does not work ({machine['failed']})")
+        else:
+            click.echo(f"{machine['host']}: {f'has {told}' if told else 'as this machine'}")
+    unlike = sum(bool(machine["different"] or machine["failed"]) for machine in found)
+    same = "all give the bytes that this one does" if not unlike else f"{unlike:,} may give other bytes"
+    click.echo(f"{len(found):,} machines, {same}")
 
 
 def examine() -> Findings:

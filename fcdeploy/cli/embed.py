@@ -1,5 +1,6 @@
 """``fcdeploy embed``."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -8,8 +9,13 @@ import click
 from fcdeploy.cli.features import path_column_option
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.outputs import check_default_output
+from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.types import Numbers, PathType, Size
 
+RAY = (
+    "Let workers on a Ray cluster embed: the one that runs here, one by its address, or N workers on this machine. "
+    "OUTPUT and the images have to be in folders that all machines see."
+)
 ON_BAD = click.Choice(["stop", "skip", "zero"])
 
 
@@ -63,6 +69,10 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
 )
+@run_option("ray", help=RAY)
+@run_option("ray_cpus")
+@run_option("ray_gpus")
+@run_option("strict")
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -88,6 +98,10 @@ def command(
     batch: int | None,
     max_pixels: int,
     threads: int,
+    ray: str | None,
+    ray_cpus: float | None,
+    ray_gpus: float,
+    strict: bool,
     device: str,
     path_column: str | None,
     as_json: bool,
@@ -115,8 +129,11 @@ def command(
     from fcdeploy.data.imagelist import open_images
     from fcdeploy.data.sidecar import is_told_of_by_sidecar
     from fcdeploy.engine.embedder import settings_from_table
+    from fcdeploy.run.options import Options
     from fcdeploy.runtime.embed import embed_to_file, new_job, part_of
+    from fcdeploy.runtime.embed_workers import embedding_workers
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.workers import check_shared
 
     check_default_output("output", output, is_told_of_by_sidecar)
     given: dict[str, object] = {
@@ -139,8 +156,15 @@ def command(
         threads=threads,
         device=device,
     )
+    options = Options(
+        ray=ray, ray_cpus=ray_cpus, ray_gpus=ray_gpus, strict=strict, threads=threads, device=device
+    )
+    check_shared(options, part_of(output))
+    workers = functools.partial(embedding_workers, options=options) if ray else None
     with resumable(f"the same command continues from {part_of(output)}"), told_of_lost_pages():
-        summary = embed_to_file(job, output, on_bad=on_bad, labels=write_labels, quiet=quiet or as_json)
+        summary = embed_to_file(
+            job, output, on_bad=on_bad, labels=write_labels, quiet=quiet or as_json, workers=workers
+        )
     if as_json:
         click.echo(json.dumps(summary, indent=1))
     elif not quiet:

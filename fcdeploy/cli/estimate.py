@@ -21,6 +21,12 @@ from fcdeploy.cli.types import PathType
 )
 @column_option
 @click.option("--run-dir", type=PathType, help="Estimate for keeping every stage's result.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Estimate for so many machines like this one, as workers of a cluster.  [default: none]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
 def command(
     features: Path,
@@ -28,6 +34,7 @@ def command(
     dim: int | None,
     column: str | None,
     run_dir: Path | None,
+    workers: int,
     as_json: bool,
     **chosen: Any,
 ) -> None:
@@ -48,7 +55,7 @@ def command(
 
     bundle, options = read_bundle(engine), Options(**chosen)
     opened = open_and_tell(features, dim, width=bundle.feature_dim, column=column, scratch=options.scratch)
-    estimated = estimate_run(opened, bundle, options, run_dir)
+    estimated = estimate_run(opened, bundle, options, run_dir, workers)
     if as_json:
         click.echo(json.dumps(estimated.as_dict(), indent=1))
         return
@@ -62,6 +69,14 @@ def command(
         "together", f"{sum(size for size, _ in estimated.files.values()) / 1e6:,.1f}", "never all at one time"
     )
     console.print(table)
-    console.print(f"memory: about {estimated.memory_bytes / 1e9:.2f} GB")
+    each = " per worker" if workers else ""
+    console.print(f"memory: about {estimated.memory_bytes / 1e9:.2f} GB{each}")
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in estimated.seconds.items())
     console.print(f"time: about {sum(estimated.seconds.values()):.0f} s ({stages})")
+    if workers:
+        shared = sum(estimated.shared.values())
+        scratch = sum(size for size, _ in estimated.files.values()) / 1e9
+        console.print(
+            f"with {workers:,} workers: about {estimated.elapsed:.0f} s; {shared:.0f} s of the above are shared out, "
+            f"and --scratch takes up to {scratch:,.1f} GB on each machine"
+        )

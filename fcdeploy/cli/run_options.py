@@ -14,6 +14,7 @@ from fcdeploy.run.options import (
     PATH,
     REAL,
     SETTINGS,
+    SWITCH,
     WHOLE,
     Described,
     Options,
@@ -35,6 +36,8 @@ def run_option(name: str, **changed: Any) -> Callable[[Command], Command]:
     }
     if described.kind == SETTINGS:
         settings |= {"multiple": True, "default": (), "callback": lambda ctx, param, pairs: dict(pairs)}
+    if described.kind == SWITCH:
+        settings = {"is_flag": True, "help": described.help, "default": default}
     return click.option(f"--{FLAGS[name]}", name, **{**settings, **changed})
 
 

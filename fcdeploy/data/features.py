@@ -44,7 +44,7 @@ class Features:
     ``array`` that are faces here; None for all. ids: (given,) text or integers, of an id column. read_as: how the
     rows were understood, as in "2,670 rows of 128 float32 (raw)"; note: the sentence that says so where the file
     does not say it of itself; doubted: whether it also says why they may be something else. sidecar: what
-    `fcdeploy embed` noted of the file.
+    `fcdeploy embed` noted of the file. source: how another process opens the same, where it can.
     """
 
     array: Rows
@@ -57,6 +57,7 @@ class Features:
     note: str = ""
     sidecar: Sidecar | None = None
     doubted: bool = False
+    source: "Source | None" = None
 
     @property
     def n(self) -> int:
@@ -100,6 +101,20 @@ class Features:
         """Yield (start, rows) over all faces; ``size`` rows at a time, never changing the values."""
         for start in range(0, self.n, size):
             yield start, self.rows(start, min(start + size, self.n))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of features, by their whole paths, and how they are read; see ``open_features``."""
+
+    paths: tuple[str, ...]
+    dim: int | None = None
+    column: str | None = None
+    sure: bool = False
+
+    def open(self, scratch: Path | None = None) -> Features:
+        """Open the features again."""
+        return open_features(self.paths, self.dim, column=self.column, scratch=scratch, sure=self.sure)
 
 
 @dataclass(frozen=True)
@@ -159,7 +174,10 @@ def open_features(
     note = "" if told else f"{name}: read as {read_as}{doubts}."
     regular = tuple(file for file in files if not is_pipe(file))
     sidecar = parts[0].sidecar if len(parts) == 1 else None
-    return Features(rows, name, normalize, regular, None, ids, read_as, note, sidecar, bool(doubts))
+    source = None
+    if len(regular) == len(files):
+        source = Source(tuple(str(file.absolute()) for file in files), dim, column, sure)
+    return Features(rows, name, normalize, regular, None, ids, read_as, note, sidecar, bool(doubts), source)
 
 
 def needs_width(path: Path | str) -> bool:

@@ -80,7 +80,7 @@ class Lock:
         return False
 
     def _take_by_name(self, place: Path | str) -> None:
-        own = f"{os.getpid()} {_started(os.getpid())} {_host()}"
+        own = f"{os.getpid()} {_started(os.getpid())} {host_name()}"
         self._check_names(place, own)
         self._file.write(f"{own}\n")
         self._file.flush()
@@ -91,7 +91,7 @@ class Lock:
         for process, started, host in OWNER.findall(self._content()):
             if f"{process} {started} {host}" == own:
                 return
-            if host != _host():
+            if host != host_name():
                 raise BusyError(
                     f"process {process} on {host}, or it ended without a word); if it is not running, delete "
                     f"{place}, or "
@@ -104,7 +104,7 @@ class Lock:
         return self._file.read()
 
 
-def _host() -> str:
+def host_name() -> str:
     return re.sub(r"\s", "-", os.uname().nodename) or "-"
 
 

@@ -24,6 +24,9 @@ class Blocks(Protocol):
         self, stage: Stage, partial: Partial, open_engine: OpenEngine, store: Store, progress: Progress
     ) -> None: ...
 
+    def making(self, name: str, key: str) -> contextlib.AbstractContextManager[None]:
+        """Make an artifact in one go inside the block."""
+
 
 class LocalBlocks:
     """This process, one block after the other, in the order of the visit.
@@ -34,6 +37,10 @@ class LocalBlocks:
 
     def __init__(self, options: Options) -> None:
         self._budget = options.budget
+
+    def making(self, name: str, key: str) -> contextlib.AbstractContextManager[None]:
+        """Do nothing else: nobody needs to know."""
+        return contextlib.nullcontext()
 
     def compute(
         self, stage: Stage, partial: Partial, open_engine: OpenEngine, store: Store, progress: Progress

@@ -13,10 +13,8 @@ commit.
 import contextlib
 import errno
 import math
-import mmap
 import os
 import warnings
-import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +30,7 @@ from fcdeploy.data.atomic import (
     sync_folder,
 )
 from fcdeploy.data.damaged import DAMAGED
+from fcdeploy.data.lease import LEASE, Lease, check_not_leased
 from fcdeploy.data.locks import BusyError, Lock
 from fcdeploy.data.run_record import (
     JOURNAL,
@@ -44,6 +43,9 @@ from fcdeploy.data.run_record import (
     check_run_folder,
 )
 from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
+from fcdeploy.machine import is_local
+from fcdeploy.run.block_files import BLOCKS
+from fcdeploy.run.maps import Maps, map_arrays, size_on_disk
 from fcdeploy.run.store import Arrays, Shapes, Span, fixed
 
 SUMMARY = "summary.json"
@@ -58,13 +60,16 @@ class RunFolder:
 
     ``choice`` is what messages tell the user to choose anew. What the folder's record does not name is not ours and
     stays as it is, see ``fcdeploy.data.run_record``. Artifacts that an earlier version left are deleted, and the user
-    is told. Raises InputError when the folder's parent does not exist, when it is a file, when it holds files and no
+    is told. shared: whether other machines read artifacts while the run goes on, so that scratch ones are synced, too;
+    then, and on a file system of several machines, a lease tells them that the folder is taken.
+
+    Raises InputError when the folder's parent does not exist, when it is a file, when it holds files and no
     record of ours, when another run is using it, and for an artifact whose place is taken by something that is not
     ours.
     """
 
-    def __init__(self, path: Path | str, choice: str = "--run-dir") -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, choice: str = "--run-dir", *, shared: bool = False) -> None:
+        self.path, self.shared = Path(path), shared
         check_run_folder(self.path, choice)  # before anything is written there
         try:
             self.path.mkdir(exist_ok=True)
@@ -87,17 +92,30 @@ class RunFolder:
             raise InputError(
                 f"{path}: another run is using this folder ({error}choose another {choice}."
             ) from None
+        try:
+            check_not_leased(self.path / LEASE)
+        except BusyError as error:
+            self._lock.close()
+            raise InputError(
+                f"{path}: another run is using this folder ({error}choose another {choice}."
+            ) from None
         record = check_run_folder(self.path, choice)  # as the last run to hold the lock left it
         self._entries, self.claims = record.artifacts, Claims(self.path, record, choice)
         if record.outdated:
             self._begin_anew(record.outdated)
         self.claims.begin()
-        self._maps: list[weakref.ref[np.ndarray]] = []
+        self._lease: Lease | None = None
+        if shared or not is_local(self.path):
+            self.claims.claim(LEASE)
+            self._lease = Lease(self.path / LEASE)
+        self._maps = Maps()
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._lease is not None:
+            self._lease.close()
         self.claims.end()
         self._lock.close()
 
@@ -123,8 +141,8 @@ class RunFolder:
 
     def load(self, name: str, key: str) -> Arrays | None:
         """Map the finished artifact ``name``; None when it is absent, damaged or made of something else."""
-        entry = self._entries.get(name)
-        if entry is None or entry.key != key or entry.boot not in ("", boot_id()):
+        entry = self.entry(name, key)
+        if entry is None:
             return None
         if size_on_disk(self._place_of(name, entry), entry.parts) != entry.bytes:
             return None
@@ -132,6 +150,11 @@ class RunFolder:
             return self.watch(map_arrays(self._place_of(name, entry), entry.parts))
         except DAMAGED:
             return None
+
+    def entry(self, name: str, key: str) -> Entry | None:
+        """Return what is recorded of the finished artifact ``name`` of this key, if it is and can be trusted."""
+        entry = self._entries.get(name)
+        return entry if entry is not None and entry.key == key and entry.boot in ("", boot_id()) else None
 
     def begin(
         self,
@@ -233,17 +256,11 @@ class RunFolder:
 
     def watch(self, arrays: Arrays) -> Arrays:
         """Remember maps, so that ``release_pages`` can let go of them; returns them."""
-        self._maps = [ref for ref in self._maps if ref() is not None]
-        self._maps += [weakref.ref(array) for array in arrays.values() if isinstance(array, np.memmap)]
-        return arrays
+        return self._maps.watch(arrays)
 
     def release_pages(self) -> None:
         """Let go of all mapped pages that this process has touched; they are read again when needed."""
-        for ref in self._maps:
-            array = ref()
-            mapped = getattr(array, "_mmap", None)
-            if mapped is not None:
-                mapped.madvise(mmap.MADV_DONTNEED)
+        self._maps.release_pages()
 
     def _forget(self, name: str) -> None:
         if self._entries.pop(name, None) is not None:
@@ -257,6 +274,7 @@ class FolderPartial:
         self, folder: RunFolder, name: str, key: str, shapes: Shapes, visit: str, durable: bool, scratch: bool
     ) -> None:
         self._folder, self._name, self._key, self._durable = folder, name, key, durable
+        self.name, self.key = name, key
         self._scratch, self._shapes = scratch, shapes
         self._first_line = f"{key} {visit or '-'} {DURABLE if durable else boot_id()}"
         self._place = folder.path / f"{name}{UNFINISHED}"
@@ -265,8 +283,9 @@ class FolderPartial:
             if self.finished:
                 _cut_to_whole_lines(self._place / JOURNAL)
             else:
-                remove_partial(self._place)
-                self._place.mkdir()
+                begun, _ = _read_journal(self._place / JOURNAL)
+                remove_partial(self._place, but=BLOCKS if begun == self._first_line else "")
+                self._place.mkdir(exist_ok=True)
                 (self._place / JOURNAL).touch()
             self.arrays = folder.watch(
                 {part: self._map(part, shape, dtype) for part, (shape, dtype) in fixed(shapes).items()}
@@ -278,6 +297,12 @@ class FolderPartial:
             if durable:
                 sync_folder(self._place)
                 sync_folder(folder.path)
+
+    def folder_of_blocks(self) -> Path:
+        """Make the folder, unless there is one, in which others leave blocks for this artifact."""
+        folder = self._place / BLOCKS
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def append(self, part: str, rows: np.ndarray) -> int:
         """Add rows to an array that grows with every block; returns the number of rows before them."""
@@ -314,8 +339,9 @@ class FolderPartial:
                 file.write(npy_header((self._length(part), *shape[1:]), dtype))  # type: ignore[arg-type]
         parts = [*self._shapes]
         self.close()
+        self._remove_blocks()
         final = self._folder.path / places_of(self._name, self._scratch)[1]
-        if not self._scratch:
+        if not self._scratch or self._folder.shared:
             for part in parts:
                 sync_file(self._place / f"{part}.npy")
             sync_folder(self._place)
@@ -334,6 +360,15 @@ class FolderPartial:
             os.replace(self._place, final)
         sync_folder(self._folder.path)
         return self._folder.watch(map_arrays(final, parts))
+
+    def _remove_blocks(self) -> None:
+        """Delete what others left for this artifact, also while a late one is about to write there."""
+        folder = self._place / BLOCKS
+        if folder.is_dir():
+            with contextlib.suppress(FileNotFoundError):
+                gone = folder.with_name(f"{BLOCKS}.gone")
+                os.rename(folder, gone)  # from here on nobody gets a file into it
+                remove_folder(gone)
 
     def _committed(self) -> list[Span]:
         first, finished = _read_journal(self._place / JOURNAL)
@@ -433,12 +468,18 @@ def places_of(name: str, scratch: bool = False) -> tuple[str, str]:
     return f"{name}{UNFINISHED}", f"{name}{SCRATCH}" if scratch else name
 
 
-def remove_partial(place: Path) -> None:
-    """Delete an artifact in the making; its journal last, by which what a kill leaves of it is known as ours."""
+def remove_partial(place: Path, but: str = "") -> None:
+    """Delete an artifact in the making; its journal last, by which what a kill leaves of it is known as ours.
+
+    but: what stays, and the folder with it, if it is there.
+    """
     if place.is_dir() and not place.is_symlink():
         for path in place.iterdir():
-            if path.name != JOURNAL:
+            if path.name not in (JOURNAL, but):
                 remove_folder(path)
+        if but and (place / but).is_dir():
+            (place / JOURNAL).unlink(missing_ok=True)
+            return
     remove_folder(place)
 
 
@@ -498,27 +539,9 @@ def _cut_to_whole_lines(journal: Path) -> None:
     os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
-def map_arrays(folder: Path, parts: Iterable[str] | None = None) -> Arrays:
-    """Map the arrays of an artifact read-only, those of ``parts`` (all)."""
-    names = sorted(file.stem for file in folder.glob("*.npy")) if parts is None else parts
-    return {name: _map_npy(folder / f"{name}.npy") for name in names}
-
-
-def size_on_disk(folder: Path, parts: Iterable[str]) -> int:
-    """Return the bytes of some arrays in a folder; -1 when one is missing."""
-    files = [folder / f"{part}.npy" for part in parts]
-    return sum(file.stat().st_size for file in files) if all(map(Path.is_file, files)) else -1
-
-
 def boot_id() -> str:
     """Return what changes whenever the machine starts."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return f"process {os.getpid()}"  # trust nothing unsynced of another process
-
-
-def _map_npy(path: Path) -> np.ndarray:
-    array = np.load(path, mmap_mode=None if path.stat().st_size < mmap.PAGESIZE else "r")
-    array.flags.writeable = False
-    return array

@@ -16,6 +16,7 @@ from fcdeploy.errors import ARGUMENTS, VALUES, InputError
 KNN_METHODS = ("auto", "exact", "ivf", "cells")
 MERGE, AS_PUBLISHED = DUPLICATES = ("merge", "as-published")
 WHOLE, REAL, TEXT, PATH, BYTES, HOPS, SETTINGS = "whole", "real", "text", "path", "bytes", "hops", "settings"
+SWITCH = "switch"
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,25 @@ class Options:
     )
     scratch: Path | None = option(  # noqa: RUF009
         None,
-        "Folder for what does not fit into memory, deleted at the end.",
+        "Folder for what does not fit into memory, deleted at the end; workers on other machines keep their copies of "
+        "artifacts there.",
         PATH,
         metavar="DIR",
         usual="beside the output",
+    )
+    ray: str | None = option(
+        None,
+        "Let workers on a Ray cluster compute: the one that runs here, one by its address, or N workers on this "
+        "machine. Needs --run-dir, in a folder that all machines see.",
+        TEXT,
+        metavar="auto|HOST:PORT|local:N",
+    )
+    ray_cpus: float | None = option(
+        None, "CPUs per worker.", REAL, least=0.01, usual="all of a machine's, for one worker"
+    )
+    ray_gpus: float = option(0.0, "GPUs per worker, as in 1 or 0.5.", REAL, least=0)
+    strict: bool = option(
+        False, "Refuse workers whose versions, processor or execution provider differ.", SWITCH
     )
 
     @property

@@ -13,12 +13,22 @@ class Bar(Protocol):
 
     def advance(self, faces: int) -> None: ...
 
+    def tell(self, told: str) -> None:
+        """Show something beside the count."""
+
 
 class Silent:
     """Shows nothing."""
 
+    def __init__(self) -> None:
+        self.told = ""
+
     def advance(self, faces: int) -> None:
         """Do nothing."""
+
+    def tell(self, told: str) -> None:
+        """Keep it for the line at the end."""
+        self.told = told
 
 
 @dataclass
@@ -57,10 +67,11 @@ class Progress:
                 yield bar
         else:
             started = time.perf_counter()
-            yield Silent()
-            print(
-                f"{text}: {total - done:,} {unit} in {time.perf_counter() - started:.1f} s", file=sys.stderr
-            )
+            silent = Silent()
+            yield silent
+            seconds = time.perf_counter() - started
+            by = f" ({silent.told})" if silent.told else ""
+            print(f"{text}: {total - done:,} {unit} in {seconds:.1f} s{by}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -81,12 +92,16 @@ def _terminal_bar(text: str, total: int, done: int) -> Iterator[Bar]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[told]}"),
     )
     with RichProgress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(text, total=total, completed=done)
+        task = shown.add_task(text, total=total, completed=done, told="")
 
         class Shown:
             def advance(self, faces: int) -> None:
                 shown.advance(task, faces)
+
+            def tell(self, told: str) -> None:
+                shown.update(task, told=told)
 
         yield Shown()

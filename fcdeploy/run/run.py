@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numba
 import numpy as np
@@ -33,6 +33,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class Follows(Protocol):
+    """Says that a run goes behind another one, its driver's, and computes nothing but blocks for that."""
+
+    identity: Mapping[str, Any]  # provider and libraries of the driver, by which artifacts have their keys
+
+    def collected(self, name: str, key: str, make: Callable[[], Arrays]) -> Arrays:
+        """Return an artifact that the driver makes in one go, when it is there."""
+
+
 class NotComputedError(Exception):
     """The arrays of an artifact were asked for in a survey, which computes none."""
 
@@ -49,6 +58,8 @@ class Run:
     says, by name; see ``note``. final: whether its clusters are the ones that the user gets, of which the user is told
     what limits did to them. copies: faces that are not computed on, and go with others, if there are any; stamp: of the
     features, when they were checked. survey: whether artifacts are described only; planned: those described so far.
+    blocks: who computes the blocks of stages (None: this process); follows: the driver that this run goes behind, if it
+    does.
     """
 
     features: Features
@@ -61,6 +72,7 @@ class Run:
     given: Mapping[str, GivenLists] = field(default_factory=dict)
     search: Search | None = None
     blocks: Blocks | None = None
+    follows: Follows | None = None
     unit_rows: str | None = None
     final: bool = True
     survey: bool = False
@@ -112,8 +124,7 @@ class Run:
     @cached_property
     def libraries(self) -> dict[str, str]:
         """The versions of the libraries that results may depend on, by name."""
-        modules = np, numba, import_faiss()
-        return {module.__name__: module.__version__ for module in modules} | dict(self.engines.runtime)
+        return libraries() | dict(self.engines.runtime)
 
     @cached_property
     def features_hash(self) -> str:
@@ -142,7 +153,19 @@ class Run:
 
     def key_of(self, name: str, made_from: Mapping[str, Any]) -> str:
         """Return a key: of plain values, our code, the libraries and the device."""
-        return digest({"name": name, "provider": self.provider, "libraries": self.libraries, **made_from})
+        if self.follows is not None:
+            return digest({"name": name, **self.follows.identity, **made_from})
+        return digest({"name": name, **self.identity, **made_from})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What evaluates the passes, and the versions of the libraries: what keys hold beside inputs and code."""
+        return {"provider": self.provider, "libraries": self.libraries}
+
+    @cached_property
+    def shared(self) -> Blocks:
+        """Who computes the blocks of stages."""
+        return self.blocks or LocalBlocks(self.options)
 
     def _key_from(
         self,
@@ -175,11 +198,10 @@ class Run:
                 partial = self.store.begin(
                     stage.name, artifact.key, stage.shapes, visit, scratch=stage.scratch
                 )
-                blocks = self.blocks or LocalBlocks(self.options)
-                blocks.compute(stage, partial, self.engine, self.store, self.progress)
+                self.shared.compute(stage, partial, self.engine, self.store, self.progress)
                 arrays = partial.finish()
                 self.drop(*stage.through)
-            if stage.then is not None:
+            if stage.then is not None and self.follows is None:
                 stage.then(arrays)
             return arrays
 
@@ -214,10 +236,14 @@ class Run:
 
         def work(artifact: Artifact) -> Arrays:
             arrays = self.store.load(name, artifact.key)
-            if arrays is None:
-                arrays = self.keep(name, artifact.key, make(), scratch=scratch)
+            if arrays is None and self.follows is not None:
+                arrays = self.follows.collected(name, artifact.key, make)
+            elif arrays is None:
+                with self.shared.making(name, artifact.key):
+                    made = make()
+                arrays = self.keep(name, artifact.key, made, scratch=scratch)
                 self.drop(*through)
-            if then is not None:
+            if then is not None and self.follows is None:
                 then(arrays)
             return arrays
 
@@ -291,6 +317,12 @@ class Run:
         for output in outputs.values():
             self.check_finite(output.reshape(len(faces), -1), faces, what)
         return outputs
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of the libraries that all results may depend on, by name."""
+    modules = np, numba, import_faiss()
+    return {module.__name__: module.__version__ for module in modules}
 
 
 def step(

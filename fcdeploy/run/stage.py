@@ -29,8 +29,8 @@ class Stage:
     1,) offsets of the entries that each fills. size: rows of a block; one for which there is no memory is halved, to
     multiples of ``whole`` rows, which have to stay together. visit: the order in which rows are visited (as they
     come). share: how many hold device memory at the same time (the passes). scratch: whether the artifact is deleted
-    at the run's end. about: how many rows an array without a length will have, roughly. then: told of the arrays when
-    they are there.
+    at the run's end. in_order: whether blocks are committed one behind the other, whoever is done first. about: how
+    many rows an array without a length will have, roughly. then: told of the arrays when they are there.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Stage:
     opened: Callable[[], AbstractContextManager[Any]] | None = None
     share: int | None = None
     scratch: bool = False
+    in_order: bool = False
     about: int = 0
     then: Callable[[Arrays], None] | None = None
 

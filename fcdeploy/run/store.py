@@ -17,8 +17,11 @@ Span = tuple[int, int]
 class Partial(Protocol):
     """An artifact in the making: write the rows of a block into ``arrays``, then commit the block.
 
-    finished: the blocks [start, stop) that were committed, by this run or an earlier one, in any order.
+    key: of the artifact; finished: the blocks [start, stop) that were committed, by this run or an earlier one, in any
+    order.
     """
+
+    key: str
 
     arrays: Arrays
     finished: list[Span]
@@ -114,7 +117,7 @@ class MemoryPartial:
     """See ``Partial``; nothing to commit to."""
 
     def __init__(self, kept: dict[str, tuple[str, Arrays]], name: str, key: str, shapes: Shapes) -> None:
-        self._kept, self._name, self._key = kept, name, key
+        self._kept, self._name, self.key = kept, name, key
         self.finished: list[Span] = []
         self.arrays = {part: np.empty(shape, dtype) for part, (shape, dtype) in fixed(shapes).items()}
         self._pieces: dict[str, list[np.ndarray]] = {
@@ -141,7 +144,7 @@ class MemoryPartial:
         self.arrays |= {part: np.concatenate(pieces) for part, pieces in self._pieces.items()}
         for array in self.arrays.values():
             array.flags.writeable = False  # as maps of finished files are; numba compiles once for both
-        self._kept[self._name] = self._key, self.arrays
+        self._kept[self._name] = self.key, self.arrays
         return self.arrays
 
 

@@ -1,5 +1,6 @@
 """The Python interface: ``fcdeploy.cluster``, ``fcdeploy.FaceClusterer`` and ``fcdeploy.embed``."""
 
+import functools
 import inspect
 import operator
 import os
@@ -26,12 +27,16 @@ from fcdeploy.run.options import (
     PATH,
     REAL,
     SETTINGS,
+    SWITCH,
     WHOLE,
     Described,
     Options,
+    check_values,
 )
 from fcdeploy.runtime.embed import embed_to_array, new_job
+from fcdeploy.runtime.embed_workers import embedding_workers
 from fcdeploy.runtime.pipeline import Result, run_clustering
+from fcdeploy.runtime.workers import check_shared
 
 PathLike = str | Path
 
@@ -112,6 +117,11 @@ def embed(
     max_pixels: int = MAX_PIXELS,
     threads: int = 0,
     device: str = "cpu",
+    run_dir: PathLike | None = None,
+    ray: str | None = None,
+    ray_cpus: float | None = None,
+    ray_gpus: float = 0.0,
+    strict: bool = False,
     progress: bool = False,
 ) -> np.ndarray:
     """Embed aligned face crops with an ONNX face embedder and return a row for each.
@@ -122,8 +132,9 @@ def embed(
     ('rgb', 'bgr', 'gray'), mean, scale (pixels become (pixel - mean) / scale) and output_tensor are read from the
     ``.toml`` beside it and the graph where they are not given; inputs: constants for whatever else the graph takes, by
     the names of its inputs, over those under ``[inputs]`` there. on_bad: 'stop' raises when an image cannot be
-    embedded, 'zero' gives it a row of zeros. device: 'cpu' or 'cuda'. Returns (n, d) float32, not normalised. Raises
-    fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    embedded, 'zero' gives it a row of zeros. device: 'cpu' or 'cuda'. run_dir: keeps what is done until all is, and
+    continues there. ray, ray_cpus, ray_gpus, strict: workers on a cluster, as of ``cluster``. Returns (n, d) float32,
+    not normalised. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
     if on_bad not in ("stop", "zero"):
         raise InputError(
@@ -160,7 +171,13 @@ def embed(
     job = new_job(
         files, Path(model), settings, batch=batch, max_pixels=max_pixels, threads=threads, device=device
     )
-    return embed_to_array(job, on_bad=on_bad, quiet=not progress)
+    place = Path(run_dir) if run_dir else None
+    cluster = {"ray": ray, "ray_cpus": ray_cpus, "ray_gpus": ray_gpus, "strict": strict}
+    options = options_from({**defaults(), **cluster, "threads": threads, "device": device})
+    check_values(options)
+    check_shared(options, place)
+    workers = functools.partial(embedding_workers, options=options) if ray else None
+    return embed_to_array(job, on_bad=on_bad, run_dir=place, quiet=not progress, workers=workers)
 
 
 class FaceClusterer:
@@ -300,6 +317,8 @@ def _plain(name: str, described: Described, value: Any) -> Any:
         return None
     if described.kind == HOPS:
         return tuple(np.atleast_1d(value).tolist())
+    if described.kind == SWITCH:
+        return bool(value)
     if described.kind in (WHOLE, BYTES):
         return _whole(name, value)
     return _real(name, value) if described.kind == REAL else str(value)

@@ -15,7 +15,7 @@ import numpy as np
 
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
-from fcdeploy.data.features import BLOCK_ROWS, Features
+from fcdeploy.data.features import BLOCK_ROWS, Features, Source
 from fcdeploy.data.filelist import Filelist
 from fcdeploy.data.images import FIRST_BAD, State
 from fcdeploy.data.labels import renumber
@@ -43,9 +43,11 @@ from fcdeploy.runtime.embed import (
     report_bad_lines,
     summary_of,
 )
+from fcdeploy.runtime.embed_workers import embedding_workers
 from fcdeploy.runtime.pipeline import Result, run_clustering
 from fcdeploy.runtime.prepare import check_not_kept_in, prepare
 from fcdeploy.runtime.survey import places_of_run
+from fcdeploy.runtime.workers import check_shared
 
 FEATURES, LINES = "embedded", "embedded_lines"  # what is kept: rows of good lines, and the state of all
 OUTCOMES = {"skip": "they are in no cluster", "zero": "each is in a cluster of its own"}
@@ -71,6 +73,7 @@ def cluster_images(
     interrupted run goes on from. Where the list is no text, its lines are written beside the output
     (``NAME.filelist.txt``). truth: (n,), a label for every line; unknown: what becomes of its -1, see ``evaluate``.
     """
+    check_shared(options, run_dir)
     files, n = job.files, job.files.n
     places = check_clustering(files, bundle, options, run_dir)
     progress = Progress(quiet)
@@ -86,17 +89,20 @@ def cluster_images(
         open_for(bundle, job).close()  # what does not fit is said before anything is made
     with contextlib.ExitStack() as stack:
         # Left open for the whole run, where it is not the folder that the clustering itself is going to use.
-        place = stack.enter_context(RunFolder(folder, "--run-dir" if run_dir else "output"))
+        shared = options.ray is not None
+        opened_folder = RunFolder(folder, "--run-dir" if run_dir else "output", shared=shared)
+        place = stack.enter_context(opened_folder)
         place.check_free([*places_of(LINES), *places_of(FEATURES), *(places if run_dir else ())])
         if run_dir:
             place.claims.claim(SUMMARY)
         with progress.stage("embed"):
-            features, states = kept_features(job, bundle, place, progress, bad_list, on_bad)
+            features, states = kept_features(job, bundle, place, progress, bad_list, on_bad, options)
         if run_dir:
             stack.close()
         good = np.flatnonzero(states < FIRST_BAD)
+        source = Source((str((folder / FEATURES / "embedded.npy").absolute()),), bundle.feature_dim)
         result = run_clustering(
-            Features(features, files.name),
+            Features(features, files.name, source=source),
             bundle,
             options,
             run_dir=run_dir,
@@ -133,7 +139,13 @@ def cluster_images(
 
 
 def kept_features(
-    job: Job, bundle: Bundle, store: RunFolder, progress: Progress, bad_list: Path, on_bad: str
+    job: Job,
+    bundle: Bundle,
+    store: RunFolder,
+    progress: Progress,
+    bad_list: Path,
+    on_bad: str,
+    options: Options,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the embeddings (m, d) of good lines and the states (n,) of all, of an earlier run if nothing changed."""
     key = job.key()
@@ -152,7 +164,8 @@ def kept_features(
                 "features": old["embedded"]
             }
         partial = begin(store, job, key, embedder.dim, stamps, finished)
-        fill(partial, job, embedder, found, stamps, progress)
+        with embedding_workers(store, options) as share_out:
+            fill(partial, job, embedder, found, stamps, progress, share_out)
     states = np.array(partial.arrays["states"])
     report_bad_lines(job, states, on_bad, OUTCOMES, bad_list)
     made = {"states": states, "stamps": np.array(partial.arrays["stamps"])}

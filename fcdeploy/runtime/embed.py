@@ -29,6 +29,7 @@ from fcdeploy.data.features import BLOCK_ROWS, new_hash, write_features
 from fcdeploy.data.filelist import NO_STAMP, Filelist, lines_outside, look_up_all
 from fcdeploy.data.images import FIRST_BAD, MAX_PIXELS, REASONS, State, import_pillow, read_image
 from fcdeploy.data.labels import check_labels_path, write_labels
+from fcdeploy.data.locks import host_name
 from fcdeploy.data.side_files import check_not_an_input, check_replaceable, is_table
 from fcdeploy.data.sidecar import Sidecar, check_sidecar_path, sidecar_bytes
 from fcdeploy.engine.embedder import (
@@ -46,8 +47,9 @@ from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.alike import FEWEST, alike_sentence, random_pairs
 from fcdeploy.run.folder import RunFolder, rows_from_the_first
 from fcdeploy.run.keys import digest
-from fcdeploy.run.progress import Progress
-from fcdeploy.run.store import Arrays, MemoryStore, Partial, Shapes, Store
+from fcdeploy.run.progress import Bar, Progress
+from fcdeploy.run.stage import Stage
+from fcdeploy.run.store import Arrays, MemoryStore, Partial, Shapes, Store, fixed
 from fcdeploy.runtime.computed import ours
 
 SUFFIXES = (".bin", ".npy")
@@ -60,6 +62,11 @@ BAD_LINE = re.compile(  # of a list of bad lines: its number, the line, the reas
 COMMIT_LINES = 512  # embedded between two commits
 AHEAD = 4  # images a thread that are decoded before they are needed
 WORKING = "embedding"  # the product in the making, of all lines; a hash of the list follows
+
+
+# Lets workers embed what a product lacks of a list: job, embedder, states of the lines, product, progress.
+ShareOut = Callable[["Job", Embedder, np.ndarray, Partial, Progress], None]
+Workers = Callable[[RunFolder], contextlib.AbstractContextManager[ShareOut | None]]
 
 
 @dataclass(frozen=True)
@@ -142,22 +149,31 @@ def new_job(files: Filelist, model: Path, given: EmbedderSettings | None = None,
 
 
 def embed_to_file(
-    job: Job, output: Path, *, on_bad: str = "stop", labels: Path | None = None, quiet: bool = True
+    job: Job,
+    output: Path,
+    *,
+    on_bad: str = "stop",
+    labels: Path | None = None,
+    quiet: bool = True,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Embed the images of a list and write their features, whole or not at all.
 
     output: ``.bin`` or ``.npy``. Beside it appear ``OUTPUT.json``, what the features are (see ``data.sidecar``),
-    ``NAME.bad.txt`` when lines are bad, and with on_bad 'skip', or when the list is no text, ``NAME.filelist.txt``, the
-    lines of the rows. labels: where the people of the rows go, as the list says them. Raises InputError when lines are
-    bad and on_bad is 'stop', after all were tried; the same call goes on from there. Returns what
-    ``fcdeploy embed --json`` prints.
+    ``NAME.bad.txt`` when lines are bad, and with on_bad 'skip', or when the list is no text, ``NAME.filelist.txt``,
+    the lines of the rows. workers: have workers elsewhere embed, see ``runtime.embed_workers``. labels: where the
+    people of the rows go, as the list says them. Raises InputError when lines are bad and on_bad is 'stop', after all
+    were tried; the same call goes on from there. Returns what ``fcdeploy embed --json`` prints.
     """
     bad_list, kept_list = check_outputs(job, output, on_bad, labels)
     noted = check_sidecar_path(output)
     listed = on_bad == "skip" or not job.files.is_text
     progress, started = Progress(quiet), time.perf_counter()
-    with job.open() as embedder, RunFolder(part_of(output), "output") as folder:
-        with contextlib.closing(embed_lines(job, embedder, folder, progress)) as partial:
+    shared = workers is not None
+    with job.open() as embedder, RunFolder(part_of(output), "output", shared=shared) as folder:
+        with (workers or nobody)(folder) as share_out:
+            partial = embed_lines(job, embedder, folder, progress, share_out)
+        with contextlib.closing(partial):
             features, states = partial.arrays["features"], np.array(partial.arrays["states"])
             report_bad_lines(job, states, on_bad, OUTCOMES, bad_list)
             alike = note_alike(job, features, states)
@@ -213,13 +229,36 @@ def embed_to_file(
     }
 
 
-def embed_to_array(job: Job, *, on_bad: str = "stop", quiet: bool = True) -> np.ndarray:
+def nobody(folder: RunFolder) -> contextlib.AbstractContextManager[None]:
+    """Have no workers."""
+    return contextlib.nullcontext()
+
+
+def embed_to_array(
+    job: Job,
+    *,
+    on_bad: str = "stop",
+    run_dir: Path | None = None,
+    quiet: bool = True,
+    workers: Workers | None = None,
+) -> np.ndarray:
     """Return the embeddings (n, d) float32 of a list's images; rows of zeros for bad lines if on_bad is 'zero'.
 
-    Raises InputError when lines are bad and on_bad is 'stop'.
+    run_dir: where what is done is kept until it is complete; an interrupted call goes on from there. workers: see
+    ``embed_to_file``; they need one. Raises InputError when lines are bad and on_bad is 'stop'.
     """
+    progress = Progress(quiet)
     with job.open() as embedder:
-        arrays = embed_lines(job, embedder, MemoryStore(), Progress(quiet)).arrays
+        if run_dir is None:
+            arrays = embed_lines(job, embedder, MemoryStore(), progress).arrays
+        else:
+            with RunFolder(run_dir, shared=workers is not None) as folder:
+                with (workers or nobody)(folder) as share_out:
+                    partial = embed_lines(job, embedder, folder, progress, share_out)
+                arrays = {name: np.array(array) for name, array in partial.arrays.items()}
+                partial.close()
+                if on_bad == "zero" or not (arrays["states"] >= FIRST_BAD).any():
+                    folder.remove()
     report_bad_lines(job, arrays["states"], on_bad, OUTCOMES)
     note_alike(job, arrays["features"], arrays["states"])
     return arrays["features"]
@@ -243,11 +282,13 @@ def libraries() -> dict[str, str]:
     }
 
 
-def embed_lines(job: Job, embedder: Embedder, store: Store, progress: Progress) -> Partial:
-    """Embed all lines into a product of ``store``, complete but not finished."""
+def embed_lines(
+    job: Job, embedder: Embedder, store: Store, progress: Progress, share_out: ShareOut | None = None
+) -> Partial:
+    """Embed all lines into a product of ``store``, complete but not finished; share_out: see ``fill``."""
     found, stamps = looked_up(job, progress)
     partial = begin(store, job, job.key(), embedder.dim, stamps)
-    fill(partial, job, embedder, found, stamps, progress)
+    fill(partial, job, embedder, found, stamps, progress, share_out)
     return partial
 
 
@@ -312,10 +353,12 @@ def fill(
     found: np.ndarray,
     stamps: np.ndarray,
     progress: Progress,
+    share_out: ShareOut | None = None,
 ) -> None:
     """Embed what ``partial`` lacks: first the lines behind it that were bad or have another file now, then the others.
 
-    found, stamps: (n,), of ``look_up`` now. Rows of bad lines are zero.
+    found, stamps: (n,), of ``look_up`` now. Rows of bad lines are zero. share_out: lets workers elsewhere embed those
+    others, instead of this process.
     """
     arrays, done, n = partial.arrays, rows_from_the_first(partial.finished), job.files.n
     redo = np.flatnonzero(
@@ -340,15 +383,70 @@ def fill(
                     pending = []
             _stamp(partial, pending, stamps, done)
             partial.commit(0, done)
-        since = 0
-        for lines, rows, states in embedded(np.arange(done, n), job, embedder, found):
-            arrays["features"][lines], arrays["states"][lines] = rows, states
-            arrays["stamps"][lines] = stamps[lines]
-            since += len(lines)
-            bar.advance(len(lines))
-            if since >= COMMIT_LINES or lines[-1] + 1 == n:
-                partial.commit(0, int(lines[-1]) + 1)
-                since = 0
+        if share_out is None:
+            fill_behind(partial, done, job, embedder, found, stamps, bar)
+    if share_out is not None and done < n:
+        arrays["stamps"][done:] = stamps[done:]  # of lines that are not committed, which nobody trusts
+        share_out(job, embedder, found, partial, progress)
+
+
+def fill_behind(
+    partial: Partial,
+    done: int,
+    job: Job,
+    embedder: Embedder,
+    found: np.ndarray,
+    stamps: np.ndarray,
+    bar: Bar,
+) -> None:
+    """Embed the lines from ``done`` on; see ``fill``."""
+    arrays, n, since = partial.arrays, job.files.n, 0
+    for lines, rows, states in embedded(np.arange(done, n), job, embedder, found):
+        arrays["features"][lines], arrays["states"][lines] = rows, states
+        arrays["stamps"][lines] = stamps[lines]
+        since += len(lines)
+        bar.advance(len(lines))
+        if since >= COMMIT_LINES or lines[-1] + 1 == n:
+            partial.commit(0, int(lines[-1]) + 1)
+            since = 0
+
+
+def stage_of(job: Job, embedder: Embedder, found: np.ndarray, name: str) -> Stage:
+    """Describe the embedding of a list as a stage, whose blocks workers compute; found: (n,), of ``look_up``.
+
+    Blocks are whole batches. A file that was there when the driver looked it up, and is not here, is nobody's fault
+    but this machine's: raises FileNotFoundError.
+    """
+
+    def block(lines: np.ndarray) -> Arrays:
+        arrays = {
+            part: np.empty((len(lines), *shape[1:]), dtype)
+            for part, (shape, dtype) in fixed(shapes_of(job.files.n, embedder.dim)).items()
+            if part != "stamps"
+        }
+        for group, rows, states in embedded(lines, job, embedder, found):
+            at = slice(int(group[0] - lines[0]), int(group[-1] - lines[0]) + 1)
+            arrays["features"][at], arrays["states"][at] = rows, states
+        for line in lines[(arrays["states"] == State.MISSING) & (found[lines] == State.GOOD)].tolist():
+            raise FileNotFoundError(f"{job.files.shown(line)} is not there on {host_name()}")
+        return arrays
+
+    return Stage(
+        name=name,
+        text="embedding",
+        unit="images",
+        block=block,
+        shapes=shapes_of(job.files.n, embedder.dim),
+        rows=job.files.n,
+        size=-(-COMMIT_LINES // embedder.batch) * embedder.batch,
+        whole=embedder.batch,
+        in_order=True,
+    )
+
+
+def no_engine(name: str, share: int) -> contextlib.AbstractContextManager[Any]:
+    """Open no pass: an embedding has none."""
+    raise KeyError(name)
 
 
 def _stamp(partial: Partial, groups: list[np.ndarray], stamps: np.ndarray, done: int) -> None:

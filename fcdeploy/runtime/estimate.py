@@ -8,7 +8,7 @@ them; expect them to be right within a factor of two.
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,43 @@ LISTS_RATE = 0.15  # of the rate of matrix products, at which an IVF search comp
 RUNTIME_BYTES = 300 << 20  # Python, numba, faiss and ONNX Runtime themselves
 LINK_BYTES = 24  # that pooling and propagation take a scored link
 BLOCK_BYTES = 200 << 20  # what blocks on their way through take
+TAKEN_RATE = 5e8  # bytes per second that a run takes in from workers: read once, written once, synced
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """files: name -> (bytes, kept after the run); memory in bytes; seconds of each stage."""
+    """files: name -> (bytes, kept after the run); memory in bytes; seconds of each stage.
+
+    workers: machines like this one that compute the blocks, 0 for none; then ``shared`` says of each stage how many
+    seconds they take together, and what is not in it this process does. Memory is that of one of them.
+    """
 
     faces: int
     files: dict[str, tuple[int, bool]]
     in_memory: bool
     memory_bytes: int
     seconds: dict[str, float]
+    workers: int = 0
+    shared: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def elapsed(self) -> float:
+        """The seconds of the whole run."""
+        if not self.workers:
+            return sum(self.seconds.values())
+        written = sum(size for size, _ in self.files.values())
+        alone = sum(self.seconds.values()) - sum(self.shared.values())
+        return alone + max(sum(self.shared.values()) / self.workers, written / TAKEN_RATE)
 
     def as_dict(self) -> dict[str, Any]:
+        workers = {
+            "workers": self.workers,
+            "shared_seconds": self.shared,
+            "elapsed_seconds": self.elapsed,
+            "scratch_bytes_per_machine": sum(size for size, _ in self.files.values()),
+        }
         return {
+            **(workers if self.workers else {}),
             "faces": self.faces,
             "files": {name: {"bytes": size, "kept": kept} for name, (size, kept) in self.files.items()},
             "in_memory": self.in_memory,
@@ -67,8 +90,12 @@ class Estimate:
         }
 
 
-def estimate_run(features: Features, bundle: Bundle, options: Options, run_dir: Path | None) -> Estimate:
+def estimate_run(
+    features: Features, bundle: Bundle, options: Options, run_dir: Path | None, workers: int = 0
+) -> Estimate:
     """Estimate a run of ``features`` through ``bundle``; nothing is written and no feature is read.
+
+    workers: how many machines like this one compute its blocks, see docs/many-machines.md.
 
     Raises InputError for what ``run_clustering`` would refuse before it starts.
     """
@@ -89,7 +116,7 @@ def estimate_run(features: Features, bundle: Bundle, options: Options, run_dir: 
         for name, artifact in artifacts.items()
     }
     total = sum(size for size, _ in files.values())
-    in_memory = run_dir is None and total <= options.budget // 2
+    in_memory = run_dir is None and not workers and total <= options.budget // 2
     searched = ("vectors", "refined") if "refined_knn" in files else ("vectors",)
     vectors = [size for name, (size, _) in files.items() if name in searched]
     # IVF holds halves of the vectors, cells their codes twice.
@@ -101,7 +128,19 @@ def estimate_run(features: Features, bundle: Bundle, options: Options, run_dir: 
     memory = working + total if in_memory else min(max(options.budget, working), working + total)
     with threads_limited(options.cores):
         seconds = _seconds(prepared, artifacts)
-    return Estimate(features.n, files, in_memory, memory, seconds)
+    shared = {}
+    if workers:
+        serial = {
+            "features": seconds["features"] / 2,
+            "links": 0.0,
+            "clusters": 0.0,
+        }  # scanned, then read by blocks
+        for name in ("knn", "refined_knn"):
+            width = features.dim * (2 if name == "refined_knn" else 1)
+            if seconds.get(name):
+                serial[name] = _cells_seconds(features.n, width, options)
+        shared = {name: max(0.0, taken - serial.get(name, 0.0)) for name, taken in seconds.items()}
+    return Estimate(features.n, files, in_memory, memory, seconds, workers, shared)
 
 
 def _check_place(run_dir: Path) -> None:
@@ -165,18 +204,36 @@ def _typical_nodes(settings: Any) -> int:
     return max(1, int(first + SECOND_HOPS * first * second))
 
 
-def _knn_seconds(n: int, dim: int, options: Options) -> float:
+def _comparisons(n: int, dim: int) -> float:
+    """Return how many pairs of rows this machine compares per second."""
     faiss = import_faiss()
     rows = np.random.default_rng(0).standard_normal((min(n, ROWS), dim), dtype=np.float32)
     queries = rows[:1024]
     seconds = _timed(lambda: faiss.knn(queries, rows, min(80, len(rows)), metric=faiss.METRIC_INNER_PRODUCT))
-    comparisons = len(queries) * len(rows) / seconds  # per second
+    return len(queries) * len(rows) / seconds
+
+
+def _training(n: int) -> int:
+    """Return how many pairs are compared for k-means, and then for every face to its cell."""
+    cells = cell_count(n)
+    return SAMPLE_PER_CELL * cells * cells * ITERATIONS + n * cells
+
+
+def _cells_seconds(n: int, dim: int, options: Options) -> float:
+    """Return the seconds of making cells, if the search needs any."""
+    method = _method(options, n)
+    if method == "exact":
+        return 0.0
+    faster = INT8_RATE if method == "cells" and quickest_products().rows is np.int8 else 1
+    return _training(n) / (_comparisons(n, dim) * faster)
+
+
+def _knn_seconds(n: int, dim: int, options: Options) -> float:
+    comparisons = _comparisons(n, dim)
     method, cells = _method(options, n), cell_count(n)
     if method == "exact":
         return n * n / comparisons
-    training = (
-        SAMPLE_PER_CELL * cells * cells * ITERATIONS + n * cells
-    )  # k-means, then every face to its cell
+    training = _training(n)
     if method == "ivf":
         return training / comparisons + n * n * min(1.0, PROBES / cells) / (comparisons * LISTS_RATE)
     compared = n * min(n, int(COMPARED * n**0.5))

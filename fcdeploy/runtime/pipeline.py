@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import Features
 from fcdeploy.data.scratch import scratch_folder
 from fcdeploy.engine.bundle import Bundle
+from fcdeploy.errors import FcdeployWarning
 from fcdeploy.graph.alike import FEWEST
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
@@ -48,6 +50,7 @@ from fcdeploy.runtime.copies import (
 )
 from fcdeploy.runtime.prepare import Prepared, check_not_kept_in, prepare
 from fcdeploy.runtime.survey import places_of_run, sum_of_artifacts
+from fcdeploy.runtime.workers import Workers, check_shared, fingerprint_of_bundle, workers_for
 from fcdeploy.systems import System, get_system
 from fcdeploy.systems.settings import setting_of
 
@@ -90,6 +93,7 @@ def run_clustering(
     ``options.scratch`` or ``scratch_dir``, where the output goes; see ``scratch_folder``.
     """
     check_on_bad(on_bad)
+    check_shared(options, run_dir)
     asked = options
     if run_dir:
         check_not_kept_in(Path(run_dir), options)  # before the lists are compared with the features
@@ -114,13 +118,18 @@ def run_clustering(
             )
         store: Store = MemoryStore()
         if folder:
-            store = stack.enter_context(RunFolder(folder))
+            store = stack.enter_context(RunFolder(folder, shared=options.ray is not None))
             store.check_free(places)
             if run_dir:
                 store.claims.claim(SUMMARY)
         stack.enter_context(threads_limited(options.cores))
         stack.enter_context(told_of_compiling(progress.compiling))
-        run = begin_run(checked, bundle, asked, store, progress)
+        workers = None
+        if options.ray is not None and isinstance(store, RunFolder):
+            about = {"engine": str(bundle.path.absolute()), "device": asked.device or ""}
+            own = fingerprint_of_bundle(bundle, asked.device)
+            workers = stack.enter_context(workers_for(store, asked, about, own, tell))
+        run = begin_run(checked, bundle, asked, store, progress, workers=workers)
         if checked.told:
             run.notes.insert(0, checked.told)  # which the user has been told by now
         store.describe(what_was_computed(run, bundle))
@@ -154,16 +163,20 @@ def begin_run(
     progress: Progress,
     *,
     final: bool = True,
+    workers: Workers | None = None,
 ) -> Run:
     """Begin a run over faces of which copies count once, and tell the user of them; see ``Options.duplicates``.
 
-    The run's ``labels_of_all`` gives labels to all ``checked.faces``.
+    workers: those that compute blocks, if not this process. The run's ``labels_of_all`` gives labels to all
+    ``checked.faces``.
     """
     faces = checked.faces
 
     def opened(copies: Copies | None, prepared: Prepared) -> tuple[Run, list[str]]:
         run = run_of(prepared, store, progress, asked=options, final=final)
         run.copies, run.stamp = copies, checked.stamp
+        if workers is not None:
+            workers.share(run, bundle.path)
         return run, prepared.notes
 
     def prepared(chosen: np.ndarray) -> Prepared:
@@ -193,6 +206,11 @@ def begin_run(
     for note in notes:  # behind: k may be more than the faces that are left
         run.note(note)
     return run
+
+
+def tell(sentence: str) -> None:
+    """Tell the user something that is not of the results."""
+    warnings.warn(sentence, FcdeployWarning, stacklevel=4)
 
 
 def run_of(

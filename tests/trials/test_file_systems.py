@@ -81,7 +81,7 @@ def test_what_a_killed_run_left_is_no_lock_but_that_of_another_machine_is(tmp_pa
     folder = tmp_path / "run"
     with RunFolder(folder):
         pass
-    ours, host = folder / "run.lock", locks._host()
+    ours, host = folder / "run.lock", locks.host_name()
     for dead in (f"{os.getpid()} 1 {host}\n", f"999999999 77 {host}\n", "4711\n", ""):
         ours.write_text(dead)
         with RunFolder(folder):

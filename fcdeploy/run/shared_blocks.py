@@ -1,0 +1,333 @@
+"""The blocks of a stage, computed by workers elsewhere: the driver's side.
+
+The driver runs the flow and keeps folder, lock and journal. Workers run the same flow behind it and ask for blocks;
+what they write is taken into the artifact here, and nobody else writes there. Workers may come late, be slow, or be
+lost at any time.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from fcdeploy.data.run_record import Entry
+from fcdeploy.errors import FcdeployError, InputError
+from fcdeploy.run import messages
+from fcdeploy.run.block_files import blocks_in, read_block_file, remove_block_file
+from fcdeploy.run.blocks import OpenEngine, rows_of_block, smaller, write_block
+from fcdeploy.run.fingerprint import differences
+from fcdeploy.run.folder import FolderPartial, RunFolder
+from fcdeploy.run.handout import GivenUpError, Handout, size_of_blocks
+from fcdeploy.run.memory import resident_bytes
+from fcdeploy.run.messages import Ask, Reply
+from fcdeploy.run.options import Options
+from fcdeploy.run.progress import Bar, Progress
+from fcdeploy.run.stage import Stage
+from fcdeploy.run.store import Arrays, Partial, Span, Store, missing_blocks
+
+MOST_RESTARTS = 200  # of a worker's flow one behind the other, which then goes elsewhere than ours
+
+MOST_NOTES = 5  # of lost workers; the bar counts them all
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A worker asks for something."""
+
+    worker: str
+    ask: Ask
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker is no more."""
+
+    worker: str
+    reason: str
+
+
+class Crew(Protocol):
+    """Workers elsewhere, and how they are reached."""
+
+    def poll(self) -> list[Asked | Lost]:
+        """Return what has happened, after waiting a little for it; starts workers where there is room for one.
+
+        Raises FcdeployError when there is none and none can be had.
+        """
+
+    def answer(self, worker: str, reply: Reply) -> None:
+        """Answer what a worker has asked."""
+
+    def dismiss(self, worker: str, reason: str) -> None:
+        """Do without a worker, and without others in its place."""
+
+    def describe(self, worker: str) -> str:
+        """Return where a worker is, for people."""
+
+    @property
+    def count(self) -> int:
+        """How many workers there are."""
+
+    @property
+    def expected(self) -> int:
+        """How many there will be, as far as is known."""
+
+    def close(self) -> None:
+        """End all workers."""
+
+
+@dataclass
+class Product:
+    """An artifact in the making.
+
+    ready: blocks that are written and wait for those before them, by their first row; told: workers that were lost.
+    """
+
+    stage: Stage
+    partial: FolderPartial
+    handout: Handout
+    blocks: Path
+    bar: Bar
+    in_order: bool
+    at: list[Span] = field(default_factory=list)  # what is missing, where blocks are taken in order
+    ready: dict[int, Span] = field(default_factory=dict)
+    taken: int = 0
+
+
+class SharedBlocks:
+    """See ``Blocks``; own: the fingerprint of this process; strict: whether workers with another one are refused."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        folder: RunFolder,
+        options: Options,
+        own: Mapping[str, str],
+        note: Callable[[str], None],
+    ) -> None:
+        self._crew, self._folder, self._options = crew, folder, options
+        self._own, self._note = own, note
+        self._asking: dict[str, Ask] = {}
+        self._restarts: dict[str, int] = {}
+        self._inside: list[tuple[str, str]] = []
+        self._product: Product | None = None
+        self._run, self._described = 0, ""
+        self.lost = 0
+
+    def begin(self, described: Mapping[str, object]) -> None:
+        """Let workers begin another run; described: what it is of, plain values."""
+        self._run += 1
+        self._described = json.dumps(described)
+
+    def close(self) -> None:
+        """Let workers go."""
+        for worker in self._asking:
+            self._crew.answer(worker, Reply(messages.STOP))
+        self._crew.close()
+
+    @contextlib.contextmanager
+    def making(self, name: str, key: str) -> Iterator[None]:
+        """Make an artifact in one go, here; what is computed on the way is shared out all the same."""
+        self._inside.append((name, key))
+        try:
+            yield
+        finally:
+            self._inside.pop()
+
+    def compute(
+        self, stage: Stage, partial: Partial, open_engine: OpenEngine, store: Store, progress: Progress
+    ) -> None:
+        """Hand out what ``partial`` lacks, and take in what is written, until all is there."""
+        assert isinstance(partial, FolderPartial), "shared out over a run folder only"
+        missing = list(missing_blocks(partial.finished, stage.count))
+        left = sum(stop - start for start, stop in missing)
+        with progress.bar(stage.text, stage.count, stage.count - left, stage.unit) as bar:
+            blocks = partial.folder_of_blocks()
+            growing = stage.in_order or any(None in shape for shape, _ in stage.shapes.values())
+            product = Product(stage, partial, Handout([], 1), blocks, bar, growing, missing)
+            adopted = self._adopted(product, missing)
+            gaps = list(missing_blocks([*partial.finished, *adopted], stage.count))
+            size = stage.size  # as everywhere where engines are: sums are rounded otherwise in other batches
+            if not stage.passes:
+                size = size_of_blocks(stage.count, stage.size, stage.whole, self._crew.expected)
+            product.handout = Handout(gaps, size, stage.whole)
+            self._product = product
+            try:
+                while not product.handout.finished:
+                    self._serve()
+                    for event in self._crew.poll():
+                        self._handle(event, product)
+                        self._serve()
+                    if resident_bytes() > self._options.budget:
+                        store.release_pages()
+            finally:
+                self._product = None
+
+    def _adopted(self, product: Product, missing: list[Span]) -> list[Span]:
+        """Take in blocks that were written before a driver ended, and delete other files."""
+        adopted: list[Span] = []
+        for span in blocks_in(product.blocks):
+            inside = any(start <= span[0] < span[1] <= stop for start, stop in missing)
+            apart = all(span[1] <= other[0] or other[1] <= span[0] for other in adopted)
+            arrays = read_block_file(product.blocks, span, product.partial.key) if inside and apart else None
+            if arrays is None:
+                remove_block_file(product.blocks, span)
+            else:
+                adopted.append(span)
+                self._take(product, span, arrays)
+        for part in product.blocks.glob(".*.tmp"):  # of a worker that was killed; a late one begins anew
+            part.unlink(missing_ok=True)
+        return adopted
+
+    def _take(self, product: Product, span: Span, arrays: Arrays) -> None:
+        """Take a block into the artifact, or keep it until those before it are there where they go in order."""
+        if not product.in_order:
+            self._commit(product, span, arrays)
+            return
+        product.ready[span[0]] = span
+        while product.at and (span := product.ready.pop(product.at[0][0], (-1, -1)))[0] >= 0:
+            found = read_block_file(product.blocks, span, product.partial.key)
+            if found is None:
+                raise FcdeployError(
+                    f"{product.blocks}: a block of {product.stage.text} that was written there is gone or damaged; run "
+                    "the same command again."
+                )
+            self._commit(product, span, found)
+            end = product.at[0][1]
+            product.at = ([(span[1], end)] if span[1] < end else []) + product.at[1:]
+
+    def _commit(self, product: Product, span: Span, arrays: Arrays) -> None:
+        write_block(product.stage, product.partial, rows_of_block(product.stage, *span), arrays)
+        product.partial.commit(*span)
+        remove_block_file(product.blocks, span)
+        product.taken += 1
+        product.bar.advance(span[1] - span[0])
+        product.bar.tell(self._told(product))
+
+    def _told(self, product: Product) -> str:
+        workers = self._crew.count
+        told = f"{workers} worker{'' if workers == 1 else 's'}, {product.taken:,} blocks"
+        if product.handout.again:
+            told += f", {product.handout.again:,} handed out again"
+        return told + (f", {self.lost:,} workers lost" if self.lost else "")
+
+    def _handle(self, event: Asked | Lost, product: Product) -> None:
+        if isinstance(event, Lost):
+            self._lose(event.worker, event.reason, product)
+            return
+        worker, ask = event.worker, event.ask
+        if ask.kind == messages.HELLO:
+            self._welcome(worker, ask)
+            return
+        current = ask.run == self._run and (ask.name, ask.key) == (product.stage.name, product.partial.key)
+        span = ask.start, ask.stop
+        self._asking[worker] = ask  # whatever comes: it waits for an answer
+        if ask.kind == messages.REFUSED and ask.run == self._run:
+            raise refused(ask.text)
+        if ask.kind == messages.DONE and current:
+            arrays = read_block_file(product.blocks, span, ask.key)
+            if arrays is None:  # already taken in, or lost
+                if product.handout.is_open(worker, span):
+                    self._lose_block(worker, f"{product.blocks}: the block it wrote is not there", product)
+            elif product.handout.done(worker, span):
+                self._asking[worker] = ask._replace(kind=messages.BLOCK)
+                self._serve()  # before the copying: the worker goes on
+                self._take(product, span, arrays)
+                return
+            else:
+                remove_block_file(product.blocks, span)
+        elif ask.kind == messages.NO_MEMORY and current and not product.handout.halve(worker, span):
+            smaller(product.stage, span[1] - span[0], MemoryError(ask.text))  # which raises
+        if ask.kind in (messages.DONE, messages.NO_MEMORY):
+            ask = ask._replace(kind=messages.BLOCK)
+        self._asking[worker] = ask
+
+    def _lose(self, worker: str, reason: str, product: Product) -> None:
+        self._asking.pop(worker, None)
+        self.lost += 1
+        if self.lost <= MOST_NOTES:
+            self._note(f"{self._crew.describe(worker)} was lost ({reason}); its blocks go to others.")
+        self._lose_block(worker, reason, product)
+        product.bar.tell(self._told(product))
+
+    def _lose_block(self, worker: str, reason: str, product: Product) -> None:
+        try:
+            product.handout.lost(worker, reason)
+        except GivenUpError as error:
+            start, stop = error.span
+            raise FcdeployError(
+                f"{product.stage.text}: every worker that computes {product.stage.unit} {start:,} to {stop:,} is lost, "
+                f"the last one because of: {error}; what is done is kept."
+            ) from None
+
+    def _welcome(self, worker: str, ask: Ask) -> None:
+        found = differences(self._own, json.loads(ask.text))
+        where = self._crew.describe(worker)
+        if found and self._options.strict:
+            self._note(f"{where} is not used: it has {', '.join(found)}.")
+            self._crew.dismiss(worker, f"--strict refuses {where}: it has {', '.join(found)}")
+            return
+        if found:
+            self._note(f"{where} has {', '.join(found)}; its results may differ in the last digits.")
+        self._crew.answer(worker, self._begin())
+
+    def _begin(self) -> Reply:
+        return Reply(messages.BEGIN, self._run, 0, self._described)
+
+    def _serve(self) -> None:
+        """Answer whom there is an answer for."""
+        for worker, ask in list(self._asking.items()):
+            reply = self._reply(worker, ask)
+            if reply is None:
+                continue
+            del self._asking[worker]
+            self._restarts[worker] = self._restarts.get(worker, 0) + 1 if reply.kind == messages.BEGIN else 0
+            if self._restarts[worker] > MOST_RESTARTS:
+                where = self._crew.describe(worker)
+                self._note(f"{where} is not used: its run does not arrive at {ask.name}, as this one has.")
+                self._crew.dismiss(worker, f"{where} does not arrive at {ask.name}")
+            else:
+                self._crew.answer(worker, reply)
+
+    def _reply(self, worker: str, ask: Ask) -> Reply | None:
+        """Return what a worker is to be told now; None while it has to wait."""
+        if ask.run != self._run:
+            return self._begin()
+        if ask.kind == messages.NEXT:
+            return None
+        entry = self._folder.entry(ask.name, ask.key)
+        if entry is not None:
+            return Reply(messages.FINISHED, text=described(entry))
+        if ask.kind == messages.FIND:
+            return Reply(messages.NOT_YET)
+        product = self._product
+        if product is None:
+            return None
+        if ask.name == product.stage.name:
+            if ask.key != product.partial.key:
+                where = self._crew.describe(worker)
+                self._note(
+                    f"{where} is not used: it makes another {ask.name}; its code or its files are others."
+                )
+                self._crew.dismiss(worker, f"{where} has other code, or reads other files")
+                del self._asking[worker]
+                return None
+            span = product.handout.take(worker)
+            return Reply(messages.LEASED, *span) if span else None
+        if (ask.name, ask.key) in self._inside:
+            return Reply(messages.INSIDE)
+        return self._begin()  # it has fallen behind: what it asks for was needed, and is no more
+
+
+def described(entry: Entry) -> str:
+    """Return how a finished artifact is kept, as JSON."""
+    return json.dumps({"parts": entry.parts, "bytes": entry.bytes, "scratch": bool(entry.boot)})
+
+
+def refused(text: str) -> FcdeployError:
+    """Return what a worker could not go on for, as an error of this process."""
+    found: dict[str, Any] = json.loads(text)
+    kind = InputError if found["kind"] == InputError.__name__ else FcdeployError
+    return kind(found["sentence"])

@@ -1,0 +1,165 @@
+"""A run that is shared out to workers elsewhere: what they are told of it, and where they come from."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.data.features import Features, Source
+from fcdeploy.engine.bundle import Bundle
+from fcdeploy.engine.onnxruntime import PROVIDERS, import_onnxruntime
+from fcdeploy.errors import InputError
+from fcdeploy.run.fingerprint import differences, fingerprint
+from fcdeploy.run.folder import RunFolder
+from fcdeploy.run.options import DESCRIBED, PATH, Options
+from fcdeploy.run.run import Run, libraries
+from fcdeploy.run.shared_blocks import SharedBlocks
+
+TARGET = "fcdeploy.runtime.worker:work"
+WORKERS = "workers"  # the folder in a run folder of what they are told
+LOCAL = ("ray", "ray_cpus", "ray_gpus", "strict", "threads", "memory")  # options that are not the workers'
+WRITE_ROWS = 16384
+
+
+def check_shared(options: Options, run_dir: Path | str | None) -> None:
+    """Raise InputError when workers are asked for and there is no folder that they can see."""
+    if options.ray is not None and run_dir is None:
+        raise InputError(
+            f"--ray {options.ray}: workers need a folder that all of them see; give --run-dir DIR, on a file system "
+            "that every machine has mounted at the same place."
+        )
+    if options.ray is not None:
+        from fcdeploy.run.ray_crew import check_address, import_ray
+
+        check_address(options.ray)
+        import_ray()
+
+
+class Workers:
+    """Workers elsewhere, for the runs of one command.
+
+    blocks: who computes the blocks of stages, see ``Blocks``; folder: where they find what is too long to be said.
+    """
+
+    def __init__(self, blocks: SharedBlocks, folder: RunFolder) -> None:
+        self.blocks, self.run_folder = blocks, folder
+        place = folder.scratch_file(WORKERS)
+        assert place is not None
+        place.mkdir()
+        self.folder = place.absolute()
+        self._told = 0
+        self._source: Source | None = None
+
+    def share(self, run: Run, engine: Path) -> None:
+        """Let workers compute the blocks of a run, and of none before it."""
+        self._told += 1
+        if self._source is None:
+            self._source = run.features.source or self._written(run.features)
+        chosen = ""
+        if run.features.chosen is not None:
+            chosen = f"chosen-{self._told}.npy"
+            np.save(self.folder / chosen, run.features.chosen)
+        self.blocks.begin(
+            {
+                "kind": "cluster",
+                "folder": str(self.run_folder.path.absolute()),
+                "told": str(self.folder),
+                "features": dataclasses.asdict(self._source),
+                "features_hash": run.features_hash,
+                "chosen": chosen,
+                "engine": str(engine.absolute()),
+                "options": plain_options(run.asked),
+                "identity": run.identity,
+            }
+        )
+        run.blocks = self.blocks
+
+    def _written(self, features: Features) -> Source:
+        """Write features that are nowhere else than in memory, as they are, for workers to read."""
+        path = self.folder / "features.bin"
+        with open(path, "wb") as file:
+            for start in range(0, features.given, WRITE_ROWS):
+                rows = np.array(features.array[start : start + WRITE_ROWS], dtype="<f4", order="C")
+                file.write(rows.data)
+            file.flush()
+            os.fsync(file.fileno())
+        return Source((str(path),), features.dim, sure=True)
+
+
+@contextlib.contextmanager
+def workers_for(
+    folder: RunFolder,
+    options: Options,
+    about: Mapping[str, str],
+    own: Mapping[str, str],
+    note: Callable[[str], None],
+) -> Iterator[Workers]:
+    """Have workers on the cluster that ``options.ray`` names, while the block works.
+
+    about: what their fingerprints are of, see ``runtime.worker``; own: the driver's; note: tells the user a sentence.
+    """
+    from fcdeploy.run.ray_crew import RayCrew, connected
+
+    scratch = str(options.scratch.absolute()) if options.scratch else ""
+    known = {**about, "memory": options.memory, "scratch": scratch, "folder": str(folder.path.absolute())}
+    with connected(options) as ray:
+        crew = RayCrew(ray, options, TARGET, json.dumps(known))
+        blocks = SharedBlocks(crew, folder, options, own, note)
+        try:
+            yield Workers(blocks, folder)
+        finally:
+            blocks.close()
+
+
+def compare_machines(address: str) -> list[dict[str, Any]]:
+    """Compare what the machines of a cluster compute with to what this process does.
+
+    Returns for each its ``host``, what is ``different`` in words, and why it could not be asked, if so (``failed``).
+    """
+    from fcdeploy.run.ray_crew import connected, probe_machines
+
+    own, found = json.loads(fingerprint_here("")), []
+    with connected(Options(ray=address)) as ray:
+        for host, answer, reason in probe_machines(ray, f"{__name__}:fingerprint_here", ""):
+            different = differences(own, json.loads(answer)) if answer else []
+            found.append({"host": host, "different": different, "failed": reason})
+    return found
+
+
+def fingerprint_here(_: str) -> str:
+    """Return what this process computes with where the engine runs on the CPU, as JSON; see ``fingerprint``."""
+    known = {**libraries(), "onnxruntime": str(import_onnxruntime().__version__)}
+    return json.dumps(fingerprint(known, PROVIDERS["cpu"]))
+
+
+def fingerprint_of_bundle(bundle: Bundle, device: str | None) -> dict[str, str]:
+    """Return what this process would evaluate a bundle with, see ``fingerprint``."""
+    return fingerprint({**libraries(), **bundle.runtime}, bundle.provider(device))
+
+
+def plain_options(options: Options) -> dict[str, Any]:
+    """Return the options that decide what a run computes, as plain values with whole paths."""
+    plain: dict[str, Any] = {}
+    for name, described in DESCRIBED.items():
+        value = getattr(options, name)
+        if name in LOCAL or value is None:
+            continue
+        plain[name] = str(value.absolute()) if described.kind == PATH else value
+    if options.knn_file is not None:
+        plain["knn"] = str(options.knn_file.absolute())
+    plain["settings"] = dict(options.settings)
+    return plain
+
+
+def options_from_plain(plain: Mapping[str, Any], **own: Any) -> Options:
+    """Return the options that ``plain_options`` was given; own: those of this process."""
+    values = {
+        name: Path(value) if DESCRIBED[name].kind == PATH else tuple(value) if name == "hops" else value
+        for name, value in plain.items()
+    }
+    return Options(**{**values, **own})

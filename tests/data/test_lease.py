@@ -1,0 +1,94 @@
+"""A folder that a run on another machine has: seen by its lease, and free again when that no longer goes on."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+
+from fcdeploy.data import lease
+from fcdeploy.data.lease import LEASE, Lease, check_not_leased
+from fcdeploy.data.locks import BusyError
+from fcdeploy.errors import InputError
+from fcdeploy.run.folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEWED", 0.05)
+    monkeypatch.setattr(lease, "PATIENCE", 0.4)
+
+
+@contextlib.contextmanager
+def elsewhere(name: str = "other-host"):
+    """On another machine, whose locks do not reach this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "host_name", lambda: name)
+        yield
+
+
+def test_a_lease_that_goes_on_is_seen_from_another_host_and_from_no_other(tmp_path: Path) -> None:
+    held = Lease(tmp_path / LEASE)
+    check_not_leased(tmp_path / LEASE)  # here the lock is what counts
+    with elsewhere(), pytest.raises(BusyError, match=r"process .* on "):
+        check_not_leased(tmp_path / LEASE)
+    held.close()
+    assert not (tmp_path / LEASE).exists()
+    with elsewhere():
+        check_not_leased(tmp_path / LEASE)
+
+
+def test_a_lease_of_a_run_that_is_gone_is_nobodys_after_a_while(tmp_path: Path) -> None:
+    (tmp_path / LEASE).write_text("dead-host 4711 000000000007\n")
+    started = time.monotonic()
+    check_not_leased(tmp_path / LEASE)
+    assert time.monotonic() - started >= 0.4
+
+
+def test_what_is_no_lease_is_none(tmp_path: Path) -> None:
+    (tmp_path / LEASE).write_text("some text of the user's\n")
+    check_not_leased(tmp_path / LEASE)
+
+
+def test_a_second_run_from_another_host_is_refused_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "run"
+    with RunFolder(place, shared=True):
+        before = (place / "run.json").read_bytes()
+        with elsewhere():
+            monkeypatch.setattr("fcdeploy.run.folder.Lock", NoLock)
+            with pytest.raises(InputError, match=r"another run is using this folder \(process \d+ on "):
+                RunFolder(place)
+            monkeypatch.undo()
+        assert (place / "run.json").read_bytes() == before
+    assert not (place / LEASE).exists()
+    with RunFolder(place):
+        pass
+
+
+class NoLock:
+    """A lock of a file system whose locks other machines do not see."""
+
+    def __init__(self, file, place, told=True) -> None:
+        self.file = file
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def test_a_run_in_one_process_on_a_local_disk_needs_no_lease(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run"):
+        assert not (tmp_path / "run" / LEASE).exists()
+
+
+def test_the_lease_of_a_killed_run_is_taken_over_on_the_same_host(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    with RunFolder(place, shared=True):
+        content = (place / LEASE).read_text()
+    record = (place / "run.json").read_text()
+    (place / LEASE).write_text(content)
+    (place / "run.json").write_text(record.replace('"run.lock"', '"run.lock",\n  "run.lease"'))
+    with RunFolder(place, shared=True):
+        pass
+    assert not (place / LEASE).exists()
