@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph import aggregation
-from fcdeploy.graph.cuda import DeviceArrays, import_cupy, kernel
+from fcdeploy.graph.cuda import DeviceArray, DeviceArrays, import_cupy, kernel
 from fcdeploy.graph.neighborhoods import largest_neighborhood
 from fcdeploy.packages import tell_if_broken
 
@@ -133,16 +133,16 @@ class DeviceSums:
         self._arrays.clear()
         self._cupy.get_default_memory_pool().free_all_blocks()
 
-    def _faces(self, faces: np.ndarray) -> Any:
+    def _faces(self, faces: np.ndarray) -> DeviceArray:
         copy = self._cupy.empty(faces.shape, np.int32)
         copy.set(np.ascontiguousarray(faces, dtype=np.int32))
         return copy
 
-    def _out(self, faces: np.ndarray, table: np.ndarray) -> Any:
+    def _out(self, faces: np.ndarray, table: np.ndarray) -> DeviceArray:
         return self._cupy.empty((len(faces), table.shape[1]), np.float32)
 
     def _launch(
-        self, name: str, faces: int, hops: tuple[int, int], slots: int, arguments: tuple[Any, ...]
+        self, name: str, faces: int, hops: tuple[int, int], slots: int, arguments: tuple[object, ...]
     ) -> None:
         if faces:
             shared = _shared_bytes(hops, slots)

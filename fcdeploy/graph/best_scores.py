@@ -7,12 +7,11 @@ order of tiles. A score and an id are one key of 64 bits, so that keys compare a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from fcdeploy.graph.kernels import njit
-from fcdeploy.graph.products import Products
+from fcdeploy.graph.products import Packed, Products
 
 NO_KEY = -(2**62)  # below every key
 ID_BITS = 32
@@ -36,7 +35,7 @@ class Lists:
     codes: np.ndarray
     ids: np.ndarray
     first: np.ndarray
-    packed: Sequence[Any] | None = None
+    packed: Sequence[Packed] | None = None
 
 
 class BestScores:
@@ -293,7 +292,7 @@ def rank_columns(scores: np.ndarray, out: np.ndarray) -> None:
     keys = np.empty(columns, dtype=np.int64)
     for i in range(scores.shape[0]):
         row = scores[i]
-        bound = NO_KEY
+        bound = np.int64(NO_KEY)
         for part in range(parts):
             few = row[part * PART : (part + 1) * PART]
             most = few[0]

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
@@ -217,7 +216,7 @@ class CellSearch:
         with no_space_left(file), os.fdopen(handle, "wb") as opened:
             for start in range(0, len(order), ROWS):
                 opened.write(codes_of_faces(self.vectors, order[start : start + ROWS], self.scale).data)
-        mapped: Any = np.memmap(file, dtype=np.int8, mode="r", shape=self.vectors.shape)
+        mapped = np.memmap(file, dtype=np.int8, mode="r", shape=self.vectors.shape)
         return np.asarray(mapped)
 
 

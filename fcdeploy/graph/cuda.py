@@ -3,23 +3,25 @@
 import weakref
 from collections.abc import Callable, Collection
 from importlib import resources
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from fcdeploy.packages import import_package
 
-Key = tuple[Any, ...]
+DeviceArray: TypeAlias = Any  # cupy.ndarray; CuPy has no types
+Key = tuple[int, tuple[int, ...], tuple[int, ...], str]  # address, shape, strides, dtype
 UPLOAD_ROWS = 65536
-_modules: dict[int, Any] = {}
+_modules: dict[int, Any] = {}  # cupy.RawModule
 
 
-def import_cupy() -> Any:
+def import_cupy() -> ModuleType:
     """Import CuPy, which running on a GPU needs; raises MissingDependencyError, see ``import_package``."""
     return import_package("cupy", "CuPy, which running on a GPU needs,", "pip install 'fcdeploy[gpu]'")
 
 
-def kernel(cupy: Any, name: str) -> Any:
+def kernel(cupy: ModuleType, name: str) -> Callable[..., None]:
     """Return a function of ``kernels.cu``, which the CUDA driver's compiler takes once a process."""
     if id(cupy) not in _modules:
         source = (resources.files("fcdeploy.graph") / "kernels.cu").read_text(encoding="utf-8")
@@ -34,14 +36,14 @@ class DeviceArrays:
     still be reading it.
     """
 
-    def __init__(self, cupy: Any, budget: int, wait: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, cupy: ModuleType, budget: int, wait: Callable[[], None] = lambda: None) -> None:
         self._cupy = cupy
         self._budget = budget
         self._wait = wait
         # In the order of use, the last used last; an array is known by its memory, which views of it share.
-        self._held: dict[Key, tuple[weakref.ref[np.ndarray], Any]] = {}
+        self._held: dict[Key, tuple[weakref.ref[np.ndarray], DeviceArray]] = {}
 
-    def get(self, *arrays: np.ndarray) -> list[Any] | None:
+    def get(self, *arrays: np.ndarray) -> list[DeviceArray] | None:
         """Return the copies of ``arrays``, which must not change; None when they do not fit together."""
         for key, (owner, _) in list(self._held.items()):
             if owner() is None:
@@ -77,7 +79,7 @@ class DeviceArrays:
         self._wait()
         return int(self._held.pop(key)[1].nbytes)
 
-    def _upload(self, array: np.ndarray) -> Any:
+    def _upload(self, array: np.ndarray) -> DeviceArray:
         copy = self._cupy.empty(array.shape, array.dtype)
         for start in range(0, len(array), UPLOAD_ROWS):  # memory-mapped ones are read bit by bit
             part = np.ascontiguousarray(array[start : start + UPLOAD_ROWS])

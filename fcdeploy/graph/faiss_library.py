@@ -1,6 +1,7 @@
 """faiss: importing it, with install instructions if it is missing, and copying its indexes to a GPU."""
 
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -8,23 +9,24 @@ from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph.cuda import import_cupy
 from fcdeploy.packages import import_package, tell_if_broken
 
+Index: TypeAlias = Any  # faiss.Index; faiss has no types
 UPLOAD_ROWS = 65536
 SHARE = 2  # of the device memory, the half is for an index
 TEMPORARY_SHARE = 8
 
 
-def import_faiss() -> Any:
+def import_faiss() -> ModuleType:
     """Import faiss; raises MissingDependencyError, see ``import_package``."""
     return import_package("faiss", "faiss", "pip install 'fcdeploy[cpu]'` (or `[gpu]")
 
 
-def gpus(faiss: Any) -> int:
+def gpus(faiss: ModuleType) -> int:
     """Return how many GPUs faiss can use."""
     # Some builds of faiss-cpu have no such function.
     return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
 
 
-def copied_to_gpu(faiss: Any, vectors: np.ndarray, index: Any, vram: int) -> Any | None:
+def copied_to_gpu(faiss: ModuleType, vectors: np.ndarray, index: Index | None, vram: int) -> Index | None:
     """Copy an index to the GPU; returns None if there is no GPU, or not enough free memory as far as is known.
 
     index: an IVF index of float16 vectors, or None for a flat index of ``vectors`` (n, d) float32. vram: device memory

@@ -8,7 +8,6 @@ same faces pass, too: NSR-FC re-scores refined features on the lists of the orig
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -380,7 +379,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _rows_of(sample: Sample, rows: np.ndarray) -> Sample:
-    parts: dict[str, Any] = {
+    parts: dict[str, np.ndarray] = {
         part: getattr(sample, part)[rows]
         for part in ("faces", "ids", "cosines", "inner", "squared", "others")
     }

@@ -4,7 +4,8 @@ A kernel is given the bits of a float16 table (``bits_of``) and reads each entry
 last decade convert eight at a time.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 from llvmlite import ir
@@ -13,11 +14,14 @@ from numba.extending import intrinsic
 
 from fcdeploy.graph.kernels import njit, prange
 
+Intrinsic = tuple[object, Callable[..., ir.Value]]  # its signature, and what writes its code
 LARGEST = float(np.finfo(np.float16).max)  # 65,504
 
 
-def _as_float32(typingctx: Any, number: Any) -> Any:
-    def from_bits(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+def _as_float32(typingctx: object, number: types.Type) -> Intrinsic:
+    def from_bits(
+        context: object, builder: ir.IRBuilder, signature: object, args: Sequence[ir.Value]
+    ) -> ir.Value:
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
 
     if number == types.uint16:
@@ -25,17 +29,19 @@ def _as_float32(typingctx: Any, number: Any) -> Any:
     return types.float32(types.float32), lambda context, builder, signature, args: args[0]
 
 
-def _as_half(typingctx: Any, number: Any) -> Any:
-    def to_bits(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+def _as_half(typingctx: object, number: types.Type) -> Intrinsic:
+    def to_bits(
+        context: object, builder: ir.IRBuilder, signature: object, args: Sequence[ir.Value]
+    ) -> ir.Value:
         return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
 
     return types.uint16(types.float32), to_bits
 
 
 # In kernels: a float32 as it is, or the float32 that the uint16 bits of a float16 stand for.
-as_float32: Any = intrinsic(_as_float32)
+as_float32 = cast(Callable[[np.generic], np.float32], intrinsic(_as_float32))
 # In kernels: the uint16 bits of the float16 nearest to a float32.
-_as_bits: Any = intrinsic(_as_half)
+_as_bits = cast(Callable[[np.generic], np.uint16], intrinsic(_as_half))
 
 
 def bits_of(table: np.ndarray) -> np.ndarray:

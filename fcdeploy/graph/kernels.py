@@ -16,10 +16,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numba
 from numba import prange
+from numba.core.ccallback import CFunc
 
 from fcdeploy.errors import FcdeployError
 
@@ -28,42 +29,63 @@ __all__ = ["cfunc", "njit", "place_of_kernels", "prange", "told_of_compiling"]
 REFUSED = "cannot cache"  # begins what numba says where it finds no folder for its cache
 UNSAFE_LAYERS = ("workqueue",)
 
+Kernel = TypeVar("Kernel", bound=Callable[..., object])
+Made = TypeVar("Made")
+
+
+class Cache(Protocol):
+    """numba's cache of one kernel."""
+
+    def load_overload(self, *arguments: object) -> object: ...
+
+    def save_overload(self, *arguments: object) -> None: ...
+
+
 _one_at_a_time = threading.RLock()
 _listeners: list[Callable[[], None]] = []
 
 
 def njit(
-    *, cache: bool = True, parallel: bool = False, **options: Any
-) -> Callable[[Callable[..., Any]], Any]:
+    *,
+    cache: bool = True,
+    parallel: bool = False,
+    nogil: bool = False,
+    fastmath: bool | set[str] = False,
+    inline: Literal["never", "always"] = "never",
+) -> Callable[[Kernel], Kernel]:
     """Compile a function like ``numba.njit``, with the cache and the locks that the module speaks of.
 
     A parallel kernel is to be called from Python, not from another kernel.
     """
 
-    def compiled(function: Callable[..., Any]) -> Any:
+    def compiled(function: Kernel) -> Kernel:
         dispatcher = _with_cache(
-            lambda cache: numba.njit(cache=cache, parallel=parallel, **options)(function), cache
+            lambda cache: numba.njit(
+                cache=cache, parallel=parallel, nogil=nogil, fastmath=fastmath, inline=inline
+            )(function),
+            cache,
         )
         _watch(dispatcher)
-        return _in_turn(dispatcher) if parallel else dispatcher
+        kernel = cast(Kernel, dispatcher)
+        return _in_turn(kernel) if parallel else kernel
 
     return compiled
 
 
-def cfunc(signature: str) -> Callable[[Callable[..., Any]], Any]:
+def cfunc(signature: str) -> Callable[[Callable[..., object]], CFunc]:
     """Compile a callback for C like ``numba.cfunc``, with the cache that the module speaks of."""
     return lambda function: _with_cache(lambda cache: numba.cfunc(signature, cache=cache)(function), True)
 
 
-def _in_turn(dispatcher: Any) -> Callable[..., Any]:
+def _in_turn(dispatcher: Kernel) -> Kernel:
     @functools.wraps(dispatcher)
-    def kernel(*arguments: Any) -> Any:
+    def kernel(*arguments: object) -> object:
         if threads_may_meet():
             return dispatcher(*arguments)
         with _one_at_a_time:
             return dispatcher(*arguments)
 
-    return kernel
+    return cast(Kernel, kernel)
 
 
 @functools.cache
@@ -83,7 +105,7 @@ def threads_may_meet() -> bool:
         ) from error
 
 
-def _with_cache(make: Callable[[bool], Any], cache: bool) -> Any:
+def _with_cache(make: Callable[[bool], Made], cache: bool) -> Made:
     """Make a kernel with numba's cache, with one in a folder of our own, or without."""
     try:
         return make(cache)
@@ -137,13 +159,13 @@ class _Cache:
     A full or read-only disk, or a damaged file, costs the time of compiling and nothing else.
     """
 
-    def __init__(self, cache: Any) -> None:
+    def __init__(self, cache: Cache) -> None:
         self._cache = cache
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._cache, name)
 
-    def load_overload(self, *arguments: Any) -> Any:
+    def load_overload(self, *arguments: object) -> object:
         try:
             found = self._cache.load_overload(*arguments)
         except Exception:  # what comes of unpickling damaged bytes can be anything
@@ -153,7 +175,7 @@ class _Cache:
                 tell()
         return found
 
-    def save_overload(self, *arguments: Any) -> None:
+    def save_overload(self, *arguments: object) -> None:
         with contextlib.suppress(OSError, ValueError, EOFError):
             self._cache.save_overload(*arguments)
 

@@ -10,13 +10,12 @@ become candidates is faiss's choice.
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fcdeploy.data.atomic import no_space_left, open_own
 from fcdeploy.graph.cells import Cells
-from fcdeploy.graph.faiss_library import copied_to_gpu, import_faiss
+from fcdeploy.graph.faiss_library import Index, copied_to_gpu, import_faiss
 from fcdeploy.graph.kernels import njit, prange
 
 EXACT_LIMIT = 50_000  # faces up to which --knn auto compares all pairs
@@ -90,7 +89,7 @@ class KnnSearch:
     def _search_exact(self, queries: np.ndarray, k: int) -> np.ndarray:
         return self.faiss.knn(queries, self.vectors, k, metric=self.faiss.METRIC_INNER_PRODUCT)[1]
 
-    def _build_ivf(self, cells: Cells, lists_file: Path | None) -> Any:
+    def _build_ivf(self, cells: Cells, lists_file: Path | None) -> Index:
         faiss = self.faiss
         d = self.vectors.shape[1]
         quantizer = faiss.IndexFlatIP(d)
@@ -121,7 +120,7 @@ class KnnSearch:
             start = stop
         return index
 
-    def _keep_lists(self, index: Any, cells: Cells, file: Path) -> None:
+    def _keep_lists(self, index: Index, cells: Cells, file: Path) -> None:
         """Write the lists of an empty index, cell by cell, and let it map them.
 
         faiss itself would let the file grow while it is mapped, where a full disk kills the process, and print.

@@ -6,7 +6,8 @@ Both give the same integers (see ``codes``); which is used decides nothing but s
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numba
 import numpy as np
@@ -14,6 +15,9 @@ import numpy as np
 from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph.threads import blas_limited
 from fcdeploy.packages import import_package, tell_if_broken
+
+Packed: TypeAlias = Any  # what ``packed`` of the same products returns
+Task = TypeVar("Task")
 
 # With one of these instructions, int8 products are quicker than single precision.
 INT8_UNITS = (
@@ -30,6 +34,12 @@ INT8_UNITS = (
 )
 
 
+class ForEach(Protocol):
+    """Calls a function for each of some tasks."""
+
+    def __call__(self, task: Callable[[Task], None], tasks: Iterable[Task]) -> None: ...
+
+
 class Products(Protocol):
     """Multiplies rows of codes; ``rows`` and ``scores`` are the dtypes of what it takes and gives."""
 
@@ -37,10 +47,10 @@ class Products(Protocol):
     rows: type[np.generic]
     scores: type[np.generic]
 
-    def packed(self, codes: np.ndarray) -> Any:
+    def packed(self, codes: np.ndarray) -> Packed:
         """Return ``codes`` (s, d) int8 as ``multiply`` wants them."""
 
-    def multiply(self, rows: np.ndarray, packed: Any, out: np.ndarray) -> None:
+    def multiply(self, rows: np.ndarray, packed: Packed, out: np.ndarray) -> None:
         """Write the products of ``rows`` (m, d) and packed codes (s, d) to ``out`` (m * s,)."""
 
 
@@ -54,10 +64,10 @@ class Int8Products:
     def __init__(self) -> None:
         self._numkong = import_numkong()
 
-    def packed(self, codes: np.ndarray) -> Any:
+    def packed(self, codes: np.ndarray) -> Packed:
         return self._numkong.dots_pack(codes, "int8")
 
-    def multiply(self, rows: np.ndarray, packed: Any, out: np.ndarray) -> None:
+    def multiply(self, rows: np.ndarray, packed: Packed, out: np.ndarray) -> None:
         shape = len(rows), len(out) // len(rows)
         self._numkong.dots_packed(
             rows, packed, out=self._numkong.from_pointer(out.ctypes.data, shape, "int32", owner=out)
@@ -71,14 +81,14 @@ class FloatProducts:
     rows: type[np.generic] = np.float32
     scores: type[np.generic] = np.float32
 
-    def packed(self, codes: np.ndarray) -> Any:
+    def packed(self, codes: np.ndarray) -> Packed:
         return codes.astype(np.float32).T
 
-    def multiply(self, rows: np.ndarray, packed: Any, out: np.ndarray) -> None:
+    def multiply(self, rows: np.ndarray, packed: Packed, out: np.ndarray) -> None:
         np.matmul(rows, packed, out=out.reshape(len(rows), -1))
 
 
-def import_numkong() -> Any:
+def import_numkong() -> ModuleType:
     """Import NumKong; raises MissingDependencyError, see ``import_package``."""
     return import_package("numkong", "numkong", "pip install 'fcdeploy[fast]")
 
@@ -94,7 +104,7 @@ def quickest_products() -> Products:
 
 
 @contextlib.contextmanager
-def workers() -> Iterator[Callable[[Callable[[Any], None], Iterable[Any]], None]]:
+def workers() -> Iterator[ForEach]:
     """Give a function that calls another for each of some tasks, on as many threads as numba is set to.
 
     The BLAS of NumPy, whose threads belong to the whole process, computes with one for each of ours meanwhile.
@@ -104,13 +114,13 @@ def workers() -> Iterator[Callable[[Callable[[Any], None], Iterable[Any]], None]
         stack.enter_context(blas_limited(1))
         if threads == 1:
 
-            def run(task: Callable[[Any], None], tasks: Iterable[Any]) -> None:
+            def run(task: Callable[[Task], None], tasks: Iterable[Task]) -> None:
                 for one in tasks:
                     task(one)
         else:
             pool = stack.enter_context(ThreadPoolExecutor(threads))
 
-            def run(task: Callable[[Any], None], tasks: Iterable[Any]) -> None:
+            def run(task: Callable[[Task], None], tasks: Iterable[Task]) -> None:
                 for _ in pool.map(task, tasks):
                     pass
 

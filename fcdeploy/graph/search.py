@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -42,10 +42,10 @@ class Search(Protocol):
 
     name: str
     in_cells: bool
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     block: int
 
-    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
+    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, object]:
         """Return what else a summary says of a search among the rows of a partition."""
 
     def open(
@@ -58,9 +58,9 @@ class Exact:
     """Compares all pairs."""
 
     name, in_cells, block = "exact", False, 8192
-    settings: Mapping[str, Any] = {}
+    settings: Mapping[str, object] = {}
 
-    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
+    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, object]:
         return {}
 
     @contextlib.contextmanager
@@ -73,9 +73,9 @@ class Ivf:
     """Compares with the rows in the cells nearest to a face, by faiss."""
 
     name, in_cells, block = "ivf", True, 8192
-    settings: Mapping[str, Any] = {}
+    settings: Mapping[str, object] = {}
 
-    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
+    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, object]:
         count = cells().count
         return {"cells": count, "probes": min(PROBES, count)}
 
@@ -97,10 +97,11 @@ class InCells:
     name, in_cells, block = "cells", True, 65536
 
     def __init__(self, recall: float = RECALL) -> None:
-        self.settings: Mapping[str, Any] = {"recall": recall}
+        self.recall = recall
+        self.settings: Mapping[str, object] = {"recall": recall}
 
-    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
-        return {"cells": cells().count, "recall_asked": self.settings["recall"]}
+    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, object]:
+        return {"cells": cells().count, "recall_asked": self.recall}
 
     @contextlib.contextmanager
     def open(self, vectors: np.ndarray, cells: Cells | None, k: int, room: Room) -> Iterator[Find]:
@@ -108,7 +109,7 @@ class InCells:
         file = room.file() if 2 * vectors.nbytes // 4 > room.memory // INDEX_SHARE else None
         search = CellSearch(vectors, cells, lists_file=file)
         try:
-            search.cut = search.reach_for(k, self.settings["recall"]).cut
+            search.cut = search.reach_for(k, self.recall).cut
             yield lambda faces: search.search(faces, k)
         finally:
             if file is not None:

@@ -10,10 +10,10 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import ModuleType
 
 import numba
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import LibController, ThreadpoolController
 
 from fcdeploy.errors import FcdeployWarning, MissingDependencyError
 from fcdeploy.forks import check_not_forked, faiss_inherited, mark_started
@@ -22,7 +22,7 @@ from fcdeploy.graph.faiss_library import import_faiss
 _blas_lock = threading.Lock()
 _blas_limits: list[int] = []  # of the blocks that are open, in whatever thread
 _blas_before: dict[
-    str, tuple[Any, int]
+    str, tuple[LibController, int]
 ] = {}  # library -> what sets its threads, and how many it had before the blocks
 
 
@@ -39,7 +39,7 @@ def threads_limited(threads: int) -> Iterator[None]:
     check_not_forked()
     mark_started()
     try:
-        faiss: Any = import_faiss()
+        faiss: ModuleType | None = import_faiss()
     except MissingDependencyError:  # a run that searches says so
         faiss = None
     with contextlib.ExitStack() as stack:
@@ -65,7 +65,7 @@ def threads_limited(threads: int) -> Iterator[None]:
         yield
 
 
-def follows_openmp(pool: Any) -> bool:
+def follows_openmp(pool: LibController) -> bool:
     """Tell whether a library of BLAS takes the number of threads that OpenMP has."""
     return pool.internal_api == "openblas" and pool.threading_layer == "openmp"
 
@@ -100,7 +100,7 @@ def _set_blas_threads() -> None:
 
 def settings_of_this_thread() -> Callable[[], None]:
     """Return a function that gives the thread which calls it the settings of the one that calls this."""
-    faiss: Any = sys.modules.get("faiss")
+    faiss = sys.modules.get("faiss")
     kernels = numba.get_num_threads()
     searches = faiss.omp_get_max_threads() if faiss is not None else 0
 

@@ -16,6 +16,8 @@ from fcdeploy.run.store import Partial, Store, missing_blocks
 
 OpenEngine = Callable[[str, int], contextlib.AbstractContextManager[Engine]]  # pass, share
 
+RELEASE_AT = 0.8  # of the memory budget: the next block, and what it maps, has to fit, too
+
 
 class Blocks(Protocol):
     """Who computes the blocks of a stage that an artifact in the making lacks."""
@@ -67,7 +69,7 @@ class LocalBlocks:
                     partial.commit(start, stop)
                     bar.advance(stop - start)
                     start = stop
-                    if resident_bytes() > self._budget:
+                    if resident_bytes() > RELEASE_AT * self._budget:
                         store.release_pages()
 
 

@@ -17,7 +17,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -249,7 +249,7 @@ class RunFolder:
         self._entries[name] = entry
         self.claims.write()
 
-    def describe(self, computed: Mapping[str, Any]) -> None:
+    def describe(self, computed: Mapping[str, object]) -> None:
         """Record what the run computes, for who reads the folder; no later run goes by it."""
         self.claims.record.computed = dict(computed)
         self.claims.write()

@@ -6,7 +6,6 @@ import importlib.resources
 import json
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
-from typing import Any
 
 FOLDERS = (
     "data",
@@ -21,7 +20,7 @@ SOURCES, COMPILED = (".py", ".cu"), ".pyc"
 PYC_HEADER = 16  # bytes, among them the time of the source
 
 
-def digest(fields: dict[str, Any]) -> str:
+def digest(fields: dict[str, object]) -> str:
     """Return a hash of plain values, and of fcdeploy's code, that is the same whenever they are."""
     text = json.dumps({**fields, "code": code_digest()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -65,7 +65,7 @@ class Options:
     reranked: Path | None = option(  # noqa: RUF009 - it is a field
         None, "File of re-ranked lists made elsewhere (.npy, .npz).", PATH, of_system=True
     )
-    settings: Mapping[str, Any] = option(
+    settings: Mapping[str, object] = option(
         {},
         "Another value for a key of the recipe, as in links.tau=0.8; may be repeated. `fcdeploy inspect` lists the "
         "keys of an engine.",

@@ -79,7 +79,7 @@ class Run:
     copies: Copies | None = None
     stamp: tuple[int, ...] | None = None
     recall: dict[str, Recall] = field(default_factory=dict)
-    searches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    searches: dict[str, dict[str, object]] = field(default_factory=dict)
     opened: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
@@ -151,7 +151,7 @@ class Run:
             options.budget, self.on_gpu, options.vram, lambda: self.store.scratch_file(f"{name}.lists")
         )
 
-    def key_of(self, name: str, made_from: Mapping[str, Any]) -> str:
+    def key_of(self, name: str, made_from: Mapping[str, object]) -> str:
         """Return a key: of plain values, our code, the libraries and the device."""
         if self.follows is not None:
             return digest({"name": name, **self.follows.identity, **made_from})
@@ -171,7 +171,7 @@ class Run:
         self,
         name: str,
         made_from: tuple[Artifact, ...],
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         passes: tuple[str, ...],
     ) -> str:
         """Return the key that follows from artifacts, settings and the engine's passes."""
@@ -223,7 +223,7 @@ class Run:
         make: Callable[[], Arrays],
         *,
         made_from: tuple[Artifact, ...] = (),
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
         through: tuple[Artifact, ...] = (),
         shapes: Shapes | None = None,
         scratch: bool = False,

@@ -39,7 +39,7 @@ class Stage:
     block: Callable[..., Arrays]
     shapes: Shapes
     made_from: tuple[Artifact, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     passes: tuple[str, ...] = ()
     through: tuple[Artifact, ...] = ()
     rows: int | np.ndarray

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,7 @@ class Store(Protocol):
 
     def release_pages(self) -> None: ...
 
-    def describe(self, computed: Mapping[str, Any]) -> None: ...
+    def describe(self, computed: Mapping[str, object]) -> None: ...
 
 
 class MemoryStore:
@@ -109,7 +109,7 @@ class MemoryStore:
     def release_pages(self) -> None:
         """Do nothing: there is nowhere else to keep what is in memory."""
 
-    def describe(self, computed: Mapping[str, Any]) -> None:
+    def describe(self, computed: Mapping[str, object]) -> None:
         """Do nothing: artifacts in memory are of this run."""
 
 

@@ -5,9 +5,9 @@ import inspect
 import operator
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -39,17 +39,18 @@ from fcdeploy.runtime.pipeline import Result, run_clustering
 from fcdeploy.runtime.workers import check_shared
 
 PathLike = str | Path
+F = TypeVar("F", bound=Callable[..., object])
 
 
 def cluster(
-    features: Any,
+    features: object,
     *,
     engine: PathLike,
     on_bad: str = "stop",
     run_dir: PathLike | None = None,
     progress: bool = False,
     column: str | None = None,
-    **options: Any,
+    **options: object,
 ) -> np.ndarray:
     """Cluster face embeddings and return a label for each.
 
@@ -70,7 +71,7 @@ def cluster(
     return _run(features, engine, chosen, on_bad, run_dir, quiet=not progress, column=column).labels
 
 
-def defaults() -> dict[str, Any]:
+def defaults() -> dict[str, object]:
     """Return the options of a run with their defaults."""
     usual = Options()
     return {
@@ -79,7 +80,7 @@ def defaults() -> dict[str, Any]:
     }
 
 
-def _with_options(function: Any) -> Any:
+def _with_options(function: F) -> F:
     """Give a function the options of a run in the place of ``**options``: in its signature and in its docstring."""
     signature = inspect.signature(function)
     usual, kinds = defaults(), inspect.get_annotations(Options)
@@ -88,7 +89,7 @@ def _with_options(function: Any) -> Any:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=usual[name], annotation=kinds[name])
         for name in DESCRIBED
     ]
-    function.__signature__ = signature.replace(parameters=[*own, *more])
+    function.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
     if function.__doc__ and function.__doc__.rstrip().endswith("options:"):
         lines = (
             f"    {name}: {one.help}{f' [default: {one.usual}]' if one.usual else ''}"
@@ -111,7 +112,7 @@ def embed(
     mean: float | Sequence[float] | None = None,
     scale: float | Sequence[float] | None = None,
     output_tensor: str | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, object] | None = None,
     on_bad: str = "stop",
     batch: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -188,7 +189,7 @@ class FaceClusterer:
 
     @_with_options
     def __init__(
-        self, engine: PathLike, *, on_bad: str = "stop", column: str | None = None, **options: Any
+        self, engine: PathLike, *, on_bad: str = "stop", column: str | None = None, **options: object
     ) -> None:
         if unknown := options.keys() - DESCRIBED.keys():
             raise TypeError(f"FaceClusterer got an unexpected keyword argument {min(unknown)!r}")
@@ -196,7 +197,7 @@ class FaceClusterer:
         for name, value in {**defaults(), **options}.items():
             setattr(self, name, value)
 
-    def fit(self, X: Any, y: Any = None) -> "FaceClusterer":
+    def fit(self, X: object, y: object = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
         result, width = self._cluster(X)
         self.labels_ = result.labels
@@ -204,11 +205,11 @@ class FaceClusterer:
         self.n_features_in_ = width
         return self
 
-    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
+    def fit_predict(self, X: object, y: object = None) -> np.ndarray:
         """Cluster the rows of X (n, d) and return their labels (n,) int64."""
         return self.fit(X).labels_
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: object, y: object = None) -> float:
         """Cluster the rows of X (n, d) and return the pairwise F of these clusters, 0 to 1.
 
         y: (n,) true identities. What was fitted stays as it is: clusters of other faces say nothing about X. With it,
@@ -227,11 +228,11 @@ class FaceClusterer:
             truth = np.unique(truth, return_inverse=True)[1]  # names of people
         return evaluate(labels, truth).pairwise.f
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
+    def get_params(self, deep: bool = True) -> dict[str, object]:
         """Return the constructor's arguments by name."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def set_params(self, **params: Any) -> "FaceClusterer":
+    def set_params(self, **params: object) -> "FaceClusterer":
         """Set constructor arguments by name; raises ValueError for a name that is none."""
         known = self.get_params()
         for name, value in params.items():
@@ -240,7 +241,7 @@ class FaceClusterer:
             setattr(self, name, value)
         return self
 
-    def _cluster(self, X: Any) -> tuple[Result, int]:
+    def _cluster(self, X: object) -> tuple[Result, int]:
         chosen = {name: getattr(self, name) for name in DESCRIBED}
         result = _run(X, self.engine, chosen, self.on_bad, None, quiet=True, column=self.column)
         return result, read_bundle(self.engine).feature_dim
@@ -249,7 +250,7 @@ class FaceClusterer:
     # tags (https://scikit-learn.org/stable/developers/develop.html#estimator-tags).
     _estimator_type = "clusterer"
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> object:
         from sklearn.utils import InputTags, Tags, TargetTags  # who asks has it installed
 
         return Tags(
@@ -273,15 +274,15 @@ class FaceClusterer:
         return f"{type(self).__name__}({', '.join(changed)})"
 
 
-def _same(value: Any, default: Any) -> bool:
+def _same(value: object, default: object) -> bool:
     """Tell whether an argument is its default, whatever it is: an array compares element by element."""
     return value is default or (type(value) is type(default) and value == default)
 
 
 def _run(
-    features: Any,
+    features: object,
     engine: PathLike,
-    chosen: Mapping[str, Any],
+    chosen: Mapping[str, object],
     on_bad: str,
     run_dir: PathLike | None,
     *,
@@ -303,7 +304,7 @@ def _run(
     return run_clustering(opened, bundle, options, on_bad=on_bad, run_dir=run_dir, quiet=quiet)
 
 
-def options_from(chosen: Mapping[str, Any]) -> Options:
+def options_from(chosen: Mapping[str, object]) -> Options:
     """Return options from what Python and NumPy have for their values; raises InputError for anything else."""
     return Options(**{name: _plain(name, DESCRIBED[name], value) for name, value in chosen.items()})
 
@@ -324,7 +325,7 @@ def _plain(name: str, described: Described, value: Any) -> Any:
     return _real(name, value) if described.kind == REAL else str(value)
 
 
-def _are_paths(features: Any) -> bool:
+def _are_paths(features: object) -> TypeGuard[PathLike | Sequence[PathLike]]:
     """Tell whether features are given as files: a path, or several of shards."""
     if isinstance(features, (list, tuple)):
         return bool(features) and all(isinstance(each, (str, os.PathLike)) for each in features)

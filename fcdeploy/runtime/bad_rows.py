@@ -4,7 +4,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -74,7 +73,7 @@ def shown_rows(rows: np.ndarray) -> str:
     return f"{'row' if len(rows) == 1 else 'rows'} {', '.join(map(str, rows[:SHOWN_ROWS]))}{more}, counted from 0"
 
 
-def counts_of_rows(scan: Scan) -> dict[str, Any]:
+def counts_of_rows(scan: Scan) -> dict[str, object]:
     """Return what the summary says of the rows: how many there are, how many are bad, and why."""
     found = Counter(RowState(state).name.lower() for state in scan.states[scan.bad].tolist())
     return {"rows": len(scan.states), "bad": len(scan.bad), "reasons": dict(found)}

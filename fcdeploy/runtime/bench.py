@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from fcdeploy.runtime.pipeline import run_clustering
 from fcdeploy.runtime.prepare import prepare, ways_of
 from fcdeploy.systems import get_system
 
+Key = TypeVar("Key")
 NODES = 128  # a typical neighborhood
 ELEMENTS = 2**21  # of the largest tensor of a call, where no batch is given
 LARGEST_BATCH = 4096
@@ -77,7 +78,7 @@ class Measurement:
     def per_second(self) -> float:
         return self.count / self.percentile(50)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "what": self.what,
             "size": dict(self.size),
@@ -108,7 +109,7 @@ class Report:
     digest: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         fields = {name: value for name, value in vars(self).items() if name not in ("rows", "versions")}
         return {**fields, "versions": dict(self.versions), "rows": [row.as_dict() for row in self.rows]}
 
@@ -362,7 +363,7 @@ class _WatchedEngine:
         self._calls.append(timing)
         return outputs
 
-    def run_each(self, batches: Iterable[tuple[Any, Feeds]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+    def run_each(self, batches: Iterable[tuple[Key, Feeds]]) -> Iterator[tuple[Key, dict[str, np.ndarray]]]:
         """Evaluate batches in order. What an engine overlaps counts as computing; waiting for batches does not."""
         if hasattr(self._engine, "timed_run"):
             for key, feeds in ahead((key, gathered(feeds)) for key, feeds in batches):  # as the engine does
@@ -370,7 +371,7 @@ class _WatchedEngine:
             return
         waited = 0.0
 
-        def watched() -> Iterator[tuple[Any, Feeds]]:
+        def watched() -> Iterator[tuple[Key, Feeds]]:
             nonlocal waited
             source = iter(batches)
             while True:

@@ -88,7 +88,7 @@ def sentences(computed: dict[str, Any]) -> Iterator[str]:
     yield ", ".join(f"{key} = {value}" for key, value in said.items())
 
 
-def _dotted(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _dotted(prefix: str, value: object) -> Iterator[tuple[str, object]]:
     """Yield the values of nested tables with their dotted names, as in ("links.tau", 0.8)."""
     if isinstance(value, dict):
         for key, inner in value.items():

@@ -1,7 +1,7 @@
 """Copies count once: which faces a run computes on, and how the user is told."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -97,7 +97,7 @@ def tell_of_copies(
         run.figures["duplicates"] = {"handling": AS_PUBLISHED}
         return
     rows, groups = count_copies(equal)
-    figures: dict[str, Any] = {"handling": MERGE, "equal_rows": rows, "groups": groups}
+    figures: dict[str, object] = {"handling": MERGE, "equal_rows": rows, "groups": groups}
     if equal is not None:
         joined = "the clusters of equal rows are joined, as lists of neighbors were given"
         once = "equal rows count once and have one label"

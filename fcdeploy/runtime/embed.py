@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -52,6 +52,7 @@ from fcdeploy.run.stage import Stage
 from fcdeploy.run.store import Arrays, MemoryStore, Partial, Shapes, Store, fixed
 from fcdeploy.runtime.computed import ours
 
+Read = TypeVar("Read")
 SUFFIXES = (".bin", ".npy")
 SKIPPED = {"hidden": "hidden or of the system", "other": "of other kinds"}  # files in a folder
 OUTCOMES = {"skip": "they are left out", "zero": "their rows are zero"}
@@ -486,10 +487,10 @@ def embedded(
 
 
 def _ahead(
-    read: Callable[[int], Any], lines: np.ndarray, batch: int, threads: int
-) -> Iterator[tuple[np.ndarray, list[Any]]]:
+    read: Callable[[int], Read], lines: np.ndarray, batch: int, threads: int
+) -> Iterator[tuple[np.ndarray, list[Read]]]:
     """Yield groups of ``batch`` lines with what ``read`` makes of each, while threads are at the next ones."""
-    waiting: deque[tuple[np.ndarray, list[Future[Any]]]] = deque()
+    waiting: deque[tuple[np.ndarray, list[Future[Read]]]] = deque()
     groups = -(-max(AHEAD * threads, 2 * batch) // batch)
     if threads == 1:  # which then is this one
         for start in range(0, len(lines), batch):

@@ -73,7 +73,7 @@ class Estimate:
         alone = sum(self.seconds.values()) - sum(self.shared.values())
         return alone + max(sum(self.shared.values()) / self.workers, written / TAKEN_RATE)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         workers = {
             "workers": self.workers,
             "shared_seconds": self.shared,
@@ -258,7 +258,7 @@ def _pass_seconds(prepared: Prepared, spec: PassSpec, load: Workload) -> float:
         return _timed(lambda: engine.run(feeds)) * (1 / faces if load.calls is None else load.calls)
 
 
-def _timed(function: Callable[[], Any]) -> float:
+def _timed(function: Callable[[], object]) -> float:
     """Return the seconds of the quicker of two calls after a first."""
     function()
     times = []

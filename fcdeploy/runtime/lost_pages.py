@@ -8,8 +8,8 @@ as any other error does. What was finished before is kept, as after a kill.
 import contextlib
 import ctypes
 import signal
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
 from numba import types
@@ -23,10 +23,13 @@ SENTENCE = np.frombuffer(
     np.uint8,
 )
 STDERR = 2
-_write: Any = types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp))
-_exit: Any = types.ExternalFunction("_exit", types.void(types.intc))
-_pause: Any = types.ExternalFunction("pause", types.intc())
-_umask: Any = types.ExternalFunction("umask", types.uintc(types.uintc))
+_write = cast(
+    Callable[[int, object, int], int],
+    types.ExternalFunction("write", types.intp(types.intc, types.voidptr, types.uintp)),
+)
+_exit = cast(Callable[[int], None], types.ExternalFunction("_exit", types.void(types.intc)))
+_pause = cast(Callable[[], int], types.ExternalFunction("pause", types.intc()))
+_umask = cast(Callable[[int], int], types.ExternalFunction("umask", types.uintc(types.uintc)))
 NOTHING_ALLOWED = 0o777
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fcdeploy.data.features import Features
 from fcdeploy.data.run_record import RECORD
@@ -19,7 +19,8 @@ from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.given import GivenLists, open_lists
 from fcdeploy.run.options import DESCRIBED, Options, check_values
 from fcdeploy.runtime.survey import list_length, survey
-from fcdeploy.systems import NAMES, System, Weights, check_recipe, get_system
+from fcdeploy.systems import NAMES, Recipe, System, Weights, check_recipe, get_system
+from fcdeploy.systems.recipe import Reranking
 from fcdeploy.systems.settings import settings_from_dict, with_settings
 
 PUBLISHED = "exact"  # the inference that computes the published function
@@ -117,13 +118,13 @@ def prepare(features: Features, bundle: Bundle, options: Options) -> Prepared:
         check_lists_of(lists, features, unit=unit, sorted_later=sorts_lists(system, lists))
     if options.reranked is not None:
         lists = open_lists(options.reranked, features)
-        settings.check_reranked(lists.k, str(options.reranked))
+        cast(Reranking, settings).check_reranked(lists.k, str(options.reranked))
         check_lists_of(lists, features, reranked=True)
     features = dataclasses.replace(features, normalize=recipe.features.normalize)
     return Prepared(system, features, bundle, settings, options, notes)
 
 
-def check_networks(system: System, bundle: Bundle, recipe: Any) -> None:
+def check_networks(system: System, bundle: Bundle, recipe: Recipe) -> None:
     """Raise InputError unless a bundle's networks belong together in its system, and its recipe is for them.
 
     Exported ones do; the manifest of somebody else's bundle may say anything.
@@ -201,7 +202,7 @@ def ways_of(system: System, passes: Collection[str]) -> list[str]:
     return [first, *(way for way in others if set(system.inferences[way]) <= set(passes))]
 
 
-def passes_of_run(system: System, settings: Any, weights: Weights, options: Options) -> tuple[str, ...]:
+def passes_of_run(system: System, settings: Recipe, weights: Weights, options: Options) -> tuple[str, ...]:
     """Return the names of the passes that a run with these settings evaluates."""
     if system.workload is not None:
         return tuple(system.workload(settings, weights, options))

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from fcdeploy.data.features import Features
 from fcdeploy.run.artifact import Artifact
@@ -13,16 +12,16 @@ from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.run import NotComputedError, Run
 from fcdeploy.run.store import MemoryStore, expected_bytes
-from fcdeploy.systems import System
+from fcdeploy.systems import Recipe, System
 
 
 def survey(
     system: System,
     features: Features,
     engines: Engines,
-    settings: Any,
+    settings: Recipe,
     options: Options,
-    flow: Callable[[Run], Any] | None = None,
+    flow: Callable[[Run], object] | None = None,
 ) -> list[Artifact]:
     """Return the artifacts of a run over ``features``, up to the first whose number or size follows from the data.
 
@@ -35,7 +34,9 @@ def survey(
     return run.planned
 
 
-def list_length(system: System, features: Features, engines: Engines, settings: Any, options: Options) -> int:
+def list_length(
+    system: System, features: Features, engines: Engines, settings: Recipe, options: Options
+) -> int:
     """Return how long the neighbor lists of the features are that a run needs."""
     artifacts = survey(system, features, engines, settings, options, system.neighbors)
     (knn,) = (artifact for artifact in artifacts if artifact.name == "knn")

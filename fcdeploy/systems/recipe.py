@@ -66,3 +66,10 @@ class Recipe(Protocol):
 
         options: those that the system has; for a system of several networks the ``weights``, too.
         """
+
+
+class Reranking(Protocol):
+    """A recipe of a system that re-ranks neighbor lists."""
+
+    def check_reranked(self, k: int, where: str) -> None:
+        """Raise InputError, naming ``where``, when re-ranked lists of length ``k`` do not suit the settings."""

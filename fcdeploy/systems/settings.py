@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fcdeploy.data.toml import table_from_toml
-from fcdeploy.data.typed import described, fits, typed, types_of
+from fcdeploy.data.typed import Kind, described, fits, typed, types_of
 from fcdeploy.errors import InputError
 from fcdeploy.systems import NAMES, Recipe, get_system
 
@@ -21,10 +21,10 @@ class Setting:
 
     key: str
     kind: str
-    value: Any
+    value: object
 
 
-def settings_from_dict(table: Mapping[str, object], where: str) -> Any:
+def settings_from_dict(table: Mapping[str, object], where: str) -> Recipe:
     """Build a system's recipe from nested tables; ``where`` names their origin in messages.
 
     Raises InputError for an unknown key, a value of a wrong type, or values that are impossible together."""
@@ -36,7 +36,7 @@ def settings_from_dict(table: Mapping[str, object], where: str) -> Any:
     return recipe
 
 
-def settings_as_dict(recipe: Recipe) -> dict[str, Any]:
+def settings_as_dict(recipe: Recipe) -> dict[str, object]:
     """Return a recipe as nested tables, the way ``settings_from_dict`` takes them."""
     return dataclasses.asdict(
         recipe, dict_factory=lambda pairs: {k: list(v) if isinstance(v, tuple) else v for k, v in pairs}
@@ -61,7 +61,7 @@ def with_settings(recipe: R, values: Mapping[str, object], where: str = "setting
     values are possible together says the recipe's ``problem``.
     """
     for key, value in values.items():
-        kind: Any = type(recipe)
+        kind: Kind = type(recipe)
         for name in key.split("."):
             kind = types_of(kind).get(name) if dataclasses.is_dataclass(kind) else None
         if kind is None or key == "system":
@@ -73,7 +73,7 @@ def with_settings(recipe: R, values: Mapping[str, object], where: str = "setting
     return recipe
 
 
-def _kinds(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _kinds(kind: Kind, prefix: str = "") -> Iterator[tuple[str, Kind]]:
     """Yield the dotted key and type of each setting, tables taken apart; the system itself is none."""
     for name, of in types_of(kind).items():
         if dataclasses.is_dataclass(of):
@@ -82,14 +82,14 @@ def _kinds(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", of
 
 
-def _replaced(recipe: Any, key: str, value: object) -> Any:
+def _replaced(recipe: R, key: str, value: object) -> R:
     first, _, rest = key.partition(".")
     return dataclasses.replace(
         recipe, **{first: _replaced(getattr(recipe, first), rest, value) if rest else value}
     )
 
 
-def _from_text(kind: Any, text: str) -> Any:
+def _from_text(kind: Kind, text: str) -> object:
     """Return the value that a text stands for: as TOML, but the text itself where only that is a ``kind``."""
     with contextlib.suppress(InputError):
         table = table_from_toml(f"value = {text}", "")

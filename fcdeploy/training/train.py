@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from fcdeploy.runtime.bad_rows import check_on_bad
 from fcdeploy.runtime.prepare import sorts_lists
 from fcdeploy.runtime.survey import list_length
 from fcdeploy.systems import NAMES, Recipe, System, get_system
+from fcdeploy.systems.recipe import Reranking
 from fcdeploy.systems.settings import with_settings
 from fcdeploy.systems.training_types import Schedule, Training, TrainingSettings, Value
 from fcdeploy.training.choices import PUBLISHED, Choices, chosen_schedule, chosen_settings
@@ -343,12 +344,6 @@ def recipe_to_train_for(
         )
     fitted = dataclasses.replace(recipe, feature_dim=dim)
     return recipe, note_of_another(system, checkpoints, fitted, thresholds=False)
-
-
-class Reranking(Protocol):
-    """A recipe of a system that re-ranks neighbor lists."""
-
-    def check_reranked(self, k: int, where: str) -> None: ...
 
 
 def check_given_lists(

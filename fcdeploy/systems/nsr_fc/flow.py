@@ -5,11 +5,10 @@ lists; density peaks sort them, the pair networks do not.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
-from fcdeploy.engine.tensors import Engine
+from fcdeploy.engine.tensors import Engine, Feeds
 from fcdeploy.graph.connectivity import (
     candidates_and_certain,
     density_from_scores,
@@ -134,7 +133,7 @@ def logits_across_batch(
     made = run.finite(first_engine.run({"features": features[ids[:, 0]]}), ids[:, 0], "first row")
     logits = np.empty(ids.shape, dtype=np.float32)
 
-    def batches() -> Iterator[tuple[slice, dict[str, Any]]]:
+    def batches() -> Iterator[tuple[slice, Feeds]]:
         for part, feeds in position_batches(features, ids, code, positions_a_call(len(ids))):
             yield part, {**feeds, "first": made["first"]}
 
@@ -149,7 +148,7 @@ def logits_across_neighbors(
     """Score lists (b, k), the neighbors in each attending to each other: logits (b, k)."""
     logits = np.empty(ids.shape, dtype=np.float32)
 
-    def batches() -> Iterator[tuple[slice, dict[str, Any]]]:
+    def batches() -> Iterator[tuple[slice, Feeds]]:
         for part, feeds in list_batches(features, ids, lists_a_call(run, ids.shape[1])):
             yield part, {**feeds, "code": code}
 

@@ -33,7 +33,7 @@ def neighborhood_batches(
         faces = np.ascontiguousarray(nodes[group, :width])
         feeds: dict[str, np.ndarray | Rows] = {name: Rows(tables[name], faces) for name in TABLES}
         feeds["out"] = tables["out"][faces[:, 0]]
-        feeds["adj"] = np.empty((len(group), width, width), dtype=np.float32)
-        connect_neighborhoods(faces, sizes[group], knn.ids, knn.sims, near.active, feeds["adj"])
+        feeds["adj"] = adjacent = np.empty((len(group), width, width), dtype=np.float32)
+        connect_neighborhoods(faces, sizes[group], knn.ids, knn.sims, near.active, adjacent)
         feeds["mask"] = (faces >= 0).astype(np.float32)
         yield group, feeds
