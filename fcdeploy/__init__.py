@@ -29,13 +29,15 @@ __all__ = [
     "ParityError",
     "__version__",
     "cluster",
+    "confidence",
     "embed",
+    "pairs",
 ]
 
 if TYPE_CHECKING:
-    from fcdeploy.runtime.api import FaceClusterer, cluster, embed
+    from fcdeploy.runtime.api import FaceClusterer, cluster, confidence, embed, pairs
 
-_INTERFACE = ("FaceClusterer", "cluster", "embed")
+_INTERFACE = ("FaceClusterer", "cluster", "confidence", "embed", "pairs")
 
 
 def __getattr__(name: str) -> Any:

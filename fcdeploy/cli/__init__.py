@@ -32,6 +32,7 @@ VERBS = {
     "estimate": "Tell which files, memory and time a run would take.",
     "train": "Train a network on your own labelled faces.",
     "tune": "Choose the thresholds of an engine on labelled faces.",
+    "pairs": "Draw the pairs of faces that are most worth checking by a person.",
     "evaluate": "Compare predicted clusters with the truth.",
     "inspect": "Show what a bundle holds and how exact it was measured to be.",
     "recipe": "Print a built-in export recipe.",

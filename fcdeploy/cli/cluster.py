@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fcdeploy.engine.bundle import Bundle
     from fcdeploy.run.options import Options
     from fcdeploy.runtime.pipeline import Result
+    from fcdeploy.runtime.review import Review
+    from fcdeploy.runtime.tables import Tables
 
 
 @click.command("cluster")
@@ -60,6 +62,37 @@ if TYPE_CHECKING:
 )
 @label_column_option
 @unknown_option
+@click.option(
+    "--table",
+    type=PathType,
+    metavar="FILE",
+    help="Write a row per face: id, cluster, confidence, margin, similarity, flags (.csv, .tsv, .parquet).",
+)
+@click.option(
+    "--clusters-table",
+    type=PathType,
+    metavar="FILE",
+    help="Write a row per cluster, the largest first: size, weakest link, cohesion, nearest cluster, flags.",
+)
+@click.option(
+    "--drop-flagged",
+    multiple=True,
+    metavar="FLAG",
+    help="Take clusters with this flag (garbage, mega-cluster, chain, duplicate, copies) apart into single faces; may "
+    "be repeated.",
+)
+@click.option(
+    "--pairs",
+    type=PathType,
+    metavar="FILE",
+    help="Pairs that a person has checked: a table of a, b, and same or different. They hold, whatever links say.",
+)
+@click.option(
+    "--same-photo",
+    type=PathType,
+    metavar="FILE",
+    help="The photo of face i in line i: faces of one photo become different persons.",
+)
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
@@ -76,6 +109,11 @@ def command(
     truth: Path | None,
     label_column: str | None,
     unknown: str,
+    table: Path | None,
+    clusters_table: Path | None,
+    drop_flagged: tuple[str, ...],
+    pairs: Path | None,
+    same_photo: Path | None,
     run_dir: Path | None,
     as_json: bool,
     quiet: bool,
@@ -95,10 +133,12 @@ def command(
       fcdeploy cluster faces.txt --engine pse.onnx --embedder embedder.onnx -o clusters.txt
       fcdeploy cluster people/ --engine pse.onnx --embedder embedder.onnx --labels people/ -o clusters.txt
       fcdeploy cluster features.npy --engine pse.onnx --tau 0.8 --labels truth.meta --json
+      fcdeploy cluster features.npy --engine pse.onnx --pairs pairs.csv --table faces.csv --clusters-table clusters.csv
     """
     from fcdeploy.data.labels import write_labels
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.run.options import Options
+    from fcdeploy.runtime.tables import write_reviewed
 
     options = Options(**chosen)
     asked = Asked(
@@ -113,17 +153,26 @@ def command(
         truth,
         label_column,
         unknown,
+        table,
+        clusters_table,
+        drop_flagged,
+        pairs,
+        same_photo,
         run_dir,
         quiet,
         as_json,
     )
     check_asked(asked, options)
     bundle = read_bundle(engine)
+    ids: np.ndarray | None
+    files: Filelist | None
     if embedder is not None:
-        result, ids = cluster_crops(asked, embedder, bundle, options), None
+        result, ids, files = cluster_crops(asked, embedder, bundle, options)
     else:
-        result, ids = cluster_rows(asked, bundle, options)
+        result, ids, files = cluster_rows(asked, bundle, options)
     write_labels(output, result.labels, ids)
+    if result.reviewed is not None:
+        write_reviewed(asked.tables, result.reviewed, output, ids, files)
     if as_json:
         click.echo(json.dumps(result.summary, indent=1))
     elif not quiet:
@@ -145,9 +194,33 @@ class Asked:
     truth: Path | None
     label_column: str | None
     unknown: str
+    table: Path | None
+    clusters_table: Path | None
+    drop_flagged: tuple[str, ...]
+    pairs: Path | None
+    same_photo: Path | None
     run_dir: Path | None
     quiet: bool
     as_json: bool
+
+    @property
+    def tables(self) -> "Tables":
+        from fcdeploy.runtime.tables import Tables
+
+        return Tables(self.table, self.clusters_table)
+
+    def review(self, n: int, ids: "np.ndarray | None" = None) -> "Review":
+        """What is wanted of the clusters of n rows beside labels; raises InputError for files that do not do."""
+        from fcdeploy.runtime.review import review_of
+
+        return review_of(
+            n,
+            ids,
+            confidence=self.tables.wanted,
+            drop_flagged=self.drop_flagged,
+            pairs=self.pairs,
+            same_photo=self.same_photo,
+        )
 
     @property
     def advice(self) -> str:
@@ -165,6 +238,8 @@ def check_asked(asked: Asked, options: "Options") -> None:
     from fcdeploy.data.labels import check_labels_path, written_form
     from fcdeploy.data.side_files import check_not_an_input
     from fcdeploy.errors import InputError
+    from fcdeploy.runtime.review import check_flags
+    from fcdeploy.runtime.tables import check_refused_list, refused_list_of
 
     features, output, embedder, run_dir = asked.features, asked.output, asked.embedder, asked.run_dir
     check_labels_path(output)
@@ -178,8 +253,12 @@ def check_asked(asked: Asked, options: "Options") -> None:
         raise InputError(
             f"{output}: holds no ids, which --id-column asks for; name the output .csv, .tsv, .parquet or .feather."
         )
-    inputs = (features, embedder, asked.truth, *options.lists.values())
+    inputs = (features, embedder, asked.truth, asked.pairs, asked.same_photo, *options.lists.values())
     check_not_an_input(output, inputs)
+    asked.tables.check(output, inputs)
+    check_flags(asked.drop_flagged)
+    if asked.pairs is not None or asked.same_photo is not None:
+        check_refused_list(refused_list_of(output))
     check_default_output("output", output)
     if run_dir is not None and output.suffix == ".npy" and output.parent.resolve() == run_dir.resolve():
         raise InputError(
@@ -201,8 +280,10 @@ def read_truth(asked: Asked, n: int) -> "np.ndarray | None":
     return labels
 
 
-def cluster_crops(asked: Asked, embedder: Path, bundle: "Bundle", options: "Options") -> "Result":
-    """Embed a list or folder of face crops, and cluster them."""
+def cluster_crops(
+    asked: Asked, embedder: Path, bundle: "Bundle", options: "Options"
+) -> "tuple[Result, None, Filelist]":
+    """Embed a list or folder of face crops, and cluster them; returns the list, too."""
     from fcdeploy.data.imagelist import open_images
     from fcdeploy.runtime.cluster_images import cluster_images
     from fcdeploy.runtime.embed import new_job
@@ -218,7 +299,7 @@ def cluster_crops(asked: Asked, embedder: Path, bundle: "Bundle", options: "Opti
     same = asked.truth is not None and asked.truth.exists() and asked.truth.samefile(asked.features)
     truth = labels_of_list(job.files) if same else read_truth(asked, job.files.n)
     with resumable(asked.advice), told_of_lost_pages():
-        return cluster_images(
+        result = cluster_images(
             job,
             bundle,
             asked.output,
@@ -227,11 +308,15 @@ def cluster_crops(asked: Asked, embedder: Path, bundle: "Bundle", options: "Opti
             truth=truth,
             unknown=asked.unknown,
             run_dir=asked.run_dir,
+            wanted=asked.review(job.files.n),
             quiet=asked.quiet or asked.as_json,
         )
+    return result, None, job.files
 
 
-def cluster_rows(asked: Asked, bundle: "Bundle", options: "Options") -> "tuple[Result, np.ndarray | None]":
+def cluster_rows(
+    asked: Asked, bundle: "Bundle", options: "Options"
+) -> "tuple[Result, np.ndarray | None, None]":
     """Cluster a features file; returns the ids of its rows, too, where it has such."""
     from fcdeploy.data.bad_list import bad_list_of
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
@@ -248,6 +333,7 @@ def cluster_rows(asked: Asked, bundle: "Bundle", options: "Options") -> "tuple[R
         quiet=asked.quiet,
     )
     truth = read_truth(asked, opened.n)
+    wanted = asked.review(opened.n, opened.ids)
     with resumable(asked.advice), told_of_lost_pages():
         result = run_clustering(
             opened,
@@ -259,9 +345,10 @@ def cluster_rows(asked: Asked, bundle: "Bundle", options: "Options") -> "tuple[R
             bad_list=bad_list_of(asked.output),
             run_dir=asked.run_dir,
             scratch_dir=asked.output.parent,
+            wanted=wanted,
             quiet=asked.quiet or asked.as_json,
         )
-    return result, opened.ids
+    return result, opened.ids, None
 
 
 def check_embedder(
@@ -298,6 +385,7 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     from rich.table import Table
 
     from fcdeploy.runtime.computed import sentences
+    from fcdeploy.runtime.tables import refused_list_of
 
     console = new_console()
     table = Table(box=None, pad_edge=False)
@@ -331,6 +419,16 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         )
         if left_out := summary["quality"].get("unknown"):
             console.print(f"{left_out:,} faces of unknown identity left out of these")
+    if flagged := {name: count for name, count in summary.get("flags", {}).items() if count}:
+        told = ", ".join(f"{name} {count:,}" for name, count in flagged.items())
+        console.print(f"flagged clusters: {told}")
+    for name, counts in summary.get("dropped", {}).items():
+        console.print(f"{counts['clusters']:,} clusters flagged {name} taken apart, {counts['rows']:,} faces")
+    if known := summary.get("constraints"):
+        console.print(
+            f"constraints: {known['same']:,} pairs same, {known['different']:,} different, {known['refused']:,} links "
+            f"refused, listed in {refused_list_of(output)}"
+        )
     for sentence in sentences(summary["computed"]):
         console.print(sentence)
     console.print(f"labels in {output}")

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 @click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
 @click.option("--features", required=True, type=PathType, help="Features of labelled faces.")
 @column_option
-@click.option("--labels", required=True, type=PathType, help="Their true identities, -1 where unknown.")
+@click.option("--labels", type=PathType, help="Their true identities, -1 where unknown.")
+@click.option(
+    "--pairs",
+    type=PathType,
+    help="Instead of identities, some hundred checked pairs (see `fcdeploy pairs`): a, b, and same or different.",
+)
 @label_column_option
 @unknown_option
 @click.option(
@@ -69,7 +74,8 @@ def command(
     engine: Path,
     features: Path,
     column: str | None,
-    labels: Path,
+    labels: Path | None,
+    pairs: Path | None,
     label_column: str | None,
     unknown: str,
     objective: str,
@@ -81,7 +87,7 @@ def command(
     quiet: bool,
     **chosen: Any,
 ) -> None:
-    """Choose the thresholds of an engine on labelled faces.
+    """Choose the thresholds of an engine on labelled faces, or on pairs of faces that a person has checked.
 
     Neighbors and the network's outputs are computed once; links and clusters are made again for every setting
     that is tried. Faces that trained the network say nothing about others: give faces of other people.
@@ -89,22 +95,31 @@ def command(
     \b
     Example:
       fcdeploy tune --engine pse.onnx --features val.bin --labels val.meta --min-precision 0.99
+      fcdeploy tune --engine pse.onnx --features features.bin --pairs pairs.csv
       fcdeploy export --ckpt saves/checkpoint.pth --recipe tuned.toml -o pse.onnx
     """
     from fcdeploy.data.bad_list import bad_list_of, check_bad_list
+    from fcdeploy.data.checked_pairs import read_pairs
     from fcdeploy.data.side_files import check_not_an_input
     from fcdeploy.deploy.recipe import is_written_recipe
     from fcdeploy.engine.bundle import read_bundle
+    from fcdeploy.errors import InputError
     from fcdeploy.run.options import Options
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.training.tune import as_dict, check_outputs, tune, write_tuned
 
     options = Options(**chosen)
     check_outputs(output)
-    check_not_an_input(output, (features, labels))
+    if (labels is None) == (pairs is None):
+        raise InputError(
+            "give --labels, the true identities of all faces, or --pairs, some that were checked."
+        )
+    if pairs is not None and label_column is not None:
+        raise InputError("--label-column is for --labels, which is not given; leave it out.")
+    check_not_an_input(output, (features, labels, pairs))
     check_default_output("output", output, is_written_recipe)
     bad_list = bad_list_of(output)
-    check_bad_list(bad_list, (features, labels))
+    check_bad_list(bad_list, (features, labels, pairs))
     bundle = read_bundle(engine)
     opened = open_and_tell(
         features,
@@ -115,13 +130,15 @@ def command(
         scratch=options.scratch,
         quiet=quiet,
     )
-    truth = _read_truth(labels, opened, label_column)
+    truth = None if labels is None else _read_truth(labels, opened, label_column)
+    checked = None if pairs is None else read_pairs(pairs, opened.n)
     advice = f"the same command goes on from what {run_dir} holds" if run_dir else ""
     with resumable(advice), told_of_lost_pages():
         tuned = tune(
             opened,
             bundle,
             truth,
+            pairs=checked,
             objective=objective,
             min_precision=min_precision,
             unknown=unknown,
@@ -161,13 +178,13 @@ def _print(tuned: "Tuned", output: Path, plot: Path) -> None:
     table = Table(box=None, pad_edge=False)
     first, *others = tuned.tunables
     table.add_column(first.key, justify="right", overflow="fold")
-    for measure in ("pairwise", "BCubed"):
+    for measure in ("pairwise", "BCubed")[: len(tuned.measures)]:
         for heading in (f"{measure} F", "precision", "recall"):
             table.add_column(heading, justify="right")
     table.add_column("clusters", justify="right")
     for trial in tuned.table():
-        pairwise, bcubed = trial.evaluation.pairwise, trial.evaluation.bcubed
-        cells = [f"{value:.4f}" for m in (pairwise, bcubed) for value in (m.f, m.precision, m.recall)]
+        known = [trial.measure(measure) for measure in tuned.measures]
+        cells = [f"{value:.4f}" for m in known for value in (m.f, m.precision, m.recall)]
         style = "bold" if trial is tuned.best else ""
         mark = " *" if trial is tuned.best else "  "
         table.add_row(
@@ -186,6 +203,16 @@ def _print(tuned: "Tuned", output: Path, plot: Path) -> None:
         f"* chosen: {describe_values(tuned.best.values)}, {name} {figures(tuned.best.measure(tuned.objective))}; "
         f"as it was, {describe_values(tuned.before.values)}, F {tuned.before.measure(tuned.objective).f:.4f}"
     )
+    if sure := tuned.estimated:
+        low, high = sure.f
+        told = f"by {sure.pairs:,} checked pairs, {sure.same:,} of one person: F is {low:.3f} to {high:.3f}"
+        if sure.chosen is not None:
+            told += f", the best {first.key} {sure.chosen[0]:g} to {sure.chosen[1]:g}"
+        click.echo(f"{told} (19 in 20 draws of such pairs)")
+        if not sure.weighted:
+            click.echo(
+                "the pairs are not of `fcdeploy pairs`: all figures are of these pairs, not of all faces"
+            )
     if left_out := tuned.best.evaluation.unknown:
         click.echo(f"{left_out:,} faces of unknown identity left out of all figures")
     click.echo(f"recipe in {output}, plot in {plot}")

@@ -53,7 +53,7 @@ def read_table(path: Path, column: str | None, n: int | None) -> np.ndarray:
     columns or the line.
     """
     text = read_text(path)
-    rows, lines = _rows_of(text, path)
+    rows, lines = rows_of_text(text, path)
     width = len(rows[0])
     for row, line in zip(rows, lines, strict=True):
         if len(row) != width:
@@ -72,7 +72,7 @@ def read_table(path: Path, column: str | None, n: int | None) -> np.ndarray:
     return labels_from_texts([row[at] for row in rows], str(path), lambda row: f"line {lines[row]:,}")
 
 
-def _rows_of(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
+def rows_of_text(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
     """Cut a table into cells, stripped; returns its rows and the line that each begins in, from 1."""
     delimiter = _delimiter_of(text, path)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or "\x1f", skipinitialspace=True)

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
+from fcdeploy.clustering.flags import Confidence
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.features import Features, features_from_array, open_features
 from fcdeploy.data.filelist import filelist_from_paths
@@ -35,10 +36,18 @@ from fcdeploy.run.options import (
 )
 from fcdeploy.runtime.embed import embed_to_array, new_job
 from fcdeploy.runtime.embed_workers import embedding_workers
+from fcdeploy.runtime.evidence import read_placed
+from fcdeploy.runtime.pairs import pairs
 from fcdeploy.runtime.pipeline import Result, run_clustering
+from fcdeploy.runtime.review import measured_rows
+from fcdeploy.runtime.tables import write_reviewed
+from fcdeploy.runtime.wanted import Wanted
 from fcdeploy.runtime.workers import check_shared
 
+__all__ = ["FaceClusterer", "cluster", "confidence", "embed", "pairs"]
+
 PathLike = str | Path
+NOTHING_WANTED = Wanted()
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -50,6 +59,11 @@ def cluster(
     run_dir: PathLike | None = None,
     progress: bool = False,
     column: str | None = None,
+    table: PathLike | None = None,
+    clusters_table: PathLike | None = None,
+    drop_flagged: Sequence[str] = (),
+    pairs: PathLike | Sequence[tuple[int, int, str]] | None = None,
+    same_photo: PathLike | Sequence[object] | None = None,
     **options: object,
 ) -> np.ndarray:
     """Cluster face embeddings and return a label for each.
@@ -59,7 +73,12 @@ def cluster(
     engine: a bundle folder. on_bad: rows with NaN, infinity or no direction raise InputError with 'stop', are in no
     cluster (-1) with 'skip', and are a cluster of one each with 'zero'. run_dir: keeps what every stage computed, and
     continues there. progress: shows bars on stderr. column: which array of an archive, or column of a table, holds the
-    features, where a path is given. Sizes are bytes; None and 0 stand for what is said after "default".
+    features, where a path is given. table, clusters_table: files (.csv, .tsv, .parquet) for a row per face and a row
+    per cluster, with how sure they are and their flags; see ``fcdeploy.confidence`` for the same as arrays.
+    drop_flagged: flags whose clusters are taken apart into single faces, as in ("garbage",). pairs: what a person
+    knows, a file or (a, b, "same" or "different") by row numbers; same_photo: the photo of each face, a file or n
+    names or numbers (None where nobody knows), where faces of one photo are different persons. Sizes are bytes;
+    None and 0 stand for what is said after "default".
     Returns labels (n,) int64, numbered by first appearance. Raises fcdeploy.errors.InputError (a ValueError) for input
     that cannot be used.
 
@@ -68,7 +87,21 @@ def cluster(
     if unknown := options.keys() - DESCRIBED.keys():
         raise TypeError(f"cluster() got an unexpected keyword argument {min(unknown)!r}")
     chosen = {**defaults(), **options}
-    return _run(features, engine, chosen, on_bad, run_dir, quiet=not progress, column=column).labels
+    wanted = Wanted(table, clusters_table, tuple(drop_flagged), pairs, same_photo)
+    return _run(
+        features, engine, chosen, on_bad, run_dir, quiet=not progress, column=column, wanted=wanted
+    ).labels
+
+
+def confidence(run_dir: PathLike) -> Confidence:
+    """Tell how sure the clusters of a finished run are, from its folder alone.
+
+    Returns ``faces``, arrays (rows,) in the order of the features: confidence, support, margin, similarity (float32,
+    NaN where nothing says it) and flags (uint8, bits of ``fcdeploy.clustering.flags.FLAGS``), and ``clusters``, by
+    label: size, weakest, cohesion, similarity, nearest, share, flags, duplicate_of. Raises InputError for a folder
+    without a finished run.
+    """
+    return measured_rows(read_placed(run_dir))
 
 
 def defaults() -> dict[str, object]:
@@ -288,7 +321,9 @@ def _run(
     *,
     quiet: bool,
     column: str | None = None,
+    wanted: Wanted = NOTHING_WANTED,
 ) -> Result:
+    wanted.check()
     bundle, options = read_bundle(engine), options_from(chosen)
     opened: Features
     if _are_paths(features):
@@ -301,7 +336,13 @@ def _run(
         raise InputError(
             f"knn = {options.knn!r}: is none of {', '.join(map(repr, KNN_METHODS))} and no file of neighbor lists."
         )
-    return run_clustering(opened, bundle, options, on_bad=on_bad, run_dir=run_dir, quiet=quiet)
+    review = wanted.review(opened.n)
+    result = run_clustering(
+        opened, bundle, options, on_bad=on_bad, run_dir=run_dir, wanted=review, quiet=quiet
+    )
+    if result.reviewed is not None:
+        write_reviewed(wanted.tables, result.reviewed, None)
+    return result
 
 
 def options_from(chosen: Mapping[str, object]) -> Options:

@@ -46,6 +46,7 @@ from fcdeploy.runtime.embed import (
 from fcdeploy.runtime.embed_workers import embedding_workers
 from fcdeploy.runtime.pipeline import Result, run_clustering
 from fcdeploy.runtime.prepare import check_not_kept_in, prepare
+from fcdeploy.runtime.review import NOTHING, Review
 from fcdeploy.runtime.survey import places_of_run
 from fcdeploy.runtime.workers import check_shared
 
@@ -64,6 +65,7 @@ def cluster_images(
     truth: np.ndarray | None = None,
     unknown: str = "ignore",
     run_dir: Path | None = None,
+    wanted: Review = NOTHING,
     quiet: bool = True,
 ) -> Result:
     """Embed the images of a list and cluster them; a label for every line.
@@ -72,6 +74,7 @@ def cluster_images(
     row of zeros. Embeddings lie in ``run_dir``, or in a folder beside ``output`` until the run is over, which an
     interrupted run goes on from. Where the list is no text, its lines are written beside the output
     (``NAME.filelist.txt``). truth: (n,), a label for every line; unknown: what becomes of its -1, see ``evaluate``.
+    wanted: of the clusters beside labels, for lines; pairs of bad lines are passed over.
     """
     check_shared(options, run_dir)
     files, n = job.files, job.files.n
@@ -107,6 +110,7 @@ def cluster_images(
             options,
             run_dir=run_dir,
             scratch_dir=output.parent,
+            wanted=wanted.of_rows(good, n),
             quiet=quiet,
         )
         if not run_dir:
@@ -135,7 +139,8 @@ def cluster_images(
     if run_dir:
         with atomic_file(run_dir / SUMMARY) as file:
             file.write(json.dumps(summary, indent=1).encode())
-    return Result(labels, summary)
+    reviewed = None if result.reviewed is None else result.reviewed.of_lines(good, labels)
+    return Result(labels, summary, reviewed)
 
 
 def kept_features(

@@ -48,7 +48,9 @@ from fcdeploy.runtime.copies import (
     rows_key,
     tell_of_copies,
 )
+from fcdeploy.runtime.evidence import EVIDENCE
 from fcdeploy.runtime.prepare import Prepared, check_not_kept_in, prepare
+from fcdeploy.runtime.review import NOTHING, Review, Reviewed, review
 from fcdeploy.runtime.survey import places_of_run, sum_of_artifacts
 from fcdeploy.runtime.workers import Workers, check_shared, fingerprint_of_bundle, workers_for
 from fcdeploy.systems import System, get_system
@@ -62,11 +64,13 @@ MOST = 0.5  # share of all faces in one cluster beyond which a note asks whether
 class Result:
     """labels: (n,) int64, numbered by first appearance, -1 in no cluster; summary: what ``cluster --json`` prints.
 
-    Labels are of all rows, those of copies and of bad rows among them.
+    Labels are of all rows, those of copies and of bad rows among them. reviewed: what the clusters rest on and how sure
+    they are, where somebody asked.
     """
 
     labels: np.ndarray
     summary: dict[str, Any]
+    reviewed: Reviewed | None = None
 
 
 def run_clustering(
@@ -80,6 +84,7 @@ def run_clustering(
     bad_list: Path | None = None,
     run_dir: Path | str | None = None,
     scratch_dir: Path | str | None = None,
+    wanted: Review = NOTHING,
     quiet: bool = True,
 ) -> Result:
     """Cluster faces with a bundle.
@@ -90,7 +95,8 @@ def run_clustering(
     ``bad_list``, where one is named. ``truth`` (n,) adds ``quality`` to the summary; ``unknown`` says what of its -1,
     see ``evaluate``. With ``run_dir`` every artifact is kept there and an interrupted run goes on where it stopped;
     without it, what does not fit into half of the memory budget lies in a folder that is removed at the end, in
-    ``options.scratch`` or ``scratch_dir``, where the output goes; see ``scratch_folder``.
+    ``options.scratch`` or ``scratch_dir``, where the output goes; see ``scratch_folder``. wanted: what else is wanted
+    of the clusters; the result is ``reviewed`` then, and with a ``run_dir``.
     """
     check_on_bad(on_bad)
     check_shared(options, run_dir)
@@ -100,7 +106,7 @@ def run_clustering(
     prepared = prepare(features, bundle, options)
     system, features, options = prepared.system, prepared.features, prepared.options
     artifacts = prepared.artifacts()
-    places = [*places_of_run(system, artifacts), *places_of(ROWS)]
+    places = [*places_of_run(system, artifacts), *places_of(ROWS), *places_of(EVIDENCE)]
     if run_dir:
         check_not_kept_in(Path(run_dir), options, features, places)
     progress = Progress(quiet)
@@ -134,12 +140,18 @@ def run_clustering(
             run.notes.insert(0, checked.told)  # which the user has been told by now
         store.describe(what_was_computed(run, bundle))
         found = system.cluster(run)
-        store.drop_scratch()
         note_extremes(
             found, run, system
         )  # of different faces: a thousand copies of one are no sign of a wrong threshold
         labels = labels_with_bad_rows(run.labels_of_all(found), checked.scan, on_bad)
+        reviewed = None
+        if run_dir or wanted.wanted:
+            reviewed = review(run, system, labels, checked.faces.chosen, wanted)
+            labels = reviewed.placed.labels
+        store.drop_scratch()
         summary = _summary(labels, run, bundle)
+        if reviewed is not None:
+            summary |= reviewed.figures
         store.describe(summary["computed"])
         if bad := len(checked.scan.bad):
             summary |= counts_of_rows(checked.scan)
@@ -152,7 +164,7 @@ def run_clustering(
         if run_dir:
             with atomic_file(Path(run_dir) / SUMMARY) as file:
                 file.write(json.dumps(summary, indent=1).encode())
-    return Result(labels, summary)
+    return Result(labels, summary, reviewed)
 
 
 def begin_run(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
+from fcdeploy.clustering.evidence import Accepted
 from fcdeploy.engine.tensors import Engine, PassSpec
 from fcdeploy.errors import InputError
 from fcdeploy.run.artifact import Artifact
@@ -99,7 +100,8 @@ class System(Generic[R]):
     recipe: its dataclass of settings, whose defaults are the published ones; ``recipe.for_weights(weights)`` fits them
     to checkpoints, and ``.mismatch(weights)`` says what a recipe is for when it is not for these. networks: by name,
     in the order in which a run uses them. cluster(run) is its flow, from features to labels; neighbors(run), where
-    that begins: the kNN lists of the features. later: names of artifacts that the flow describes only when others are
+    that begins: the kNN lists of the features. evidence(run, kept): the links that it accepted, from the artifacts of
+    a run by name. later: names of artifacts that the flow describes only when others are
     computed. options: those of a run that not every system has. inferences: the ways to evaluate it, "exact" first,
     with the passes of each (none named: all).
     fit_lists(settings, k, where) fits settings to lists of k from a file, with notes, where shorter ones can be used.
@@ -122,6 +124,7 @@ class System(Generic[R]):
     networks: Mapping[str, Network]
     cluster: Callable[[Run], np.ndarray]
     neighbors: Callable[[Run], Artifact]
+    evidence: Callable[[Run, Mapping[str, Artifact]], Accepted]
     options: tuple[str, ...]
     inferences: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"exact": ()})
     problem: Callable[[Weights], str | None] = lambda weights: None

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.deploy.checkpoint import load_state_dict
 from fcdeploy.deploy.recipe_beside import TRAINED_WEIGHTS
@@ -230,7 +231,7 @@ class Loop:
             if self.training.outcome is not None:
                 return self.training.outcome(run, truth)
             tunables = self.system.tunable(run.engines.weights, run.options)
-            trials = sweep(run, truth, tunables, mean_f, rounds=1)
+            trials = sweep(run, lambda labels: evaluate(labels, truth), tunables, mean_f, rounds=1)
         best = best_trial(trials, tunables, mean_f)
         measures = {PAIRWISE: best.evaluation.pairwise.f, BCUBED: best.evaluation.bcubed.f}
         return measures, dict(best.values)

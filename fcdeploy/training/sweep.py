@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fcdeploy.clustering.metrics import Evaluation, PrecisionRecall, evaluate
+from fcdeploy.clustering.metrics import Evaluation, PrecisionRecall
 from fcdeploy.run.run import Run
 from fcdeploy.systems import Tunable, get_system
 from fcdeploy.systems.settings import setting_of, with_settings
@@ -40,17 +40,16 @@ class Trial:
 
 def sweep(
     run: Run,
-    truth: np.ndarray,
+    judge: Callable[[np.ndarray], Evaluation],
     tunables: Sequence[Tunable],
     score: Callable[[Trial], "SupportsRichComparison"],
     *,
-    unknown: str = "ignore",
     rounds: int = ROUNDS,
     seen: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
     """Try all combinations of the tunables' values, then values between them near the best one; in that order.
 
-    truth: (n,) identities; unknown: see ``evaluate``. score: what makes a trial the best. rounds: how often values
+    judge: how good labels (n,) int64 are. score: what makes a trial the best. rounds: how often values
     between those tried so far are tried, where a tunable allows it. seen is called with each trial. The run's settings
     stay as they are.
     """
@@ -66,7 +65,7 @@ def sweep(
         run.settings = changed
         run.planned.clear()
         labels = run.labels_of_all(system.cluster(run))
-        trials.append(Trial(values, evaluate(labels, truth, unknown=unknown)))
+        trials.append(Trial(values, judge(labels)))
         seen(trials[-1])
 
     try:

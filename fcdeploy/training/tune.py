@@ -5,14 +5,16 @@ Needs no PyTorch: the engine does the work.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from fcdeploy.clustering.metrics import PrecisionRecall, check_unknown
+from fcdeploy.clustering.metrics import Evaluation, PrecisionRecall, check_unknown, evaluate
 from fcdeploy.data.atomic import atomic_file, check_parent
+from fcdeploy.data.checked_pairs import CheckedPairs
 from fcdeploy.data.features import Features
 from fcdeploy.data.labels import check_known
 from fcdeploy.data.scratch import scratch_folder
@@ -27,7 +29,7 @@ from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.store import MemoryStore, Store
 from fcdeploy.runtime.bad_rows import LEFT_OUT, check_on_bad
-from fcdeploy.runtime.checked import checked_rows
+from fcdeploy.runtime.checked import Checked, checked_rows
 from fcdeploy.runtime.computed import what_was_computed
 from fcdeploy.runtime.copies import ROWS
 from fcdeploy.runtime.pipeline import begin_run
@@ -36,6 +38,7 @@ from fcdeploy.runtime.survey import places_of_run, sum_of_artifacts
 from fcdeploy.systems import NAMES, Recipe, get_system
 from fcdeploy.systems.settings import setting_of, settings_from_dict, with_settings
 from fcdeploy.systems.training_types import Tunable, Value
+from fcdeploy.training.checked import PairJudge, interval, judge_of
 from fcdeploy.training.curves import draw_precision_recall, is_drawn_here
 from fcdeploy.training.identities import identities_of
 from fcdeploy.training.sweep import OBJECTIVES, Trial, best_trial, curve_through, sweep
@@ -46,8 +49,27 @@ PRECISIONS = (0.9, 0.95, 0.98, 0.99, 0.999)
 
 
 @dataclass(frozen=True)
+class Estimated:
+    """How sure figures from checked pairs are: with how many pairs, how many of them of one person.
+
+    weighted: whether they stand for all pairs of faces (those that `fcdeploy pairs` draws), or for themselves. f: where
+    19 in 20 estimates of the best F lie when pairs are drawn anew; chosen: the same of the first tunable's best value,
+    None where it is no number.
+    """
+
+    pairs: int
+    same: int
+    weighted: bool
+    f: tuple[float, float]
+    chosen: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Tuned:
-    """What was chosen, out of which trials, and the trial of the settings as they were."""
+    """What was chosen, out of which trials, and the trial of the settings as they were.
+
+    estimated: how sure that is, where it was chosen by checked pairs.
+    """
 
     objective: str
     tunables: Sequence[Tunable]
@@ -56,6 +78,12 @@ class Tuned:
     before: Trial
     recipe: Recipe
     summary: Mapping[str, object] = field(default_factory=dict)
+    estimated: Estimated | None = None
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The F that are known: of pairs that were checked the pairwise one alone."""
+        return OBJECTIVES if self.estimated is None else OBJECTIVES[:1]
 
     def curve(self) -> list[Trial]:
         """Return the trials that differ from the best in the first tunable only, in its order."""
@@ -100,8 +128,9 @@ def scored_by(objective: str, min_precision: float) -> Callable[[Trial], tuple[b
 def tune(
     features: Features,
     bundle: Bundle,
-    truth: np.ndarray,
+    truth: np.ndarray | None = None,
     *,
+    pairs: CheckedPairs | None = None,
     objective: str = "pairwise",
     min_precision: float = 0.0,
     unknown: str = "ignore",
@@ -116,7 +145,8 @@ def tune(
     """Find the settings of links and clusters that give ``features`` the best clusters.
 
     truth: (n,) identities, -1 where unknown: such faces are clustered with the others and left out of the measures, or,
-    with ``unknown`` "singleton", each is an identity of its own. objective: which F to maximise, "pairwise"
+    with ``unknown`` "singleton", each is an identity of its own. pairs: instead of these, pairs that a person has
+    checked, by which pairwise F is estimated. objective: which F to maximise, "pairwise"
     or "bcubed", among settings that join faces with a precision of at least ``min_precision``. on_bad: rows that cannot
     be used raise InputError with 'stop' and are left out, with their labels, with 'skip' and 'zero'; all are listed in
     the file ``bad_list``, where one is named. With ``run_dir`` products are kept there and taken up again; without it,
@@ -129,7 +159,9 @@ def tune(
     if not 0 <= min_precision <= 1:
         raise InputError(f"--min-precision {min_precision}: is no precision (0 to 1).")
     check_unknown(unknown)
-    check_truth(truth, features, labels_name, unknown)
+    check_given(truth, pairs, objective)
+    if truth is not None:
+        check_truth(truth, features, labels_name, unknown)
     recipe = settings_from_dict(bundle.about.recipe, f"{bundle.path}/{MANIFEST}")
     check_on_bad(on_bad)
     prepared = prepare(features, bundle, options)
@@ -142,8 +174,15 @@ def tune(
     with progress.stage("features"), told_of_compiling(progress.compiling):
         checked = checked_rows(features, options.duplicates, on_bad, bad_list, LEFT_OUT)
     if checked.told:
-        truth = truth[checked.scan.good]
-        check_truth(truth, checked.faces, labels_name, unknown)
+        truth, pairs = of_good_rows(truth, pairs, checked)
+        if truth is not None:
+            check_truth(truth, checked.faces, labels_name, unknown)
+    judge: Callable[[np.ndarray], Evaluation]
+    if truth is not None:
+        judge = partial(evaluate, truth=truth, unknown=unknown)
+    else:
+        assert pairs is not None  # see check_given
+        judge = judge_of(pairs)
     score = scored_by(objective, min_precision)
     with (
         threads_limited(options.cores),
@@ -152,19 +191,54 @@ def tune(
     ):
         run = begin_run(checked, bundle, options, store, progress, final=False)
         as_they_are = [Tunable(one.key, (setting_of(run.settings, one.key),)) for one in tunables]
-        (before,) = sweep(run, truth, as_they_are, score, unknown=unknown, rounds=0)
+        (before,) = sweep(run, judge, as_they_are, score, rounds=0)
         total = int(np.prod([len(tunable.values) for tunable in tunables]))
         # Products are there already: what is left shows one bar.
         run.progress = Progress()
         with progress.bar("tuning", total, unit="settings") as bar:
-            trials = sweep(run, truth, tunables, score, unknown=unknown, seen=lambda trial: bar.advance(1))
+            trials = sweep(run, judge, tunables, score, seen=lambda trial: bar.advance(1))
         computed = what_was_computed(run, bundle)
         store.describe(computed)
         store.drop_scratch()
     best = best_reaching(trials, tunables, objective, min_precision)
     recipe = with_settings(recipe, best.values)
     told = {"notes": run.notes} if run.notes else {}
-    return Tuned(objective, tunables, trials, best, before, recipe, {"computed": computed, **told})
+    sure = (
+        estimated(judge, [before, *trials], best, tunables[0].key) if isinstance(judge, PairJudge) else None
+    )
+    return Tuned(objective, tunables, trials, best, before, recipe, {"computed": computed, **told}, sure)
+
+
+def check_given(truth: np.ndarray | None, pairs: CheckedPairs | None, objective: str) -> None:
+    """Raise InputError unless either identities are given, or pairs for pairwise F."""
+    if (truth is None) == (pairs is None):
+        raise InputError("give either the true identities of all faces, or pairs that a person has checked.")
+    if pairs is not None and objective != "pairwise":
+        raise InputError(
+            f"--objective {objective}: pairs tell pairwise F only; leave it out, or give --labels."
+        )
+
+
+def of_good_rows(
+    truth: np.ndarray | None, pairs: CheckedPairs | None, checked: Checked
+) -> tuple[np.ndarray | None, CheckedPairs | None]:
+    """Return identities and pairs of the rows that can be used."""
+    if pairs is not None:
+        place = np.full(len(checked.scan.states), -1, np.int32)
+        place[checked.scan.good] = np.arange(checked.faces.n, dtype=np.int32)
+        pairs = pairs.renumbered(place)
+    return None if truth is None else truth[checked.scan.good], pairs
+
+
+def estimated(judge: PairJudge, trials: Sequence[Trial], best: Trial, key: str) -> Estimated:
+    """Tell how sure an estimate from pairs is, by drawing them anew; trials: in the order in which they were judged."""
+    drawn = judge.drawn_f()
+    curve = [at for at, trial in enumerate(trials) if trial in curve_through(trials, best, key)]
+    values = np.array([trials[at].values[key] for at in curve], object)
+    f = interval(drawn[:, trials.index(best)])
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    chosen = interval(values[drawn[:, curve].argmax(axis=1)].astype(float)) if numbers else None
+    return Estimated(len(judge.ids), int(judge.same.sum()), judge.weighted, f, chosen)
 
 
 @contextlib.contextmanager
@@ -245,20 +319,26 @@ def write_tuned(tuned: Tuned, features: str, output: Path) -> Path:
     plot = output.with_suffix(".png")
     check_replaceable(plot, is_drawn_here, "the plot")
     lines = [
-        f"Tuned on {tuned.best.evaluation.faces:,} labelled faces for {tuned.objective} F: "
-        f"{describe_values(tuned.best.values)}.",
-        *(f"{name} {figures(tuned.best.measure(name))}." for name in OBJECTIVES),
+        f"Tuned on {tuned_on(tuned)} for {tuned.objective} F: {describe_values(tuned.best.values)}.",
+        *(f"{name} {figures(tuned.best.measure(name))}." for name in tuned.measures),
     ]
     with atomic_file(output) as file:
         file.write(recipe_text(tuned.recipe, lines).encode())
     curve = tuned.curve()
     draw_precision_recall(
         plot,
-        {name: [_point(trial.measure(name)) for trial in curve] for name in OBJECTIVES},
-        {name: _point(tuned.best.measure(name)) for name in OBJECTIVES},
+        {name: [_point(trial.measure(name)) for trial in curve] for name in tuned.measures},
+        {name: _point(tuned.best.measure(name)) for name in tuned.measures},
         f"{Path(features).name}: {describe_values(tuned.best.values)}",
     )
     return plot
+
+
+def tuned_on(tuned: Tuned) -> str:
+    """Say on what settings were chosen: "300 labelled faces"."""
+    if tuned.estimated is not None:
+        return f"{tuned.estimated.pairs:,} checked pairs"
+    return f"{tuned.best.evaluation.faces:,} labelled faces"
 
 
 def check_outputs(output: Path) -> Path:
@@ -287,16 +367,17 @@ def as_dict(tuned: Tuned) -> dict[str, object]:
     return {
         "objective": tuned.objective,
         **({"unknown": unknown} if (unknown := tuned.best.evaluation.unknown) else {}),
-        "best": _row(tuned.best),
-        "before": _row(tuned.before),
+        **({"estimated": asdict(tuned.estimated)} if tuned.estimated is not None else {}),
+        "best": _row(tuned.best, tuned.measures),
+        "before": _row(tuned.before, tuned.measures),
         **tuned.summary,
-        "trials": [_row(trial) for trial in tuned.trials],
+        "trials": [_row(trial, tuned.measures) for trial in tuned.trials],
     }
 
 
-def _row(trial: Trial) -> dict[str, object]:
+def _row(trial: Trial, measures: Sequence[str]) -> dict[str, object]:
     return {"values": dict(trial.values), "clusters": trial.evaluation.clusters} | {
-        name: trial.measure(name).as_dict() for name in OBJECTIVES
+        name: trial.measure(name).as_dict() for name in measures
     }
 
 

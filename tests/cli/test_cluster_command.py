@@ -15,7 +15,7 @@ from fcdeploy.data.labels import read_labels, renumber
 from fcdeploy.errors import FcdeployWarning
 
 STAGES = {"features", "knn", "rerank", "refine", "refined_knn", "links", "clusters"}
-KEPT = ("knn", "reranked", "refined", "refined_knn", "links")
+KEPT = ("knn", "reranked", "refined", "refined_knn", "links", "evidence")
 
 Labels = Callable[..., np.ndarray]
 
@@ -134,6 +134,7 @@ def test_a_run_folder_keeps_what_every_stage_made(labels_of: Labels, features: P
     arrays = {
         f"{name}/{part}": array
         for name in KEPT
+        if name != "evidence"
         for part, array in load_artifact(tmp_path / "run" / name).items()
     }
     m = len(arrays["links/ids"])

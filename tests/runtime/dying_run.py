@@ -21,7 +21,7 @@ from small_blocks import set_blocks
 from fcdeploy.cli import main
 from fcdeploy.run.folder import FolderPartial, RunFolder
 
-KEPT = ("knn", "reranked", "refined", "refined_knn", "links")  # the results of PSE-GCN
+KEPT = ("knn", "reranked", "refined", "refined_knn", "links", "evidence")  # the results of PSE-GCN
 ROWS = 1000  # faces per block: several commits per artifact, however small the run
 
 

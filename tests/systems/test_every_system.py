@@ -15,9 +15,11 @@ from system_cases import CASES
 
 import fcdeploy
 from fcdeploy.cli import main
+from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.data.labels import read_labels
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.errors import InputError
+from fcdeploy.runtime.evidence import read_placed
 from fcdeploy.systems import NAMES, get_system
 from fcdeploy.systems.settings import settings_from_dict
 
@@ -36,6 +38,7 @@ class Guard:
 
 sys.meta_path.insert(0, Guard())
 from fcdeploy.cli import main
+from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 sys.argv[0] = "fcdeploy"
 main()
 """
@@ -313,3 +316,74 @@ def test_plans_give_the_clusters_of_the_graphs(case, bundle, faces, features, co
     code, _, err = command("cluster", features, "--engine", plans.path, "-o", output, "--device", "cpu")
     assert code == 2
     assert "holds TensorRT plans, which run on a GPU only" in err
+
+
+# How sure clusters are, and what a person knows
+
+
+def parts_of(links, n):
+    forest = new_forest(n)
+    join(forest, np.ascontiguousarray(links[:, 0]), np.ascontiguousarray(links[:, 1]))
+    return labels_from_forest(forest)
+
+
+def test_a_run_folder_says_what_its_clusters_rest_on(bundle, features, tmp_path):
+    """The links of every system hold its clusters together, each by as few links as can be, and no two of them."""
+    labels = fcdeploy.cluster(
+        features,
+        engine=bundle.path,
+        run_dir=tmp_path / "run",
+        table=tmp_path / "faces.csv",
+        clusters_table=tmp_path / "clusters.tsv",
+    )
+    placed = read_placed(tmp_path / "run")
+    evidence = placed.evidence
+    assert np.array_equal(placed.labels, labels)
+    assert np.array_equal(parts_of(evidence.links, FACES), labels)
+    assert len(evidence.links) == FACES - (labels.max() + 1)
+    assert (np.diff(evidence.strength) <= 0).all()
+    assert (labels[evidence.beyond[:, 0]] != labels[evidence.beyond[:, 1]]).all()
+    confidence = fcdeploy.confidence(tmp_path / "run")
+    sizes = np.bincount(labels)
+    assert np.array_equal(confidence.clusters.size, sizes)
+    assert np.array_equal(np.isnan(confidence.faces.confidence), sizes[labels] == 1)
+    rows = [line.split(",") for line in (tmp_path / "faces.csv").read_text().splitlines()]
+    assert rows[0] == ["id", "cluster", "confidence", "margin", "similarity", "flags"]
+    assert [int(row[1]) for row in rows[1:]] == labels.tolist()
+    found = [float(row[2]) if row[2] else np.nan for row in rows[1:]]
+    assert found == pytest.approx(confidence.faces.confidence, nan_ok=True, abs=1e-5)
+    table = [line.split("\t") for line in (tmp_path / "clusters.tsv").read_text().splitlines()[1:]]
+    assert [int(row[1]) for row in table] == sorted(sizes.tolist(), reverse=True)
+
+
+def test_what_a_person_knows_holds_and_without_it_nothing_changes(bundle, features, command, tmp_path):
+    labels = fcdeploy.cluster(features, engine=bundle.path)
+    sizes = np.bincount(labels)
+    first, second = np.flatnonzero(labels == sizes.argmax())[[0, -1]].tolist()
+    third = int(np.flatnonzero(labels != sizes.argmax())[0])
+    (tmp_path / "pairs.csv").write_text(f"{first},{second},different\n{first},{third},same\n")
+    output = tmp_path / "pred.npy"
+    code, out, err = command(
+        *("cluster", features, "--engine", bundle.path, "-o", output, "--json"),
+        *("--pairs", tmp_path / "pairs.csv"),
+    )
+    assert (code, err) == (0, "")
+    found = np.load(output)
+    assert found[first] != found[second]
+    assert found[first] == found[third]
+    summary = json.loads(out)["constraints"]
+    assert summary["refused"] == 1
+    listed = (tmp_path / "pred.refused.csv").read_text().splitlines()
+    assert len(listed) == 2
+    assert {first, second} == set(map(int, listed[1].split(",")[4:]))
+    kept = fcdeploy.cluster(features, engine=bundle.path, pairs=[(first, second, "same")])
+    assert np.array_equal(kept, labels)
+
+
+def test_faces_of_one_photo_are_different_persons_where_that_is_said(bundle, faces):
+    photos = np.arange(FACES) // 4
+    labels = fcdeploy.cluster(faces, engine=bundle.path, same_photo=photos)
+    assert all(len(set(labels[photos == photo].tolist())) == 4 for photo in range(FACES // 4))
+    assert labels.max() + 1 < FACES  # others are still together
+    nowhere = fcdeploy.cluster(faces, engine=bundle.path, same_photo=[None] * FACES)
+    assert np.array_equal(nowhere, fcdeploy.cluster(faces, engine=bundle.path))

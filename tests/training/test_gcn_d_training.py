@@ -8,6 +8,7 @@ from fcdeploy.systems import get_system
 torch = pytest.importorskip("torch")
 from test_train import trained  # noqa: E402
 
+from fcdeploy.clustering.metrics import evaluate  # noqa: E402
 from fcdeploy.data.features import features_from_array  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.run.options import Options  # noqa: E402
@@ -134,7 +135,7 @@ def test_a_segmentation_that_doubts_everyone_is_told_to_remove_nobody(people, ve
         )
         renew(run, "x", networks)
         tunables = system.tunable(weights, ONE)
-        trials = sweep(run, identities, tunables, mean_f)
+        trials = sweep(run, lambda labels: evaluate(labels, identities), tunables, mean_f)
         return best_trial(trials, tunables, mean_f), trials
 
     widths = {"hidden": HIDDEN}

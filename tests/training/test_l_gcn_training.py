@@ -7,6 +7,7 @@ from fcdeploy.graph.subgraphs import gather_subgraphs, own_positions
 from fcdeploy.systems import get_system
 
 torch = pytest.importorskip("torch")
+from fcdeploy.clustering.metrics import evaluate  # noqa: E402
 from fcdeploy.data.features import features_from_array  # noqa: E402
 from fcdeploy.deploy.recipe import load_recipe  # noqa: E402
 from fcdeploy.run.features import read_features  # noqa: E402
@@ -109,7 +110,7 @@ def test_of_two_settings_the_first_is_tried_over_its_whole_range_with_the_best_s
             trial.values["propagation.max_size"] - 60
         )
 
-    trials = sweep(run, identities, tunables, score)
+    trials = sweep(run, lambda labels: evaluate(labels, identities), tunables, score)
     best = best_trial(trials, tunables, score)
     assert best.values["propagation.step"] not in tunables[1].values
     curve = curve_through(trials, best, "propagation.max_size")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fcdeploy.clustering.evidence import SIMILARITY, Accepted, links_of_lists
 from fcdeploy.clustering.groups import (
     groups_from_labels,
     join_groups,
@@ -62,6 +63,11 @@ def cluster(run: Run) -> np.ndarray:
     if SEGMENT in tables:
         members = member_probabilities(run, vectors, knn, proposed, scores, tables[SEGMENT])
     return clusters(run, proposed, scores, members)
+
+
+def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
+    """The entries of the kNN lists: clusters are proposals, and rest on those of their faces that list each other."""
+    return Accepted(lambda: links_of_lists(kept["knn"].lists), SIMILARITY, "knn")
 
 
 def neighbors(run: Run) -> Artifact:

@@ -10,7 +10,7 @@ position 0 is left out there.
 """
 
 from fcdeploy.systems import System
-from fcdeploy.systems.l_gcn.flow import cluster, neighbors
+from fcdeploy.systems.l_gcn.flow import cluster, evidence, neighbors
 from fcdeploy.systems.l_gcn.spec import NETWORK, Recipe, workload
 from fcdeploy.systems.training_types import Tunable
 
@@ -22,6 +22,7 @@ SYSTEM = System(
     networks={"links": NETWORK},
     cluster=cluster,
     neighbors=neighbors,
+    evidence=evidence,
     options=("k", "hops"),
     workload=workload,
     pooled=lambda n, settings: n * settings.neighborhood.hops[0],

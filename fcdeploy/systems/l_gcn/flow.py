@@ -1,7 +1,10 @@
 """L-GCN from features to labels; the algorithm, top to bottom."""
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 
+from fcdeploy.clustering.evidence import PROBABILITY, Accepted
 from fcdeploy.clustering.propagation import NO_CLUSTER, Cuts, pool_links, propagate_and_tell
 from fcdeploy.data.labels import renumber
 from fcdeploy.engine.tensors import Engine
@@ -37,6 +40,16 @@ def cluster(run: Run) -> np.ndarray:
     knn = nearest_neighbors(run, unit, cells)
     links = scored_links(run, vectors, cells, knn)
     return propagated_labels(run, vectors, knn, links)
+
+
+def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
+    """All scored links, pooled as clusters are made of them; those inside clusters are what holds these together."""
+
+    def links() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        a, b, scores = pooled_links(run, kept["links"])
+        yield np.stack([a, b], axis=1), scores
+
+    return Accepted(links, PROBABILITY, "knn")
 
 
 def neighbors(run: Run) -> Artifact:
@@ -156,11 +169,10 @@ def encoded_tables(run: Run, vectors: Artifact) -> Artifact:
 def propagated_labels(run: Run, vectors: Artifact, knn: Artifact, links: Artifact) -> np.ndarray:
     """Labels (n,) int64 of the clusters of scored links; a face in no link is one of its own."""
     after = run.settings.propagation
-    ids, scores = links["ids"], links["probability"].ravel()
-    faces = np.repeat(np.arange(run.n, dtype=np.int32), ids.shape[1])
+    scores = links["probability"].ravel()
     labels, cuts = propagate_and_tell(
         run.n,
-        *pool_links(faces, ids.ravel(), scores, after.pooling),
+        *pooled_links(run, links),
         max_size=after.max_size,
         step=after.step,
         max_rounds=after.max_rounds,
@@ -172,6 +184,13 @@ def propagated_labels(run: Run, vectors: Artifact, knn: Artifact, links: Artifac
     labels = renumber(labels)
     tell(run, vectors, knn, labels, cuts)
     return labels
+
+
+def pooled_links(run: Run, links: Artifact) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every pair of linked faces with one score, see ``pool_links``."""
+    ids, scores = links["ids"], links["probability"].ravel()
+    faces = np.repeat(np.arange(run.n, dtype=np.int32), ids.shape[1])
+    return pool_links(faces, ids.ravel(), scores, run.settings.propagation.pooling)
 
 
 def tell(run: Run, vectors: Artifact, knn: Artifact, labels: np.ndarray, cuts: Cuts) -> None:

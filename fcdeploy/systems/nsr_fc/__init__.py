@@ -12,7 +12,7 @@ the face itself. Ours where the publication is undefined: equal distances keep t
 """
 
 from fcdeploy.systems import System, get_system
-from fcdeploy.systems.nsr_fc.flow import cluster, neighbors
+from fcdeploy.systems.nsr_fc.flow import cluster, evidence, neighbors
 from fcdeploy.systems.nsr_fc.spec import (
     NETWORKS,
     Recipe,
@@ -31,6 +31,7 @@ SYSTEM = System(
     networks=NETWORKS,
     cluster=cluster,
     neighbors=neighbors,
+    evidence=evidence,
     sorts_lists="always",
     options=("k", "hops", "tau", "reranked", "min_probability", "link"),
     tunable=tunable,

@@ -4,10 +4,11 @@ Every stage reads the first so many columns of the same kNN lists. Re-scored dis
 lists; density peaks sort them, the pair networks do not.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from fcdeploy.clustering.evidence import PROBABILITY, SIMILARITY, Accepted, links_from
 from fcdeploy.engine.tensors import Engine, Feeds
 from fcdeploy.graph.connectivity import (
     candidates_and_certain,
@@ -59,6 +60,22 @@ def cluster(run: Run) -> np.ndarray:
         near = transitions(run, cells, dists, lists)
         links = peak_links(run, knn, dists, lists, near)
     return clusters(run, links)
+
+
+def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
+    """The candidates of the pair networks and certain links, of probability 1, or links to peaks, by 1 - distance."""
+    if link_of(run.engines.weights, run.options.link) == PAIRS:
+        candidates, confirmed = kept["candidates"], kept["confirmed"]
+        certain = candidates["certain"], np.ones(len(candidates["certain"]), np.float32)
+        return Accepted(
+            lambda: [certain, *links_from(candidates["ids"], confirmed["probability"])], PROBABILITY, "knn"
+        )
+    near = kept["transitions" if "transitions" in kept else "resorted"]
+    return Accepted(
+        lambda: ((ids, 1 - to) for ids, to in peak_candidates(run, near, kept["links"]["density"])),
+        SIMILARITY,
+        "knn",
+    )
 
 
 def neighbors(run: Run) -> Artifact:
@@ -176,13 +193,10 @@ def peak_links(run: Run, knn: Artifact, dists: Artifact, lists: Artifact, near: 
             given = shares(lists["dists"][block, : peaks.k], peaks.sigma)
             add_received(np.ascontiguousarray(lists["ids"][block, : peaks.k]), given, density)
         pairs, reached = [], []
-        for block in blocks_of(run.n, LINK_BLOCK):
-            ids, to = link_to_peaks(
-                near["ids"][block], near["dists"][block], density, block.start, peaks.max_links
-            )
-            row, at = np.nonzero((ids != NO_LINK) & (to < np.float32(peaks.tau)))
-            pairs.append(np.stack([block.start + row, ids[row, at]], axis=1).astype(np.int32))
-            reached.append(to[row, at])
+        for ids, to in peak_candidates(run, near, density):
+            kept = np.flatnonzero(to < np.float32(peaks.tau))
+            pairs.append(ids[kept])
+            reached.append(to[kept])
         return {"ids": np.concatenate(pairs), "dists": np.concatenate(reached), "density": density}
 
     return run.collect(
@@ -197,6 +211,20 @@ def peak_links(run: Run, knn: Artifact, dists: Artifact, lists: Artifact, near: 
         },
         through=(lists,),
     )
+
+
+def peak_candidates(run: Run, near: Artifact, density: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the links from faces to faces at least as dense, in blocks: ids (m, 2) int32 and distances (m,)."""
+    for block in blocks_of(run.n, LINK_BLOCK):
+        ids, to = link_to_peaks(
+            near["ids"][block],
+            near["dists"][block],
+            density,
+            block.start,
+            run.settings.density_peaks.max_links,
+        )
+        row, at = np.nonzero(ids != NO_LINK)
+        yield np.stack([block.start + row, ids[row, at]], axis=1).astype(np.int32), to[row, at]
 
 
 def resorted_lists(run: Run, knn: Artifact, dists: Artifact) -> Artifact:

@@ -8,7 +8,7 @@ centre is always in its own neighborhood, and ties in re-ranking go by cosine si
 """
 
 from fcdeploy.systems import System
-from fcdeploy.systems.pse_gcn.flow import cluster, neighbors
+from fcdeploy.systems.pse_gcn.flow import cluster, evidence, neighbors
 from fcdeploy.systems.pse_gcn.spec import NETWORK, Recipe
 from fcdeploy.systems.training_types import Tunable, thresholds
 
@@ -20,6 +20,7 @@ SYSTEM = System(
     networks={"refine": NETWORK},
     cluster=cluster,
     neighbors=neighbors,
+    evidence=evidence,
     options=("k", "hops", "tau", "reranked"),
     tunable=lambda weights, options: (Tunable("links.tau", thresholds(0.0, 1.0), between=True),),
     inferences={

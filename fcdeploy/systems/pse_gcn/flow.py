@@ -1,8 +1,11 @@
 """PSE-GCN from features to labels; the algorithm, top to bottom."""
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
+from fcdeploy.clustering.evidence import SIMILARITY, Accepted
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.density import density_from_sums, sum_similarities
 from fcdeploy.graph.knn import KnnGraph
@@ -38,6 +41,11 @@ def cluster(run: Run) -> np.ndarray:
     near = refined_neighbors(run, refined)
     links = links_to_denser(run, near)
     return clusters(run, links)
+
+
+def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
+    """Each face's nearest denser face, whatever tau is, and the lists that it was chosen from."""
+    return Accepted(lambda: denser_links(run, kept["refined_knn"]), SIMILARITY, "refined_knn")
 
 
 def neighbors(run: Run) -> Artifact:
@@ -268,19 +276,26 @@ def links_to_denser(run: Run, near: Artifact) -> Artifact:
     tau = np.float32(run.settings.links.tau)
 
     def make() -> Arrays:
-        sums = np.empty(run.n, dtype=np.float32)
-        for block in blocks_of(run.n, LINK_BLOCK):
-            sum_similarities(near["sims"][block], sums[block])
-        density = density_from_sums(sums)
         pairs, sims = [], []
-        for block in blocks_of(run.n, LINK_BLOCK):
-            denser, best = link_to_denser(near["ids"][block], near["sims"][block], density, block.start)
-            kept = np.flatnonzero((denser != NO_LINK) & (best >= tau))
-            pairs.append(np.stack([block.start + kept, denser[kept]], axis=1).astype(np.int32))
+        for ids, best in denser_links(run, near):
+            kept = np.flatnonzero(best >= tau)
+            pairs.append(ids[kept])
             sims.append(best[kept])
         return {"ids": np.concatenate(pairs), "sims": np.concatenate(sims)}
 
     return run.collect("links", make, made_from=(near,), settings={"tau": float(tau)})
+
+
+def denser_links(run: Run, near: Artifact) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the links from faces to their nearest denser face, in blocks: ids (m, 2) int32 and sims (m,) float32."""
+    sums = np.empty(run.n, dtype=np.float32)
+    for block in blocks_of(run.n, LINK_BLOCK):
+        sum_similarities(near["sims"][block], sums[block])
+    density = density_from_sums(sums)
+    for block in blocks_of(run.n, LINK_BLOCK):
+        denser, best = link_to_denser(near["ids"][block], near["sims"][block], density, block.start)
+        linked = np.flatnonzero(denser != NO_LINK)
+        yield np.stack([block.start + linked, denser[linked]], axis=1).astype(np.int32), best[linked]
 
 
 @step("clusters")

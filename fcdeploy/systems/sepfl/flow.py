@@ -1,7 +1,10 @@
 """SEPFL from features to labels; the algorithm, top to bottom."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from fcdeploy.clustering.evidence import PROBABILITY, Accepted, links_from
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.density import density_from_sums_and_counts, sum_and_count_similarities
 from fcdeploy.graph.links import NO_LINK, link_to_denser
@@ -35,6 +38,12 @@ def cluster(run: Run) -> np.ndarray:
     candidates = candidate_links(run, cells, knn, encoded)
     links = accepted_links(run, candidates)
     return clusters(run, links)
+
+
+def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
+    """The candidate links with what the network says of them."""
+    near = kept["candidates"]
+    return Accepted(lambda: links_from(near["ids"], probability(near["logits"])), PROBABILITY, "knn")
 
 
 def neighbors(run: Run) -> Artifact:

@@ -1,7 +1,10 @@
 """VE-GCN from features to labels; the algorithm, top to bottom."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from fcdeploy.clustering.evidence import SIMILARITY, Accepted, links_from
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.run.artifact import Artifact
@@ -47,6 +50,13 @@ def cluster(run: Run) -> np.ndarray:
         peaks = nearest_peaks(run, lists, vertex)
     links = short_links(run, peaks)
     return clusters(run, links)
+
+
+def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
+    """Each face's neighbor of higher confidence, whatever tau is, and the lists that it was chosen from."""
+    lists = "transformed_knn" if run.settings.transforms else "knn"
+    peaks = kept["connected" if "edge" in run.engines.weights else "nearest"]
+    return Accepted(lambda: links_from(peaks["ids"], peaks["sims"]), SIMILARITY, lists)
 
 
 def neighbors(run: Run) -> Artifact:

@@ -1,0 +1,48 @@
+"""``fcdeploy pairs``."""
+
+from pathlib import Path
+
+import click
+
+from fcdeploy.cli.types import PathType
+
+
+@click.command("pairs")
+@click.argument("run_dir", type=PathType, metavar="DIR")
+@click.option(
+    "-n", "--count", type=click.IntRange(min=1), default=200, show_default=True, help="Number of pairs."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PathType,
+    default=Path("pairs.csv"),
+    show_default=True,
+    help="Table to write (.csv, .tsv): a, b, answer, and what `fcdeploy tune --pairs` needs.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(run_dir: Path, count: int, output: Path, seed: int, quiet: bool) -> None:
+    """Draw the pairs of faces that are most worth checking by a person.
+
+    DIR is the --run-dir of a finished `fcdeploy cluster`. Write "same" or "different" into the column answer, or
+    nothing where you cannot tell; then `fcdeploy tune --pairs` chooses the engine's threshold, and `fcdeploy cluster
+    --pairs` holds to the answers. Faces are row numbers from 0 (lines, for a list of images).
+
+    \b
+    Example:
+      fcdeploy cluster features.bin --engine pse.onnx --run-dir run -o labels.meta
+      fcdeploy pairs run -n 300 -o pairs.csv
+      fcdeploy tune --engine pse.onnx --features features.bin --pairs pairs.csv
+    """
+    from fcdeploy.cli.outputs import check_default_output
+    from fcdeploy.runtime.pairs import check_pairs_path, pairs
+
+    check_pairs_path(output)
+    check_default_output("output", output)
+    drawn = pairs(run_dir, count, output=output, seed=seed)
+    if not quiet:
+        inside = int(drawn.together.sum())
+        click.echo(
+            f"{len(drawn.ids):,} pairs in {output}: {inside:,} inside clusters, {len(drawn.ids) - inside:,} across"
+        )

@@ -1,0 +1,186 @@
+"""Pairs of faces that a person has checked, and the photo of every face, from files."""
+
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fcdeploy.data.label_tables import read_text, rows_of_text
+from fcdeploy.data.label_values import shortened
+from fcdeploy.errors import InputError
+
+SAME, DIFFERENT = "same", "different"
+ANSWERS = {
+    **dict.fromkeys((SAME, "must", "must-link"), True),
+    **dict.fromkeys((DIFFERENT, "cannot", "cannot-link"), False),
+}
+UNANSWERED = ("", "?", "unknown", "unsure")
+FACES, ANSWER = ("a", "b"), "answer"  # headings
+NO_PHOTO = -1
+
+
+@dataclass(frozen=True)
+class CheckedPairs:
+    """Pairs of faces with what a person says of them.
+
+    ids: (m, 2) int32, row numbers; same: (m,) bool; lines: (m,) where they stand in the file, from 1; unanswered: how
+    many more pairs the file has, without an answer. numbers: (m,) float64 of the file's further columns of numbers, by
+    heading, as `fcdeploy pairs` writes them.
+    """
+
+    name: str
+    ids: np.ndarray
+    same: np.ndarray
+    lines: np.ndarray
+    unanswered: int
+    numbers: Mapping[str, np.ndarray]
+
+    def renumbered(self, place: np.ndarray) -> "CheckedPairs":
+        """Return the pairs with faces under other numbers, place (n,) int32; those with a face of -1 are left out."""
+        ids = place[self.ids]
+        kept = (ids >= 0).all(axis=1)
+        numbers = {name: values[kept] for name, values in self.numbers.items()}
+        return CheckedPairs(self.name, ids[kept], self.same[kept], self.lines[kept], self.unanswered, numbers)
+
+
+def no_pairs() -> CheckedPairs:
+    """Return pairs of which there are none."""
+    return CheckedPairs("", np.empty((0, 2), np.int32), np.empty(0, bool), np.empty(0, np.int64), 0, {})
+
+
+def read_pairs(path: Path | str, n: int, ids: np.ndarray | None = None) -> CheckedPairs:
+    """Read pairs of n faces: a table of a, b and same or different, with or without a line of headings.
+
+    ids: (n,) text or integers that name the faces; without them they are row numbers from 0. Columns go by the headings
+    a, b and answer (anywhere in the line), without these by their order. An empty answer, or "?", is none. Raises
+    InputError with the line for a face that there is not, a face paired with itself and another answer.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a table of pairs: a, b, and {SAME} or {DIFFERENT}.")
+    rows, lines = rows_of_text(read_text(path), path)
+    columns = {name: at for at, name in enumerate(FACES)} | {ANSWER: 2}
+    heading = [cell.lower() for cell in rows[0]]
+    further: dict[str, int] = {}
+    if set(FACES) <= set(heading):
+        if ANSWER not in heading:
+            raise InputError(
+                f"{path}: line {lines[0]:,} has no heading '{ANSWER}', for the column of {SAME} or {DIFFERENT}; found "
+                f"{', '.join(rows[0])}."
+            )
+        columns = {name: heading.index(name) for name in (*FACES, ANSWER)}
+        further = {name: at for at, name in enumerate(heading) if at not in columns.values() and name}
+        rows, lines = rows[1:], lines[1:]
+    place_of = None if ids is None else _places(ids, path)
+    pairs, same, kept = [], [], []
+    unanswered = 0
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) <= max(columns.values()):
+            raise InputError(
+                f"{path}: line {line:,} has {len(row)} columns; expected a, b, and {SAME} or {DIFFERENT}."
+            )
+        answer = row[columns[ANSWER]].lower()
+        faces = [_face(row[columns[name]], n, place_of, path, line) for name in FACES]
+        if answer in UNANSWERED:
+            unanswered += 1
+            continue
+        if answer not in ANSWERS:
+            raise InputError(
+                f"{path}: line {line:,} says {shortened(row[columns[ANSWER]])}; write {SAME} or {DIFFERENT}, or "
+                "nothing where nobody knows."
+            )
+        if faces[0] == faces[1]:
+            raise InputError(f"{path}: line {line:,} pairs {row[columns['a']]} with itself; give two faces.")
+        pairs.append(faces)
+        same.append(ANSWERS[answer])
+        kept.append((row, line))
+    numbers = {
+        name: np.array([_number(row[at]) if at < len(row) else np.nan for row, _ in kept], np.float64)
+        for name, at in further.items()
+    }
+    return CheckedPairs(
+        str(path),
+        np.array(pairs, np.int32).reshape(-1, 2),
+        np.array(same, bool),
+        np.array([line for _, line in kept], np.int64),
+        unanswered,
+        numbers,
+    )
+
+
+def pairs_from_rows(rows: Iterable[tuple[int, int, str]], n: int) -> CheckedPairs:
+    """Take (a, b, "same" or "different") of n faces, by row numbers; raises InputError as ``read_pairs`` does."""
+    pairs, same = [], []
+    for at, row in enumerate(rows):
+        try:
+            a, b, answer = row
+            faces = [operator.index(a), operator.index(b)]
+        except (TypeError, ValueError):
+            raise InputError(
+                f"pairs: pair {at} is {row!r}; give (a, b, '{SAME}' or '{DIFFERENT}')."
+            ) from None
+        if not all(0 <= face < n for face in faces) or faces[0] == faces[1]:
+            raise InputError(f"pairs: pair {at} is of rows {a} and {b}; give two of the {n:,} rows from 0.")
+        if answer not in ANSWERS:
+            raise InputError(f"pairs: pair {at} says {answer!r}; give '{SAME}' or '{DIFFERENT}'.")
+        pairs.append(faces)
+        same.append(ANSWERS[answer])
+    ids = np.array(pairs, np.int32).reshape(-1, 2)
+    return CheckedPairs("pairs", ids, np.array(same, bool), np.arange(len(ids)), 0, {})
+
+
+def read_photos(path: Path | str, n: int) -> np.ndarray:
+    """Read the photo of each of n faces, a name or number per line: (n,) int32, NO_PHOTO for an empty line.
+
+    Photos are numbered by first appearance. Raises InputError for another number of lines.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a text file with the photo of face i in line i.")
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    while len(lines) > n and not lines[-1]:
+        lines.pop()
+    if len(lines) != n:
+        raise InputError(
+            f"{path}: has {len(lines):,} lines for {n:,} faces; write the photo of every face, one per line, and "
+            "nothing in the line of a face whose photo is not known."
+        )
+    numbers: dict[str, int] = {"": NO_PHOTO}
+    for line in lines:
+        numbers.setdefault(line, len(numbers) - 1)
+    return np.array([numbers[line] for line in lines], np.int32)
+
+
+def _places(ids: np.ndarray, path: Path) -> dict[str, int]:
+    places: dict[str, int] = {}
+    for at, one in enumerate(ids.tolist()):
+        if places.setdefault(str(one), at) != at:
+            raise InputError(
+                f"{path}: names faces by ids, and {shortened(str(one))} is the id of rows {places[str(one)]:,} and "
+                f"{at:,}; give every face an id of its own, or leave --id-column out for row numbers."
+            )
+    return places
+
+
+def _face(text: str, n: int, places: dict[str, int] | None, path: Path, line: int) -> int:
+    if places is not None:
+        if text not in places:
+            raise InputError(f"{path}: line {line:,} names {shortened(text)}, which is the id of no face.")
+        return places[text]
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise InputError(
+            f"{path}: line {line:,} names {shortened(text)}; faces are row numbers from 0 here, and headings are "
+            f"{', '.join(FACES)} and {ANSWER}."
+        )
+    if int(text) >= n:
+        raise InputError(f"{path}: line {line:,} names face {text}; there are {n:,}, from 0 to {n - 1:,}.")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan

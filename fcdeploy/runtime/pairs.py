@@ -1,0 +1,59 @@
+"""Pairs of a run's faces for a person to check."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fcdeploy.clustering.sampling import DrawnPairs, draw_pairs
+from fcdeploy.data.columns import Column, check_table_path, write_columns
+from fcdeploy.errors import InputError
+from fcdeploy.runtime.evidence import read_placed, rows_of_faces
+
+WRITTEN = (".csv", ".tsv")
+
+
+def check_pairs_path(path: Path | str) -> Path:
+    """Return ``path`` when pairs can be written there: a table that a person can edit. Raises InputError otherwise."""
+    path = Path(path)
+    if path.suffix.lower() not in WRITTEN:
+        raise InputError(
+            f"{path}: pairs are a table that people edit; give a name that ends in .csv or .tsv."
+        )
+    return check_table_path(path)
+
+
+def pairs(
+    run_dir: Path | str, n: int = 200, *, output: Path | str | None = None, seed: int = 0
+) -> DrawnPairs:
+    """Draw pairs of faces that are worth checking by a person from the folder of a finished run, and write them.
+
+    n: how many, fewer where there are fewer. ids are row numbers of the features. The table ``output`` has columns
+    a, b, answer (empty: "same" or "different" go there), strength, stratum and stratum_pairs, in random order. Raises
+    InputError for a folder without a finished run.
+    """
+    if n < 1:
+        raise InputError(f"n = {n}: give 1 or more.")
+    placed = read_placed(run_dir)
+    drawn = draw_pairs(placed.evidence, n, seed)
+    mixed = np.random.default_rng(seed).permutation(
+        len(drawn.ids)
+    )  # who checks half of them has some of all strata
+    rows = rows_of_faces(placed.face)
+    drawn = DrawnPairs(
+        rows[drawn.ids[mixed]],
+        drawn.strength[mixed],
+        drawn.stratum[mixed],
+        drawn.pairs[mixed],
+        drawn.together[mixed],
+    )
+    if output is not None:
+        columns: dict[str, Column] = {
+            "a": drawn.ids[:, 0],
+            "b": drawn.ids[:, 1],
+            "answer": [""] * len(drawn.ids),
+            "strength": drawn.strength,
+            "stratum": drawn.stratum,
+            "stratum_pairs": drawn.pairs,
+        }
+        write_columns(check_pairs_path(output), columns)
+    return drawn

@@ -1,0 +1,61 @@
+"""What Python's callers want of clusters beside labels, as they give it: paths, or values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.data.checked_pairs import NO_PHOTO, CheckedPairs, pairs_from_rows, read_pairs, read_photos
+from fcdeploy.errors import InputError
+from fcdeploy.runtime.review import Review, check_flags, check_pairs
+from fcdeploy.runtime.tables import Tables
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The arguments of ``fcdeploy.cluster`` of these names."""
+
+    table: Path | str | None = None
+    clusters_table: Path | str | None = None
+    drop_flagged: tuple[str, ...] = ()
+    pairs: Path | str | Sequence[tuple[int, int, str]] | None = None
+    same_photo: Path | str | Sequence[Any] | None = None
+
+    @property
+    def tables(self) -> Tables:
+        return Tables(*(None if path is None else Path(path) for path in (self.table, self.clusters_table)))
+
+    def check(self) -> None:
+        """Raise InputError for flags that there are not, and for tables that cannot be written."""
+        check_flags(self.drop_flagged)
+        files = [Path(one) for one in (self.pairs, self.same_photo) if isinstance(one, (str, Path))]
+        self.tables.check(None, files)
+
+    def review(self, n: int) -> Review:
+        """Return what is wanted of n rows; raises InputError for what does not fit them, or contradicts itself."""
+        pairs: CheckedPairs | None
+        if self.pairs is None or isinstance(self.pairs, (str, Path)):
+            pairs = None if self.pairs is None else read_pairs(self.pairs, n)
+        else:
+            pairs = pairs_from_rows(self.pairs, n)
+        if pairs is not None:
+            check_pairs(pairs, n)
+        photos: np.ndarray | None = None
+        if isinstance(self.same_photo, (str, Path)):
+            photos = read_photos(self.same_photo, n)
+        elif self.same_photo is not None:
+            photos = photos_from_values(self.same_photo, n)
+        return Review(self.tables.wanted, self.drop_flagged, pairs, photos)
+
+
+def photos_from_values(values: Sequence[Any], n: int) -> np.ndarray:
+    """Number the photos of n faces, (n,) int32; None and "" are NO_PHOTO. Raises InputError for another number."""
+    if len(values) != n:
+        raise InputError(f"same_photo: has {len(values):,} photos for {n:,} faces; give one per face.")
+    numbers: dict[Any, int] = {None: NO_PHOTO, "": NO_PHOTO}
+    listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    for photo in listed:
+        numbers.setdefault(photo, len(numbers) - 2)
+    return np.array([numbers[photo] for photo in listed], np.int32)
