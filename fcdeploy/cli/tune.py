@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fcdeploy.data.features import Features
+    from fcdeploy.engine.bundle import Bundle
+    from fcdeploy.run.options import Options
     from fcdeploy.training.tune import Tuned
 
 
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
     "--pairs",
     type=PathType,
     help="Instead of identities, some hundred checked pairs (see `fcdeploy pairs`): a, b, and same or different.",
+)
+@click.option(
+    "--unlabelled",
+    is_flag=True,
+    help="Without anything to go by: suggest the threshold at which neighbors speak most for what is joined.",
 )
 @label_column_option
 @unknown_option
@@ -76,6 +83,7 @@ def command(
     column: str | None,
     labels: Path | None,
     pairs: Path | None,
+    unlabelled: bool,
     label_column: str | None,
     unknown: str,
     objective: str,
@@ -96,6 +104,7 @@ def command(
     Example:
       fcdeploy tune --engine pse.onnx --features val.bin --labels val.meta --min-precision 0.99
       fcdeploy tune --engine pse.onnx --features features.bin --pairs pairs.csv
+      fcdeploy tune --engine pse.onnx --features features.bin --unlabelled
       fcdeploy export --ckpt saves/checkpoint.pth --recipe tuned.toml -o pse.onnx
     """
     from fcdeploy.data.bad_list import bad_list_of, check_bad_list
@@ -110,9 +119,13 @@ def command(
 
     options = Options(**chosen)
     check_outputs(output)
-    if (labels is None) == (pairs is None):
+    if (labels is not None) + (pairs is not None) + unlabelled != 1:
         raise InputError(
-            "give --labels, the true identities of all faces, or --pairs, some that were checked."
+            "give --labels, the true identities of all faces, or --pairs, some that were checked, or --unlabelled."
+        )
+    if unlabelled and (min_precision or objective != "pairwise"):
+        raise InputError(
+            "--unlabelled: knows no precision and no F; leave --min-precision and --objective out."
         )
     if pairs is not None and label_column is not None:
         raise InputError("--label-column is for --labels, which is not given; leave it out.")
@@ -130,6 +143,9 @@ def command(
         scratch=options.scratch,
         quiet=quiet,
     )
+    if unlabelled:
+        _suggest(opened, bundle, options, features, output, on_bad, bad_list, run_dir, as_json, quiet)
+        return
     truth = None if labels is None else _read_truth(labels, opened, label_column)
     checked = None if pairs is None else read_pairs(pairs, opened.n)
     advice = f"the same command goes on from what {run_dir} holds" if run_dir else ""
@@ -167,6 +183,68 @@ def _read_truth(labels: Path, opened: "Features", label_column: str | None) -> "
     except WrongNumberOfLabels as error:
         check_number(error.found, opened, str(labels))
         raise
+
+
+def _suggest(
+    opened: "Features",
+    bundle: "Bundle",
+    options: "Options",
+    features: Path,
+    output: Path,
+    on_bad: str,
+    bad_list: Path,
+    run_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Suggest a threshold without labels, and print how stable clusters are over its values."""
+    from rich.table import Table
+
+    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.training.unlabelled import tune_unlabelled, unlabelled_as_dict, write_unlabelled
+
+    with (
+        resumable(f"the same command goes on from what {run_dir} holds" if run_dir else ""),
+        told_of_lost_pages(),
+    ):
+        found = tune_unlabelled(
+            opened,
+            bundle,
+            options=options,
+            on_bad=on_bad,
+            bad_list=bad_list,
+            run_dir=run_dir,
+            scratch_dir=output.parent,
+            quiet=quiet or as_json,
+        )
+    plot = write_unlabelled(found, str(features), output)
+    if as_json:
+        click.echo(json.dumps(unlabelled_as_dict(found), indent=1))
+        return
+    if quiet:
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in (found.tunable.key, "votes", "agreement", "clusters", "largest"):
+        table.add_column(heading, justify="right")
+    for at, point in enumerate(found.points):
+        if point is found.best or at % max(1, len(found.points) // 25) == 0:
+            mark = " *" if point is found.best else "  "
+            agreement = "" if point.agreement != point.agreement else f"{point.agreement:.3f}"
+            table.add_row(
+                f"{point.value}",
+                f"{point.votes:.4f}",
+                agreement,
+                f"{point.clusters:,}",
+                f"{point.largest:.1%}{mark}",
+                style="bold" if point is found.best else "",
+            )
+    new_console().print(table)
+    first, last = found.close
+    click.echo(
+        f"* suggested: {found.tunable.key} = {found.best.value}, where neighbors speak most for what is joined; as "
+        f"good within 1 %: {first} to {last}; as it was: {found.before}"
+    )
+    click.echo(f"recipe in {output}, plot in {plot}")
 
 
 def _print(tuned: "Tuned", output: Path, plot: Path) -> None:

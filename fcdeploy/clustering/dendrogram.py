@@ -56,13 +56,13 @@ def _arrange(n: int, links: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
         size[n + t] = size[found[0]] + size[found[1]]
     begin = np.empty(n + f, np.int64)
     free = 0
-    for node in range(n + f - 1, -1, -1):
-        if parent[node] < 0:
-            begin[node] = free
-            free += size[node]
-        if node >= n:
-            begin[first[node - n]] = begin[node]
-            begin[second[node - n]] = begin[node] + size[first[node - n]]
+    for above in range(n + f - 1, -1, -1):
+        if parent[above] < 0:
+            begin[above] = free
+            free += size[above]
+        if above >= n:
+            begin[first[above - n]] = begin[above]
+            begin[second[above - n]] = begin[above] + size[first[above - n]]
     order = np.empty(n, np.int32)
     for face in range(n):
         order[begin[face]] = face

@@ -47,7 +47,10 @@ def draw_pairs(evidence: Evidence, count: int, seed: int = 0) -> DrawnPairs:
     inside = int(cumulated[len(evidence.links)])
     cuts = cuts_of(inside, int(cumulated[-1]))
     rng = np.random.default_rng(seed)
-    parts: list[tuple[np.ndarray, ...]] = []
+    none = np.empty(0, np.int64)
+    parts: list[tuple[np.ndarray, ...]] = [
+        (np.empty((0, 2), np.int32), np.empty(0, np.float32), none, none, np.empty(0, bool))
+    ]
     left = count
     for stratum, (first, last) in enumerate(itertools.pairwise(cuts)):
         share = -(-left // (len(cuts) - 1 - stratum))

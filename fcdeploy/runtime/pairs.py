@@ -35,6 +35,10 @@ def pairs(
         raise InputError(f"n = {n}: give 1 or more.")
     placed = read_placed(run_dir)
     drawn = draw_pairs(placed.evidence, n, seed)
+    if not len(drawn.ids):
+        raise InputError(
+            f"{run_dir}: holds no two faces that a link leads between; there are no pairs to check."
+        )
     mixed = np.random.default_rng(seed).permutation(
         len(drawn.ids)
     )  # who checks half of them has some of all strata

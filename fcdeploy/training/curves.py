@@ -70,6 +70,26 @@ def draw_precision_recall(
     _draw(path, draw)
 
 
+def draw_stability(
+    path: Path, key: str, points: Sequence[tuple[float, float, float]], chosen: float, title: str
+) -> None:
+    """Draw votes, and agreement with the value before, over the values of a threshold: (value, votes, agreement)."""
+
+    def draw(figure: "Figure") -> None:
+        left = figure.subplots()
+        values, votes, agreement = zip(*points, strict=True)
+        left.plot(values, votes, ".-", label="votes of neighbors, per face")
+        left.axvline(chosen, linestyle="--", color="gray")
+        left.set(xlabel=key, ylabel="votes", title=title)
+        right = left.twinx()
+        right.plot(values, agreement, ".-", color="tab:orange", label="agreement with the value before")
+        right.set(ylabel="adjusted Rand index", ylim=(0, 1.02))
+        left.legend(loc="lower left")
+        right.legend(loc="lower right")
+
+    _draw(path, draw)
+
+
 def is_drawn_here(path: Path) -> bool:
     """Tell whether a file is a picture that was drawn by this module."""
     return f"Software\0{SOFTWARE}".encode() in head_of(path)

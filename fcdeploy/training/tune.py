@@ -35,7 +35,7 @@ from fcdeploy.runtime.copies import ROWS
 from fcdeploy.runtime.pipeline import begin_run
 from fcdeploy.runtime.prepare import Prepared, prepare
 from fcdeploy.runtime.survey import places_of_run, sum_of_artifacts
-from fcdeploy.systems import NAMES, Recipe, get_system
+from fcdeploy.systems import NAMES, Recipe, System, get_system
 from fcdeploy.systems.settings import setting_of, settings_from_dict, with_settings
 from fcdeploy.systems.training_types import Tunable, Value
 from fcdeploy.training.checked import PairJudge, interval, judge_of
@@ -166,10 +166,7 @@ def tune(
     check_on_bad(on_bad)
     prepared = prepare(features, bundle, options)
     system, features = prepared.system, prepared.features
-    tunables = system.tunable(bundle.weights, prepared.options)
-    if not tunables:
-        having = [name for name in NAMES if get_system(name).tunable is not type(system).tunable]
-        raise InputError(f"{system.title} has no threshold to tune; {', '.join(having)} have.")
+    tunables = check_tunable(system, system.tunable(bundle.weights, prepared.options))
     progress = Progress(quiet)
     with progress.stage("features"), told_of_compiling(progress.compiling):
         checked = checked_rows(features, options.duplicates, on_bad, bad_list, LEFT_OUT)
@@ -207,6 +204,14 @@ def tune(
         estimated(judge, [before, *trials], best, tunables[0].key) if isinstance(judge, PairJudge) else None
     )
     return Tuned(objective, tunables, trials, best, before, recipe, {"computed": computed, **told}, sure)
+
+
+def check_tunable(system: System, tunables: tuple[Tunable, ...]) -> tuple[Tunable, ...]:
+    """Return what is to be chosen; raises InputError where a system has nothing of that kind."""
+    if not tunables:
+        having = [name for name in NAMES if get_system(name).tunable is not type(system).tunable]
+        raise InputError(f"{system.title} has no threshold to tune; {', '.join(having)} have.")
+    return tunables
 
 
 def check_given(truth: np.ndarray | None, pairs: CheckedPairs | None, objective: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 import fcdeploy
 from fcdeploy.cli import main
 from fcdeploy.clustering.metrics import evaluate
+from fcdeploy.data.checked_pairs import CheckedPairs
 from fcdeploy.data.features import features_from_array
 from fcdeploy.errors import InputError
 from fcdeploy.run.folder import RunFolder
@@ -15,7 +16,8 @@ from fcdeploy.run.options import Options
 from fcdeploy.systems.settings import settings_as_dict
 from fcdeploy.training import tune as tuning
 from fcdeploy.training.sweep import Trial, best_trial, near
-from fcdeploy.training.tune import describe_values, tune
+from fcdeploy.training.tune import as_dict, describe_values, tune
+from fcdeploy.training.unlabelled import tune_unlabelled, unlabelled_as_dict, write_unlabelled
 
 pytest.importorskip("onnxscript")
 from fcdeploy.deploy.recipe import built_in_names, load_recipe, recipe_text
@@ -223,3 +225,68 @@ def test_the_command_takes_scratch(bundle, faces, tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         main()
     assert f"--scratch {tmp_path}/none: is no folder" in capsys.readouterr().err
+
+
+# Without identities: checked pairs, or nothing
+
+
+def checked(drawn, truth):
+    same = truth[drawn.ids[:, 0]] == truth[drawn.ids[:, 1]]
+    numbers = {"stratum": drawn.stratum.astype(float), "stratum_pairs": drawn.pairs.astype(float)}
+    return CheckedPairs("pairs.csv", drawn.ids.astype(np.int32), same, np.arange(len(same)) + 2, 0, numbers)
+
+
+def test_pairs_of_fcdeploy_pairs_answered_by_the_truth_choose_nearly_the_best_threshold(
+    bundle, faces, tmp_path
+):
+    features, truth = faces
+    fcdeploy.cluster(features, engine=bundle.path, run_dir=tmp_path / "run", tau=0.6)
+    drawn = fcdeploy.pairs(tmp_path / "run", 200)
+    tuned = tune(features_from_array(features), bundle, pairs=checked(drawn, truth), options=ONE)
+    assert tuned.measures == ("pairwise",)
+    low, high = tuned.estimated.f
+    assert 0 < low <= tuned.best.measure("pairwise").f <= high <= 1
+    whole = tune(features_from_array(features), bundle, truth, options=ONE)
+    f = {trial.values["links.tau"]: trial.measure("pairwise").f for trial in whole.trials}
+    labels = fcdeploy.cluster(features, engine=bundle.path, tau=tuned.recipe.links.tau)
+    assert evaluate(labels, truth).pairwise.f >= max(f.values()) - 0.05
+    assert as_dict(tuned)["estimated"]["pairs"] == len(drawn.ids)
+    json.dumps(as_dict(tuned), allow_nan=False)
+
+
+def test_all_pairs_give_the_figures_of_all_labels(bundle, faces):
+    """Pairs that stand for themselves: precision and recall are those of the faces that they are all pairs of."""
+    features, truth = faces[0][:60], faces[1][:60]
+    ids = np.stack(np.triu_indices(60, 1), axis=1).astype(np.int32)
+    same = truth[ids[:, 0]] == truth[ids[:, 1]]
+    pairs = CheckedPairs("pairs", ids, same, np.arange(len(ids)), 0, {})
+    by_pairs = tune(features_from_array(features), bundle, pairs=pairs, options=ONE)
+    by_labels = tune(features_from_array(features), bundle, truth, options=ONE)
+    assert not by_pairs.estimated.weighted
+    for one, other in zip(by_pairs.trials, by_labels.trials, strict=True):
+        assert one.values == other.values
+        assert one.evaluation.pairwise.f == pytest.approx(other.evaluation.pairwise.f)
+
+
+def test_without_labels_a_value_is_suggested_where_neighbors_agree(bundle, faces, tmp_path):
+    features, truth = faces
+    found = tune_unlabelled(features_from_array(features), bundle, options=ONE)
+    assert [point.value for point in found.points] == sorted(point.value for point in found.points)
+    assert found.best.votes == max(point.votes for point in found.points)
+    labels = fcdeploy.cluster(features, engine=bundle.path, tau=found.best.value, threads=1)
+    assert found.best.clusters == labels.max() + 1
+    whole = tune(features_from_array(features), bundle, truth, options=ONE)
+    assert evaluate(labels, truth).pairwise.f >= whole.best.measure("pairwise").f - 0.1
+    plot = write_unlabelled(found, "features.npy", tmp_path / "tuned.toml")
+    assert load_recipe(tmp_path / "tuned.toml").links.tau == found.best.value
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    json.dumps(unlabelled_as_dict(found), allow_nan=False)
+
+
+def test_pairs_that_cannot_tell_are_refused(bundle, faces):
+    ids = np.array([[0, 1], [2, 3]], np.int32)
+    only = CheckedPairs("pairs.csv", ids, np.ones(2, bool), np.array([2, 3]), 0, {})
+    with pytest.raises(InputError, match="none is different"):
+        tune(features_from_array(faces[0]), bundle, pairs=only, options=ONE)
+    with pytest.raises(InputError, match="either the true identities"):
+        tune(features_from_array(faces[0]), bundle, options=ONE)
