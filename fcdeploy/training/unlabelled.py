@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fcdeploy.clustering.confidence import joins_of
-from fcdeploy.clustering.evidence import Evidence
+from fcdeploy.clustering.evidence import PROBABILITY, Evidence
 from fcdeploy.clustering.forest import completed, strongest_forest
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
@@ -85,7 +85,8 @@ def tune_unlabelled(
     Clusters are made for every value that ``tune`` tries of it; other settings stay as they are. Of all values the one
     is suggested at which the neighbors of the faces speak most for what is joined: taken from the strongest link on, a
     part that is joined to a larger one counts for it with each of its faces where more than half of what these list
-    outside of the part lies in the other, and against it where less does. Arguments as of ``tune``.
+    outside of the part lies in the other, and against it where less does. Where the network gives links a probability,
+    the mean of this share and the probability is what counts. Arguments as of ``tune``.
     """
     recipe = settings_from_dict(bundle.about.recipe, f"{bundle.path}/{MANIFEST}")
     check_on_bad(on_bad)
@@ -144,7 +145,10 @@ def labels_and_votes(run: Run, system: System, key: str, value: Value) -> tuple[
         nothing = np.empty(run.n, np.float32)
         lists = kept[accepted.lists].lists
         joins = joins_of(Evidence(*links, *links, accepted.strength, lists, nothing, nothing, 0))
-        votes = joins.side * (joins.support.astype(np.float64) - HALF)
+        support = joins.support.astype(np.float64)
+        if accepted.strength == PROBABILITY:  # the network has a vote, too
+            support = (support + links[1]) / 2
+        votes = joins.side * (support - HALF)
         return labels, float(votes.sum() / run.n)
     finally:
         run.settings = recipe
