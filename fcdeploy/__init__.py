@@ -31,21 +31,26 @@ __all__ = [
     "cluster",
     "confidence",
     "embed",
+    "faces",
     "pairs",
 ]
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.api import FaceClusterer, cluster, confidence, embed, pairs
+    from fcdeploy.runtime.photos_api import faces
 
-_INTERFACE = ("FaceClusterer", "cluster", "confidence", "embed", "pairs")
+_INTERFACE = {
+    **dict.fromkeys(("FaceClusterer", "cluster", "confidence", "embed", "pairs"), "api"),
+    "faces": "photos_api",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import the Python interface when it is first used, so that ``import fcdeploy`` stays light."""
     if name in _INTERFACE:
-        from fcdeploy.runtime import api
+        import importlib
 
-        return getattr(api, name)
+        return getattr(importlib.import_module(f"fcdeploy.runtime.{_INTERFACE[name]}"), name)
     raise AttributeError(f"module 'fcdeploy' has no attribute {name!r}")
 
 

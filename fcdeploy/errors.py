@@ -8,7 +8,14 @@ import re
 from collections.abc import Iterator
 
 # Flags and what they are called in Python; run.options adds its own.
-ARGUMENTS = {"run-dir": "run_dir", "on-bad": "on_bad", "column": "column", "engine": "engine"}
+ARGUMENTS = {
+    name: name.replace("-", "_")
+    for name in (
+        *("run-dir", "on-bad", "column", "engine", "detector", "embedder"),
+        *("score-threshold", "nms-threshold", "top-k", "min-face"),
+        *("min-size", "min-sharpness", "max-yaw", "min-norm"),
+    )
+}
 VALUES = {"stop", "skip", "zero"}  # words that are values of options; run.options adds its own
 LEADING = re.compile(r"^--([a-z-]+) (.+?)(?=: )")
 OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)(?: (\d[\d.]*\d|\d|[a-z][a-z0-9-]*))?")

@@ -25,6 +25,7 @@ from fcdeploy.errors import FcdeployWarning, speaking_flags
 VERBS = {
     "export": "Turn authors' checkpoints into an ONNX bundle.",
     "build": "Compile an ONNX bundle into TensorRT plans for one GPU.",
+    "faces": "Find the faces in photos, and write them as aligned crops.",
     "embed": "Turn aligned face crops into a features file.",
     "cluster": "Cluster a features file, or a list of face crops, with an engine.",
     "bench": "Measure how long bundles take.",

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from fcdeploy.cli.face_options import GATES, SEARCH, face_options, search_and_gates
 from fcdeploy.cli.features import column_option, id_column_option, open_and_tell, path_column_option
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
@@ -45,14 +47,18 @@ if TYPE_CHECKING:
 @column_option
 @id_column_option
 @click.option("--embedder", type=PathType, help="ONNX face embedder, for a list or folder of face crops.")
+@click.option(
+    "--detector",
+    type=PathType,
+    help="ONNX face detector, for photos (see `fcdeploy faces`); needs --embedder.",
+)
+@face_options
 @path_column_option
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip", "zero"]),
-    default="stop",
-    show_default=True,
     help="Rows with NaN, infinity or zeros only, and images that cannot be embedded: stop, leave them in no cluster "
-    "(-1), or give each a cluster of its own. All are listed in OUTPUT.bad.txt.",
+    "(-1), or give each a cluster of its own. All are listed in OUTPUT.bad.txt.  [default: stop; for photos, skip]",
 )
 @click.option(
     "--labels",
@@ -104,8 +110,9 @@ def command(
     column: str | None,
     id_column: str | None,
     embedder: Path | None,
+    detector: Path | None,
     path_column: str | None,
-    on_bad: str,
+    on_bad: str | None,
     truth: Path | None,
     label_column: str | None,
     unknown: str,
@@ -119,19 +126,22 @@ def command(
     quiet: bool,
     **chosen: Any,
 ) -> None:
-    """Cluster a features file, or face crops, with an engine.
+    """Cluster a features file, face crops, or the faces in photos, with an engine.
 
     FEATURES is a file of any form that docs/files.md lists, among them .npy (n, d), .bin (raw float32 rows), .npz, .pt,
     .safetensors and Parquet; a folder, a list (.txt) or a quoted pattern of such files, row after row; or - for a pipe.
     With --embedder it is a text file with the path of an aligned face crop per line, or a folder or archive of such
     (see `fcdeploy embed`). Ids in clusters.txt are rows of the features, or lines of that list, from 0; for a folder or
-    archive it is written beside the clusters.
+    archive it is written beside the clusters. With --detector as well, FEATURES are photos in any of these forms: the
+    faces in them are found, aligned and embedded first. An id is the path of a photo and the number of a face in it
+    then, and clusters.faces.csv, beside the clusters, says where these faces are.
 
     \b
     Example:
       fcdeploy cluster features.bin --engine pse.onnx -o pred_labels.meta
       fcdeploy cluster faces.txt --engine pse.onnx --embedder embedder.onnx -o clusters.txt
       fcdeploy cluster people/ --engine pse.onnx --embedder embedder.onnx --labels people/ -o clusters.txt
+      fcdeploy cluster photos/ --detector yunet.onnx --embedder embedder.onnx --engine pse.onnx -o clusters.csv
       fcdeploy cluster features.npy --engine pse.onnx --tau 0.8 --labels truth.meta --json
       fcdeploy cluster features.npy --engine pse.onnx --pairs pairs.csv --table faces.csv --clusters-table clusters.csv
     """
@@ -140,6 +150,8 @@ def command(
     from fcdeploy.run.options import Options
     from fcdeploy.runtime.tables import write_reviewed
 
+    of_faces = {name: chosen.pop(name) for name in (*SEARCH, *GATES)}
+    check_face_options(detector)
     options = Options(**chosen)
     asked = Asked(
         features,
@@ -148,8 +160,9 @@ def command(
         column,
         id_column,
         embedder,
+        detector,
         path_column,
-        on_bad,
+        on_bad or ("stop" if detector is None else "skip"),
         truth,
         label_column,
         unknown,
@@ -164,6 +177,9 @@ def command(
     )
     check_asked(asked, options)
     bundle = read_bundle(engine)
+    if detector is not None:
+        cluster_photos_in(asked, of_faces, bundle, options)
+        return
     ids: np.ndarray | None
     files: Filelist | None
     if embedder is not None:
@@ -189,6 +205,7 @@ class Asked:
     column: str | None
     id_column: str | None
     embedder: Path | None
+    detector: Path | None
     path_column: str | None
     on_bad: str
     truth: Path | None
@@ -226,6 +243,8 @@ class Asked:
     def advice(self) -> str:
         """What to do about an interrupted run."""
         part = self.output.with_name(f"{self.output.name}.part")
+        if self.detector and not self.run_dir:
+            part = self.output.with_name(f"{self.output.name}.crops")
         if kept := self.run_dir or (part if self.embedder else None):
             return f"the same command continues from {kept}"
         return "nothing was kept; with --run-dir DIR the same command could continue"
@@ -245,6 +264,10 @@ def check_asked(asked: Asked, options: "Options") -> None:
     check_labels_path(output)
     is_list = embedder is not None or (features.suffix.lower() == ".txt" and not is_feature_list(features))
     check_embedder(features, is_list, embedder, asked.dim, asked.column or asked.id_column)
+    if asked.detector is not None and embedder is None:
+        raise InputError(
+            f"--detector {asked.detector}: finds faces, which need an embedder, too; give --embedder MODEL.onnx."
+        )
     if asked.path_column is not None and embedder is None:
         raise InputError(
             "--path-column is for lists of images, which need --embedder; leave it out for features."
@@ -267,6 +290,63 @@ def check_asked(asked: Asked, options: "Options") -> None:
     check_bad_list(bad_list_of(output), inputs)
     if asked.label_column is not None and asked.truth is None:
         raise InputError("--label-column is for --labels, which is not given; leave it out.")
+
+
+def check_face_options(detector: Path | None) -> None:
+    """Raise InputError for options of a search for faces where there is no detector."""
+    from fcdeploy.errors import InputError
+
+    source = click.get_current_context().get_parameter_source
+    for name in (*SEARCH, *GATES):
+        if detector is None and source(name) is ParameterSource.COMMANDLINE:
+            raise InputError(
+                f"--{name.replace('_', '-')} is for photos, which need --detector; leave it out for crops and features."
+            )
+
+
+def cluster_photos_in(asked: Asked, of_faces: dict[str, Any], bundle: "Bundle", options: "Options") -> None:
+    """Find, embed and cluster the faces in photos, and write their clusters."""
+    from fcdeploy.data.imagelist import open_images
+    from fcdeploy.data.labels import write_labels
+    from fcdeploy.errors import InputError
+    from fcdeploy.runtime.cluster_photos import cluster_photos, crops_removed
+    from fcdeploy.runtime.faces import new_faces_job
+    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+
+    assert asked.detector is not None
+    if asked.truth is not None:
+        raise InputError(
+            f"--labels {asked.truth}: which faces there are is not known before they are found; run `fcdeploy faces` "
+            "first, label faces.txt, and cluster that."
+        )
+    if asked.on_bad == "zero":
+        raise InputError("--on-bad zero is for features and crops; photos that cannot be read have no faces.")
+    search, gates = search_and_gates(of_faces)
+    job = new_faces_job(
+        open_images(asked.features, asked.path_column),
+        asked.detector,
+        search=search,
+        gates=gates,
+        embedder=asked.embedder,
+        threads=options.threads,
+        device=options.device or "cpu",
+        vram=options.vram,
+    )
+    with crops_removed(asked.output, asked.run_dir), resumable(asked.advice), told_of_lost_pages():
+        found = cluster_photos(
+            job,
+            bundle,
+            options,
+            output=asked.output,
+            on_bad=asked.on_bad,
+            run_dir=asked.run_dir,
+            quiet=asked.quiet or asked.as_json,
+        )
+        write_labels(asked.output, found.labels, found.ids)
+    if asked.as_json:
+        click.echo(json.dumps(found.summary, indent=1))
+    elif not asked.quiet:
+        print_summary(found.summary, asked.output)
 
 
 def read_truth(asked: Asked, n: int) -> "np.ndarray | None":
@@ -401,6 +481,11 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         f"{summary['faces']:,} faces in {summary['clusters']:,} clusters, {summary['singletons']:,} of them of one "
         f"face{dropped}; peak memory {summary['peak_bytes'] / 1e9:.2f} GB"
     )
+    if photos := summary.get("photos"):
+        console.print(
+            f"{photos['faces_found']:,} faces found in {photos['photos']:,} photos, {photos['gated']:,} left out; "
+            f"{photos['bad_photos']:,} photos could not be read"
+        )
     if summary.get("bad"):
         if "lines" in summary:
             console.print(f"{summary['bad']:,} of {summary['lines']:,} lines could not be embedded")

@@ -1,5 +1,6 @@
 """Archives of images as lists: tar (shards too), zip, and MXNet's RecordIO. Nothing is unpacked to disk."""
 
+import dataclasses
 import json
 import math
 import os
@@ -144,6 +145,40 @@ def filelist_from_archives(paths: Sequence[Path], name: str) -> Filelist:
         skipped=passed,
         members=members_of(tuple(paths), found),
     )
+
+
+def opened_lines(files: Filelist) -> Filelist:
+    """Return a list as it is, or, where its lines lead into tar archives (``shard.tar/name.jpg``), with the members.
+
+    The first line tells. Raises InputError for a line that names no member, where the first one does.
+    """
+    first = files.line(0).partition(b".tar/")
+    if not first[1] or not os.path.isfile(os.path.join(files.folder, first[0] + b".tar")):
+        return files
+    archives: dict[bytes, int] = {}
+    wanted = []
+    for at in range(files.n):
+        archive, into, member = files.line(at).partition(b".tar/")
+        if not into:
+            raise InputError(
+                f"{files.name}: line {at}, counted from 0, {files.shown(at)!r}, leads into no archive, as the lines "
+                "before it do; list members of archives, or files."
+            )
+        wanted.append((archives.setdefault(archive + b".tar", len(archives)), member))
+    paths = [Path(os.fsdecode(os.path.join(files.folder, one))) for one in archives]
+    for path in paths:
+        if not path.is_file() or archive_kind(path) != "tar":
+            raise InputError(f"{files.name}: leads into {path}, which is no tar archive.")
+    found = [_in_tar(path) for path in paths]
+    members = members_of(tuple(paths), found)
+    names = [(number, name) for number, one in enumerate(found) for name in one.names]
+    place = {name: at for at, name in enumerate(names)}
+    missing = next((at for at, key in enumerate(wanted) if key not in place), None)
+    if missing is not None:
+        raise InputError(
+            f"{files.name}: line {missing}, counted from 0, {files.shown(missing)!r}: there is no such member."
+        )
+    return dataclasses.replace(files, members=members.chosen(np.array([place[key] for key in wanted])))
 
 
 class _Headers:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcdeploy.data.archives import archive_kind, filelist_from_archives, shards_in, shards_of
+from fcdeploy.data.archives import archive_kind, filelist_from_archives, opened_lines, shards_in, shards_of
 from fcdeploy.data.filelist import Filelist, filelist_from_lines, read_filelist, read_text
 from fcdeploy.data.imagefolder import filelist_from_folder, identities_of, person_of
 from fcdeploy.data.images import HEAD_BYTES, begins_like_an_image
@@ -33,11 +33,11 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 def open_images(path: Path | str, path_column: str | None = None) -> Filelist:
     """Return the images that ``path`` stands for, as a list; raises InputError when there are none.
 
-    A text file is a list of paths (``read_filelist``); MXNet's ``.lst`` and tables (``.csv``, ``.tsv``) say the people
-    too. A folder stands for all images below it (``filelist_from_folder``), or for the archives in it; an archive (tar,
-    zip, RecordIO), or several by a pattern as ``shard-{000..010}.tar``, for the images in it
-    (``filelist_from_archives``). path_column: which column of a table holds the paths, by its heading or its number
-    from 1, where the headings do not say so.
+    A text file is a list of paths (``read_filelist``), perhaps into tar archives (``opened_lines``); MXNet's ``.lst``
+    and tables (``.csv``, ``.tsv``) say the people too. A folder stands for all images below it
+    (``filelist_from_folder``), or for the archives in it; an archive (tar, zip, RecordIO), or several by a pattern as
+    ``shard-{000..010}.tar``, for the images in it (``filelist_from_archives``). path_column: which column of a table
+    holds the paths, by its heading or its number from 1, where the headings do not say so.
     """
     path = Path(path)
     if path_column is not None and (path.is_dir() or path.suffix.lower() not in SEPARATORS):
@@ -68,7 +68,7 @@ def open_images(path: Path | str, path_column: str | None = None) -> Filelist:
         return _from_table(path, SEPARATORS[path.suffix.lower()], path_column)
     if path.suffix.lower() == ".lst":
         return _from_lst(path)
-    return read_filelist(path)
+    return opened_lines(read_filelist(path))
 
 
 def _is_image(path: Path) -> bool:

@@ -3,14 +3,18 @@
 import contextlib
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from fcdeploy.packages import import_package
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from PIL import Image
+
+T = TypeVar("T")
 
 # Formats that are pictures and begin with a signature: nothing is guessed, and no PostScript is run.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
@@ -84,41 +88,64 @@ def read_image(
 ) -> tuple[State, np.ndarray | None]:
     """Read an image upright, in 8 bits a channel and at the size that is asked for.
 
-    source: a path, or what opens the file. size: (height, width); channels: 'rgb', 'bgr' or 'gray'. The first frame of
-    several. EXIF orientation is applied; greyscale, palette, CMYK and 16-bit pixels are converted, transparent ones lie
-    on black; another size is resized, bilinear with antialiasing. Returns GOOD, RESIZED or STRETCHED (of another shape)
-    and (height, width, c) uint8, or why there is none. The number of pixels is read off the header before anything is
-    decoded.
+    source: a path, or what opens the file. size: (height, width); channels: 'rgb', 'bgr' or 'gray'. What pixels become
+    is said at ``read_upright``; another size is resized, bilinear with antialiasing. Returns GOOD, RESIZED or STRETCHED
+    (of another shape) and (height, width, c) uint8, or why there is none.
+    """
+
+    def take(image: "Image.Image") -> tuple[State, np.ndarray | None]:
+        state, resized = _resized(image, size)
+        if channels == "gray":
+            return state, np.asarray(resized.convert("L"))[..., None]
+        pixels = np.asarray(resized)
+        return state, pixels[..., ::-1] if channels == "bgr" else pixels
+
+    state, taken = read_upright(source, max_pixels, take)
+    return (state, None) if taken is None else taken
+
+
+def read_upright(
+    source: bytes | Callable[[], BinaryIO],
+    max_pixels: int,
+    take: "Callable[[Image.Image], T]",
+    room: "Callable[[int], AbstractContextManager[object]]" = lambda pixels: contextlib.nullcontext(),
+) -> tuple[State, T | None]:
+    """Read an image upright, as RGB of 8 bits, and return what ``take`` makes of it.
+
+    source: a path, or what opens the file. The first frame of several. EXIF orientation is applied; greyscale, palette,
+    CMYK and 16-bit pixels are converted, transparent ones lie on black. The number of pixels is read off the header
+    before anything is decoded. room: opens what the image lies in memory in, given its number of pixels. Returns GOOD
+    and that, or why there is none and None. What ``take`` raises is not taken for the file's fault.
     """
     from PIL import Image, UnidentifiedImageError
 
     known = [name for name in FORMATS if name in Image.OPEN]
-    try:
-        with open(source, "rb") if isinstance(source, bytes) else source() as file:
-            try:
-                image = Image.open(file, formats=known)
-            except UnidentifiedImageError:
-                file.seek(0)
-                return _unread(file.read(HEAD_BYTES), known), None
-            if image.width * image.height > max_pixels:
-                return State.TOO_LARGE, None
-            image.load()
-            state, resized = _resized(_as_rgb(_upright(image)), size)
-            if channels == "gray":
-                return state, np.asarray(resized.convert("L"))[..., None]
-            pixels = np.asarray(resized)
-            return state, pixels[..., ::-1] if channels == "bgr" else pixels
-    except Image.DecompressionBombError:
-        return State.TOO_LARGE, None
-    except _Unconvertible:
-        return State.UNCONVERTIBLE, None
-    except MemoryError:
-        raise
-    except OSError as error:
-        # Pillow's own complaints about the content carry no number.
-        return (State.DAMAGED if error.errno is None else State.UNREADABLE), None
-    except Exception:  # damaged files make Pillow's readers raise nearly anything
-        return State.DAMAGED, None
+    with contextlib.ExitStack() as stack:
+        try:
+            with open(source, "rb") if isinstance(source, bytes) else source() as file:
+                try:
+                    image = Image.open(file, formats=known)
+                except UnidentifiedImageError:
+                    file.seek(0)
+                    return _unread(file.read(HEAD_BYTES), known), None
+                pixels = image.width * image.height
+                if pixels > max_pixels:
+                    return State.TOO_LARGE, None
+                stack.enter_context(room(pixels))
+                image.load()
+                upright = _as_rgb(_upright(image))
+        except Image.DecompressionBombError:
+            return State.TOO_LARGE, None
+        except _Unconvertible:
+            return State.UNCONVERTIBLE, None
+        except MemoryError:
+            raise
+        except OSError as error:
+            # Pillow's own complaints about the content carry no number.
+            return (State.DAMAGED if error.errno is None else State.UNREADABLE), None
+        except Exception:  # damaged files make Pillow's readers raise nearly anything
+            return State.DAMAGED, None
+        return State.GOOD, take(upright)
 
 
 def import_pillow() -> Any:

@@ -50,6 +50,11 @@ class Members:
     sizes: np.ndarray
     checks: np.ndarray
 
+    def chosen(self, which: np.ndarray) -> "Members":
+        """Return the members ``which`` (m,), in that order."""
+        arrays = (self.archive, self.kinds, self.starts, self.lengths, self.sizes, self.checks)
+        return Members(self.archives, *(array[which] for array in arrays))
+
     def source(self, at: int) -> Callable[[], BinaryIO]:
         """Return what opens member ``at``; opening raises OSError, or ValueError where its bytes are damaged."""
         path = self.archives[self.archive[at]]

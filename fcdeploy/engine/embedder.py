@@ -154,7 +154,8 @@ class Embedder:
 
     dim: width of its embeddings; batch: pictures per call, always as many: those that the graph declares, else those
     asked for, else (where the graph cannot take so many after all) one. size, channels, layout: what it wants its
-    pictures to be. provider: the execution provider that was opened. Raises InputError when the graph is no embedder,
+    pictures to be. provider: the execution provider that was opened. side_by_side: whether several threads should call
+    it at once, as one picture is too little work for more than one. Raises InputError when the graph is no embedder,
     does not fit the settings, or takes weights from a file that is not there.
     """
 
@@ -195,6 +196,9 @@ class Embedder:
         self._output = self._only_output(settings.output_tensor)
         self._constants: dict[str, np.ndarray] = {}
         self.batch, self.dim = self._tried(at["N"], batch or BATCH, dict(settings.inputs or ()))
+        self.side_by_side = self.batch == 1 and device == "cpu" and threads != 1
+        if self.side_by_side:
+            self._session = open_session(path, threads=1, device=device)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

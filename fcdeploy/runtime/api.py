@@ -38,6 +38,7 @@ from fcdeploy.runtime.embed import embed_to_array, new_job
 from fcdeploy.runtime.embed_workers import embedding_workers
 from fcdeploy.runtime.evidence import read_placed
 from fcdeploy.runtime.pairs import pairs
+from fcdeploy.runtime.photos_api import cluster_faces_in
 from fcdeploy.runtime.pipeline import Result, run_clustering
 from fcdeploy.runtime.review import measured_rows
 from fcdeploy.runtime.tables import write_reviewed
@@ -55,7 +56,7 @@ def cluster(
     features: object,
     *,
     engine: PathLike,
-    on_bad: str = "stop",
+    on_bad: str | None = None,
     run_dir: PathLike | None = None,
     progress: bool = False,
     column: str | None = None,
@@ -64,29 +65,48 @@ def cluster(
     drop_flagged: Sequence[str] = (),
     pairs: PathLike | Sequence[tuple[int, int, str]] | None = None,
     same_photo: PathLike | Sequence[object] | None = None,
+    detector: PathLike | None = None,
+    embedder: PathLike | None = None,
     **options: object,
 ) -> np.ndarray:
     """Cluster face embeddings and return a label for each.
 
     features: an (n, d) array of real numbers, a tensor, a table or a sequence of rows; or the path of a file of any
     form that docs/files.md lists, of a folder of them, or several paths. Rows need not be normalised.
-    engine: a bundle folder. on_bad: rows with NaN, infinity or no direction raise InputError with 'stop', are in no
-    cluster (-1) with 'skip', and are a cluster of one each with 'zero'. run_dir: keeps what every stage computed, and
-    continues there. progress: shows bars on stderr. column: which array of an archive, or column of a table, holds the
-    features, where a path is given. table, clusters_table: files (.csv, .tsv, .parquet) for a row per face and a row
-    per cluster, with how sure they are and their flags; see ``fcdeploy.confidence`` for the same as arrays.
-    drop_flagged: flags whose clusters are taken apart into single faces, as in ("garbage",). pairs: what a person
-    knows, a file or (a, b, "same" or "different") by row numbers; same_photo: the photo of each face, a file or n
-    names or numbers (None where nobody knows), where faces of one photo are different persons. Sizes are bytes;
-    None and 0 stand for what is said after "default".
-    Returns labels (n,) int64, numbered by first appearance. Raises fcdeploy.errors.InputError (a ValueError) for input
-    that cannot be used.
+    engine: a bundle folder. on_bad: rows with NaN, infinity or no direction raise InputError with 'stop' (the default),
+    are in no cluster (-1) with 'skip', and are a cluster of one each with 'zero'. run_dir: keeps what every stage
+    computed, and continues there. progress: shows bars on stderr. column: which array of an archive, or column of a
+    table, holds the features, where a path is given. detector, embedder: ONNX files, with which features are photos, as
+    ``fcdeploy.faces`` takes them; the labels are of the faces that it finds, in its order, and photos that cannot be
+    read are left out with on_bad 'skip' (the default for photos). table, clusters_table: files (.csv, .tsv, .parquet)
+    for a row per face and a row per cluster, with how sure they are and their flags; see ``fcdeploy.confidence`` for
+    the same as arrays. drop_flagged: flags whose clusters are taken apart into single faces, as in ("garbage",).
+    pairs: what a person knows, a file or (a, b, "same" or "different") by row numbers; same_photo: the photo of each
+    face, a file or n names or numbers (None where nobody knows), where faces of one photo are different persons; of
+    photos, True. Sizes are bytes; None and 0 stand for what is said after "default". Returns labels (n,) int64,
+    numbered by first appearance. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
 
     options:
     """
     if unknown := options.keys() - DESCRIBED.keys():
         raise TypeError(f"cluster() got an unexpected keyword argument {min(unknown)!r}")
     chosen = {**defaults(), **options}
+    if detector is not None:
+        return cluster_faces_in(
+            features,
+            read_bundle(engine),
+            options_from(chosen),
+            detector=detector,
+            embedder=embedder,
+            on_bad=on_bad or "skip",
+            run_dir=run_dir,
+            quiet=not progress,
+        )
+    if embedder is not None:
+        raise InputError(
+            f"embedder = {str(embedder)!r}: is for photos, with a detector; embed crops with fcdeploy.embed first."
+        )
+    on_bad = on_bad or "stop"
     wanted = Wanted(table, clusters_table, tuple(drop_flagged), pairs, same_photo)
     return _run(
         features, engine, chosen, on_bad, run_dir, quiet=not progress, column=column, wanted=wanted

@@ -462,6 +462,8 @@ def embedded(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Embed ``lines`` in their order, a batch at a time; images are decoded by threads ahead of the embedder.
 
+    Where the embedder is called side by side these threads embed them as well.
+
     found: (n,) uint8, of ``look_up``. Yields lines (m,), rows (m, d) float32 and states (m,) uint8.
     """
 
@@ -470,14 +472,18 @@ def embedded(
             return int(found[line]), None
         source = job.files.source(line)
         state, pixels = read_image(source, embedder.size, embedder.channels, job.max_pixels)
-        return int(state), None if pixels is None else embedder.prepare(pixels)
+        if pixels is None:
+            return int(state), None
+        picture = embedder.prepare(pixels)
+        return int(state), embedder.embed([picture])[0] if embedder.side_by_side else picture
 
-    for group, images in _ahead(read, lines, embedder.batch, job.cores):
+    for group, images in read_ahead(read, lines, embedder.batch, job.cores):
         states = np.array([state for state, _ in images], np.uint8)
         rows = np.zeros((len(group), embedder.dim), np.float32)
         good = [at for at, (_, picture) in enumerate(images) if picture is not None]
         if good:
-            rows[good] = embedder.embed([picture for _, picture in images if picture is not None])
+            made = [picture for _, picture in images if picture is not None]
+            rows[good] = made if embedder.side_by_side else embedder.embed(made)
             with np.errstate(over="ignore", invalid="ignore"):
                 norms = np.linalg.norm(rows, axis=1)
             states[~np.isfinite(norms)] = State.NOT_FINITE
@@ -486,7 +492,7 @@ def embedded(
         yield group, rows, states
 
 
-def _ahead(
+def read_ahead(
     read: Callable[[int], Read], lines: np.ndarray, batch: int, threads: int
 ) -> Iterator[tuple[np.ndarray, list[Read]]]:
     """Yield groups of ``batch`` lines with what ``read`` makes of each, while threads are at the next ones."""

@@ -1,0 +1,89 @@
+"""Options of verbs that look for faces in photos: what to find, and what a face needs to be clustered."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fcdeploy.runtime.faces import Gates
+    from fcdeploy.runtime.find_faces import Search
+
+SEARCH = ("score_threshold", "nms_threshold", "top_k", "min_face", "refine")
+GATES = ("min_size", "min_sharpness", "max_yaw", "min_norm")
+
+_OPTIONS = (
+    click.option(
+        "--score-threshold",
+        type=click.FloatRange(0, 1),
+        default=0.6,
+        show_default=True,
+        help="Least score of a face.",
+    ),
+    click.option(
+        "--nms-threshold",
+        type=click.FloatRange(0, 1),
+        default=0.3,
+        show_default=True,
+        help="Intersection over union beyond which two boxes are one face.",
+    ),
+    click.option(
+        "--top-k",
+        type=click.IntRange(min=1),
+        default=5000,
+        show_default=True,
+        help="Candidates kept before that, the best ones.",
+    ),
+    click.option(
+        "--min-face",
+        type=click.IntRange(1, 100_000),
+        metavar="PIXELS",
+        help="Smallest face to look for in photos of more than 2048 pixels, or (for speed) in any.  "
+        "[default: photos are looked at at 2048 pixels or less]",
+    ),
+    click.option(
+        "--refine/--no-refine",
+        default=True,
+        show_default=True,
+        help="Look for the points of each face a second time, upright, before it is aligned.",
+    ),
+    click.option(
+        "--min-size",
+        type=click.FloatRange(min=0),
+        metavar="PIXELS",
+        help="Least size of a face, the shorter side of its box.",
+    ),
+    click.option(
+        "--min-sharpness",
+        type=click.FloatRange(min=0),
+        help="Least sharpness of a face, the variance of its Laplacian.",
+    ),
+    click.option(
+        "--max-yaw",
+        type=click.FloatRange(0, 90),
+        metavar="DEGREES",
+        help="How far a face may be turned to either side.",
+    ),
+    click.option(
+        "--min-norm",
+        type=click.FloatRange(min=0),
+        help="Least length of a face's embedding (needs --embedder).",
+    ),
+)
+
+
+def face_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a search for faces, and of the gates behind it."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def search_and_gates(given: dict[str, Any]) -> "tuple[Search, Gates]":
+    """Take the values of ``face_options`` out of ``given``."""
+    from fcdeploy.runtime.faces import Gates
+    from fcdeploy.runtime.find_faces import Search
+
+    return Search(**{name: given.pop(name) for name in SEARCH}), Gates(
+        **{name: given.pop(name) for name in GATES}
+    )
