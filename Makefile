@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := benchmarks/demo
 OUT := build/demo
 
-EVERYTHING := cpu,fast,ray,embed,heif,tables,export,train,tensorrt-rtx,dev
+EVERYTHING := cpu,fast,ray,embed,photos,heif,tables,export,train,tensorrt-rtx,dev
 LOWEST := build/lowest
 QUICK := $(addprefix tests/,clustering data deploy engine graph systems trials test_demo.py)
 

@@ -19,6 +19,7 @@ ABILITIES = (
         "cpu",
     ),
     ("embed", (("PIL.Image", "pillow"), ("onnxruntime", "onnxruntime")), "cpu,embed"),
+    ("faces", (("PIL.Image", "pillow"), ("onnxruntime", "onnxruntime")), "cpu,photos"),
     ("many machines", (("ray", "ray"),), "cpu,ray"),
     ("export", (("torch", "torch"), ("onnx", "onnx"), ("onnxscript", "onnxscript")), "cpu,export"),
     ("train", (("torch", "torch"), ("matplotlib.figure", "matplotlib")), "cpu,export,train"),

@@ -48,13 +48,17 @@ def inverse(matrix: np.ndarray) -> np.ndarray:
     return np.column_stack([linear, -linear @ matrix[:, 2]])
 
 
-def warped(image: "Image.Image", matrix: np.ndarray, size: tuple[int, int]) -> "Image.Image":
+def warped(
+    image: "Image.Image", matrix: np.ndarray, size: tuple[int, int], *, fine: bool = True
+) -> "Image.Image":
     """Return what of a photo lies in a window of ``size`` (width, height), in which black is beyond the photo.
 
     matrix: (2, 3), photo to window. Where the window shows the photo smaller, the photo is shrunk first with a filter
-    that averages (antialiasing), and then turned; the filters are bicubic.
+    that averages (antialiasing), and then turned; the filters are bicubic, or, not so ``fine``, bilinear.
     """
     from PIL import Image
+
+    resample = Image.Resampling.BICUBIC if fine else Image.Resampling.BILINEAR
 
     back = inverse(matrix)
     shrink = math.sqrt(abs(np.linalg.det(back[:, :2])))  # pixels of the photo in a row of one of the window
@@ -66,9 +70,7 @@ def warped(image: "Image.Image", matrix: np.ndarray, size: tuple[int, int]) -> "
         if (high <= low).any():
             return Image.new(image.mode, size)
         width, height = np.maximum(1, np.round((high - low) / shrink)).astype(int).tolist()
-        image = image.resize(
-            (width, height), Image.Resampling.BICUBIC, box=(*low.tolist(), *high.tolist()), reducing_gap=3.0
-        )
+        image = image.resize((width, height), resample, box=(*low.tolist(), *high.tolist()), reducing_gap=3.0)
         ratio = (width, height) / (high - low)
         # Edges of pixels lie half a pixel from their centres, before and after.
         back = ratio[:, None] * (back + np.column_stack([np.zeros((2, 2)), 0.5 - low])) - np.array(
@@ -77,4 +79,4 @@ def warped(image: "Image.Image", matrix: np.ndarray, size: tuple[int, int]) -> "
     (a, b, c), (d, e, f) = back
     # Pillow's coordinates begin at the edge of the first pixel.
     place = (a, b, c + 0.5 - (a + b) / 2, d, e, f + 0.5 - (d + e) / 2)
-    return image.transform(size, Image.Transform.AFFINE, place, Image.Resampling.BICUBIC)
+    return image.transform(size, Image.Transform.AFFINE, place, resample)

@@ -111,7 +111,7 @@ class Detector:
         if feed is None or feed.shape != shape:
             # Kept, for most pictures are of one size and a new one means that all its pages are mapped anew.
             feed = self._buffers.feed = np.empty(shape, np.float32)
-        feed[:] = 0
+        feed[len(pictures) :] = feed[:, :, height:] = feed[..., width:] = 0
         for at, picture in enumerate(pictures):
             for channel in range(3):
                 plane = picture[..., channel if self.channels == "rgb" else 2 - channel]

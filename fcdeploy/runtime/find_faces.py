@@ -29,9 +29,7 @@ SMALLEST = 16  # pixels that --min-face becomes
 SHRINK = 4  # from one scale to the next
 TOUCHES = 2  # pixels from the inner edge of a tile: a face there is cut off
 WINDOW = 160  # sides of the window in which points are looked for again
-SHIFTS = ((0.0, 0.0), (4.0, 4.0))  # of that window, against what lies on the detector's grid
 NEAR = 28.0  # pixels of the window by which points may lie elsewhere, on average: a quarter of a crop
-ROUNDS = 2
 AT_ONCE = 16  # windows per call
 
 
@@ -103,8 +101,7 @@ def aligned_points(image: "Image.Image", faces: Candidates, detector: Detector, 
     """
     points = faces.points.astype(np.float64)
     if search.refine and (detector.size is None or min(detector.size) >= WINDOW):
-        for _ in range(ROUNDS):
-            points = _looked_for_again(image, points, detector, search)
+        return _looked_for_again(image, points, detector, search)
     return points
 
 
@@ -113,7 +110,7 @@ def _faces_of_level(image: "Image.Image", level: Level, detector: Detector, sear
 
     shown = image
     if level.size != image.size:
-        shown = image.resize(level.size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        shown = image.resize(level.size, Image.Resampling.BILINEAR, reducing_gap=1.0)
     ratio = np.array(image.size, np.float32) / level.size
     parts = []
     for left, top, right, bottom in level.tiles:
@@ -168,27 +165,22 @@ def _starts(length: int, most: int) -> list[int]:
 def _looked_for_again(
     image: "Image.Image", points: np.ndarray, detector: Detector, search: Search
 ) -> np.ndarray:
-    """Look for the points (n, 5, 2) of each face in windows in which it stands as in a crop; the mean of these."""
-    middle = TEMPLATE.mean(axis=0)
-    windows, owners, matrices = [], [], []
-    for owner, face in enumerate(points):
-        to_crop = similarity(face)
-        if not np.isfinite(to_crop).all() or not np.linalg.det(to_crop[:, :2]) > 0:
-            continue
-        for shift in SHIFTS:
-            matrix = to_crop.copy()
-            matrix[:, 2] += WINDOW / 2 + np.array(shift) - middle
-            windows.append(np.asarray(warped(image, matrix, (WINDOW, WINDOW))))
-            matrices.append(matrix)
-            owners.append(owner)
-    again: list[list[np.ndarray]] = [[] for _ in points]
-    for owner, matrix, faces in zip(owners, matrices, _in_windows(windows, detector, search), strict=True):
-        near = _nearest(faces, applied(matrix, points[owner]))
+    """Look for the points (n, 5, 2) of each face in a window in which it stands as in a crop."""
+    aside = WINDOW / 2 - TEMPLATE.mean(axis=0)
+    found, matrices = points.copy(), {}
+    for face, given in enumerate(points):
+        matrix = similarity(given)
+        if np.isfinite(matrix).all() and np.linalg.det(matrix[:, :2]) > 0:
+            matrix[:, 2] += aside
+            matrices[face] = matrix
+    windows = [
+        np.asarray(warped(image, matrix, (WINDOW, WINDOW), fine=False)) for matrix in matrices.values()
+    ]
+    for (face, matrix), faces in zip(matrices.items(), _in_windows(windows, detector, search), strict=True):
+        near = _nearest(faces, applied(matrix, points[face]))
         if near is not None:
-            again[owner].append(applied(inverse(matrix), near))
-    return np.array(
-        [np.mean(found, axis=0) if found else face for found, face in zip(again, points, strict=True)]
-    ).reshape(points.shape)
+            found[face] = applied(inverse(matrix), near)
+    return found
 
 
 def _in_windows(windows: list[np.ndarray], detector: Detector, search: Search) -> Iterator[Candidates]:
