@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,8 @@ def test_photos_of_every_kind_are_answered(album: Path, fcdeploy: Command) -> No
     done = fcdeploy("faces", folder, "--detector", DETECTOR, "-o", "crops")
     assert done.code == 0, done.err
     rows = table(Path("crops/faces.csv"))
-    assert {
-        name: sum(row["photo"] == name for row in rows) for name in {row["photo"] for row in rows}
-    } == dict.fromkeys(["a-turned.jpg", "b-grey.png", "c-cmyk.jpg", "d-wide.png"], 2)
+    whole = ["a-turned.jpg", "b-grey.png", "c-cmyk.jpg", "d-wide.png"]
+    assert [row["photo"] for row in rows] == sorted(2 * whole)
     upright = boxes([row for row in rows if row["photo"] == "b-grey.png"])
     turned = boxes([row for row in rows if row["photo"] == "a-turned.jpg"])
     order = np.argsort(upright[:, 0]), np.argsort(turned[:, 0])
@@ -145,21 +145,22 @@ def test_photos_of_every_kind_are_answered(album: Path, fcdeploy: Command) -> No
         ["7", "h-text.jpg", "not an image of a known format"],
     ]
     assert "3 of 9 photos could not be read" in done.err
-    stopped = fcdeploy("faces", folder, "--detector", DETECTOR, "-o", "other", "--on-bad", "stop")
+    stopped = fcdeploy("faces", folder, "--detector", DETECTOR, "-o", "other", "--on-bad", "stop", "--quiet")
     assert stopped.code == 2
     assert "say --on-bad skip" in stopped.sentence
     assert not Path("other/faces.csv").exists()
     assert Path("other/photos.bad.txt").read_text().splitlines() == bad
 
 
-def test_a_photo_of_48_million_pixels_is_tiled_for_small_faces(album: Path, fcdeploy: Command) -> None:
-    """Faces of about 50 pixels in 8,000 x 6,000: too small at 2048 pixels, found with --min-face, each once."""
+@pytest.mark.parametrize("width", [5600, pytest.param(8000, marks=pytest.mark.slow)])
+def test_a_large_photo_is_tiled_for_small_faces(album: Path, fcdeploy: Command, width: int) -> None:
+    """Faces of about 20 pixels: too small at 2048 pixels, found with --min-face, each once."""
     folder = Path("large")
     folder.mkdir()
-    large = Image.new("RGB", (8000, 6000), (120, 130, 110))
+    large = Image.new("RGB", (width, width * 3 // 4), (120, 130, 110))
     with Image.open(album / "2.jpg") as photo:
         small = photo.resize((480, 320), Image.Resampling.LANCZOS)
-    places = [(100, 100), (3900, 2900), (7400, 5600)]
+    places = [(100, 100), (width // 2 - 100, width * 3 // 8 - 100), (width - 600, width * 3 // 4 - 400)]
     for place in places:
         large.paste(small, place)
     large.save(folder / "large.jpg", quality=90)
@@ -256,6 +257,7 @@ def test_new_and_changed_photos_alone_are_looked_at_again(album: Path, fcdeploy:
     assert content(Path("anew")) == content(Path("crops"))
 
 
+@pytest.mark.faults
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(album: Path, fcdeploy: Command) -> None:
     for at in range(40):
         shutil.copyfile(album / "3.jpg", album / f"more-{at}.jpg")
@@ -308,7 +310,9 @@ def test_clusters_in_one_go_are_those_step_by_step(
     assert np.array_equal(found.features.ravel(), np.fromfile("crops/features.bin", np.float32))
     assert found.crops is not None
     assert found.crops.shape == (8, 112, 112, 3)
-    again = package.cluster("album", detector=DETECTOR, embedder="embedder.onnx", engine=pse_bundle.path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a k that is more than the number of faces
+        again = package.cluster("album", detector=DETECTOR, embedder="embedder.onnx", engine=pse_bundle.path)
     assert list(map(str, again.tolist())) == labels
 
 
@@ -370,7 +374,10 @@ CASES: dict[str, tuple[tuple[Any, ...], str]] = {
         ),
         "which faces there are is not known before they are found",
     ),
-    "bad photos only": (("faces", "broken", "--detector", DETECTOR), "there is nothing to go on with"),
+    "bad photos only": (
+        ("faces", "broken", "--detector", DETECTOR, "--quiet"),
+        "there is nothing to go on with",
+    ),
 }
 
 
