@@ -120,7 +120,7 @@ def faces(
 
 
 def cluster_faces_in(
-    photos: PathLike | Sequence[PathLike],
+    photos: object,
     bundle: Bundle,
     options: Options,
     *,
@@ -152,9 +152,15 @@ def cluster_faces_in(
     return found.labels
 
 
-def photos_from(photos: PathLike | Sequence[PathLike]) -> Filelist:
-    """Return photos as a list, from whatever a caller has."""
-    return open_images(photos) if isinstance(photos, (str, Path)) else filelist_from_paths(photos)
+def photos_from(photos: object) -> Filelist:
+    """Return photos as a list, from whatever a caller has; raises InputError for what is no path or several."""
+    if isinstance(photos, (str, Path)):
+        return open_images(photos)
+    if isinstance(photos, Sequence) and all(isinstance(one, (str, Path)) for one in photos):
+        return filelist_from_paths(photos)
+    raise InputError(
+        f"photos: should be a folder, a list, an archive or paths, found {type(photos).__name__}; detector is for photos."
+    )
 
 
 def check_numbers(search: Search, gates: Gates) -> None:
