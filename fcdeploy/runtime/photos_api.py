@@ -159,7 +159,8 @@ def photos_from(photos: object) -> Filelist:
     if isinstance(photos, Sequence) and all(isinstance(one, (str, Path)) for one in photos):
         return filelist_from_paths(photos)
     raise InputError(
-        f"photos: should be a folder, a list, an archive or paths, found {type(photos).__name__}; detector is for photos."
+        f"photos: should be a folder, a list, an archive or paths, found {type(photos).__name__}; a detector is for "
+        "photos."
     )
 
 
