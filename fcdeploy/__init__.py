@@ -21,6 +21,8 @@ if not os.environ.get("ORT_DISABLE_TELEMETRY"):
 
 __version__ = "0.1.0"
 __all__ = [
+    "Assigned",
+    "Assigner",
     "FaceClusterer",
     "FcdeployError",
     "FcdeployWarning",
@@ -28,21 +30,33 @@ __all__ = [
     "MissingDependencyError",
     "ParityError",
     "__version__",
+    "assign",
     "cluster",
     "confidence",
     "embed",
     "faces",
     "pairs",
+    "update",
 ]
 
 if TYPE_CHECKING:
-    from fcdeploy.runtime.api import FaceClusterer, cluster, confidence, embed, pairs
+    from fcdeploy.runtime.api import (
+        Assigned,
+        Assigner,
+        FaceClusterer,
+        assign,
+        cluster,
+        confidence,
+        embed,
+        pairs,
+        update,
+    )
     from fcdeploy.runtime.photos_api import faces
 
-_INTERFACE = {
-    **dict.fromkeys(("FaceClusterer", "cluster", "confidence", "embed", "pairs"), "api"),
-    "faces": "photos_api",
-}
+_IN_API = (
+    *("Assigned", "Assigner", "FaceClusterer", "assign", "cluster", "confidence", "embed", "pairs", "update"),
+)
+_INTERFACE = {**dict.fromkeys(_IN_API, "api"), "faces": "photos_api"}
 
 
 def __getattr__(name: str) -> Any:

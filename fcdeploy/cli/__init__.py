@@ -28,6 +28,8 @@ VERBS = {
     "faces": "Find the faces in photos, and write them as aligned crops.",
     "embed": "Turn aligned face crops into a features file.",
     "cluster": "Cluster a features file, or a list of face crops, with an engine.",
+    "assign": "Assign new faces to the clusters of a finished run.",
+    "update": "Add faces to a finished run, or remove some; clusters keep their numbers.",
     "bench": "Measure how long bundles take.",
     "triton": "Write a model repository for Triton Inference Server.",
     "estimate": "Tell which files, memory and time a run would take.",

@@ -8,7 +8,14 @@ from fcdeploy.cli.types import PathType
 
 
 @click.command("triton")
-@click.argument("bundle", type=PathType)
+@click.argument("bundle", type=PathType, required=False)
+@click.option(
+    "--assign",
+    "run_dir",
+    type=PathType,
+    help="Folder of a finished `fcdeploy cluster --run-dir`: write a model that assigns faces to its clusters.",
+)
+@click.option("--engine", type=PathType, help="With --assign: the bundle, if it was moved since the run.")
 @click.option(
     "-o",
     "--output",
@@ -19,20 +26,41 @@ from fcdeploy.cli.types import PathType
 )
 @click.option("--prefix", help="What model names begin with.  [default: the system's name]")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def command(bundle: Path, output: Path, prefix: str | None, quiet: bool) -> None:
+def command(
+    bundle: Path | None,
+    run_dir: Path | None,
+    engine: Path | None,
+    output: Path,
+    prefix: str | None,
+    quiet: bool,
+) -> None:
     """Write a model repository for Triton Inference Server.
 
     Every pass of the bundle becomes a model with its config.pbtxt: ONNX graphs for the ONNX Runtime backend, plans
-    for TensorRT's.
+    for TensorRT's. With --assign it is one model for the Python backend instead: embeddings in, clusters, confidence
+    and margin out, by `fcdeploy assign`'s rules.
 
     \b
     Example:
       fcdeploy triton pse.onnx -o model_repository
+      fcdeploy triton --assign run -o model_repository
       tritonserver --model-repository model_repository
     """
-    from fcdeploy.deploy.triton import write_model_repository
-    from fcdeploy.engine.bundle import read_bundle
+    from fcdeploy.errors import InputError
 
-    models = write_model_repository(read_bundle(bundle), output, prefix)
+    if (bundle is None) == (run_dir is None):
+        raise InputError("give either a bundle, or --assign and a run folder.")
+    if run_dir is not None:
+        from fcdeploy.deploy.triton_assign import write_assign_model
+
+        models = [write_assign_model(run_dir, output, prefix, engine)]
+    else:
+        from fcdeploy.deploy.triton import write_model_repository
+        from fcdeploy.engine.bundle import read_bundle
+
+        assert bundle is not None
+        if engine is not None:
+            raise InputError("--engine is for --assign; leave it out.")
+        models = [*write_model_repository(read_bundle(bundle), output, prefix).values()]
     if not quiet:
-        click.echo(f"{output}: models {', '.join(path.name for path in models.values())}")
+        click.echo(f"{output}: models {', '.join(path.name for path in models)}")

@@ -77,11 +77,7 @@ def write_model_repository(bundle: Bundle, output: Path | str, prefix: str | Non
     that is no model repository, and for a model of that name which is another bundle's, somebody else's, or was
     changed since.
     """
-    prefix = bundle.system if prefix is None else prefix
-    if not NAME.fullmatch(prefix):
-        raise InputError(
-            f"--prefix {prefix}: model names are made of letters, digits, dots, hyphens and underscores."
-        )
+    prefix = check_prefix(bundle.system if prefix is None else prefix)
     bundle.check_files()
     platform, file = PLATFORMS[bundle.kind]
     if bundle.kind == PLAN and bundle.target.flavour != "tensorrt":
@@ -119,6 +115,15 @@ def write_model_repository(bundle: Bundle, output: Path | str, prefix: str | Non
         marker = Marker("fcdeploy-models", {**engines, prefix: dataclasses.replace(source, files=files)})
         (folder / MARKER).write_text(json.dumps(dataclasses.asdict(marker), indent=1) + "\n")
     return models
+
+
+def check_prefix(prefix: str) -> str:
+    """Return what names of models begin with; raises InputError when no name can."""
+    if not NAME.fullmatch(prefix):
+        raise InputError(
+            f"--prefix {prefix}: model names are made of letters, digits, dots, hyphens and underscores."
+        )
+    return prefix
 
 
 def read_marker(repository: Path) -> dict[str, Served]:

@@ -43,10 +43,15 @@ def sum_and_count_similarities(sims: np.ndarray, rho: float, sums: np.ndarray, c
         counts[row] = count
 
 
-def density_from_sums_and_counts(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def density_from_sums_and_counts(
+    sums: np.ndarray, counts: np.ndarray, largest: tuple[np.float32, int] | None = None
+) -> np.ndarray:
     """Return the mean (n,) float64 of sums (n,) float32 and counts (n,) int32, each over its largest (SEPFL).
 
     The sums are divided in float32, the counts in float64. Where all counts are zero, which the publication leaves
-    undefined, so is their half.
+    undefined, so is their half. largest: the largest sum and count of other faces, to be compared with these.
     """
-    return (density_from_sums(sums) + counts / max(1, counts.max(initial=0))) / 2
+    if largest is None:
+        return (density_from_sums(sums) + counts / max(1, counts.max(initial=0))) / 2
+    over = largest[0] if largest[0] > 0 else np.float32(1)
+    return (sums / over + counts / max(1, largest[1])) / 2

@@ -48,7 +48,7 @@ def choose_method(method: str, n: int) -> str:
 class KnnSearch:
     """Finds neighbors among ``vectors`` (n, d) float32, C-contiguous unit rows (a memory map will do).
 
-    cells: with a partition the search is IVF, which looks only into the PROBES cells nearest to a query; without
+    cells: with a partition the search is IVF, which looks only into the ``probes`` cells nearest to a query; without
     one it compares all pairs. lists_file: keeps the index's copy of
     the vectors in this file instead of memory. gpu: whether candidates are found on the GPU, where faiss has one and
     the vectors fit; vram: device memory budget in bytes (0: what is free).
@@ -62,9 +62,11 @@ class KnnSearch:
         lists_file: Path | None = None,
         gpu: bool = False,
         vram: int = 0,
+        probes: int = PROBES,
     ) -> None:
         self.faiss = import_faiss()
         self.vectors = vectors
+        self.probes = probes
         self.index = self._build_ivf(cells, lists_file) if cells is not None else None
         self.gpu_index = copied_to_gpu(self.faiss, vectors, self.index, vram) if gpu else None
 
@@ -73,18 +75,20 @@ class KnnSearch:
 
         IVF searches are quicker when the faces of a call are of one cell or few.
         """
-        n = len(self.vectors)
-        wide = min(n, k + SPARE)
-        queries = np.ascontiguousarray(self.vectors[faces])
+        wide = min(len(self.vectors), k + SPARE)
+        found = self.candidates(np.ascontiguousarray(self.vectors[faces]), wide)
+        return order_candidates(self.vectors, found, faces, k)
+
+    def candidates(self, queries: np.ndarray, wide: int) -> np.ndarray:
+        """Return the ids (m, wide) int64 of the rows most similar to ``queries`` (m, d) float32, in any order."""
         index = self.gpu_index if self.gpu_index is not None and wide <= GPU_MOST else self.index
         if index is None:
-            found = self._search_exact(queries, wide)
-        else:
-            found = index.search(queries, wide)[1]
-            short = np.flatnonzero((found < 0).any(axis=1))
-            if len(short):  # the probed cells held fewer faces than were asked for
-                found[short] = self._search_exact(queries[short], wide)
-        return order_candidates(self.vectors, found, faces, k)
+            return self._search_exact(queries, wide)
+        found = index.search(queries, wide)[1]
+        short = np.flatnonzero((found < 0).any(axis=1))
+        if len(short):  # the probed cells held fewer faces than were asked for
+            found[short] = self._search_exact(queries[short], wide)
+        return found
 
     def _search_exact(self, queries: np.ndarray, k: int) -> np.ndarray:
         return self.faiss.knn(queries, self.vectors, k, metric=self.faiss.METRIC_INNER_PRODUCT)[1]
@@ -101,7 +105,7 @@ class KnnSearch:
             quantizer, d, cells.count, half, faiss.METRIC_INNER_PRODUCT, False
         )
         index.train(cells.centroids)  # sets a flag: neither the quantizer nor halves learn anything
-        index.nprobe = min(PROBES, cells.count)
+        index.nprobe = min(self.probes, cells.count)
         if lists_file is not None:
             self._keep_lists(index, cells, lists_file)
             return index

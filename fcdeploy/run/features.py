@@ -6,6 +6,7 @@ from fcdeploy.data.features import BLOCK_ROWS, check_features, check_unit_rows, 
 from fcdeploy.errors import FcdeployError
 from fcdeploy.graph.alike import FEWEST, alike_sentence, random_pairs
 from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.carried import rows_stay
 from fcdeploy.run.run import Run, step
 from fcdeploy.run.stage import Stage
 from fcdeploy.run.store import Arrays
@@ -44,7 +45,8 @@ def read_features(run: Run) -> Artifact:
             settings=hashed,
             rows=run.n,
             size=BLOCK_ROWS,
-            scratch=True,
+            scratch=not run.keeps,
             then=check,
+            carry=rows_stay,
         )
     )

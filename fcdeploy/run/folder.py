@@ -244,6 +244,11 @@ class RunFolder:
         remove_folder(path)
         return path
 
+    @property
+    def finished(self) -> Mapping[str, Entry]:
+        """The finished artifacts by name."""
+        return self._entries
+
     def record(self, name: str, entry: Entry) -> None:
         """Note that the artifact ``name`` is complete, or about to be."""
         self._entries[name] = entry

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 
-from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.chosen_lists import ChosenLists
 from fcdeploy.graph.knn import KnnGraph, KnnSearch, similarities_of_lists
 from fcdeploy.graph.lists import RowsInOrder, check_lists, mostly_without_self
@@ -13,6 +12,7 @@ from fcdeploy.graph.partition import NEAREST, make_cells
 from fcdeploy.graph.recall import measure_recall
 from fcdeploy.graph.search import Find, search_named
 from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.carried import lists_merge
 from fcdeploy.run.given import GivenLists, open_lists
 from fcdeploy.run.partition import Partition
 from fcdeploy.run.run import Run
@@ -27,13 +27,13 @@ def partition(run: Run, name: str, vectors: Artifact) -> Partition:
     """Partition the rows of ``vectors``, a single array (n, d), into cells."""
 
     def make() -> Arrays:
-        cells = make_cells(vectors.array, cell_count(len(vectors.array)))
+        cells = make_cells(vectors.array, run.cells_among(len(vectors.array)))
         nearest = cells.cell[:, None] if cells.nearest is None else cells.nearest
         return {"centroids": cells.centroids, "cell": cells.cell, "nearest": nearest}
 
     ((shape, _),) = vectors.shapes.values()
     n, d = (length or 0 for length in shape)
-    count = cell_count(n)
+    count = run.cells_among(n)
     shapes = {
         "centroids": ((count, d), np.float32),
         "cell": ((n,), np.int32),
@@ -93,6 +93,7 @@ def nearest_neighbors(
             opened=opened,
             scratch=scratch,
             then=measure,
+            carry=lists_merge(vectors, clip=clip),
         )
     )
 

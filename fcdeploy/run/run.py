@@ -15,6 +15,7 @@ from fcdeploy.clustering.copies import Copies
 from fcdeploy.data.features import Features, hash_of
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, spoken
+from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.recall import Recall
@@ -52,14 +53,15 @@ class Run:
 
     settings: the recipe, fitted to these faces. given: lists of neighbors from files, "knn" or "reranked"; search: how
     neighbors are found where none are given (None: as the options say). unit_rows: the title of a system that takes
-    features as they are and whose similarities are inner products of them, None for others. recall: of searches that
+    features as they are and whose similarities are inner products of them, None for others. keeps: whether the features
+    are kept at the run's end, for who assigns new faces to its clusters. recall: of searches that
     were not exact, and searches: how neighbors were found, by name. opened: the execution provider of every pass that
     was opened. asked: the options as they were given. notes: sentences for the user, and figures: what else the summary
     says, by name; see ``note``. final: whether its clusters are the ones that the user gets, of which the user is told
     what limits did to them. copies: faces that are not computed on, and go with others, if there are any; stamp: of the
-    features, when they were checked. survey: whether artifacts are described only; planned: those described so far.
-    blocks: who computes the blocks of stages (None: this process); follows: the driver that this run goes behind, if it
-    does.
+    features, when they were checked. grown: what else decides its artifacts when it goes on from another run's, see
+    ``fcdeploy.run.carried``. survey: whether artifacts are described only; planned: those described so far. blocks: who
+    computes the blocks of stages (None: this process); follows: the driver that this run goes behind, if it does.
     """
 
     features: Features
@@ -74,10 +76,12 @@ class Run:
     blocks: Blocks | None = None
     follows: Follows | None = None
     unit_rows: str | None = None
+    keeps: bool = False
     final: bool = True
     survey: bool = False
     copies: Copies | None = None
     stamp: tuple[int, ...] | None = None
+    grown: str = ""
     recall: dict[str, Recall] = field(default_factory=dict)
     searches: dict[str, dict[str, object]] = field(default_factory=dict)
     opened: dict[str, str] = field(default_factory=dict)
@@ -144,6 +148,10 @@ class Run:
         name = "auto" if "knn" in self.given else options.knn
         return search_named(name, n, recall=options.recall, gpu=self.on_gpu)
 
+    def cells_among(self, n: int) -> int:
+        """Return into how many cells n rows are partitioned."""
+        return cell_count(n)
+
     def room(self, name: str) -> Room:
         """Return what a search for the artifact ``name`` may use."""
         options = self.options
@@ -153,9 +161,9 @@ class Run:
 
     def key_of(self, name: str, made_from: Mapping[str, object]) -> str:
         """Return a key: of plain values, our code, the libraries and the device."""
-        if self.follows is not None:
-            return digest({"name": name, **self.follows.identity, **made_from})
-        return digest({"name": name, **self.identity, **made_from})
+        identity = self.identity if self.follows is None else self.follows.identity
+        of = {"name": name, **identity, **made_from}
+        return digest({**of, "grown": self.grown} if self.grown else of)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -228,8 +236,12 @@ class Run:
         shapes: Shapes | None = None,
         scratch: bool = False,
         then: Callable[[Arrays], None] | None = None,
+        rows: Callable[[np.ndarray], Arrays] | None = None,
     ) -> Artifact:
-        """Return an artifact computed in one go; arguments as of ``Stage``, shapes where they are known beforehand."""
+        """Return an artifact computed in one go; arguments as of ``Stage``, shapes where they are known beforehand.
+
+        rows: the arrays of some rows (m,) int32 while all others stay as they are, where it has such; see ``Extended``.
+        """
 
         def key() -> str:
             return self._key_from(name, made_from, settings or {}, passes)

@@ -1,6 +1,6 @@
 """A stage of a run, described: from which artifacts, with which settings and passes, and what one block computes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,35 @@ from fcdeploy.run.partition import Partition
 from fcdeploy.run.store import Arrays, Shapes
 
 BLOCK = 8192  # faces
+PART = 16384  # rows that are taken over at a time
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Which faces of an earlier run are here, and what it kept.
+
+    before: (n,) int32, the earlier number of each face, -1 for a new one; after: (earlier n,) int32, the number that
+    each has now, -1 for one that is gone. Those that stay come before all new ones. stored: the arrays of
+    an artifact of the earlier run by name, None for one that it did not keep.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    stored: Callable[[str], Arrays | None]
+
+    @property
+    def removed(self) -> bool:
+        """Whether any faces are gone."""
+        return bool((self.after < 0).any())
+
+    def parts(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield rows in parts of a size that fits into memory."""
+        for start in range(0, len(rows), PART):
+            yield rows[start : start + PART]
+
+
+# What fills the rows (of the new arrays) that stay from the earlier ones, and returns those to be computed, (m,) int32.
+Carry = Callable[[Moved, Arrays, Arrays], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +59,10 @@ class Stage:
     multiples of ``whole`` rows, which have to stay together. visit: the order in which rows are visited (as they
     come). share: how many hold device memory at the same time (the passes). scratch: whether the artifact is deleted
     at the run's end. in_order: whether blocks are committed one behind the other, whoever is done first. about: how
-    many rows an array without a length will have, roughly. then: told of the arrays when they are there.
+    many rows an array without a length will have, roughly. then: told of the arrays when they are there. unlisted: what
+    stands for ``block`` for rows that are in no list but their own, see ``Extended``. carry: how rows of an earlier run
+    over some of the faces are taken over, see ``fcdeploy.run.carried``; carried: what mends these when the others, (m,)
+    int32, are there.
     """
 
     name: str
@@ -52,6 +84,9 @@ class Stage:
     in_order: bool = False
     about: int = 0
     then: Callable[[Arrays], None] | None = None
+    unlisted: Callable[..., Arrays] | None = None
+    carry: Carry | None = None
+    carried: Callable[[Moved, Arrays, Arrays, np.ndarray], None] | None = None
 
     @property
     def count(self) -> int:

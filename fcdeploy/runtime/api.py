@@ -1,4 +1,4 @@
-"""The Python interface: ``fcdeploy.cluster``, ``fcdeploy.FaceClusterer`` and ``fcdeploy.embed``."""
+"""The Python interface: what ``fcdeploy`` exports."""
 
 import functools
 import inspect
@@ -12,6 +12,7 @@ from typing import Any, TypeGuard, TypeVar
 import numpy as np
 
 from fcdeploy.clustering.flags import Confidence
+from fcdeploy.clustering.identity import Decide
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.features import Features, features_from_array, open_features
 from fcdeploy.data.filelist import filelist_from_paths
@@ -34,6 +35,9 @@ from fcdeploy.run.options import (
     Options,
     check_values,
 )
+from fcdeploy.runtime.assign import Assigned as Assigned
+from fcdeploy.runtime.assign import Assigner as Assigner
+from fcdeploy.runtime.assign import assign_features
 from fcdeploy.runtime.embed import embed_to_array, new_job
 from fcdeploy.runtime.embed_workers import embedding_workers
 from fcdeploy.runtime.evidence import read_placed
@@ -43,6 +47,9 @@ from fcdeploy.runtime.pipeline import Result, run_clustering
 from fcdeploy.runtime.review import measured_rows
 from fcdeploy.runtime.tables import write_reviewed
 from fcdeploy.runtime.wanted import Wanted
+from fcdeploy.runtime.stored import read_state
+from fcdeploy.runtime.update import Updated as Updated
+from fcdeploy.runtime.update import update_run
 from fcdeploy.runtime.workers import check_shared
 
 __all__ = ["FaceClusterer", "cluster", "confidence", "embed", "pairs"]
@@ -234,29 +241,136 @@ def embed(
     return embed_to_array(job, on_bad=on_bad, run_dir=place, quiet=not progress, workers=workers)
 
 
+def assign(
+    features: Any,
+    *,
+    run_dir: PathLike,
+    engine: PathLike | None = None,
+    unmatched: str = "-1",
+    column: str | None = None,
+    threads: int = 0,
+    device: str | None = None,
+    memory: int = 0,
+    progress: bool = False,
+) -> Assigned:
+    """Assign new faces to the clusters of a finished run, whose folder stays as it is.
+
+    As hdbscan's ``approximate_predict``: clusters are those of the run, and not necessarily those that clustering all
+    faces together would give. features: as for ``fcdeploy.cluster``. run_dir: the folder of a finished ``cluster``;
+    engine: the bundle, where it is no longer where the run found it. unmatched: faces that no stored face is linked to
+    are in no cluster with '-1', and each in a new one with 'singleton'. Returns their labels, similarity and margin.
+    For a service, which assigns again and again, open an ``Assigner``. Raises fcdeploy.errors.InputError (a ValueError)
+    for input that cannot be used.
+    """
+    if _are_paths(features):
+        opened = open_features(features, read_state(Path(run_dir)).dim, column=column)
+    else:
+        opened = features_from_array(features, read_state(Path(run_dir)).dim)
+    limits = {"threads": _whole("threads", threads) or 0, "memory": _whole("memory", memory) or 0}
+    return assign_features(
+        opened, run_dir, engine=engine, unmatched=unmatched, device=device, quiet=not progress, **limits
+    )
+
+
+def update(
+    run_dir: PathLike,
+    *,
+    add: Any = None,
+    remove: Any = None,
+    merges: str | Decide = "apply",
+    splits: str | Decide = "apply",
+    engine: PathLike | None = None,
+    column: str | None = None,
+    on_bad: str = "stop",
+    threads: int = 0,
+    device: str | None = None,
+    memory: int = 0,
+    progress: bool = False,
+) -> Updated:
+    """Add faces to a finished run, or remove some; clusters keep their numbers.
+
+    The folder becomes as if all faces that it has then had been clustered together, reusing what was computed of the
+    old ones; a kill leaves it as it was. add: features, as for ``fcdeploy.cluster``. remove: numbers of faces, those of
+    their rows in the first run, or the next free ones that an update gave. merges, splits: what becomes of old
+    clusters that turn out to be one, and of one that comes apart: 'apply', 'never', or a function that is asked about
+    each (``old``, ``new``, ``faces``, ``kind``) and returns whether it is made. on_bad: new rows with NaN, infinity or
+    zeros raise InputError with 'stop', and are in no cluster with 'skip'. Returns all faces and their labels, and what
+    changed. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    """
+    opened = None
+    if add is not None:
+        dim = read_state(Path(run_dir)).dim
+        opened = open_features(add, dim, column=column) if _are_paths(add) else features_from_array(add, dim)
+    gone = None if remove is None else np.atleast_1d(np.asarray(remove))
+    if gone is not None and len(gone) and gone.dtype.kind not in "iu":
+        raise InputError("remove: expected whole numbers, those of faces.")
+    return update_run(
+        run_dir,
+        opened,
+        gone,
+        merges=_decider("merges", merges),
+        splits=_decider("splits", splits),
+        engine=engine,
+        limits=Options(
+            threads=_whole("threads", threads) or 0, memory=_whole("memory", memory) or 0, device=device
+        ),
+        on_bad=on_bad,
+        quiet=not progress,
+    )
+
+
+def _decider(name: str, choice: str | Decide) -> Decide:
+    if callable(choice):
+        return choice
+    if choice not in ("apply", "never"):
+        raise InputError(f"{name} = {choice!r}: should be 'apply', 'never', or a function that is asked.")
+    return lambda change: choice == "apply"
+
+
 class FaceClusterer:
     """Face clustering with scikit-learn's habits; the arguments are those of ``fcdeploy.cluster``.
 
-    After ``fit``: labels_ (n,) int64, n_features_in_, summary_ (faces, clusters, singletons, seconds per stage).
+    After ``fit``: labels_ (n,) int64, n_features_in_, summary_ (faces, clusters, singletons, seconds per stage). With a
+    ``run_dir``, ``predict`` assigns new faces to these clusters.
     """
 
     @_with_options
     def __init__(
-        self, engine: PathLike, *, on_bad: str = "stop", column: str | None = None, **options: object
+        self,
+        engine: PathLike,
+        *,
+        on_bad: str = "stop",
+        column: str | None = None,
+        run_dir: PathLike | None = None,
+        **options: object,
     ) -> None:
         if unknown := options.keys() - DESCRIBED.keys():
             raise TypeError(f"FaceClusterer got an unexpected keyword argument {min(unknown)!r}")
-        self.engine, self.on_bad, self.column = engine, on_bad, column
+        self.engine, self.on_bad, self.column, self.run_dir = engine, on_bad, column, run_dir
         for name, value in {**defaults(), **options}.items():
             setattr(self, name, value)
 
     def fit(self, X: object, y: object = None) -> "FaceClusterer":
         """Cluster the rows of X (n, d); y is ignored, as scikit-learn's clusterers do."""
-        result, width = self._cluster(X)
+        result, width = self._cluster(X, self.run_dir)
         self.labels_ = result.labels
         self.summary_ = result.summary
         self.n_features_in_ = width
         return self
+
+    def predict(self, X: object) -> np.ndarray:
+        """Assign the rows of X (m, d) to the clusters of ``fit``: their labels (m,) int64, -1 in none of them.
+
+        Approximate, see ``fcdeploy.assign``. Raises InputError without a ``run_dir``, in which ``fit`` keeps what new
+        faces are compared with, and before ``fit``.
+        """
+        if self.run_dir is None:
+            raise InputError(
+                "FaceClusterer.predict: needs what fit keeps in a folder; construct it with run_dir."
+            )
+        if not hasattr(self, "labels_"):
+            raise InputError("FaceClusterer.predict: nothing was fitted yet; call fit first.")
+        return assign(X, run_dir=self.run_dir, engine=self.engine, column=self.column).labels
 
     def fit_predict(self, X: object, y: object = None) -> np.ndarray:
         """Cluster the rows of X (n, d) and return their labels (n,) int64."""
@@ -294,9 +408,9 @@ class FaceClusterer:
             setattr(self, name, value)
         return self
 
-    def _cluster(self, X: object) -> tuple[Result, int]:
+    def _cluster(self, X: object, run_dir: PathLike | None = None) -> tuple[Result, int]:
         chosen = {name: getattr(self, name) for name in DESCRIBED}
-        result = _run(X, self.engine, chosen, self.on_bad, None, quiet=True, column=self.column)
+        result = _run(X, self.engine, chosen, self.on_bad, run_dir, quiet=True, column=self.column)
         return result, read_bundle(self.engine).feature_dim
 
     # scikit-learn is not imported to be compatible with it: up to 1.5 it reads this attribute, from 1.6 on it asks for

@@ -51,6 +51,7 @@ from fcdeploy.runtime.copies import (
 from fcdeploy.runtime.evidence import EVIDENCE
 from fcdeploy.runtime.prepare import Prepared, check_not_kept_in, prepare
 from fcdeploy.runtime.review import NOTHING, Review, Reviewed, review
+from fcdeploy.runtime.stored import LABELS, VECTORS, drop_state, keep_state, rows_of_run
 from fcdeploy.runtime.survey import places_of_run, sum_of_artifacts
 from fcdeploy.runtime.workers import Workers, check_shared, fingerprint_of_bundle, workers_for
 from fcdeploy.systems import System, get_system
@@ -106,7 +107,8 @@ def run_clustering(
     prepared = prepare(features, bundle, options)
     system, features, options = prepared.system, prepared.features, prepared.options
     artifacts = prepared.artifacts()
-    places = [*places_of_run(system, artifacts), *places_of(ROWS), *places_of(EVIDENCE)]
+    kept = (ROWS, EVIDENCE, LABELS, VECTORS)
+    places = [*places_of_run(system, artifacts), *(place for name in kept for place in places_of(name))]
     if run_dir:
         check_not_kept_in(Path(run_dir), options, features, places)
     progress = Progress(quiet)
@@ -128,6 +130,7 @@ def run_clustering(
             store.check_free(places)
             if run_dir:
                 store.claims.claim(SUMMARY)
+                drop_state(store)
         stack.enter_context(threads_limited(options.cores))
         stack.enter_context(told_of_compiling(progress.compiling))
         workers = None
@@ -135,7 +138,7 @@ def run_clustering(
             about = {"engine": str(bundle.path.absolute()), "device": asked.device or ""}
             own = fingerprint_of_bundle(bundle, asked.device)
             workers = stack.enter_context(workers_for(store, asked, about, own, tell))
-        run = begin_run(checked, bundle, asked, store, progress, workers=workers)
+        run = begin_run(checked, bundle, asked, store, progress, workers=workers, keeps=bool(run_dir))
         if checked.told:
             run.notes.insert(0, checked.told)  # which the user has been told by now
         store.describe(what_was_computed(run, bundle))
@@ -164,6 +167,7 @@ def run_clustering(
         if run_dir:
             with atomic_file(Path(run_dir) / SUMMARY) as file:
                 file.write(json.dumps(summary, indent=1).encode())
+            keep_state(store, run, bundle, rows_of_run(run, checked.faces, labels))
     return Result(labels, summary, reviewed)
 
 
@@ -176,6 +180,7 @@ def begin_run(
     *,
     final: bool = True,
     workers: Workers | None = None,
+    keeps: bool = False,
 ) -> Run:
     """Begin a run over faces of which copies count once, and tell the user of them; see ``Options.duplicates``.
 
@@ -185,7 +190,7 @@ def begin_run(
     faces = checked.faces
 
     def opened(copies: Copies | None, prepared: Prepared) -> tuple[Run, list[str]]:
-        run = run_of(prepared, store, progress, asked=options, final=final)
+        run = run_of(prepared, store, progress, asked=options, final=final, keeps=keeps)
         run.copies, run.stamp = copies, checked.stamp
         if workers is not None:
             workers.share(run, bundle.path)
@@ -226,7 +231,13 @@ def tell(sentence: str) -> None:
 
 
 def run_of(
-    prepared: Prepared, store: Store, progress: Progress, *, asked: Options, final: bool = True
+    prepared: Prepared,
+    store: Store,
+    progress: Progress,
+    *,
+    asked: Options,
+    final: bool = True,
+    keeps: bool = False,
 ) -> Run:
     """Return the run of what was found to fit together."""
     system = prepared.system
@@ -241,6 +252,7 @@ def run_of(
         given=prepared.given(),
         unit_rows=system.title if system.unit_rows else None,
         final=final,
+        keeps=keeps,
     )
 
 

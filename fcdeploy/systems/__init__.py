@@ -13,6 +13,7 @@ from fcdeploy.clustering.evidence import Accepted
 from fcdeploy.engine.tensors import Engine, PassSpec
 from fcdeploy.errors import InputError
 from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.extended import Extended, Rule
 from fcdeploy.run.options import Options
 from fcdeploy.run.run import Run
 from fcdeploy.systems.recipe import Recipe, Tolerance, Weights, Widths
@@ -100,10 +101,10 @@ class System(Generic[R]):
     recipe: its dataclass of settings, whose defaults are the published ones; ``recipe.for_weights(weights)`` fits them
     to checkpoints, and ``.mismatch(weights)`` says what a recipe is for when it is not for these. networks: by name,
     in the order in which a run uses them. cluster(run) is its flow, from features to labels; neighbors(run), where
-    that begins: the kNN lists of the features. evidence(run, kept): the links that it accepted, from the artifacts of
-    a run by name. later: names of artifacts that the flow describes only when others are
-    computed. options: those of a run that not every system has. inferences: the ways to evaluate it, "exact" first,
-    with the passes of each (none named: all).
+    that begins: the kNN lists of the features; assign(run), how new faces are linked to stored ones. evidence(run,
+    kept): the links that it accepted, from the artifacts of a run by name. later: names of artifacts that the flow
+    describes only when others are computed. options: those of a run that not every system has. inferences: the ways to
+    evaluate it, "exact" first, with the passes of each (none named: all).
     fit_lists(settings, k, where) fits settings to lists of k from a file, with notes, where shorter ones can be used.
     sorts_lists: whether lists of a file are sorted by similarity, as published: "never", "always", or where the file
     holds "similarities". workload(settings, weights, options), which passes a run uses, and how. The files ``network``
@@ -125,6 +126,7 @@ class System(Generic[R]):
     cluster: Callable[[Run], np.ndarray]
     neighbors: Callable[[Run], Artifact]
     evidence: Callable[[Run, Mapping[str, Artifact]], Accepted]
+    assign: Callable[[Extended], Rule]
     options: tuple[str, ...]
     inferences: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"exact": ()})
     problem: Callable[[Weights], str | None] = lambda weights: None

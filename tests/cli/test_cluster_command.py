@@ -127,6 +127,9 @@ def test_a_run_folder_keeps_what_every_stage_made(labels_of: Labels, features: P
     labels = labels_of(features, "--run-dir", tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         *KEPT,
+        "labels",
+        "vectors",
+        "state.json",
         "summary.json",
         "run.json",
         "run.lock",

@@ -76,7 +76,14 @@ def jobs(
                 *("--run-dir", folder / "run", "--quiet", *options),
             ),
             ("pred.meta", *(f"run/{kept}" for kept in case.kept)),
-            ("run/run.json", "run/run.lock", "run/summary.json"),
+            (
+                "run/run.json",
+                "run/run.lock",
+                "run/summary.json",
+                "run/state.json",
+                "run/labels",
+                "run/vectors",
+            ),
         )
 
     def new(name: str) -> Job:

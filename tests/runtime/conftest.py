@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from dying_run import KEPT
 from run_folders import bytes_of
+from stored_runs import bundle_of, golden_faces
+from system_cases import Case
 
+import fcdeploy
 from fcdeploy.engine.bundle import Bundle, read_bundle
 from fcdeploy.run.options import Options
 from fcdeploy.runtime.pipeline import Result, run_clustering
@@ -120,5 +124,30 @@ def undisturbed(
             seconds = sum(stage["seconds"] for stage in stages.values())
             known[n, options] = Undisturbed(many(n), options, results, moments, seconds)
         return known[n, options]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def faces_in_parts(golden: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Golden faces, and which of them are new to the runs of ``stored_run``."""
+    return golden_faces(golden)
+
+
+@pytest.fixture(scope="session")
+def stored_run(
+    exported: Any, cut_bundle: Any, faces_in_parts: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Case], tuple[Path, Path, np.ndarray]]:
+    """Give the engine, run folder and labels of a case over the old faces; not to be written to."""
+    made: dict[str, tuple[Path, Path, np.ndarray]] = {}
+
+    def run(case: Case) -> tuple[Path, Path, np.ndarray]:
+        if str(case) not in made:
+            folder = tmp_path_factory.mktemp("stored")
+            engine = bundle_of(case, exported, cut_bundle, folder)
+            rows, new = faces_in_parts
+            labels = fcdeploy.cluster(rows[~new], engine=engine, run_dir=folder / "run")
+            made[str(case)] = engine, folder / "run", labels
+        return made[str(case)]
 
     return run

@@ -150,7 +150,15 @@ def test_a_killed_run_leaves_nothing_to_one_with_other_options(
     assert (used / "refined.part").is_dir()
     found = cluster(wanted.features, run_dir=used, **then).labels
     assert np.array_equal(found, cluster(wanted.features, **then).labels)
-    assert {path.name for path in used.iterdir()} == {*KEPT, "run.json", "run.lock", "summary.json"}
+    assert {path.name for path in used.iterdir()} == {
+        *KEPT,
+        "run.json",
+        "run.lock",
+        "summary.json",
+        "state.json",
+        "labels",
+        "vectors",
+    }
 
 
 def test_a_second_process_on_the_same_folder_says_so_and_leaves_the_first_alone(
@@ -211,5 +219,5 @@ def test_files_and_folders_of_somebody_else_are_left_alone(
         assert np.array_equal(labels, cluster(rows, inference=inference, knn="ivf").labels)
     assert {name: (run / name).stat().st_mtime_ns for name in theirs} == before
     assert all((run / name).read_bytes() == b"theirs" for name in theirs)
-    ours = {*KEPT, "run.json", "run.lock", "summary.json"}
+    ours = {*KEPT, "run.json", "run.lock", "summary.json", "state.json", "labels", "vectors"}
     assert {path.name for path in run.iterdir()} == {name.split("/")[0] for name in theirs} | ours

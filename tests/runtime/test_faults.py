@@ -52,7 +52,7 @@ def check_end(folder: Path, whole: dict[str, bytes], kept: dict[str, Made]) -> N
     outside = {path.name for path in folder.iterdir() if not path.name.startswith(".pred.meta.")}
     assert outside == {"run", "pred.meta"}
     names = {path.name for path in (folder / "run").iterdir()}
-    assert names == {*KEPT, "run.json", "run.lock", "summary.json"}
+    assert names == {*KEPT, "run.json", "run.lock", "summary.json", "state.json", "labels", "vectors"}
 
 
 def end_of(command: Any, wanted: Any, folder: Path, kept: dict[str, Made]) -> None:

@@ -136,7 +136,7 @@ def test_a_run_folder_keeps_its_artifacts_and_continues_from_any_of_them(case, b
     folder = tmp_path / "run"
     expected = fcdeploy.cluster(features, engine=bundle.path, run_dir=folder)
     names = {path.name for path in folder.iterdir()}
-    assert names == {*case.kept, "run.json", "run.lock", "summary.json"}
+    assert names == {*case.kept, "run.json", "run.lock", "summary.json", "state.json", "labels", "vectors"}
     content = {name: load_artifact(folder / name) for name in case.kept}
     for lost in case.kept:
         shutil.rmtree(folder / lost)

@@ -626,7 +626,19 @@ def test_merges_of_merges_take_the_parts_of_the_level_below(two_networks, faces,
     known = {frozenset(faces) for faces in level[0] + level[1]}
     assert {frozenset(faces) for faces in level[2]} == {group for group in merged if len(group) >= 3} - known
     assert len(level[2]) > 3
-    kept = {"knn", "proposals", "scores", "members", "evidence", "run.json", "run.lock", "summary.json"}
+    kept = {
+        "knn",
+        "proposals",
+        "scores",
+        "members",
+        "evidence",
+        "run.json",
+        "run.lock",
+        "summary.json",
+        "state.json",
+        "labels",
+        "vectors",
+    }
     assert {path.name for path in (tmp_path / "run").iterdir()} == kept  # scratch of every level is gone
 
 

@@ -9,7 +9,7 @@ of largest degree before the graph is normalised (behind it, all are 1 but for r
 """
 
 from fcdeploy.systems import System
-from fcdeploy.systems.gcn_d.flow import cluster, evidence, neighbors
+from fcdeploy.systems.gcn_d.flow import assign, cluster, evidence, neighbors
 from fcdeploy.systems.gcn_d.spec import (
     NETWORKS,
     Recipe,
@@ -28,6 +28,7 @@ SYSTEM = System(
     cluster=cluster,
     neighbors=neighbors,
     evidence=evidence,
+    assign=assign,
     later=("scores", "members", "detect_faces", "segment_faces", "purity_faces"),
     options=("k", "uncovered"),
     problem=problem_of_networks,

@@ -26,6 +26,7 @@ from fcdeploy.errors import FcdeployError
 from fcdeploy.graph.pairs import first_neighbors, similar_pairs
 from fcdeploy.graph.recall import Recall
 from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.extended import Extended, Offers, Rule, offers_of_lists
 from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
@@ -68,6 +69,28 @@ def cluster(run: Run) -> np.ndarray:
 def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
     """The entries of the kNN lists: clusters are proposals, and rest on those of their faces that list each other."""
     return Accepted(lambda: links_of_lists(kept["knn"].lists), SIMILARITY, "knn")
+
+
+def assign(run: Extended) -> Rule:
+    """Let new faces go with the cluster that most of their similar stored neighbors are in, by the sum of similarities.
+
+    Similar ones are those that the loosest parameter set links. No proposal is made or scored anew.
+    """
+    vectors = read_features(run)
+    knn = nearest_neighbors(run, vectors, partition(run, "cells", vectors))
+    least = np.float32(min(base.threshold for base in run.settings.proposals))
+
+    def rule(rows: np.ndarray, labels: np.ndarray) -> Offers:
+        ids, sims = knn["ids"][rows], knn["sims"][rows]
+        speaks = (ids < run.n) & (sims >= least)
+        of = np.where(speaks, labels[np.where(speaks, ids, 0)], -1)
+        same = (of[:, :, None] == of[:, None, :]) & (of >= 0)[:, None, :]  # (m, k, k)
+        votes = (same * np.where(speaks, sims, 0)[:, None, :]).sum(axis=2)
+        best = votes.argmax(axis=1)  # of equal ones the most similar
+        found = votes[np.arange(len(rows)), best] > 0
+        return offers_of_lists(ids, sims, np.where(found, best, -1), run.n)
+
+    return rule
 
 
 def neighbors(run: Run) -> Artifact:

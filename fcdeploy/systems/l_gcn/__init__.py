@@ -10,7 +10,7 @@ position 0 is left out there.
 """
 
 from fcdeploy.systems import System
-from fcdeploy.systems.l_gcn.flow import cluster, evidence, neighbors
+from fcdeploy.systems.l_gcn.flow import assign, cluster, evidence, neighbors
 from fcdeploy.systems.l_gcn.spec import NETWORK, Recipe, workload
 from fcdeploy.systems.training_types import Tunable
 
@@ -23,6 +23,7 @@ SYSTEM = System(
     cluster=cluster,
     neighbors=neighbors,
     evidence=evidence,
+    assign=assign,
     options=("k", "hops"),
     workload=workload,
     pooled=lambda n, settings: n * settings.neighborhood.hops[0],

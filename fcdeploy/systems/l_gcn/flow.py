@@ -11,6 +11,8 @@ from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.alike import FEWEST
 from fcdeploy.graph.subgraphs import own_positions
 from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.carried import unless_changed
+from fcdeploy.run.extended import Extended, Offers, Rule, offers_of_lists
 from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
@@ -50,6 +52,28 @@ def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
         yield np.stack([a, b], axis=1), scores
 
     return Accepted(links, PROBABILITY, "knn")
+
+
+def assign(run: Extended) -> Rule:
+    """Let new faces go with the stored neighbor to which the network gives the most probable link, above one half.
+
+    The propagation that makes clusters of scored links is not repeated.
+    """
+    vectors = read_features(run)
+    unit = unit_vectors(run, vectors)
+    cells = partition(run, "cells", unit)
+    knn = nearest_neighbors(run, unit, cells)
+    links = scored_links(run, vectors, cells, knn)
+
+    def rule(rows: np.ndarray, labels: np.ndarray) -> Offers:
+        ids, scores = links["ids"][rows], links["probability"][rows]
+        if not ids.shape[1]:
+            return offers_of_lists(ids, scores, np.full(len(rows), -1), run.n, np.full(len(rows), np.nan))
+        best = scores.argmax(axis=1)
+        value = scores[np.arange(len(rows)), best]
+        return offers_of_lists(ids, scores, np.where(value > ACCEPTED, best, -1), run.n, value)
+
+    return rule
 
 
 def neighbors(run: Run) -> Artifact:
@@ -131,6 +155,7 @@ def scored_links(run: Run, vectors: Artifact, cells: Partition, knn: Artifact) -
             rows=run.n,
             size=SCORE_BLOCK,
             visit=cells,
+            carry=unless_changed("knn", knn),
         )
     )
 
@@ -139,9 +164,12 @@ def own_places(run: Run, knn: Artifact) -> Artifact:
     """Where each face stands in its own list, (n,)."""
 
     def make() -> Arrays:
-        return {"own": own_positions(knn["ids"], np.arange(run.n, dtype=np.int32))}
+        return rows(np.arange(run.n, dtype=np.int32))
 
-    return run.collect("own", make, made_from=(knn,), scratch=True)
+    def rows(faces: np.ndarray) -> Arrays:
+        return {"own": own_positions(knn["ids"][faces], faces)}
+
+    return run.collect("own", make, made_from=(knn,), scratch=True, rows=rows)
 
 
 def encoded_tables(run: Run, vectors: Artifact) -> Artifact:

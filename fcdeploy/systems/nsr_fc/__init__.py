@@ -12,7 +12,7 @@ the face itself. Ours where the publication is undefined: equal distances keep t
 """
 
 from fcdeploy.systems import System, get_system
-from fcdeploy.systems.nsr_fc.flow import cluster, evidence, neighbors
+from fcdeploy.systems.nsr_fc.flow import assign, cluster, evidence, neighbors
 from fcdeploy.systems.nsr_fc.spec import (
     NETWORKS,
     Recipe,
@@ -32,6 +32,7 @@ SYSTEM = System(
     cluster=cluster,
     neighbors=neighbors,
     evidence=evidence,
+    assign=assign,
     sorts_lists="always",
     options=("k", "hops", "tau", "reranked", "min_probability", "link"),
     tunable=tunable,

@@ -16,10 +16,13 @@ from fcdeploy.graph.connectivity import (
     symmetric_scores,
     weighted_largest,
 )
+from fcdeploy.graph.entering import entering_scores, place_of_follower
 from fcdeploy.graph.links import NO_LINK
 from fcdeploy.graph.transition import add_received, link_to_peaks, shares, transition_distances
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.blocks import blocks_of
+from fcdeploy.run.carried import entries_from_others, entries_stay, unless_changed
+from fcdeploy.run.extended import Extended, Offers, Rule, offers_of_lists
 from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
@@ -78,6 +81,96 @@ def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
     )
 
 
+def assign(run: Extended) -> Rule:
+    """Link new faces as the bundle's networks do: by the pair networks, or to near peaks of re-scored distance."""
+    networks = run.engines.weights
+    vectors = read_features(run)
+    cells = partition(run, "cells", vectors)
+    knn = nearest_neighbors(run, vectors, cells)
+    features = features_to_rescore(run, vectors, cells, knn)
+    dists = rescored_distances(run, features, knn) if "rescore" in networks else None
+    if link_of(networks, run.options.link) == PAIRS:
+        return rule_of_pairs(run, vectors, knn, dists, connectivity(run, vectors, cells, knn))
+    assert dists is not None
+    return rule_of_peaks(run, transitions(run, cells, dists, resorted_lists(run, knn, dists)))
+
+
+def rule_of_pairs(
+    run: Extended, vectors: Artifact, knn: Artifact, dists: Artifact | None, scores: Artifact
+) -> Rule:
+    """Link new faces to the denser stored face of the largest score times similarity, if PCENet confirms the two.
+
+    Else to one that is linked for certain, else to the stored face that would most strongly link to it, if it confirms
+    these. A link back to a new face, which is in no list, is taken to be as probable as that from it.
+    """
+    pairs, sims = run.settings.pairs, similarities(run, knn, dists)
+    candidates = candidate_links(run, knn, dists, scores)
+    density, threshold = candidates["density"], float(candidates["threshold"][0])
+    floor = knn["sims"][: run.n, : pairs.k].min(axis=1)
+    reached = strongest_links(run, knn, dists, scores, density)
+    engine, least = run.opened_engine("confirm"), np.float32(least_probability(run))
+
+    def asked(face: np.ndarray, denser: np.ndarray, found: np.ndarray) -> np.ndarray:
+        probable = np.full(len(face), np.nan, dtype=np.float32)
+        some = np.flatnonzero(found)
+        if len(some):
+            probable[some] = confirmed_links(run, vectors, knn, face[some], denser[some], engine)
+        return probable
+
+    def rule(rows: np.ndarray, labels: np.ndarray) -> Offers:
+        ids, at = np.ascontiguousarray(knn["ids"][rows, : pairs.k]), np.arange(len(rows))
+        near, cosine = sims(slice(int(rows[0]), int(rows[-1]) + 1)), knn["sims"][rows, : pairs.k]
+        means = entering_scores(ids, floor, cosine, scores["probability"][rows])
+        strengths, own = means * near, density_from_scores(means, near)
+        higher = np.where(ids < run.n, density[np.minimum(ids, run.n - 1)], -np.inf) > own[:, None]
+        best = np.where(higher & (strengths > 0), strengths, 0)
+        denser = np.where(best.any(axis=1), best.argmax(axis=1), NO_LINK)
+        value = asked(rows, ids[at, denser], denser != NO_LINK)
+        confirmed = value > least
+        best[at, np.maximum(denser, 0)] = 0  # the others, of which the strongest may be certain
+        certain = (best >= threshold).any(axis=1) & ~confirmed
+        follower = place_of_follower(ids, strengths, density, own, reached, floor, cosine)
+        follower[confirmed | certain] = NO_LINK
+        theirs = asked(ids[at, follower], rows, follower != NO_LINK)
+        joined = theirs > least
+        place = np.select([confirmed, certain, joined], [denser, best.argmax(axis=1), follower], NO_LINK)
+        told = np.select([certain, joined], [np.float32(1), theirs], value)
+        return offers_of_lists(ids, strengths.astype(np.float32), place, run.n, told)
+
+    return rule
+
+
+def strongest_links(
+    run: Run, knn: Artifact, dists: Artifact | None, scores: Artifact, density: np.ndarray
+) -> np.ndarray:
+    """The largest score times similarity of a denser neighbor, (n,) float64; 0 without one."""
+    k, sims = run.settings.pairs.k, similarities(run, knn, dists)
+    ids, largest = knn["ids"][:, :k], np.empty(run.n, dtype=np.float64)
+    for block in blocks_of(run.n, LINK_BLOCK):
+        faces = np.arange(block.start, block.stop, dtype=np.int32)
+        strengths = symmetric_scores(ids, scores["probability"], faces) * sims(block)
+        higher = density[ids[block]] > density[block, None]
+        largest[block] = np.where(higher, strengths, 0).max(axis=1, initial=0)
+    return largest
+
+
+def rule_of_peaks(run: Extended, near: Artifact) -> Rule:
+    """Link new faces to the nearest stored face, if its distance is less than tau.
+
+    What a new face is given by lists, its density, is not known, since it is in none: all others count as denser.
+    """
+    tau = np.float32(run.settings.density_peaks.tau)
+
+    def rule(rows: np.ndarray, labels: np.ndarray) -> Offers:
+        ids, to = near["ids"][rows], near["dists"][rows]
+        to = np.where(ids < run.n, to, np.float32(np.inf))
+        best = to.argmin(axis=1)
+        value = 1 - to[np.arange(len(rows)), best]
+        return offers_of_lists(ids, 1 - to, np.where(1 - value < tau, best, NO_LINK), run.n, value)
+
+    return rule
+
+
 def neighbors(run: Run) -> Artifact:
     """The kNN lists of the features, with which a run begins."""
     vectors = read_features(run)
@@ -123,11 +216,17 @@ def rescored_distances(run: Run, features: Artifact, knn: Artifact) -> Artifact:
         run.check_finite(logits, faces, "logit")
         return {"dists": distance(logits)}
 
+    def unlisted(faces: np.ndarray, *engines: Engine) -> Arrays:
+        """Behind the last stored faces, with whom they fill a batch."""
+        before = np.arange(max(0, run.n - batch + len(faces)), run.n, dtype=np.int32)
+        return {"dists": block(np.concatenate([before, faces]), *engines)["dists"][len(before) :]}
+
     return run.compute(
         Stage(
             name="rescored",
             text="re-scoring",
             block=block,
+            unlisted=unlisted if batch_wise else None,
             shapes={"dists": ((run.n, rescore.k), np.float32)},
             made_from=(features, knn),
             settings={
@@ -139,6 +238,8 @@ def rescored_distances(run: Run, features: Artifact, knn: Artifact) -> Artifact:
             rows=run.n,
             size=max(1, RESCORE_BLOCK // batch) * batch,
             whole=batch,
+            carry=entries_stay(knn, "knn", rescore.k),
+            carried=entries_from_others(knn, rescore.k),
         )
     )
 
@@ -311,6 +412,8 @@ def connectivity(run: Run, vectors: Artifact, cells: Partition, knn: Artifact) -
             rows=run.n,
             size=CONNECT_BLOCK,
             visit=cells,
+            carry=entries_stay(knn, "knn", k),
+            carried=entries_from_others(knn, k),
         )
     )
 
@@ -377,15 +480,10 @@ def confirmation(
     k = run.settings.pairs.k
 
     def block(faces: np.ndarray, engine: Engine) -> Arrays:
-        ids, denser = knn["ids"], candidates["ids"]
+        denser = candidates["ids"]
         links = faces[denser[faces] != NO_LINK]
-        both = np.concatenate([ids[links][:, :k], ids[denser[links]][:, :k]], axis=1)  # (b, 2k)
-        logits = np.empty((len(links), 2), dtype=np.float32)
-        for part, outputs in engine.run_each(list_batches(vectors.array, both, lists_a_call(run, 2 * k))):
-            logits[part] = outputs["logits"]
-        run.check_finite(logits, links, "logit")
         confirmed = np.zeros(len(faces), dtype=np.float32)
-        confirmed[denser[faces] != NO_LINK] = probability(logits)
+        confirmed[denser[faces] != NO_LINK] = confirmed_links(run, vectors, knn, links, denser[links], engine)
         return {"probability": confirmed}
 
     return run.compute(
@@ -400,15 +498,34 @@ def confirmation(
             rows=run.n,
             size=CONFIRM_BLOCK,
             visit=cells,
+            carry=unless_changed("candidates", candidates),
         )
     )
+
+
+def confirmed_links(
+    run: Run, vectors: Artifact, knn: Artifact, faces: np.ndarray, denser: np.ndarray, engine: Engine
+) -> np.ndarray:
+    """PCENet's probability (m,) float32 that ``faces`` (m,) and the ``denser`` ones (m,) are one person each."""
+    k, ids = run.settings.pairs.k, knn["ids"]
+    both = np.concatenate([ids[faces][:, :k], ids[denser][:, :k]], axis=1)  # (m, 2k)
+    logits = np.empty((len(faces), 2), dtype=np.float32)
+    for part, outputs in engine.run_each(list_batches(vectors.array, both, lists_a_call(run, 2 * k))):
+        logits[part] = outputs["logits"]
+    run.check_finite(logits, faces, "logit")
+    return probability(logits)
+
+
+def least_probability(run: Run) -> float:
+    """The probability that a link needs."""
+    wanted, asked = run.settings.pairs.min_probability, run.options.min_probability
+    return wanted if asked is None else asked
 
 
 @step("links")
 def pair_links(run: Run, candidates: Artifact, confirmed: Artifact) -> Artifact:
     """Candidates that PCENet confirms, and certain links: ids (m, 2) int32, probability (m,) and certain (m,) bool."""
-    wanted, asked = run.settings.pairs.min_probability, run.options.min_probability
-    least = wanted if asked is None else asked
+    least = least_probability(run)
 
     def make() -> Arrays:
         denser, certain, probable = candidates["ids"], candidates["certain"], confirmed["probability"]

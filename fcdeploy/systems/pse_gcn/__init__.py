@@ -8,7 +8,7 @@ centre is always in its own neighborhood, and ties in re-ranking go by cosine si
 """
 
 from fcdeploy.systems import System
-from fcdeploy.systems.pse_gcn.flow import cluster, evidence, neighbors
+from fcdeploy.systems.pse_gcn.flow import assign, cluster, evidence, neighbors
 from fcdeploy.systems.pse_gcn.spec import NETWORK, Recipe
 from fcdeploy.systems.training_types import Tunable, thresholds
 
@@ -21,6 +21,7 @@ SYSTEM = System(
     cluster=cluster,
     neighbors=neighbors,
     evidence=evidence,
+    assign=assign,
     options=("k", "hops", "tau", "reranked"),
     tunable=lambda weights, options: (Tunable("links.tau", thresholds(0.0, 1.0), between=True),),
     inferences={

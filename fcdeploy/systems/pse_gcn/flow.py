@@ -8,11 +8,14 @@ from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.clustering.evidence import SIMILARITY, Accepted
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.density import density_from_sums, sum_similarities
+from fcdeploy.graph.entering import mark_entering, place_of_denser, place_of_follower
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.graph.rerank import expand_reciprocal, mark_mutual, rank_candidates
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.blocks import blocks_of
+from fcdeploy.run.carried import rows_stay
+from fcdeploy.run.extended import Extended, Offers, Rule, offers_of_lists
 from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
@@ -33,14 +36,45 @@ LINK_BLOCK = 65536
 
 def cluster(run: Run) -> np.ndarray:
     """Return the labels (n,) int64 of a run's faces."""
+    near = refined_lists(run)
+    links = links_to_denser(run, near)
+    return clusters(run, links)
+
+
+def refined_lists(run: Run) -> Artifact:
+    """The nearest neighbors by refined features: all that a face's link depends on."""
     vectors = read_features(run)
     cells = partition(run, "cells", vectors)
     knn = nearest_neighbors(run, vectors, cells)
     ranked = reranked_lists(run, vectors, cells, knn)
     refined = refined_features(run, vectors, cells, knn, ranked)
-    near = refined_neighbors(run, refined)
-    links = links_to_denser(run, near)
-    return clusters(run, links)
+    return refined_neighbors(run, refined)
+
+
+def assign(run: Extended) -> Rule:
+    """Link new faces of similarity tau or more to the nearest denser stored face.
+
+    One that is denser than all around it goes with the stored face that would most nearly link to it.
+    """
+    near = refined_lists(run)
+    stored = near["sims"][: run.n]
+    density = np.empty(run.n, dtype=np.float32)
+    sum_similarities(stored, density)
+    reached = link_to_denser(near["ids"][: run.n], stored, density, 0)[1]
+    tau, floor = np.float32(run.settings.links.tau), stored.min(axis=1)
+    reached = np.maximum(reached, np.nextafter(tau, np.float32(-2)))
+
+    def rule(rows: np.ndarray, labels: np.ndarray) -> Offers:
+        ids, sims = near["ids"][rows], near["sims"][rows]
+        own = np.empty(len(rows), dtype=np.float32)
+        sum_similarities(sims, own)
+        denser = place_of_denser(ids, density, own, run.n)
+        denser[sims[np.arange(len(rows)), denser] < tau] = NO_LINK
+        follower = place_of_follower(ids, sims, density, own, reached, floor, sims)
+        place = np.where(denser != NO_LINK, denser, follower)
+        return offers_of_lists(ids, sims, place, run.n)
+
+    return rule
 
 
 def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
@@ -73,7 +107,7 @@ def reranked_lists(run: Run, vectors: Artifact, cells: Partition, knn: Artifact)
         return lists_from_file(run, "reranked", run.given["reranked"], vectors, None, cells, "re-ranking")
     k = run.settings.neighborhood.k
     placed = knn_by_place(run, cells, knn, k)
-    mutual = mutual_neighbors(run, cells, placed)
+    mutual = mutual_neighbors(run, cells, placed, knn)
     sets = reciprocal_sets(run, cells, placed, mutual)
 
     def block(faces: np.ndarray) -> Arrays:
@@ -101,6 +135,7 @@ def reranked_lists(run: Run, vectors: Artifact, cells: Partition, knn: Artifact)
             through=(placed, mutual, sets),
             rows=run.n,
             visit=cells,
+            carry=rows_stay,
         )
     )
 
@@ -121,13 +156,16 @@ def knn_by_place(run: Run, cells: Partition, knn: Artifact, k: int) -> Artifact:
     )
 
 
-def mutual_neighbors(run: Run, cells: Partition, placed: Artifact) -> Artifact:
-    """Which neighbors in lists by place have each other, (n, k) uint8; see ``mark_mutual``."""
+def mutual_neighbors(run: Run, cells: Partition, placed: Artifact, knn: Artifact) -> Artifact:
+    """Which neighbors in lists by place have each other, (n, k) uint8; see ``mark_mutual`` and ``mark_entering``."""
     return run.compute(
         Stage(
             name="mutual",
             text="mutual neighbors",
             block=lambda places: {"mutual": mark_mutual(placed["ids"], places)},
+            unlisted=lambda places: {
+                "mutual": mark_entering(placed["ids"], knn["sims"], cells.order, places, run.n)
+            },
             shapes={"mutual": (placed.shapes["ids"][0], np.uint8)},
             made_from=(placed,),
             rows=run.n,
@@ -211,6 +249,7 @@ def refined_exactly(
             rows=run.n,
             size=REFINE_BLOCK,
             visit=cells,
+            carry=rows_stay,
         )
     )
 

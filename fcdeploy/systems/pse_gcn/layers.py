@@ -14,6 +14,7 @@ from fcdeploy.errors import FcdeployError
 from fcdeploy.graph.aggregation_cuda import Sums, sums_on
 from fcdeploy.graph.halves import LARGEST, bits_of, floats_from_halves, halves_from_floats
 from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.carried import rows_stay
 from fcdeploy.run.partition import Partition
 from fcdeploy.run.run import Run
 from fcdeploy.run.stage import Stage
@@ -125,6 +126,7 @@ class Layers:
                 passes=("block2",),
                 through=(self.lists, first, second),
                 rows=run.n,
+                carry=rows_stay,
                 size=ENGINE_ROWS,
                 visit=self.cells,
                 opened=lambda: sums_on(gpu=run.on_gpu, vram=run.options.vram),

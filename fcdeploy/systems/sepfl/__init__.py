@@ -7,7 +7,7 @@ undefined: lists of a file are sorted by similarity with equal ones in the file'
 """
 
 from fcdeploy.systems import System
-from fcdeploy.systems.sepfl.flow import cluster, evidence, neighbors
+from fcdeploy.systems.sepfl.flow import assign, cluster, evidence, neighbors
 from fcdeploy.systems.sepfl.spec import NETWORK, Recipe
 from fcdeploy.systems.training_types import Tunable, probabilities, thresholds
 
@@ -20,6 +20,7 @@ SYSTEM = System(
     cluster=cluster,
     neighbors=neighbors,
     evidence=evidence,
+    assign=assign,
     options=("min_probability",),
     sorts_lists="always",
     tunable=lambda weights, options: (

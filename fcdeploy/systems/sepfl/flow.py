@@ -7,9 +7,12 @@ import numpy as np
 from fcdeploy.clustering.evidence import PROBABILITY, Accepted, links_from
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.density import density_from_sums_and_counts, sum_and_count_similarities
+from fcdeploy.graph.entering import place_of_denser, place_of_follower
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.blocks import blocks_of
+from fcdeploy.run.carried import rows_stay, unless_changed
+from fcdeploy.run.extended import Extended, Offers, Rule, offers_of_lists
 from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
@@ -44,6 +47,48 @@ def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
     """The candidate links with what the network says of them."""
     near = kept["candidates"]
     return Accepted(lambda: links_from(near["ids"], probability(near["logits"])), PROBABILITY, "knn")
+
+
+def assign(run: Extended) -> Rule:
+    """Link new faces to the nearest denser stored face, where the network accepts the two.
+
+    One that is linked to none goes with the nearest stored face that would be linked to it, where it accepts these.
+    """
+    vectors = read_features(run)
+    cells = partition(run, "cells", vectors)
+    knn = nearest_neighbors(run, vectors, cells)
+    encoded = encoded_faces(run, vectors, cells, knn)
+    stored = knn["sims"][: run.n]
+    sums, counts = sums_and_counts(run, stored)
+    density = density_from_sums_and_counts(sums, counts)
+    reached, floor = link_to_denser(knn["ids"][: run.n], stored, density, 0)[1], stored.min(axis=1)
+    engine, least = run.opened_engine("pair"), least_probability(run)
+
+    def asked(face: np.ndarray, denser: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The probability of links of some rows, and which are accepted; none where nothing was ``found``."""
+        logits = np.zeros((len(face), 2), dtype=np.float32)
+        some = np.flatnonzero(found)
+        if len(some):
+            pairs = {"face": encoded.array[face[some]], "denser": encoded.array[denser[some]]}
+            logits[some] = engine.run(pairs)["logits"]
+        probable = np.where(found, probability(logits), np.float32(np.nan))
+        return probable, found & accepted_by(logits, least)
+
+    def rule(rows: np.ndarray, labels: np.ndarray) -> Offers:
+        ids, sims = knn["ids"][rows], knn["sims"][rows]
+        own = density_from_sums_and_counts(
+            *sums_and_counts(run, sims), largest=(np.abs(sums).max(), counts.max())
+        )
+        denser = place_of_denser(ids, density, own, run.n)
+        at = np.arange(len(rows))
+        value, taken = asked(rows, ids[at, denser], denser != NO_LINK)
+        follower = place_of_follower(ids, sims, density, own, reached, floor, sims)
+        follower[taken] = NO_LINK
+        theirs, joined = asked(ids[at, follower], rows, follower != NO_LINK)
+        place = np.where(taken, denser, np.where(joined, follower, NO_LINK))
+        return offers_of_lists(ids, sims, place, run.n, np.where(joined, theirs, value))
+
+    return rule
 
 
 def neighbors(run: Run) -> Artifact:
@@ -88,6 +133,7 @@ def encoded_faces(run: Run, vectors: Artifact, cells: Partition, knn: Artifact) 
             rows=run.n,
             size=ENCODE_BLOCK,
             visit=cells,
+            carry=rows_stay,
         )
     )
 
@@ -113,12 +159,17 @@ def near_products(run: Run, vectors: Artifact) -> Artifact:
     )
 
 
+def sums_and_counts(run: Run, sims: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sums (m,) float32 of similarities in lists (m, k), and how many (m,) int32 are near ones."""
+    sums, counts = np.empty(len(sims), dtype=np.float32), np.empty(len(sims), dtype=np.int32)
+    for block in blocks_of(len(sims), LINK_BLOCK):
+        sum_and_count_similarities(sims[block], run.settings.links.rho, sums[block], counts[block])
+    return sums, counts
+
+
 def density_of_faces(run: Run, knn: Artifact) -> np.ndarray:
     """How central each face is, (n,) float64: half by its neighbors' similarity, half by the number of near ones."""
-    sums, counts = np.empty(run.n, dtype=np.float32), np.empty(run.n, dtype=np.int32)
-    for block in blocks_of(run.n, LINK_BLOCK):
-        sum_and_count_similarities(knn["sims"][block], run.settings.links.rho, sums[block], counts[block])
-    return density_from_sums_and_counts(sums, counts)
+    return density_from_sums_and_counts(*sums_and_counts(run, knn["sims"][: run.n]))
 
 
 def denser_neighbors(run: Run, knn: Artifact) -> Artifact:
@@ -172,6 +223,7 @@ def candidate_links(run: Run, cells: Partition, knn: Artifact, encoded: Artifact
             rows=run.n,
             size=PAIR_BLOCK,
             visit=cells,
+            carry=unless_changed("candidates", near),
         )
     )
 
@@ -183,18 +235,14 @@ def accepted_links(run: Run, candidates: Artifact) -> Artifact:
     A recipe that is content with less than half accepts links that the network refuses. Gives ids (m, 2) int32, sims
     and probability (m,) float32.
     """
-    wanted, asked = run.settings.links.min_probability, run.options.min_probability
-    least = max(ACCEPTED, asked) if asked is not None else wanted
+    least = least_probability(run)
 
     def make() -> Arrays:
         ids, sims, probabilities = [], [], []
         for block in blocks_of(run.n, LINK_BLOCK):
             denser, logits = (candidates[name][block] for name in ("ids", "logits"))
             probable = probability(logits)
-            keep = (denser != NO_LINK) & (probable >= np.float32(least))
-            if least >= ACCEPTED:
-                keep &= accepted(logits)
-            kept = np.flatnonzero(keep)
+            kept = np.flatnonzero((denser != NO_LINK) & accepted_by(logits, least))
             ids.append(np.stack([block.start + kept, denser[kept]], axis=1).astype(np.int32))
             sims.append(candidates["sims"][block][kept])
             probabilities.append(probable[kept])
@@ -205,3 +253,15 @@ def accepted_links(run: Run, candidates: Artifact) -> Artifact:
         }
 
     return run.collect("links", make, made_from=(candidates,), settings={"min_probability": least})
+
+
+def least_probability(run: Run) -> float:
+    """The probability that a link needs."""
+    wanted, asked = run.settings.links.min_probability, run.options.min_probability
+    return max(ACCEPTED, asked) if asked is not None else wanted
+
+
+def accepted_by(logits: np.ndarray, least: float) -> np.ndarray:
+    """Which links (m,) bool of ``logits`` (m, 2) are accepted by who wants them to be ``least`` probable."""
+    keep: np.ndarray = probability(logits) >= np.float32(least)
+    return keep & accepted(logits) if least >= ACCEPTED else keep

@@ -13,7 +13,7 @@ feature is zero keeps it.
 
 from fcdeploy.systems import System
 from fcdeploy.systems.training_types import Tunable, thresholds
-from fcdeploy.systems.ve_gcn.flow import cluster, evidence, neighbors
+from fcdeploy.systems.ve_gcn.flow import assign, cluster, evidence, neighbors
 from fcdeploy.systems.ve_gcn.spec import NETWORKS, Recipe, problem, searches, tolerance, workload
 
 SYSTEM = System(
@@ -25,6 +25,7 @@ SYSTEM = System(
     cluster=cluster,
     neighbors=neighbors,
     evidence=evidence,
+    assign=assign,
     options=("k", "tau"),
     problem=problem,
     searches=searches,

@@ -6,9 +6,12 @@ import numpy as np
 
 from fcdeploy.clustering.evidence import SIMILARITY, Accepted, links_from
 from fcdeploy.engine.tensors import Engine
+from fcdeploy.graph.entering import place_of_follower
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.blocks import blocks_of
+from fcdeploy.run.carried import rows_stay, unless_changed
+from fcdeploy.run.extended import Extended, Offers, Rule, offers_of_lists
 from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
@@ -35,6 +38,13 @@ LINK_BLOCK = 65536
 
 def cluster(run: Run) -> np.ndarray:
     """Return the labels (n,) int64 of a run's faces."""
+    _, _, peaks = peaks_of_faces(run)
+    links = short_links(run, peaks)
+    return clusters(run, links)
+
+
+def peaks_of_faces(run: Run) -> tuple[Artifact, Artifact, Artifact]:
+    """The lists in which links are looked for, every face's confidence, and the one that it may be linked to."""
     vectors = read_features(run)
     cells = partition(run, "cells", vectors)
     knn = nearest_neighbors(run, vectors, cells)
@@ -48,8 +58,32 @@ def cluster(run: Run) -> np.ndarray:
         peaks = connected_peaks(run, features, cells, lists, vertex)
     else:
         peaks = nearest_peaks(run, lists, vertex)
-    links = short_links(run, peaks)
-    return clusters(run, links)
+    return lists, vertex, peaks
+
+
+def assign(run: Extended) -> Rule:
+    """Link new faces to the stored face of higher confidence that the networks choose, if it is near enough.
+
+    One that is linked to none goes with the nearest stored face of lower confidence that has no nearer link.
+    """
+    lists, vertex, peaks = peaks_of_faces(run)
+    k = run.settings.links.k
+    stored, confidence = lists["sims"][: run.n, :k], vertex["confidence"][: run.n]
+    linked = (peaks["ids"][: run.n] != NO_LINK) & is_short(run, peaks["sims"][: run.n])
+    reached, floor = np.where(linked, peaks["sims"][: run.n], np.float32(-2)), stored.min(axis=1)
+
+    def rule(rows: np.ndarray, labels: np.ndarray) -> Offers:
+        ids, sims = np.ascontiguousarray(lists["ids"][rows, :k]), lists["sims"][rows, :k]
+        chosen, near = peaks["ids"][rows], peaks["sims"][rows]
+        taken = (chosen != NO_LINK) & is_short(run, near)
+        denser = (ids == chosen[:, None]).argmax(axis=1)
+        wanted = np.where(is_short(run, sims), sims, np.float32(-3))
+        follower = place_of_follower(
+            ids, wanted, confidence, vertex["confidence"][rows], reached, floor, sims
+        )
+        return offers_of_lists(ids, sims, np.where(taken, denser, follower), run.n)
+
+    return rule
 
 
 def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
@@ -143,6 +177,7 @@ def confidences(run: Run, vectors: Artifact, cells: Partition, knn: Artifact) ->
             rows=run.n,
             size=CONFIDENCE_BLOCK,
             visit=cells,
+            carry=rows_stay,
         )
     )
 
@@ -197,7 +232,11 @@ def nearest_peaks(run: Run, lists: Artifact, vertex: Artifact) -> Artifact:
             )
         return {"ids": ids, "sims": sims}
 
-    return run.collect("nearest", make, made_from=(lists, vertex), settings={"k": k}, scratch=True)
+    def rows(faces: np.ndarray) -> Arrays:
+        of = lists["ids"][faces, :k], lists["sims"][faces, :k], vertex["confidence"], int(faces[0])
+        return dict(zip(("ids", "sims"), link_to_denser(*of), strict=True))
+
+    return run.collect("nearest", make, made_from=(lists, vertex), settings={"k": k}, scratch=True, rows=rows)
 
 
 @step("connect")
@@ -253,6 +292,7 @@ def connected_peaks(
             rows=run.n,
             size=CONNECT_BLOCK,
             visit=cells,
+            carry=unless_changed(lists.name, lists, k),
         )
     )
 
@@ -283,9 +323,16 @@ def ignored_in(run: Run, vertex: Artifact, ratio: float) -> Artifact:
     """Which faces GCN-E is not asked about, (n,) bool."""
 
     def make() -> Arrays:
-        return {"ignored": ignored_faces(vertex["confidence"], ratio)}
+        return {"ignored": ignored_faces(vertex["confidence"][: run.n], ratio)}
 
-    return run.collect("ignored", make, made_from=(vertex,), settings={"ratio": ratio}, scratch=True)
+    def rows(faces: np.ndarray) -> Arrays:
+        rank = int(ratio * run.n)  # among the stored faces
+        least = np.partition(vertex["confidence"][: run.n], rank)[rank] if rank < run.n else np.inf
+        return {"ignored": vertex["confidence"][faces] < least}
+
+    return run.collect(
+        "ignored", make, made_from=(vertex,), settings={"ratio": ratio}, scratch=True, rows=rows
+    )
 
 
 @step("links")
@@ -300,10 +347,15 @@ def short_links(run: Run, peaks: Artifact) -> Artifact:
         pairs, sims = [], []
         for block in blocks_of(run.n, LINK_BLOCK):
             ids, near = peaks["ids"][block], peaks["sims"][block]
-            short = (np.float32(1) - near).astype(np.float64) < 1 - tau
-            kept = np.flatnonzero((ids != NO_LINK) & short)
+            kept = np.flatnonzero((ids != NO_LINK) & is_short(run, near))
             pairs.append(np.stack([block.start + kept, ids[kept]], axis=1).astype(np.int32))
             sims.append(near[kept])
         return {"ids": np.concatenate(pairs), "sims": np.concatenate(sims)}
 
     return run.collect("links", make, made_from=(peaks,), settings={"tau": tau})
+
+
+def is_short(run: Run, sims: np.ndarray) -> np.ndarray:
+    """Which links of similarities ``sims`` are short enough, bool."""
+    short: np.ndarray = (np.float32(1) - sims).astype(np.float64) < 1 - run.settings.links.tau
+    return short

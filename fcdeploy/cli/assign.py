@@ -1,0 +1,98 @@
+"""``fcdeploy assign``."""
+
+from pathlib import Path
+
+import click
+
+from fcdeploy.cli.features import column_option, id_column_option, open_and_tell
+from fcdeploy.cli.types import Bytes, PathType
+
+
+@click.command("assign")
+@click.argument("features", type=PathType)
+@click.option(
+    "--run-dir", required=True, type=PathType, help="Folder of a finished `fcdeploy cluster --run-dir`."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PathType,
+    default=Path("assigned.csv"),
+    show_default=True,
+    help="Table to write (.csv, .tsv, .parquet): id, cluster, similarity, margin.",
+)
+@click.option(
+    "--unmatched",
+    type=click.Choice(["-1", "singleton"]),
+    default="-1",
+    show_default=True,
+    help="Faces that no stored face is linked to: in no cluster (-1), or each in a new one.",
+)
+@click.option("--engine", type=PathType, help="Bundle folder.  [default: where it was when the run was made]")
+@column_option
+@id_column_option
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
+)
+@click.option("--memory", type=Bytes(), default=0, help="Memory budget, e.g. 4G.  [default: half of RAM]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where the engine runs.  [default: cpu]")
+@click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+def command(
+    features: Path,
+    run_dir: Path,
+    output: Path,
+    unmatched: str,
+    engine: Path | None,
+    column: str | None,
+    id_column: str | None,
+    threads: int,
+    memory: int,
+    device: str | None,
+    quiet: bool,
+) -> None:
+    """Assign new faces to the clusters of a finished run.
+
+    Each face gets the cluster that the system's own link rule gives it against the stored faces, by the numbers of that
+    run's labels. The run folder is never changed. As with hdbscan's approximate_predict, clusters are not necessarily
+    those that clustering all faces together would give; `fcdeploy update` adds faces to the run itself.
+
+    \b
+    Example:
+      fcdeploy cluster features.bin --engine pse.onnx --run-dir run -o pred_labels.meta
+      fcdeploy assign new.bin --run-dir run -o assigned.csv
+    """
+    import numpy as np
+
+    from fcdeploy.cli.outputs import check_default_output
+    from fcdeploy.data.columns import check_table_path, write_columns
+    from fcdeploy.data.side_files import check_not_an_input
+    from fcdeploy.runtime.assign import assign_features
+    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.stored import read_state
+
+    check_table_path(output)
+    check_default_output("output", output)
+    check_not_an_input(output, (features,))
+    state = read_state(run_dir)
+    opened = open_and_tell(
+        features, None, width=state.dim, column=column, id_column=id_column, output=output, quiet=quiet
+    )
+    with told_of_lost_pages():
+        found = assign_features(
+            opened,
+            run_dir,
+            engine=engine,
+            unmatched=unmatched,
+            threads=threads,
+            device=device,
+            memory=memory,
+            quiet=quiet,
+        )
+    ids = np.arange(opened.n) if opened.ids is None else opened.ids
+    columns = {"id": ids, "cluster": found.labels, "similarity": found.similarity, "margin": found.margin}
+    write_columns(output, columns)
+    if not quiet:
+        others = "each in a new one" if unmatched == "singleton" else "in none (-1)"
+        click.echo(
+            f"{output}: {found.matched:,} of {opened.n:,} faces in stored clusters, the others {others}"
+        )

@@ -1,0 +1,144 @@
+"""``fcdeploy update``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fcdeploy.cli.features import column_option, open_and_tell
+from fcdeploy.cli.types import Bytes, PathType
+
+if TYPE_CHECKING:
+    from fcdeploy.clustering.identity import Change, Decide
+
+DECISIONS = ("apply", "ask", "never")
+
+
+@click.command("update")
+@click.argument("run_dir", type=PathType)
+@click.option(
+    "--add", type=PathType, help="Features of faces to add, of any form that `fcdeploy cluster` takes."
+)
+@click.option("--remove", type=PathType, help="Text file with the id of a face to remove per line.")
+@click.option(
+    "--merges",
+    type=click.Choice(DECISIONS),
+    default="apply",
+    show_default=True,
+    help="When old clusters turn out to be one: make it so, ask for each, or leave them apart.",
+)
+@click.option(
+    "--splits",
+    type=click.Choice(DECISIONS),
+    default="apply",
+    show_default=True,
+    help="When an old cluster comes apart: make it so, ask for each part, or leave it whole.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PathType,
+    default=Path("updated.csv"),
+    show_default=True,
+    help="Table of all faces to write (.csv, .tsv, .parquet): id, label.",
+)
+@click.option(
+    "--on-bad",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="New rows with NaN, infinity or zeros only: stop, or leave them in no cluster (-1).",
+)
+@click.option("--engine", type=PathType, help="Bundle folder.  [default: where it was when the run was made]")
+@column_option
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
+)
+@click.option("--memory", type=Bytes(), default=0, help="Memory budget, e.g. 4G.  [default: half of RAM]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where the engine runs.  [default: cpu]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+def command(
+    run_dir: Path,
+    add: Path | None,
+    remove: Path | None,
+    merges: str,
+    splits: str,
+    output: Path,
+    on_bad: str,
+    engine: Path | None,
+    column: str | None,
+    threads: int,
+    memory: int,
+    device: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Add faces to a finished run, or remove some; clusters keep their numbers.
+
+    RUN_DIR becomes as if all faces that it has then had been clustered together, reusing what was computed of the old
+    ones. An id is the number of a face's row in the first run; added ones get the next free numbers. Merges and splits
+    of old clusters are listed in RUN_DIR/changes.csv, all that ever changed in RUN_DIR/history.csv. The folder is
+    replaced as a whole, and stays as it was if the command is stopped.
+
+    \b
+    Example:
+      fcdeploy update run --add new.bin -o updated.csv
+      fcdeploy update run --remove ids.txt --splits never -o updated.csv
+    """
+    import json
+
+    from fcdeploy.cli.outputs import check_default_output
+    from fcdeploy.data.columns import check_table_path, write_columns
+    from fcdeploy.data.side_files import check_not_an_input
+    from fcdeploy.run.options import Options
+    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.stored import read_state
+    from fcdeploy.runtime.update import read_ids, update_run
+
+    check_table_path(output)
+    check_default_output("output", output)
+    check_not_an_input(output, (add, remove))
+    state, opened = read_state(run_dir), None
+    if add is not None:
+        opened = open_and_tell(add, None, width=state.dim, column=column, output=output, quiet=quiet)
+    with told_of_lost_pages():
+        found = update_run(
+            run_dir,
+            opened,
+            None if remove is None else read_ids(remove),
+            merges=decider(merges, "--merges"),
+            splits=decider(splits, "--splits"),
+            engine=engine,
+            limits=Options(threads=threads, memory=memory, device=device),
+            on_bad=on_bad,
+            write=lambda faces, labels: write_columns(output, {"id": faces, "label": labels}),
+            quiet=quiet or as_json,
+        )
+    if as_json:
+        click.echo(json.dumps(found.summary, indent=1))
+    elif not quiet:
+        said = found.summary
+        click.echo(
+            f"{output}: {said['faces']:,} faces in {said['clusters']:,} clusters; {said['added']:,} added, "
+            f"{said['removed']:,} removed; {said['merges']:,} merges, {said['splits']:,} splits, {said['refused']:,} "
+            f"refused ({run_dir / 'changes.csv'})"
+        )
+
+
+def decider(choice: str, flag: str) -> "Decide":
+    """Return who decides on changes of a kind; raises InputError when a person has to and there is none."""
+    import sys
+
+    from fcdeploy.errors import InputError
+
+    if choice == "ask" and not sys.stdin.isatty():
+        raise InputError(f"{flag} ask: asks on a terminal, and there is none; give apply or never.")
+
+    def ask(change: "Change") -> bool:
+        what = "be merged into" if change.kind == "merge" else "be split off into"
+        return click.confirm(
+            f"{change.faces:,} faces of cluster {change.old} would {what} {change.new}; do so?", err=True
+        )
+
+    return ask if choice == "ask" else lambda change: choice == "apply"

@@ -1,0 +1,104 @@
+"""What becomes of faces that stand in no list but their own: new ones, beside stored ones whose lists stay as they are.
+
+A new face would enter the list of a stored one if it were more similar than the last entry there. What depends on both
+directions of a link is told from this, without changing the list.
+"""
+
+import numpy as np
+
+from fcdeploy.graph.kernels import njit, prange
+from fcdeploy.graph.links import NO_LINK
+from fcdeploy.graph.rerank import IN_FULL, IN_HALF
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def mark_entering(
+    ids: np.ndarray, sims: np.ndarray, names: np.ndarray, faces: np.ndarray, stored: int
+) -> np.ndarray:
+    """Mark for each of the new ``faces`` (m,) int32 in whose lists it would be; as ``mark_mutual`` does.
+
+    ids: (n, k) int32; sims: (n, >= k) float32, of which row names[j] is that of the list j; stored: how many faces, the
+    first ones, are stored. Of equal similarities the stored ones come first. Returns (m, k) uint8.
+    """
+    k = ids.shape[1]
+    half = k // 2
+    marks = np.zeros((len(faces), k), dtype=np.uint8)
+    for row in prange(len(faces)):
+        face = faces[row]
+        for p in range(k):
+            other = ids[face, p]
+            before = 0
+            if other < stored:
+                theirs = sims[names[other]]
+                own = sims[names[face], p]
+                for q in range(k):
+                    before += theirs[q] >= own
+            if before < half and p < half:
+                marks[row, p] = IN_HALF
+            elif before < k:
+                marks[row, p] = IN_FULL
+    return marks
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def entering_scores(ids: np.ndarray, floor: np.ndarray, sims: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the mean of both directions' scores for lists of new faces, (m, k) float64; as ``symmetric_scores`` does.
+
+    ids: (m, k) int32; sims, scores: (m, k) float32; floor: (n,) float32, the least similarity in each stored list. The
+    score of a face whose list the new one would enter is taken to be that of the new one for it; column 0 is the new
+    face itself.
+    """
+    m, k = ids.shape
+    means = np.empty((m, k), dtype=np.float64)
+    for row in prange(m):
+        for p in range(k):
+            listed = p == 0 or sims[row, p] > floor[ids[row, p]]
+            means[row, p] = np.float64(scores[row, p]) * (1.0 if listed else 0.5)
+    return means
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def place_of_denser(ids: np.ndarray, density: np.ndarray, own: np.ndarray, stored: int) -> np.ndarray:
+    """Return where in the lists ``ids`` (m, k) int32 of new faces the first denser stored face stands, (m,) int64.
+
+    density: (stored,); own: (m,), of the new ones. NO_LINK where there is none.
+    """
+    m, k = ids.shape
+    places = np.full(m, NO_LINK, dtype=np.int64)
+    for row in prange(m):
+        for p in range(k):
+            if ids[row, p] < stored and density[ids[row, p]] > own[row]:
+                places[row] = p
+                break
+    return places
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def place_of_follower(
+    ids: np.ndarray,
+    strengths: np.ndarray,
+    density: np.ndarray,
+    own: np.ndarray,
+    reached: np.ndarray,
+    floor: np.ndarray,
+    sims: np.ndarray,
+) -> np.ndarray:
+    """Return where in lists of new faces the stored face stands that would most strongly link to the new one, (m,).
+
+    ids: (m, k) int32; strengths, sims: (m, k); density, reached, floor: (n,), of stored faces: how strong the link is
+    that each has, and the least similarity in its list. A face that is less dense, would have the new one in its list
+    and has no stronger link would link to it. NO_LINK where there is none.
+    """
+    m, k = ids.shape
+    places = np.full(m, NO_LINK, dtype=np.int64)
+    for row in prange(m):
+        for p in range(k):
+            other = ids[row, p]
+            if other >= len(density) or density[other] >= own[row]:
+                continue
+            best = reached[other]
+            if places[row] != NO_LINK:
+                best = max(best, strengths[row, places[row]])
+            if strengths[row, p] > best and sims[row, p] > floor[other]:
+                places[row] = p
+    return places

@@ -1,0 +1,367 @@
+"""Faces that come and go: a run folder as if all faces that it has now had been clustered together.
+
+Rows of faces that stay are taken over, those of new ones computed, links and clusters made anew over all; clusters keep
+their numbers. The folder is replaced as a whole: a kill leaves the old one or the new one.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.clustering.copies import Copies
+from fcdeploy.clustering.identity import MERGE, SPLIT, Change, Decide, Named, named
+from fcdeploy.data.atomic_folder import atomic_folder
+from fcdeploy.data.features import Features, hash_of
+from fcdeploy.data.locks import BusyError, Lock
+from fcdeploy.data.rows import Shards
+from fcdeploy.data.run_record import LOCK, RECORD, read_record
+from fcdeploy.errors import InputError
+from fcdeploy.graph.kernels import told_of_compiling
+from fcdeploy.graph.scan import first_equal, scan_rows
+from fcdeploy.graph.threads import threads_limited
+from fcdeploy.run.carried import CarriedBlocks
+from fcdeploy.run.folder import SUMMARY, RunFolder
+from fcdeploy.run.keys import digest
+from fcdeploy.run.options import MERGE as MERGE_COPIES
+from fcdeploy.run.options import Options
+from fcdeploy.run.progress import Progress
+from fcdeploy.run.run import Run
+from fcdeploy.run.stage import Moved
+from fcdeploy.runtime.bad_rows import good_faces
+from fcdeploy.runtime.stored import STATE, Rows, Stored, keep_state, open_stored
+from fcdeploy.runtime.survey import list_length
+from fcdeploy.systems import get_system
+
+NUMBER = re.compile("[0-9]{1,18}")
+CHANGES, HISTORY = "changes.csv", "history.csv"
+HEADINGS = ("update", "time", "face", "old", "new")
+OUTCOMES = {"skip": "they are in no cluster"}
+
+
+@dataclass(frozen=True)
+class Updated:
+    """labels: (given,) int64 of all faces that there are now; faces: (given,) int64, by which numbers they are known.
+
+    changes: merges and splits that were made; refused: those that were not. summary: counts and seconds per stage.
+    """
+
+    faces: np.ndarray
+    labels: np.ndarray
+    changes: list[Change]
+    refused: list[Change]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who is there after an update, computed on or not.
+
+    computed: (c,) int64, those of the folder's computed faces that stay. added: the new rows; fresh: (f,) int64, those
+    of them that are computed on. rows: all that there are now, without labels; old: (given,) int64, the labels that
+    they had.
+    """
+
+    computed: np.ndarray
+    added: Features | None
+    fresh: np.ndarray
+    rows: Rows
+    old: np.ndarray
+
+
+def update_run(
+    run_dir: Path | str,
+    add: Features | None = None,
+    remove: np.ndarray | None = None,
+    *,
+    merges: Decide = lambda change: True,
+    splits: Decide = lambda change: True,
+    engine: Path | str | None = None,
+    limits: Options | None = None,
+    on_bad: str = "stop",
+    write: Callable[[np.ndarray, np.ndarray], None] | None = None,
+    quiet: bool = True,
+) -> Updated:
+    """Add faces to the clusters of a run folder, remove some, or both.
+
+    add: new rows, which get the next free numbers; remove: (r,) int64, numbers of faces. merges, splits: whether a
+    change of that kind is made, see ``fcdeploy.clustering.identity``. engine: where it is no longer where the run found
+    it. limits: threads, memory and device. write: is given all faces and their labels just before the folder becomes
+    the new one, and stays the old one if that fails. Writes changes.csv, the merges and splits of this update, and
+    history.csv, the numbers that faces had, into the folder. Raises InputError for numbers that no face has, for rows
+    that cannot be used (on_bad 'skip': they are in no cluster), and where the folder lacks something.
+    """
+    path = Path(run_dir)
+    with _locked(path):
+        stored = open_stored(path, engine, locked=True)
+        plan = _planned(stored, add, remove, on_bad)
+        progress = Progress(quiet)
+        options = stored.options(limits or Options())
+        options = dataclasses.replace(options, knn=stored.state.knn, recall=stored.state.recall)
+        with (
+            atomic_folder(path, _files_of_run, [RECORD, LOCK, STATE, SUMMARY, CHANGES, HISTORY]) as part,
+            RunFolder(part) as folder,
+            threads_limited(options.cores),
+            told_of_compiling(progress.compiling),
+        ):
+            run = _run_over(plan, stored, options, folder, progress)
+            labels = _labels_of_rows(plan, get_system(stored.bundle.system).cluster(run))
+            links = _links_of(run, plan)
+            folder.drop_scratch()
+            first = stored.state.next_label
+            found = named(plan.old, labels, links, first, merges=merges, splits=splits)
+            kept = np.where((plan.rows.source < 0) & (plan.old >= 0), plan.old, found.labels)
+            rows = dataclasses.replace(plan.rows, labels=kept)
+            summary = _summary(stored, plan, rows, found, run)
+            folder.claims.claim(SUMMARY, STATE, CHANGES, HISTORY)
+            (part / SUMMARY).write_text(json.dumps(summary, indent=1))
+            (part / CHANGES).write_text(_changes_text(found))
+            (part / HISTORY).write_text(_history_text(stored, plan, rows))
+            keep_state(folder, run, stored.bundle, rows, stored.state, first)
+            if write is not None:
+                write(rows.faces, rows.labels)
+    return Updated(rows.faces, rows.labels, found.changes, found.refused, summary)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep others out of a run folder; raises InputError while a run is using it."""
+    try:
+        file = open(path / LOCK, "a+")  # noqa: SIM115 - closed with the lock
+    except OSError:  # nothing there, which ``open_stored`` says
+        yield
+        return
+    try:
+        lock = Lock(file, path / LOCK)
+    except BusyError as error:
+        file.close()
+        raise InputError(f"{path}: another run is using this folder ({error}run the update later.") from None
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def _planned(stored: Stored, add: Features | None, remove: np.ndarray | None, on_bad: str) -> Plan:
+    rows, state = stored.rows, stored.state
+    if (add is None or not add.n) and (remove is None or not len(remove)):
+        raise InputError(f"{stored.path}: there is nothing to add (--add) and nobody to remove (--remove).")
+    gone = np.zeros(len(rows.faces), bool)
+    if remove is not None and len(remove):
+        gone = np.isin(rows.faces, remove)
+        if len(unknown := np.setdiff1d(remove, rows.faces)):
+            shown = ", ".join(map(str, unknown[:5].tolist())) + (", ..." if len(unknown) > 5 else "")
+            raise InputError(
+                f"{stored.path}: {len(unknown):,} of the faces to remove are not there ({shown}); faces are known by "
+                "the numbers of their rows in the first run, or those that an update gave them."
+            )
+    stay = np.flatnonzero(~gone)
+    # Of every group that somebody stays of, the first one stands for it from now on.
+    place = np.full(len(rows.faces), -1, np.int64)
+    place[stay] = np.arange(len(stay))
+    of, first = np.unique(rows.source[stay], return_index=True)
+    leader = np.full(len(rows.faces), -1, np.int64)
+    leader[of[of >= 0]] = first[of >= 0]
+    doubled = rows.source[rows.chosen] != rows.chosen  # computed on beside the one that they go with
+    there = np.where(doubled, place[rows.chosen], leader[rows.chosen])
+    computed = np.flatnonzero(there >= 0)
+    computed = computed[np.argsort(there[computed])]  # rows that are computed on ascend
+    source = np.where(rows.source[stay] >= 0, leader[np.maximum(rows.source[stay], 0)], -1)
+    places = there[computed]
+    fresh = np.empty(0, np.int64)
+    if add is not None and add.n:
+        add = dataclasses.replace(add, normalize=state.normalize)
+        goes_with = _goes_with(stored, add, computed, on_bad)
+        fresh = np.flatnonzero(goes_with == len(places) + np.arange(add.n))
+        all_places = np.concatenate([places, len(stay) + np.arange(add.n)])
+        source = np.concatenate([source, np.where(goes_with < 0, -1, all_places[goes_with])])
+    count = len(source) - len(stay)
+    faces = np.concatenate([rows.faces[stay], state.next_face + np.arange(count)])
+    chosen = np.concatenate([places, len(stay) + fresh])
+    old = np.concatenate([rows.labels[stay], np.full(count, -1, np.int64)])
+    now = Rows(np.empty(0, np.int64), chosen, source.astype(np.int32), faces)
+    return Plan(computed, add if count else None, fresh, now, old)
+
+
+def _goes_with(stored: Stored, add: Features, computed: np.ndarray, on_bad: str) -> np.ndarray:
+    """Return which face each new one goes with, (m,) int64: of ``computed`` ones and, behind these, the new ones.
+
+    -1 for rows that cannot be used.
+    """
+    scan = scan_rows(add)
+    good_faces(add, scan, on_bad, None, OUTCOMES)
+    count, good = len(computed), scan.good
+    goes_with = np.full(add.n, -1, np.int64)
+    goes_with[good] = count + good
+    if stored.state.options["duplicates"] == MERGE_COPIES:
+        vectors = add.select(good).rows(0, len(good))
+        both = Features(Shards([stored.vectors[computed], vectors]), add.name, normalize=False)
+        equal = first_equal(scan_rows(both, hashes=True))
+        if equal is not None:
+            first = equal[count:].astype(np.int64)
+            known = first < count
+            goes_with[good] = np.where(known, first, count + good[np.where(known, 0, first - count)])
+    return goes_with
+
+
+def _run_over(plan: Plan, stored: Stored, options: Options, folder: RunFolder, progress: Progress) -> Run:
+    """Return the run over the faces that are computed on now, those that stay first."""
+    vectors = stored.vectors
+    if not np.array_equal(plan.computed, np.arange(stored.n)):
+        vectors = vectors[plan.computed]
+    parts = [vectors]
+    key = {"state": stored.state.artifacts, "stay": len(plan.computed), "added": ""}
+    if plan.added is not None:
+        parts.append(plan.added.select(plan.fresh).raw(0, len(plan.fresh)))
+        key["added"] = hash_of(plan.added)
+    features = Features(Shards(parts), str(stored.path), normalize=stored.state.normalize)
+    after = np.full(stored.n, -1, np.int32)
+    after[plan.computed] = np.arange(len(plan.computed), dtype=np.int32)
+    fresh = np.full(len(plan.fresh), -1, np.int32)
+    before = np.concatenate([plan.computed.astype(np.int32), fresh])
+    system = get_system(stored.bundle.system)
+    needed = list_length(system, features, stored.bundle, stored.settings, options)
+    if features.n < needed:
+        raise InputError(
+            f"{stored.path}: {features.n:,} different faces would be left, fewer than the {needed} neighbors that its "
+            "lists hold; cluster them anew."
+        )
+    moved = Moved(before, after, stored.arrays)
+    return Run(
+        features,
+        stored.bundle,
+        stored.settings,
+        options,
+        folder,
+        progress,
+        asked=options,
+        blocks=CarriedBlocks(options, moved),
+        keeps=True,
+        stamp=(),
+        grown=digest(key | {"after": hashlib.sha256(after.data).hexdigest()}),
+    )
+
+
+def _labels_of_rows(plan: Plan, found: np.ndarray) -> np.ndarray:
+    """Give all rows the labels (n,) int64 of those computed on: copies those of the faces that they go with."""
+    rows = plan.rows
+    good = np.flatnonzero(rows.source >= 0)
+    place = np.full(len(rows.source), -1, np.int64)
+    place[good] = np.arange(len(good))
+    copies = Copies(place[rows.source[good]].astype(np.int32), place[rows.chosen])
+    labels = np.full(len(rows.source), -1, np.int64)
+    labels[good] = copies.labels_of_all(found)
+    return labels
+
+
+def _links_of(run: Run, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Return the links that made the clusters, by rows, and how strong they are; none where a system has no links.
+
+    Copies are linked to the faces that they go with, more strongly than any others.
+    """
+    rows = plan.rows
+    copies = np.flatnonzero((rows.source >= 0) & (rows.source != np.arange(len(rows.source))))
+    pairs, strengths = [np.stack([copies, rows.source[copies]], axis=1)], [np.full(len(copies), np.inf)]
+    for artifact in run.planned:
+        if artifact.name == "links":
+            ids, arrays = artifact["ids"], artifact.arrays
+            if arrays.keys() == {"ids", "probability"} and ids.shape == artifact["probability"].shape:
+                faces = np.repeat(np.arange(run.n), ids.shape[1])  # to each face of a list
+                ids, strength = np.stack([faces, ids.ravel()], axis=1), artifact["probability"].ravel()
+            elif "sims" in arrays or "probability" in arrays:
+                strength = artifact["probability" if "probability" in arrays else "sims"]
+            else:
+                strength = -artifact["dists"]
+            pairs.append(rows.chosen[ids])
+            strengths.append(strength)
+    return np.concatenate(pairs).astype(np.int64), np.concatenate(strengths).astype(np.float64)
+
+
+def _summary(stored: Stored, plan: Plan, rows: Rows, found: Named, run: Run) -> dict[str, Any]:
+    sizes = np.bincount(rows.labels[rows.labels >= 0])
+    kinds = [(change.kind, made) for made, of in ((1, found.changes), (0, found.refused)) for change in of]
+    stages = run.progress.seconds
+    return {
+        "faces": len(rows.labels),
+        "clusters": int((sizes > 0).sum()),
+        "singletons": int((sizes == 1).sum()),
+        "added": len(rows.faces) - int((rows.faces < stored.state.next_face).sum()),
+        "removed": len(stored.rows.faces) - int((rows.faces < stored.state.next_face).sum()),
+        "merges": kinds.count((MERGE, 1)),
+        "splits": kinds.count((SPLIT, 1)),
+        "refused": len(found.refused),
+        "updates": stored.state.updates + 1,
+        "stages": {name: {"seconds": seconds} for name, seconds in stages.items()},
+        **run.figures,
+        **({"notes": run.notes} if run.notes else {}),
+    }
+
+
+def _changes_text(found: Named) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("old", "new", "faces", "kind", "made"))
+    for made, changes in (("yes", found.changes), ("no", found.refused)):
+        writer.writerows((one.old, one.new, one.faces, one.kind, made) for one in changes)
+    return text.getvalue()
+
+
+def _history_text(stored: Stored, plan: Plan, rows: Rows) -> str:
+    """Return the history with what this update changed; an empty cell stands for a face that is not there."""
+    text = io.StringIO()
+    file = stored.path / HISTORY
+    writer = csv.writer(text, lineterminator="\n")
+    if file.exists():
+        text.write(file.read_text())
+    else:
+        writer.writerow(HEADINGS)
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    beginning = (stored.state.updates + 1, when)
+    known = rows.faces < stored.state.next_face
+    other = np.flatnonzero(known & (plan.old != rows.labels))
+    faces, labels = rows.faces, rows.labels
+    writer.writerows((*beginning, faces[at], plan.old[at], labels[at]) for at in other.tolist())
+    writer.writerows((*beginning, faces[at], "", labels[at]) for at in np.flatnonzero(~known).tolist())
+    gone = np.flatnonzero(~np.isin(stored.rows.faces, faces))
+    writer.writerows((*beginning, stored.rows.faces[at], stored.rows.labels[at], "") for at in gone.tolist())
+    return text.getvalue()
+
+
+def _files_of_run(folder: Path) -> set[str] | None:
+    """Return the names of our files in a run folder; None where it is none."""
+    record = read_record(folder)
+    if record is None:
+        return None
+    files = {f"{name}/{part}.npy" for name, entry in record.artifacts.items() for part in entry.parts}
+    for name in record.names - record.artifacts.keys():
+        place = folder / name
+        if place.is_dir() and not place.is_symlink():
+            files |= {str(file.relative_to(folder)) for file in place.rglob("*") if file.is_file()}
+        else:
+            files.add(name)
+    return files
+
+
+def read_ids(path: Path | str) -> np.ndarray:
+    """Read numbers of faces (r,) int64, one per line; raises InputError that names the line that is none."""
+    path = Path(path)
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a text file with an id per line.") from None
+    for at, line in enumerate(lines, 1):
+        if line.strip() and not NUMBER.fullmatch(line.strip()):
+            raise InputError(
+                f"{path}: line {at:,} is '{line[:40]}', where the number of a face was expected."
+            )
+    return np.array([int(line) for line in lines if line.strip()], dtype=np.int64)
