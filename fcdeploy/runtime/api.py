@@ -45,11 +45,11 @@ from fcdeploy.runtime.pairs import pairs
 from fcdeploy.runtime.photos_api import cluster_faces_in
 from fcdeploy.runtime.pipeline import Result, run_clustering
 from fcdeploy.runtime.review import measured_rows
-from fcdeploy.runtime.tables import write_reviewed
-from fcdeploy.runtime.wanted import Wanted
 from fcdeploy.runtime.stored import read_state
+from fcdeploy.runtime.tables import write_reviewed
 from fcdeploy.runtime.update import Updated as Updated
 from fcdeploy.runtime.update import update_run
+from fcdeploy.runtime.wanted import Wanted
 from fcdeploy.runtime.workers import check_shared
 
 __all__ = ["FaceClusterer", "cluster", "confidence", "embed", "pairs"]
