@@ -1,7 +1,7 @@
 """``fcdeploy cluster``."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from fcdeploy.runtime.pipeline import Result
     from fcdeploy.runtime.review import Review
     from fcdeploy.runtime.tables import Tables
+
+
+AUTO = Path("auto")  # of --same-photo: the photos that faces were found in
 
 
 @click.command("cluster")
@@ -96,8 +99,8 @@ if TYPE_CHECKING:
 @click.option(
     "--same-photo",
     type=PathType,
-    metavar="FILE",
-    help="The photo of face i in line i: faces of one photo become different persons.",
+    metavar="FILE|auto",
+    help="The photo of face i in line i: faces of one photo become different persons. With --detector, auto.",
 )
 @click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -239,6 +242,12 @@ class Asked:
             same_photo=self.same_photo,
         )
 
+    def review_of_faces(self, photo: "np.ndarray", ids: "np.ndarray") -> "Review":
+        """``review`` of faces found in photos, (n,) int32 each; ``--same-photo auto`` means these."""
+        if self.same_photo != AUTO:
+            return self.review(len(photo), ids)
+        return replace(replace(self, same_photo=None).review(len(photo), ids), photos=photo)
+
     @property
     def advice(self) -> str:
         """What to do about an interrupted run."""
@@ -267,6 +276,10 @@ def check_asked(asked: Asked, options: "Options") -> None:
     if asked.detector is not None and embedder is None:
         raise InputError(
             f"--detector {asked.detector}: finds faces, which need an embedder, too; give --embedder MODEL.onnx."
+        )
+    if asked.same_photo == AUTO and asked.detector is None and not AUTO.exists():
+        raise InputError(
+            "--same-photo auto: is for photos, which need --detector; give the file with the photo of each face."
         )
     if asked.path_column is not None and embedder is None:
         raise InputError(
@@ -312,6 +325,7 @@ def cluster_photos_in(asked: Asked, of_faces: dict[str, Any], bundle: "Bundle", 
     from fcdeploy.runtime.cluster_photos import cluster_photos, crops_removed
     from fcdeploy.runtime.faces import new_faces_job
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.tables import write_reviewed
 
     assert asked.detector is not None
     if asked.truth is not None:
@@ -340,9 +354,12 @@ def cluster_photos_in(asked: Asked, of_faces: dict[str, Any], bundle: "Bundle", 
             output=asked.output,
             on_bad=asked.on_bad,
             run_dir=asked.run_dir,
+            review=asked.review_of_faces,
             quiet=asked.quiet or asked.as_json,
         )
         write_labels(asked.output, found.labels, found.ids)
+        if found.reviewed is not None:
+            write_reviewed(asked.tables, found.reviewed, asked.output, found.ids)
     if asked.as_json:
         click.echo(json.dumps(found.summary, indent=1))
     elif not asked.quiet:

@@ -71,7 +71,7 @@ def cluster(
     clusters_table: PathLike | None = None,
     drop_flagged: Sequence[str] = (),
     pairs: PathLike | Sequence[tuple[int, int, str]] | None = None,
-    same_photo: PathLike | Sequence[object] | None = None,
+    same_photo: PathLike | Sequence[object] | bool | None = None,
     detector: PathLike | None = None,
     embedder: PathLike | None = None,
     **options: object,
@@ -98,6 +98,7 @@ def cluster(
     if unknown := options.keys() - DESCRIBED.keys():
         raise TypeError(f"cluster() got an unexpected keyword argument {min(unknown)!r}")
     chosen = {**defaults(), **options}
+    wanted = Wanted(table, clusters_table, tuple(drop_flagged), pairs, same_photo)
     if detector is not None:
         return cluster_faces_in(
             features,
@@ -107,6 +108,7 @@ def cluster(
             embedder=embedder,
             on_bad=on_bad or "skip",
             run_dir=run_dir,
+            wanted=wanted,
             quiet=not progress,
         )
     if embedder is not None:
@@ -114,7 +116,6 @@ def cluster(
             f"embedder = {str(embedder)!r}: is for photos, with a detector; embed crops with fcdeploy.embed first."
         )
     on_bad = on_bad or "stop"
-    wanted = Wanted(table, clusters_table, tuple(drop_flagged), pairs, same_photo)
     return _run(
         features, engine, chosen, on_bad, run_dir, quiet=not progress, column=column, wanted=wanted
     ).labels

@@ -6,7 +6,7 @@ cluster   those that pass, as from any features; an id is the path of a photo an
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from fcdeploy.runtime.face_lists import FEATURES, HEADINGS, FaceTable, write_fac
 from fcdeploy.runtime.faces import FacesJob
 from fcdeploy.runtime.faces_run import faces_to_folder
 from fcdeploy.runtime.pipeline import run_clustering
+from fcdeploy.runtime.review import NOTHING, Review, Reviewed
 
 CROPS = "crops"  # in a run folder
 
@@ -35,13 +36,14 @@ CROPS = "crops"  # in a run folder
 class PhotosResult:
     """labels: (n,) int64 of the faces that pass the gates; ids: (n,) text; summary: what ``cluster --json`` prints.
 
-    table: all faces that were found.
+    table: all faces that were found. reviewed: what was wanted beside labels, None where nothing was.
     """
 
     labels: np.ndarray
     ids: np.ndarray
     table: FaceTable
     summary: dict[str, Any]
+    reviewed: Reviewed | None = None
 
 
 def cluster_photos(
@@ -52,12 +54,14 @@ def cluster_photos(
     output: Path,
     on_bad: str = "skip",
     run_dir: Path | None = None,
+    review: Callable[[np.ndarray, np.ndarray], Review] = lambda photo, ids: NOTHING,
     quiet: bool = True,
 ) -> PhotosResult:
     """Find the faces of photos, embed and cluster them, and write ``faces.csv`` of them beside ``output``.
 
     output: where labels are going to be written, by whose name the table is called. Crops and embeddings lie in
-    ``run_dir``, or in a folder beside ``output`` until the run is over, which an interrupted run goes on from. Raises
+    ``run_dir``, or in a folder beside ``output`` until the run is over, which an interrupted run goes on from. review:
+    says what is wanted of the clusters, given the photo (n,) int32 and the id (n,) of each face that passes. Raises
     InputError when no face is left.
     """
     folder = crops_folder(output, run_dir)
@@ -73,6 +77,8 @@ def cluster_photos(
         found = len(table.photo)
         told = f"none of {found:,} faces passes the gates" if found else "no face was found"
         raise InputError(f"{job.photos.name}: {told}; there is nothing to cluster.")
+    ids = np.array([table.face_id(face) for face in table.passed.tolist()], dtype=object)
+    wanted = review(table.photo[table.passed].astype(np.int32), ids)
     features = np.memmap(folder / FEATURES, np.float32, "r").reshape(len(table.passed), -1)
     result = run_clustering(
         Features(features, str(folder / FEATURES)),
@@ -80,10 +86,10 @@ def cluster_photos(
         options,
         run_dir=run_dir,
         scratch_dir=output.parent,
+        wanted=wanted,
         quiet=quiet,
     )
     write_faces(table_path, table, table.passed)
-    ids = np.array([table.face_id(face) for face in table.passed.tolist()], dtype=object)
     seconds = faces.summary["seconds"]
     stage = {"seconds": seconds, "faces_per_s": len(table.photo) / seconds if seconds else 0.0}
     summary = {
@@ -94,7 +100,7 @@ def cluster_photos(
     if run_dir:
         with atomic_file(run_dir / SUMMARY) as file:
             file.write(json.dumps(summary, indent=1).encode())
-    return PhotosResult(result.labels, ids, table, summary)
+    return PhotosResult(result.labels, ids, table, summary, result.reviewed)
 
 
 @contextlib.contextmanager

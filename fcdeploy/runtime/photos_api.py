@@ -1,5 +1,6 @@
 """The Python interface to photos: ``fcdeploy.faces``, and what ``fcdeploy.cluster`` does with a detector."""
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from fcdeploy.runtime.face_lists import FEATURES, GATED_FEATURES, NUMBERS, FaceT
 from fcdeploy.runtime.faces import MAX_PIXELS, Gates, new_faces_job
 from fcdeploy.runtime.faces_run import crops_of, faces_to_folder
 from fcdeploy.runtime.find_faces import Search
+from fcdeploy.runtime.review import Review
+from fcdeploy.runtime.tables import write_reviewed
+from fcdeploy.runtime.wanted import Wanted
 
 PathLike: TypeAlias = str | Path
 
@@ -128,9 +132,16 @@ def cluster_faces_in(
     embedder: PathLike | None,
     on_bad: str,
     run_dir: PathLike | None,
+    wanted: Wanted,
     quiet: bool,
 ) -> np.ndarray:
     """Find, embed and cluster the faces in photos; returns their labels (n,) int64, in the order of ``faces``."""
+    wanted.check()
+
+    def review(photo: np.ndarray, ids: np.ndarray) -> Review:
+        same_photo = photo.tolist() if wanted.same_photo is True else wanted.same_photo
+        return dataclasses.replace(wanted, same_photo=same_photo).review(len(photo))
+
     job = new_faces_job(
         photos_from(photos),
         Path(detector),
@@ -147,8 +158,11 @@ def cluster_faces_in(
             output=Path(folder) / "labels.npy",
             on_bad=on_bad,
             run_dir=None if run_dir is None else Path(run_dir),
+            review=review,
             quiet=quiet,
         )
+        if found.reviewed is not None:
+            write_reviewed(wanted.tables, found.reviewed, None, found.ids)
     return found.labels
 
 

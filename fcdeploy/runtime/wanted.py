@@ -21,7 +21,7 @@ class Wanted:
     clusters_table: Path | str | None = None
     drop_flagged: tuple[str, ...] = ()
     pairs: Path | str | Sequence[tuple[int, int, str]] | None = None
-    same_photo: Path | str | Sequence[Any] | None = None
+    same_photo: Path | str | Sequence[Any] | bool | None = None  # True: of faces found in photos
 
     @property
     def tables(self) -> Tables:
@@ -45,6 +45,10 @@ class Wanted:
         photos: np.ndarray | None = None
         if isinstance(self.same_photo, (str, Path)):
             photos = read_photos(self.same_photo, n)
+        elif isinstance(self.same_photo, bool):
+            raise InputError(
+                f"same_photo = {self.same_photo}: is for photos, with a detector; give the photo of each face."
+            )
         elif self.same_photo is not None:
             photos = photos_from_values(self.same_photo, n)
         return Review(self.tables.wanted, self.drop_flagged, pairs, photos)

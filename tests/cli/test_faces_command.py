@@ -337,6 +337,46 @@ def test_a_run_folder_keeps_crops_and_embeddings(album: Path, fcdeploy: Command,
     assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
 
 
+def test_faces_of_one_photo_are_different_people_where_that_is_asked_for(
+    album: Path, fcdeploy: Command, pse_bundle: Bundle
+) -> None:
+    """The same face twice in a photo; by the file of the step before, or by the photos that are known anyway."""
+    with Image.open(album / "3.jpg") as photo:
+        twice = Image.new("RGB", (photo.width * 2, photo.height))
+        twice.paste(photo, (0, 0))
+        twice.paste(photo, (photo.width, 0))
+    twice.save(album / "3.jpg", quality=95)
+    write_embedder(Path("embedder.onnx"), size=(112, 112))
+    both = ("--detector", DETECTOR, "--embedder", "embedder.onnx")
+    engine = ("--engine", pse_bundle.path)
+    found = {}
+    for name, options in (("free", ()), ("auto", ("--same-photo", "auto"))):
+        done = fcdeploy("cluster", album, *both, *engine, "-o", f"{name}.csv", *options)
+        assert done.code == 0, done.err
+        rows = table(Path(f"{name}.csv"))
+        found[name] = {row["id"]: row["label"] for row in rows}
+    assert found["free"]["3.jpg#0"] == found["free"]["3.jpg#1"]
+    for photo_name in {face.partition("#")[0] for face in found["auto"]}:
+        labels = [label for face, label in found["auto"].items() if face.startswith(f"{photo_name}#")]
+        assert len(set(labels)) == len(labels)
+    assert fcdeploy("faces", album, *both, "-o", "crops").code == 0
+    done = fcdeploy(
+        *("cluster", "crops/features.bin", *engine, "--same-photo", "crops/photos.txt", "-o", "steps.meta")
+    )
+    assert done.code == 0, done.err
+    assert Path("steps.meta").read_text().split() == list(found["auto"].values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a k that is more than the number of faces
+        labels = package.cluster(
+            album,
+            detector=DETECTOR,
+            embedder="embedder.onnx",
+            engine=pse_bundle.path,
+            same_photo=True,
+        )
+    assert list(map(str, labels.tolist())) == list(found["auto"].values())
+
+
 CASES: dict[str, tuple[tuple[Any, ...], str]] = {
     "no such detector": (("faces", "album", "--detector", "no.onnx"), "no.onnx: no such file"),
     "a detector that is an embedder": (
