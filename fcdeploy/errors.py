@@ -14,6 +14,7 @@ ARGUMENTS = {
         *("run-dir", "on-bad", "column", "engine", "detector", "embedder"),
         *("score-threshold", "nms-threshold", "top-k", "min-face"),
         *("min-size", "min-sharpness", "max-yaw", "min-norm"),
+        *("drop-flagged", "same-photo"),
     )
 }
 VALUES = {"stop", "skip", "zero"}  # words that are values of options; run.options adds its own

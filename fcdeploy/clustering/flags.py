@@ -43,6 +43,7 @@ DUPLICATE_SUPPORT, DUPLICATE_LEAST = (
     2,
 )  # of neighbors that speak for joining two clusters, of so many faces
 DUPLICATE_STRONG = 0.75  # quantile of the links between clusters, above which one counts
+DUPLICATE_NEAR = 0.5  # of what links inside clusters have that are hardly weak: how strong it is at least
 COPIES_SHARE, COPIES_LEAST = 0.5, 10  # of a cluster's rows that are copies of one face
 RANDOM = 0.9  # share of random directions that are a stray by their nearest face
 
@@ -156,6 +157,8 @@ def duplicates(
     if not len(evidence.beyond):
         return found
     strong = evidence.beyond_strength >= np.quantile(evidence.beyond_strength, DUPLICATE_STRONG)
+    if len(evidence.strength):
+        strong &= evidence.beyond_strength >= DUPLICATE_NEAR * np.quantile(evidence.strength, CHAIN_WEAK)
     ends = labels[evidence.beyond[strong]]
     swap = (sizes[ends[:, 0]] > sizes[ends[:, 1]]) | (
         (sizes[ends[:, 0]] == sizes[ends[:, 1]]) & (ends[:, 0] < ends[:, 1])

@@ -156,11 +156,14 @@ def run_clustering(
         if reviewed is not None:
             summary |= reviewed.figures
         store.describe(summary["computed"])
-        if bad := len(checked.scan.bad):
+        if len(checked.scan.bad):
             summary |= counts_of_rows(checked.scan)
             if on_bad == "skip":
-                summary["faces"] -= bad
-                if others := summary.pop("uncovered") - bad:
+                left_out = int(
+                    np.count_nonzero(labels[checked.scan.bad] < 0)
+                )  # a person may have placed some
+                summary["faces"] -= left_out
+                if others := summary.pop("uncovered", 0) - left_out:
                     summary["uncovered"] = others
         if truth is not None:
             summary["quality"] = evaluate(labels, truth, unknown=unknown).as_dict()
