@@ -154,10 +154,7 @@ def review(
     face, copies = faces_of_rows(run, given), copies_of_rows(run, given)
     kept = kept_artifacts(run)
     accepted = system.evidence(run, kept)
-    own = labels_of_faces(labels, face, run.n)
-    certain = face[copies], np.full(len(copies), KNOWN, np.float32)
-    blocks = itertools.chain([certain], accepted.links())
-    forest = completed(*strongest_forest(run.n, blocks, own), own)
+    forest = forest_of(labels, face, copies, accepted)
     refused: Refused | None = None
     figures: dict[str, Any] = {}
     if wanted.constrained:
@@ -174,6 +171,25 @@ def review(
     }
     keep(run, placed, accepted.lists)
     return Reviewed(placed, confidence, refused, figures)
+
+
+def keep_evidence(run: Run, system: System, labels: np.ndarray, face: np.ndarray, copies: np.ndarray) -> None:
+    """Keep in a run's store what given clusters rest on; before scratch is dropped.
+
+    labels: (rows,) int64; face: (rows,) int32, see ``Placed``; copies: (c, 2) int64, rows that go with another one.
+    """
+    kept = kept_artifacts(run)
+    accepted = system.evidence(run, kept)
+    forest = forest_of(labels, face, copies, accepted)
+    keep(run, placed_on(run, kept, accepted, labels, face, forest), accepted.lists)
+
+
+def forest_of(labels: np.ndarray, face: np.ndarray, copies: np.ndarray, accepted: Accepted) -> Links:
+    """Return a forest of faces that holds the clusters ``labels`` (rows,) int64 together."""
+    n = int(face.max()) + 1
+    own = labels_of_faces(labels, face, n)
+    certain = face[copies], np.full(len(copies), KNOWN, np.float32)
+    return completed(*strongest_forest(n, itertools.chain([certain], accepted.links()), own), own)
 
 
 def placed_on(

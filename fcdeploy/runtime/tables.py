@@ -93,14 +93,14 @@ def cluster_columns(
     """Return the columns of the table of clusters, the largest first, equally large ones by their first face."""
     clusters = confidence.clusters
     order = np.argsort(-clusters.size, kind="stable")
-    first = np.full(len(order), -1, np.int64)
+    order = order[clusters.size[order] > 0]  # after updates some numbers are nobody's
+    first = np.full(len(clusters.size), -1, np.int64)
     placed = np.flatnonzero(labels >= 0)[::-1]
     first[labels[placed]] = placed
-    names = first if ids is None else ids[first]
     return {
         "cluster": order,
         "size": clusters.size[order],
-        "first": names[order],
+        "first": first[order] if ids is None else ids[first[order]],
         "weakest": clusters.weakest[order],
         "cohesion": clusters.cohesion[order],
         "similarity": clusters.similarity[order],

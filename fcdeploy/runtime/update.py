@@ -39,6 +39,7 @@ from fcdeploy.run.progress import Progress
 from fcdeploy.run.run import Run
 from fcdeploy.run.stage import Moved
 from fcdeploy.runtime.bad_rows import good_faces
+from fcdeploy.runtime.review import keep_evidence
 from fcdeploy.runtime.stored import STATE, Rows, Stored, keep_state, open_stored
 from fcdeploy.runtime.survey import list_length
 from fcdeploy.systems import get_system
@@ -117,11 +118,12 @@ def update_run(
             run = _run_over(plan, stored, options, folder, progress)
             labels = _labels_of_rows(plan, get_system(stored.bundle.system).cluster(run))
             links = _links_of(run, plan)
-            folder.drop_scratch()
             first = stored.state.next_label
             found = named(plan.old, labels, links, first, merges=merges, splits=splits)
             kept = np.where((plan.rows.source < 0) & (plan.old >= 0), plan.old, found.labels)
             rows = dataclasses.replace(plan.rows, labels=kept)
+            keep_evidence(run, get_system(stored.bundle.system), kept, *_faces_and_copies(rows))
+            folder.drop_scratch()
             summary = _summary(stored, plan, rows, found, run)
             folder.claims.claim(SUMMARY, STATE, CHANGES, HISTORY)
             (part / SUMMARY).write_text(json.dumps(summary, indent=1))
@@ -262,6 +264,15 @@ def _labels_of_rows(plan: Plan, found: np.ndarray) -> np.ndarray:
     labels = np.full(len(rows.source), -1, np.int64)
     labels[good] = copies.labels_of_all(found)
     return labels
+
+
+def _faces_and_copies(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Return the face (given,) int32 that each row goes with, -1 for a bad one, and the rows that go with another."""
+    place = np.full(len(rows.source), -1, np.int32)
+    place[rows.chosen] = np.arange(len(rows.chosen), dtype=np.int32)
+    face = np.where(place >= 0, place, np.where(rows.source >= 0, place[rows.source], -1)).astype(np.int32)
+    copies = np.flatnonzero((rows.source >= 0) & (rows.source != np.arange(len(rows.source))))
+    return face, np.stack([copies, rows.source[copies]], axis=1)
 
 
 def _links_of(run: Run, plan: Plan) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from system_cases import CASES, Case
 
 import fcdeploy
 from fcdeploy.errors import InputError
+from fcdeploy.runtime.evidence import read_placed
 
 PSE = CASES[0]
 AGREES = {"ve-gcn": 0.6}  # golden networks decide at random on such few faces
@@ -57,6 +58,9 @@ def test_added_faces_are_clustered_with_the_others_and_numbers_stay(
     assert (found.labels[len(old) :] >= 0).any()
     again = fcdeploy.assign(rows[new][:20], run_dir=run)
     assert np.array_equal(again.labels, found.labels[len(old) : len(old) + 20])
+    assert np.array_equal(read_placed(run).labels, found.labels)
+    sizes = np.bincount(found.labels[found.labels >= 0])
+    assert np.array_equal(fcdeploy.confidence(run).clusters.size, sizes)
 
 
 def test_the_lists_are_those_of_a_run_over_all(runs: Any, folder: Any, faces: Any, tmp_path: Path) -> None:
