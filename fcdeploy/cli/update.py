@@ -21,6 +21,13 @@ DECISIONS = ("apply", "ask", "never")
 )
 @click.option("--remove", type=PathType, help="Text file with the id of a face to remove per line.")
 @click.option(
+    "--pairs",
+    type=PathType,
+    metavar="FILE",
+    help="Pairs that a person has checked: a table of a, b, and same or different, by ids of faces. They hold, "
+    "whatever links say.",
+)
+@click.option(
     "--merges",
     type=click.Choice(DECISIONS),
     default="apply",
@@ -62,6 +69,7 @@ def command(
     run_dir: Path,
     add: Path | None,
     remove: Path | None,
+    pairs: Path | None,
     merges: str,
     splits: str,
     output: Path,
@@ -98,7 +106,7 @@ def command(
 
     check_table_path(output)
     check_default_output("output", output)
-    check_not_an_input(output, (add, remove))
+    check_not_an_input(output, (add, remove, pairs))
     state, opened = read_state(run_dir), None
     if add is not None:
         opened = open_and_tell(add, None, width=state.dim, column=column, output=output, quiet=quiet)
@@ -107,6 +115,7 @@ def command(
             run_dir,
             opened,
             None if remove is None else read_ids(remove),
+            pairs=pairs,
             merges=decider(merges, "--merges"),
             splits=decider(splits, "--splits"),
             engine=engine,

@@ -278,6 +278,7 @@ def update(
     *,
     add: Any = None,
     remove: Any = None,
+    pairs: PathLike | None = None,
     merges: str | Decide = "apply",
     splits: str | Decide = "apply",
     engine: PathLike | None = None,
@@ -292,7 +293,8 @@ def update(
 
     The folder becomes as if all faces that it has then had been clustered together, reusing what was computed of the
     old ones; a kill leaves it as it was. add: features, as for ``fcdeploy.cluster``. remove: numbers of faces, those of
-    their rows in the first run, or the next free ones that an update gave. merges, splits: what becomes of old
+    their rows in the first run, or the next free ones that an update gave. pairs: a file of pairs by these numbers, as
+    for ``fcdeploy.cluster``. merges, splits: what becomes of old
     clusters that turn out to be one, and of one that comes apart: 'apply', 'never', or a function that is asked about
     each (``old``, ``new``, ``faces``, ``kind``) and returns whether it is made. on_bad: new rows with NaN, infinity or
     zeros raise InputError with 'stop', and are in no cluster with 'skip'. Returns all faces and their labels, and what
@@ -309,6 +311,7 @@ def update(
         run_dir,
         opened,
         gone,
+        pairs=pairs,
         merges=_decider("merges", merges),
         splits=_decider("splits", splits),
         engine=engine,

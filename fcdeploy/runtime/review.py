@@ -173,6 +173,14 @@ def review(
     return Reviewed(placed, confidence, refused, figures)
 
 
+def constrained_labels(
+    run: Run, system: System, labels: np.ndarray, face: np.ndarray, copies: np.ndarray, pairs: CheckedPairs
+) -> np.ndarray:
+    """Return the labels (rows,) int64 of clusters made anew so that pairs of rows hold; arguments as below."""
+    forest = forest_of(labels, face, copies, system.evidence(run, kept_artifacts(run)))
+    return constrained_rows(labels, face, copies, forest, Review(pairs=pairs))[0]
+
+
 def keep_evidence(run: Run, system: System, labels: np.ndarray, face: np.ndarray, copies: np.ndarray) -> None:
     """Keep in a run's store what given clusters rest on; before scratch is dropped.
 

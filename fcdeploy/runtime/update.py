@@ -22,6 +22,7 @@ import numpy as np
 from fcdeploy.clustering.copies import Copies
 from fcdeploy.clustering.identity import MERGE, SPLIT, Change, Decide, Named, named
 from fcdeploy.data.atomic_folder import atomic_folder
+from fcdeploy.data.checked_pairs import CheckedPairs, read_pairs
 from fcdeploy.data.features import Features, hash_of
 from fcdeploy.data.locks import BusyError, Lock
 from fcdeploy.data.rows import Shards
@@ -39,7 +40,7 @@ from fcdeploy.run.progress import Progress
 from fcdeploy.run.run import Run
 from fcdeploy.run.stage import Moved
 from fcdeploy.runtime.bad_rows import good_faces
-from fcdeploy.runtime.review import keep_evidence
+from fcdeploy.runtime.review import check_pairs, constrained_labels, keep_evidence
 from fcdeploy.runtime.stored import STATE, Rows, Stored, keep_state, open_stored
 from fcdeploy.runtime.survey import list_length
 from fcdeploy.systems import get_system
@@ -85,6 +86,7 @@ def update_run(
     add: Features | None = None,
     remove: np.ndarray | None = None,
     *,
+    pairs: Path | str | None = None,
     merges: Decide = lambda change: True,
     splits: Decide = lambda change: True,
     engine: Path | str | None = None,
@@ -95,9 +97,10 @@ def update_run(
 ) -> Updated:
     """Add faces to the clusters of a run folder, remove some, or both.
 
-    add: new rows, which get the next free numbers; remove: (r,) int64, numbers of faces. merges, splits: whether a
-    change of that kind is made, see ``fcdeploy.clustering.identity``. engine: where it is no longer where the run found
-    it. limits: threads, memory and device. write: is given all faces and their labels just before the folder becomes
+    add: new rows, which get the next free numbers; remove: (r,) int64, numbers of faces. pairs: a file of pairs, by
+    numbers of faces, that are the same person or different ones, which hold whatever links say. merges, splits: whether
+    a change of that kind is made, see ``fcdeploy.clustering.identity``. engine: where it is no longer where the run
+    found it. limits: threads, memory and device. write: is given all faces and their labels just before the folder becomes
     the new one, and stays the old one if that fails. Writes changes.csv, the merges and splits of this update, and
     history.csv, the numbers that faces had, into the folder. Raises InputError for numbers that no face has, for rows
     that cannot be used (on_bad 'skip': they are in no cluster), and where the folder lacks something.
@@ -106,6 +109,7 @@ def update_run(
     with _locked(path):
         stored = open_stored(path, engine, locked=True)
         plan = _planned(stored, add, remove, on_bad)
+        known = None if pairs is None else _known(pairs, plan.rows)
         progress = Progress(quiet)
         options = stored.options(limits or Options())
         options = dataclasses.replace(options, knn=stored.state.knn, recall=stored.state.recall)
@@ -116,13 +120,16 @@ def update_run(
             told_of_compiling(progress.compiling),
         ):
             run = _run_over(plan, stored, options, folder, progress)
-            labels = _labels_of_rows(plan, get_system(stored.bundle.system).cluster(run))
+            system = get_system(stored.bundle.system)
+            labels = _labels_of_rows(plan, system.cluster(run))
+            if known is not None:
+                labels = constrained_labels(run, system, labels, *_faces_and_copies(plan.rows), known)
             links = _links_of(run, plan)
             first = stored.state.next_label
             found = named(plan.old, labels, links, first, merges=merges, splits=splits)
             kept = np.where((plan.rows.source < 0) & (plan.old >= 0), plan.old, found.labels)
             rows = dataclasses.replace(plan.rows, labels=kept)
-            keep_evidence(run, get_system(stored.bundle.system), kept, *_faces_and_copies(rows))
+            keep_evidence(run, system, kept, *_faces_and_copies(rows))
             folder.drop_scratch()
             summary = _summary(stored, plan, rows, found, run)
             folder.claims.claim(SUMMARY, STATE, CHANGES, HISTORY)
@@ -264,6 +271,13 @@ def _labels_of_rows(plan: Plan, found: np.ndarray) -> np.ndarray:
     labels = np.full(len(rows.source), -1, np.int64)
     labels[good] = copies.labels_of_all(found)
     return labels
+
+
+def _known(pairs: Path | str, rows: Rows) -> CheckedPairs:
+    """Read pairs of faces by their numbers; raises InputError for faces that are not there, and contradictions."""
+    known = read_pairs(pairs, len(rows.faces), rows.faces)
+    check_pairs(known, len(rows.faces))
+    return known
 
 
 def _faces_and_copies(rows: Rows) -> tuple[np.ndarray, np.ndarray]:

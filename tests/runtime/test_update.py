@@ -225,3 +225,22 @@ def test_the_command(folder: Any, faces: Any, tmp_path: Path, fcdeploy: Any) -> 
     (tmp_path / "ids.txt").write_text("3\nfive\n")
     assert "line 2 is 'five'" in fcdeploy("update", run, "--remove", tmp_path / "ids.txt", "-o", out)[2]
     assert "asks on a terminal" in fcdeploy("update", run, *args[2:4], "--merges", "ask", "-o", out)[2]
+
+
+def test_pairs_hold_in_an_update_too(folder: Any, faces: Any, tmp_path: Path) -> None:
+    rows, new = faces
+    run = folder()
+    old = read_placed(run).labels
+    first, second = np.flatnonzero(old == np.bincount(old).argmax())[[0, -1]].tolist()
+    third = int(np.flatnonzero(old != old[first])[0])
+    added = len(old)  # the number of the first new face
+    (tmp_path / "pairs.csv").write_text(f"{first},{second},different\n{third},{added},same\n")
+    found = fcdeploy.update(run, add=rows[new], pairs=tmp_path / "pairs.csv")
+    assert found.labels[first] != found.labels[second]
+    assert found.labels[third] == found.labels[added]
+    assert np.array_equal(read_placed(run).labels, found.labels)
+    (tmp_path / "pairs.csv").write_text(f"{first},{10**6},same\n")
+    before = files_of(run)
+    with pytest.raises(InputError, match="the id of no face"):
+        fcdeploy.update(run, remove=[0], pairs=tmp_path / "pairs.csv")
+    assert files_of(run) == before
