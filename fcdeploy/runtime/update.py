@@ -100,9 +100,9 @@ def update_run(
     add: new rows, which get the next free numbers; remove: (r,) int64, numbers of faces. pairs: a file of pairs, by
     numbers of faces, that are the same person or different ones, which hold whatever links say. merges, splits: whether
     a change of that kind is made, see ``fcdeploy.clustering.identity``. engine: where it is no longer where the run
-    found it. limits: threads, memory and device. write: is given all faces and their labels just before the folder becomes
-    the new one, and stays the old one if that fails. Writes changes.csv, the merges and splits of this update, and
-    history.csv, the numbers that faces had, into the folder. Raises InputError for numbers that no face has, for rows
+    found it. limits: threads, memory and device. write: is given all faces and their labels just before the folder
+    becomes the new one, and stays the old one if that fails. Writes changes.csv, the merges and splits of this update,
+    and history.csv, the numbers that faces had, into the folder. Raises InputError for numbers that no face has, for rows
     that cannot be used (on_bad 'skip': they are in no cluster), and where the folder lacks something.
     """
     path = Path(run_dir)
