@@ -102,8 +102,8 @@ def update_run(
     a change of that kind is made, see ``fcdeploy.clustering.identity``. engine: where it is no longer where the run
     found it. limits: threads, memory and device. write: is given all faces and their labels just before the folder
     becomes the new one, and stays the old one if that fails. Writes changes.csv, the merges and splits of this update,
-    and history.csv, the numbers that faces had, into the folder. Raises InputError for numbers that no face has, for rows
-    that cannot be used (on_bad 'skip': they are in no cluster), and where the folder lacks something.
+    and history.csv, the numbers that faces had, into the folder. Raises InputError for numbers that no face has, for
+    rows that cannot be used (on_bad 'skip': they are in no cluster), and where the folder lacks something.
     """
     path = Path(run_dir)
     with _locked(path):
