@@ -36,10 +36,12 @@ __all__ = [
     "embed",
     "faces",
     "pairs",
+    "report",
     "update",
 ]
 
 if TYPE_CHECKING:
+    from fcdeploy.report.writing import report
     from fcdeploy.runtime.api import (
         Assigned,
         Assigner,
@@ -65,6 +67,10 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return getattr(importlib.import_module(f"fcdeploy.runtime.{_INTERFACE[name]}"), name)
+    if name == "report":
+        import fcdeploy.report as report
+
+        return report  # which can be called
     raise AttributeError(f"module 'fcdeploy' has no attribute {name!r}")
 
 

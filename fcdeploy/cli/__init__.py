@@ -36,6 +36,7 @@ VERBS = {
     "train": "Train a network on your own labelled faces.",
     "tune": "Choose the thresholds of an engine on labelled faces.",
     "pairs": "Draw the pairs of faces that are most worth checking by a person.",
+    "report": "Write a page to look at the clusters of a run.",
     "evaluate": "Compare predicted clusters with the truth.",
     "inspect": "Show what a bundle holds and how exact it was measured to be.",
     "recipe": "Print a built-in export recipe.",
@@ -58,7 +59,7 @@ class LazyGroup(click.Group):
             cmd_name = RENAMED[cmd_name]
         if cmd_name not in VERBS:
             return None
-        return importlib.import_module(f"fcdeploy.cli.{cmd_name}").command
+        return importlib.import_module(f"fcdeploy.cli.{cmd_name.replace('-', '_')}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

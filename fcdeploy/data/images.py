@@ -27,6 +27,7 @@ AVIF_BRANDS = (b"avif", b"avis")
 HEAD_BYTES = 32  # that tell an image from other files
 MAX_PIXELS = 25_000_000
 PILLOW_LIMIT = 178_956_970  # pixels beyond which Pillow itself refuses
+THUMBNAIL_GREY = (128, 128, 128)  # beside a picture that is not square
 STRETCH = 0.02  # difference in shape that still counts as none
 ORIENTATION = 0x0112  # EXIF tag
 TRANSPOSES = {  # EXIF orientation -> what turns the picture upright
@@ -104,17 +105,37 @@ def read_image(
     return (state, None) if taken is None else taken
 
 
+def read_thumbnail(
+    source: bytes | Callable[[], BinaryIO], edge: int, max_pixels: int = MAX_PIXELS
+) -> tuple[State, np.ndarray | None]:
+    """Read an image as a square of ``edge`` pixels to look at: upright, whole, and grey beside what is not square.
+
+    source: as of ``read_image``. Returns GOOD and (edge, edge, 3) uint8, or why there is none.
+    """
+
+    def take(image: "Image.Image") -> np.ndarray:
+        from PIL import Image, ImageOps
+
+        return np.asarray(
+            ImageOps.pad(image, (edge, edge), Image.Resampling.BILINEAR, color=THUMBNAIL_GREY)
+        )
+
+    return read_upright(source, max_pixels, take, edge=edge)
+
+
 def read_upright(
     source: bytes | Callable[[], BinaryIO],
     max_pixels: int,
     take: "Callable[[Image.Image], T]",
     room: "Callable[[int], AbstractContextManager[object]]" = lambda pixels: contextlib.nullcontext(),
+    edge: int | None = None,
 ) -> tuple[State, T | None]:
     """Read an image upright, as RGB of 8 bits, and return what ``take`` makes of it.
 
     source: a path, or what opens the file. The first frame of several. EXIF orientation is applied; greyscale, palette,
     CMYK and 16-bit pixels are converted, transparent ones lie on black. The number of pixels is read off the header
-    before anything is decoded. room: opens what the image lies in memory in, given its number of pixels. Returns GOOD
+    before anything is decoded. room: opens what the image lies in memory in, given its number of pixels. edge: of
+    what is to become small, which a JPEG is decoded for at a half, a quarter or an eighth, but no smaller. Returns GOOD
     and that, or why there is none and None. What ``take`` raises is not taken for the file's fault.
     """
     from PIL import Image, UnidentifiedImageError
@@ -132,6 +153,8 @@ def read_upright(
                 if pixels > max_pixels:
                     return State.TOO_LARGE, None
                 stack.enter_context(room(pixels))
+                if edge is not None:
+                    image.draft("RGB", (edge, edge))
                 image.load()
                 upright = _as_rgb(_upright(image))
         except Image.DecompressionBombError:

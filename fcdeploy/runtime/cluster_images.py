@@ -44,13 +44,14 @@ from fcdeploy.runtime.embed import (
     summary_of,
 )
 from fcdeploy.runtime.embed_workers import embedding_workers
+from fcdeploy.runtime.evidence import LINES
 from fcdeploy.runtime.pipeline import Result, run_clustering
 from fcdeploy.runtime.prepare import check_not_kept_in, prepare
 from fcdeploy.runtime.review import NOTHING, Review
 from fcdeploy.runtime.survey import places_of_run
 from fcdeploy.runtime.workers import check_shared
 
-FEATURES, LINES = "embedded", "embedded_lines"  # what is kept: rows of good lines, and the state of all
+FEATURES = "embedded"  # what is kept of good lines; LINES: the state of all
 OUTCOMES = {"skip": "they are in no cluster", "zero": "each is in a cluster of its own"}
 UNKNOWN = 255  # no state
 

@@ -14,6 +14,7 @@ from fcdeploy.clustering.evidence import (
     Evidence,
 )
 from fcdeploy.data.damaged import DAMAGED, reason_of
+from fcdeploy.data.images import FIRST_BAD
 from fcdeploy.data.run_record import RECORD, Record, read_record
 from fcdeploy.errors import InputError
 from fcdeploy.graph.knn import KnnGraph
@@ -24,6 +25,7 @@ from fcdeploy.run.store import Arrays
 from fcdeploy.runtime.copies import rows_of
 
 EVIDENCE = "evidence"  # the artifact
+LINES = "embedded_lines"  # the artifact of what became of every line of a list of images
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def read_placed(run_dir: Path | str) -> Placed:
     """Read the clusters of a finished run, and what they rest on, from its folder alone.
 
     Reads the artifact ``evidence`` (labels of all rows, links and their strength) and the neighbor lists that it names;
-    arrays are mapped, nothing is written. Raises InputError where the folder holds no finished run.
+    arrays are mapped, nothing is written. Of a list of images rows are its lines, and bad ones are in no cluster.
+    Raises InputError where the folder holds no finished run.
     """
     folder = Path(run_dir)
     if not folder.is_dir():
@@ -150,7 +153,21 @@ def read_placed(run_dir: Path | str) -> Placed:
         found["near"],
         int(about["dim"]),
     )
-    return Placed(found["labels"], found["face"], evidence, found["dropped"])
+    return _of_lines(folder, record, Placed(found["labels"], found["face"], evidence, found["dropped"]))
+
+
+def _of_lines(folder: Path, record: Record, placed: Placed) -> Placed:
+    """Return the same for all lines of a list of images, where the run was of such a list."""
+    if LINES not in record.artifacts:
+        return placed
+    states = _mapped(folder, record, LINES)["states"]
+    good = np.flatnonzero(states < FIRST_BAD)
+    if len(good) != len(placed.labels) or len(good) == len(states):
+        return placed
+    labels, face = np.full(len(states), -1, np.int64), np.full(len(states), -1, np.int32)
+    dropped = np.zeros(len(states), np.uint8)
+    labels[good], face[good], dropped[good] = placed.labels, placed.face, placed.dropped
+    return Placed(labels, face, placed.evidence, dropped)
 
 
 def _mapped(folder: Path, record: Record, name: str) -> Arrays:

@@ -1,0 +1,71 @@
+"""``fcdeploy report``."""
+
+from pathlib import Path
+
+import click
+
+from fcdeploy.cli.features import path_column_option
+from fcdeploy.cli.label_options import label_column_option
+from fcdeploy.cli.types import PathType
+
+
+@click.command("report")
+@click.argument("run_dir", type=PathType, metavar="DIR")
+@click.option(
+    "-o",
+    "--output",
+    type=PathType,
+    default=Path("report"),
+    show_default=True,
+    help="Folder to write: index.html and a few files beside it.",
+)
+@click.option(
+    "--images", type=PathType, help="Images of the faces: a list, a folder or an archive, one per row."
+)
+@path_column_option
+@click.option("--labels", type=PathType, help="True identities, to show quality and mark wrong faces.")
+@label_column_option
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of the sample."
+)
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    run_dir: Path,
+    output: Path,
+    images: Path | None,
+    path_column: str | None,
+    labels: Path | None,
+    label_column: str | None,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Write a page to look at the clusters of a run.
+
+    DIR is the --run-dir of a finished `fcdeploy cluster`. The page opens from disk, without a server or a network: what
+    was run, sizes, confidence, the largest clusters, suspicious ones, clusters that may be one person, single faces
+    near a cluster, a random sample, and a search over the rest.
+
+    \b
+    Example:
+      fcdeploy cluster faces.txt --engine pse.onnx --embedder embedder.onnx --run-dir run -o clusters.txt
+      fcdeploy report run --images faces.txt -o report
+    """
+    from fcdeploy.cli.text import one_line
+    from fcdeploy.errors import InputError
+    from fcdeploy.report.writing import report
+
+    if path_column is not None and images is None:
+        raise InputError("--path-column is for --images, which is not given; leave it out.")
+    if label_column is not None and labels is None:
+        raise InputError("--label-column is for --labels, which is not given; leave it out.")
+    page = report(
+        run_dir,
+        output,
+        images=images,
+        path_column=path_column,
+        labels=labels,
+        label_column=label_column,
+        seed=seed,
+    )
+    if not quiet:
+        click.echo(f"report in {one_line(str(page))}")

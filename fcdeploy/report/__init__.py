@@ -1,0 +1,20 @@
+"""Looking at clusters: a page to see them, another to correct them, and exports for the tools people use.
+
+``fcdeploy.report(...)`` writes the page: the folder has the name of what it does, and so it can be called.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Callable(ModuleType):
+    """A module that is called for the function of its name."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        from fcdeploy.report.writing import report
+
+        return report(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,85 @@
+"""A finished run, opened to be looked at: its clusters, how sure they are, its summary, and the images of its faces."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcdeploy.clustering.flags import Confidence
+from fcdeploy.data.filelist import Filelist
+from fcdeploy.data.imagelist import open_images
+from fcdeploy.data.labels import check_known, read_labels
+from fcdeploy.errors import InputError
+from fcdeploy.report.overview import Clusters
+from fcdeploy.run.folder import SUMMARY
+from fcdeploy.runtime.evidence import Placed, read_placed
+from fcdeploy.runtime.review import measured_rows
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """placed, confidence: of all rows; summary: as ``cluster --json`` printed it, empty where it is gone.
+
+    files: the images of the rows, line for row; truth: (rows,) int64, -1 where nobody is said; each None where none
+    were given.
+    """
+
+    folder: Path
+    placed: Placed
+    confidence: Confidence
+    summary: dict[str, Any]
+    files: Filelist | None = None
+    truth: np.ndarray | None = None
+
+    @property
+    def clusters(self) -> Clusters:
+        return Clusters(self.placed, self.confidence)
+
+    @property
+    def n(self) -> int:
+        return len(self.placed.labels)
+
+
+def open_run(
+    run_dir: Path | str,
+    *,
+    images: Path | str | None = None,
+    path_column: str | None = None,
+    labels: Path | str | None = None,
+    label_column: str | None = None,
+) -> OpenedRun:
+    """Read a finished run from its folder, the list of its images and its true identities, where they are given.
+
+    Raises InputError for a folder without a finished run, and for lists and labels of another number of faces.
+    """
+    folder = Path(run_dir)
+    placed = read_placed(folder)
+    n = len(placed.labels)
+    files = None if images is None else images_of(images, n, path_column)
+    truth = None
+    if labels is not None:
+        truth = read_labels(Path(labels), n, label_column)
+        check_known(truth, str(labels), "ignore")
+    return OpenedRun(folder, placed, measured_rows(placed), read_summary(folder), files, truth)
+
+
+def images_of(images: Path | str, n: int, path_column: str | None = None) -> Filelist:
+    """Open the list of the images of n faces; raises InputError for a list of another length."""
+    files = open_images(Path(images), path_column)
+    if files.n != n:
+        raise InputError(
+            f"{images}: lists {files.n:,} images, and the run is of {n:,} faces; give the list that it was made from, "
+            "one image per row of the features."
+        )
+    return files
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the summary in a run folder, empty where there is none that can be read."""
+    try:
+        found = json.loads((folder / SUMMARY).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

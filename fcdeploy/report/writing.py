@@ -1,0 +1,211 @@
+"""``fcdeploy report``: a run as one static page with a few files beside it, to be opened from disk."""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcdeploy import __version__
+from fcdeploy.clustering.flags import FLAGS
+from fcdeploy.data.atomic_folder import atomic_folder, check_folder
+from fcdeploy.packages import import_package
+from fcdeploy.report import figures
+from fcdeploy.report.opened import OpenedRun, open_run
+from fcdeploy.report.overview import Clusters, Overview, overview_of
+from fcdeploy.report.thumbnails import Sprites, no_sprites, style_of, write_sprites
+
+PAGE = Path(__file__).parent / "page"
+INDEX, RECORD = "index.html", "report.json"
+FORMAT = "fcdeploy-report"
+FIXED = (INDEX, RECORD, "report.css", "report.js", "review.js", "thumbs.css", "data.js")
+SHEET = re.compile(r"thumbs-\d{3,}\.jpg")
+STATIC_POLICY = (
+    "default-src 'none'; script-src 'self' file:; style-src 'self' file:; img-src 'self' file: data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+SERVED_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+EVERY = (("numbers", "Numbers"), ("search", "Search"))
+INSTALL = "pip install 'fcdeploy[cpu,report]'"
+
+
+@dataclass(frozen=True)
+class Reviewing:
+    """What the page of a review says beyond the report: the file that decisions go to, and its keys."""
+
+    decisions: str
+    keys: tuple[tuple[str, str], ...]
+
+
+def report(
+    run_dir: Path | str,
+    output: Path | str = "report",
+    *,
+    images: Path | str | None = None,
+    path_column: str | None = None,
+    labels: Path | str | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write a finished run as a page to look at; returns the page's path.
+
+    run_dir: the folder of the run. output: a folder, which is made, or is one that an earlier report made. images: the
+    images of the faces, as `fcdeploy embed` takes them, one per row of the features; without them the page shows
+    numbers. labels: true identities, for quality and to mark faces that are not their cluster's. seed: of the random
+    sample. Raises InputError for a folder without a finished run, for lists and labels of another length, and for an
+    output that holds anybody else's files, MissingDependencyError without Jinja2 (or Pillow, for images).
+    """
+    output = check_folder(Path(output), our_files)
+    check_installed()
+    run = open_run(run_dir, images=images, path_column=path_column, labels=labels, label_column=label_column)
+    with atomic_folder(output, our_files) as folder:
+        write_page(folder, run, seed=seed, truth_name=None if labels is None else str(labels))
+    return output / INDEX
+
+
+def check_installed() -> None:
+    """Raise MissingDependencyError where the package that makes the page is missing."""
+    import_package("jinja2", "Jinja2", INSTALL)
+
+
+def our_files(folder: Path) -> Collection[str] | None:
+    """Return the names of the files that a report wrote into a folder, None where it is not one of ours."""
+    try:
+        found = json.loads((folder / RECORD).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found["files"], list):
+        return None
+    return [name for name in found["files"] if name in FIXED or SHEET.fullmatch(str(name))]
+
+
+def write_page(
+    folder: Path,
+    run: OpenedRun,
+    *,
+    seed: int = 0,
+    truth_name: str | None = None,
+    reviewing: Reviewing | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Write the page and its files into an empty folder."""
+    clusters = run.clusters
+    overview = overview_of(clusters, seed)
+    shown = overview.faces()
+    sprites = no_sprites() if run.files is None else write_sprites(folder, run.files, shown, advance)
+    texts = {
+        INDEX: page_of(run, clusters, overview, sprites, truth_name, reviewing),
+        "thumbs.css": "\n".join(style_of(sprites)) + "\n",
+        "data.js": data_of(run, sprites),
+        "report.css": (PAGE / "report.css").read_text("utf-8"),
+        "report.js": (PAGE / "report.js").read_text("utf-8"),
+    }
+    if reviewing is not None:
+        texts["review.js"] = (PAGE / "review.js").read_text("utf-8")
+    files = sorted([*texts, *sprites.sheets, RECORD])
+    texts[RECORD] = json.dumps({"format": FORMAT, "version": 1, "fcdeploy": __version__, "files": files})
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def page_of(
+    run: OpenedRun,
+    clusters: Clusters,
+    overview: Overview,
+    sprites: Sprites,
+    truth_name: str | None,
+    reviewing: Reviewing | None,
+) -> str:
+    """Return the page as HTML; everything that others have named is escaped."""
+    jinja2: Any = import_package("jinja2", "Jinja2", INSTALL)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"whole": figures.whole, "real": figures.real, "real4": figures.real4}
+    faces, measures = run.confidence.faces, run.confidence.clusters
+    files, truth = run.files, run.truth
+
+    @cache
+    def majority(cluster: int) -> int | None:
+        people = truth[clusters.rows(cluster)] if truth is not None else np.empty(0, np.int64)
+        people = people[people >= 0]
+        return int(np.bincount(people).argmax()) if len(people) else None
+
+    return str(
+        environment.get_template("index.html.j2").render(
+            title=figures.title_of(run),
+            version=__version__,
+            policy=STATIC_POLICY if reviewing is None else SERVED_POLICY.partition("; frame-ancestors")[0],
+            review=reviewing,
+            keys=reviewing.keys if reviewing else (),
+            sections=list(sections_of(overview, reviewing)),
+            overview=overview,
+            sprites=sprites,
+            has_images=files is not None,
+            path=(lambda face: "") if files is None else files.shown,
+            truth=truth,
+            majority=majority,
+            person=lambda face: "" if truth is None or truth[face] < 0 else f"person {truth[face]}",
+            strength=run.confidence.strength,
+            stats=figures.stats_of(run),
+            notes=[str(note) for note in run.summary.get("notes") or ()],
+            sizes=figures.sizes_of(measures.size),
+            confidences=figures.confidences_of(faces.confidence),
+            quality=figures.quality_of(run, truth_name),
+            recall=figures.recall_of(run.summary),
+            flag_rows=figures.flags_of(run),
+            stages=figures.stages_of(run.summary),
+            computed=list(figures.computed_of(run.summary)),
+        )
+    )
+
+
+def sections_of(overview: Overview, reviewing: Reviewing | None) -> Iterator[tuple[str, str, int]]:
+    """Yield the anchor, the name and the number of entries of each section."""
+    if reviewing is not None:
+        yield "decisions", "Decisions", 0
+    for anchor, name in EVERY:
+        yield anchor, name, 0
+    yield "largest", "Largest", len(overview.largest)
+    yield "suspicious", "Suspicious", len(overview.suspicious)
+    yield "suspects", "Perhaps one person", len(overview.suspects)
+    yield "singles", "Single faces", len(overview.singles)
+    yield "sample", "Random sample", len(overview.sample)
+
+
+def data_of(run: OpenedRun, sprites: Sprites) -> str:
+    """Return the script that the page's search reads: arrays of all rows and clusters, little-endian, in base64.
+
+    Measures are 16-bit, -1 to 1 in 65,534 steps, 0 where there is none.
+    """
+    faces, clusters = run.confidence.faces, run.confidence.clusters
+    with_picture = np.where(sprites.shown, sprites.faces, -1) if len(sprites.faces) else sprites.faces
+    arrays = {
+        "labels": run.placed.labels.astype("<i4"),
+        "confidence": sixteen_bits(faces.confidence),
+        "weakest": sixteen_bits(clusters.weakest),
+        "cohesion": sixteen_bits(clusters.cohesion),
+        "similarity": sixteen_bits(clusters.similarity),
+        "flags": clusters.flags,
+        "sprites": sprites.faces.astype("<i4"),
+        "pictured": (with_picture >= 0).astype(np.uint8),
+    }
+    found: dict[str, Any] = {
+        name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()
+    }
+    found |= {"flagNames": list(FLAGS), "images": run.files is not None}
+    return f"window.fcdeployData={json.dumps(found)};\n"
+
+
+def sixteen_bits(values: np.ndarray) -> np.ndarray:
+    """Return measures (m,) float32 between -1 and 1 as (m,) uint16; NaN is 0."""
+    steps = np.round((np.clip(np.nan_to_num(values), -1, 1) + 1) / 2 * 65534) + 1
+    return np.where(np.isnan(values), 0, steps).astype("<u2")
