@@ -116,9 +116,7 @@ def read_thumbnail(
     def take(image: "Image.Image") -> np.ndarray:
         from PIL import Image, ImageOps
 
-        return np.asarray(
-            ImageOps.pad(image, (edge, edge), Image.Resampling.BILINEAR, color=THUMBNAIL_GREY)
-        )
+        return np.asarray(ImageOps.pad(image, (edge, edge), Image.Resampling.BILINEAR, color=THUMBNAIL_GREY))
 
     return read_upright(source, max_pixels, take, edge=edge)
 

@@ -3,6 +3,7 @@
 ``fcdeploy.report(...)`` writes the page: the folder has the name of what it does, and so it can be called.
 """
 
+import importlib
 import sys
 from types import ModuleType
 from typing import Any
@@ -12,9 +13,7 @@ class _Callable(ModuleType):
     """A module that is called for the function of its name."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        from fcdeploy.report.writing import report
-
-        return report(*args, **options)
+        return importlib.import_module(f"{__name__}.writing").report(*args, **options)
 
 
 sys.modules[__name__].__class__ = _Callable

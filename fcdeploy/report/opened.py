@@ -1,6 +1,7 @@
 """A finished run, opened to be looked at: its clusters, how sure they are, its summary, and the images of its faces."""
 
 import json
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,12 @@ def open_run(
     if labels is not None:
         truth = read_labels(Path(labels), n, label_column)
         check_known(truth, str(labels), "ignore")
-    return OpenedRun(folder, placed, measured_rows(placed), read_summary(folder), files, truth)
+    confidence = measured_rows(placed)
+    for array in (placed.evidence.lists.ids, placed.evidence.lists.sims):
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None:  # all of it was just read, and little of it will be again
+            mapped.madvise(mmap.MADV_DONTNEED)
+    return OpenedRun(folder, placed, confidence, read_summary(folder), files, truth)
 
 
 def images_of(images: Path | str, n: int, path_column: str | None = None) -> Filelist:
