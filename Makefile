@@ -4,12 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := benchmarks/demo
 OUT := build/demo
+PHOTOS := benchmarks/photos
+OUT_PHOTOS := build/photos
 
 EVERYTHING := cpu,fast,ray,embed,photos,heif,tables,export,train,tensorrt-rtx,dev
 LOWEST := build/lowest
 QUICK := $(addprefix tests/,clustering data deploy engine graph systems trials test_demo.py)
 
-.PHONY: install demo test test-faults test-ray test-lowest test-wheel check clean
+.PHONY: install demo photos test test-faults test-ray test-lowest test-wheel check clean
 
 install: .venv/installed
 
@@ -25,6 +27,11 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export]'
 	touch $@
 
+# As little, and Pillow.
+.venv/installed-photos: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export,photos]'
+	touch $@
+
 demo: .venv/installed-demo
 	mkdir -p $(OUT)
 	$(BIN)/fcdeploy export --ckpt $(DEMO)/pse-gcn-128.pth --recipe export/pse-gcn-demo.toml -o $(OUT)/pse.onnx
@@ -33,6 +40,12 @@ demo: .venv/installed-demo
 	$(BIN)/fcdeploy export --ckpt $(DEMO)/lce-128.pth --ckpt $(DEMO)/pce-128.pth --recipe export/lce-pcenet-demo.toml -o $(OUT)/lce-pcenet.onnx
 	$(BIN)/fcdeploy cluster $(DEMO)/features.bin --engine $(OUT)/lce-pcenet.onnx -o $(OUT)/lce-pcenet.meta
 	$(BIN)/python benchmarks/compare_cosine.py $(DEMO)/features.bin $(DEMO)/labels.meta --dim 128 --pred PSE-GCN=$(OUT)/pred_labels.meta --pred LCE-PCENet=$(OUT)/lce-pcenet.meta
+
+photos: .venv/installed-photos
+	mkdir -p $(OUT_PHOTOS)
+	$(BIN)/fcdeploy export --ckpt $(PHOTOS)/pse-gcn-64.pth -o $(OUT_PHOTOS)/pse.onnx
+	$(BIN)/fcdeploy cluster $(PHOTOS)/album --detector $(PHOTOS)/yunet.onnx --embedder $(PHOTOS)/embedder.onnx --engine $(OUT_PHOTOS)/pse.onnx --run-dir $(OUT_PHOTOS)/run -o $(OUT_PHOTOS)/clusters.csv
+	cat $(OUT_PHOTOS)/clusters.csv
 
 test: check
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
