@@ -193,6 +193,34 @@ def test_packed_crops_are_the_same_faces(album: Path, fcdeploy: Command) -> None
     assert len(embedded["files"]) == 8 * 32 * 4
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "faces/000000.tar/no.jpg",
+            "line 1, counted from 0, 'faces/000000.tar/no.jpg': there is no such member",
+        ),
+        ("faces/a.jpg", "line 1, counted from 0, 'faces/a.jpg', leads into no archive"),
+        ("faces/000009.tar/a.jpg", "000009.tar, which is no tar archive"),
+    ],
+)
+def test_a_list_that_leads_into_archives_names_the_line_that_does_not(
+    album: Path, fcdeploy: Command, line: str, words: str
+) -> None:
+    assert fcdeploy("faces", album, "--detector", DETECTOR, "-o", "packed", "--shards").code == 0
+    write_embedder(Path("embedder.onnx"), size=(112, 112))
+    listed = Path("packed/faces.txt").read_text().splitlines()
+    Path("packed/mine.txt").write_text("\n".join([listed[0], line]))
+    done = fcdeploy("embed", "packed/mine.txt", "--model", "embedder.onnx")
+    assert done.code == 2
+    assert words in done.sentence
+    Path("packed/mine.txt").write_text("\n".join(listed[::-1]))
+    assert fcdeploy("embed", "packed/mine.txt", "--model", "embedder.onnx", "-o", "back.bin").code == 0
+    assert fcdeploy("embed", "packed/faces.txt", "--model", "embedder.onnx", "-o", "on.bin").code == 0
+    back, on = (np.fromfile(name, np.float32).reshape(8, 32) for name in ("back.bin", "on.bin"))
+    assert np.array_equal(back[::-1], on)
+
+
 def test_gated_faces_are_listed_with_the_reason_and_kept(album: Path, fcdeploy: Command) -> None:
     write_embedder(Path("embedder.onnx"), size=(112, 112))
     command = ("faces", album, "--detector", DETECTOR, "--embedder", "embedder.onnx", "-o", "crops")
@@ -226,9 +254,13 @@ def test_gated_faces_are_listed_with_the_reason_and_kept(album: Path, fcdeploy: 
     assert not Path("crops/gated.csv").exists()
 
 
-@pytest.mark.parametrize(("gate", "column"), [("--min-sharpness", "sharpness"), ("--max-yaw", "yaw")])
+@pytest.mark.parametrize(
+    ("gate", "column"), [("--min-sharpness", "sharpness"), ("--max-yaw", "yaw"), ("--min-norm", "norm")]
+)
 def test_each_gate_goes_by_its_column(album: Path, fcdeploy: Command, gate: str, column: str) -> None:
-    command = ("faces", album, "--detector", DETECTOR, "-o", "crops")
+    write_embedder(Path("embedder.onnx"), size=(112, 112))
+    more = ("--embedder", "embedder.onnx") if column == "norm" else ()
+    command = ("faces", album, "--detector", DETECTOR, "-o", "crops", *more)
     assert fcdeploy(*command).code == 0
     values = {row["face"]: abs(float(row[column])) for row in table(Path("crops/faces.csv"))}
     limit = float(np.median(list(values.values())))

@@ -12,7 +12,8 @@ from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.images import import_pillow
 from fcdeploy.runtime.photos_api import Faces
 
-pytestmark = pytest.mark.slow
+# Notes of copies, and of the recipe beside the weights.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::fcdeploy.errors.FcdeployWarning")]
 
 PHOTOS = Path(__file__).parent.parent.parent / "benchmarks/photos"
 SCALES = np.geomspace(62, 320, 10) / FACE  # sides of pasted crops; of the faces in them 62 to 320 pixels
