@@ -56,6 +56,10 @@ def test_added_faces_are_clustered_with_the_others_and_numbers_stay(
     assert same == pytest.approx(1 - moved / len(old))
     assert same > 0.5
     assert (found.labels[len(old) :] >= 0).any()
+    sure = fcdeploy.confidence(run)  # what clusters rest on is kept, too
+    sizes = np.bincount(found.labels[found.labels >= 0])
+    assert np.array_equal(sure.clusters.size, sizes)
+    assert len(sure.faces.confidence) == len(rows)
     again = fcdeploy.assign(rows[new][:20], run_dir=run)
     assert np.array_equal(again.labels, found.labels[len(old) : len(old) + 20])
     assert np.array_equal(read_placed(run).labels, found.labels)
