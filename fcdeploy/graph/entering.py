@@ -102,3 +102,23 @@ def place_of_follower(
             if strengths[row, p] > best and sims[row, p] > floor[other]:
                 places[row] = p
     return places
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def lists_with(ids: np.ndarray, sims: np.ndarray, faces: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Return lists (m, k) int32 as they are when ``faces`` (m,) have entered them, one each.
+
+    ids: (m, k) int32; sims: (m, k) float32, downwards; near: (m,) float32, how similar each face is. One that is no
+    more similar than the last entry stays out; entry 0, the owner of the list, stays.
+    """
+    m, k = ids.shape
+    found = np.empty((m, k), dtype=np.int32)
+    for row in prange(m):
+        entered = False
+        for p in range(k):
+            if not entered and p > 0 and near[row] > sims[row, p]:
+                found[row, p] = faces[row]
+                entered = True
+            else:
+                found[row, p] = ids[row, p - 1] if entered else ids[row, p]
+    return found

@@ -16,7 +16,7 @@ from fcdeploy.graph.connectivity import (
     symmetric_scores,
     weighted_largest,
 )
-from fcdeploy.graph.entering import entering_scores, place_of_follower
+from fcdeploy.graph.entering import entering_scores, lists_with, place_of_follower
 from fcdeploy.graph.links import NO_LINK
 from fcdeploy.graph.transition import add_received, link_to_peaks, shares, transition_distances
 from fcdeploy.run.artifact import Artifact
@@ -111,11 +111,18 @@ def rule_of_pairs(
     reached = strongest_links(run, knn, dists, scores, density)
     engine, least = run.opened_engine("confirm"), np.float32(least_probability(run))
 
-    def asked(face: np.ndarray, denser: np.ndarray, found: np.ndarray) -> np.ndarray:
-        probable = np.full(len(face), np.nan, dtype=np.float32)
-        some = np.flatnonzero(found)
+    def asked(rows: np.ndarray, place: np.ndarray, *, follows: bool) -> np.ndarray:
+        """PCENet's probability of links to, or with ``follows`` from, the faces at a place in lists of new ones."""
+        probable = np.full(len(rows), np.nan, dtype=np.float32)
+        some = np.flatnonzero(place != NO_LINK)
         if len(some):
-            probable[some] = confirmed_links(run, vectors, knn, face[some], denser[some], engine)
+            new, own = rows[some], (rows[some], place[some])
+            other = knn["ids"][own]
+            lists = lists_with(
+                knn["ids"][other, : pairs.k], knn["sims"][other, : pairs.k], new, knn["sims"][own]
+            )
+            both = (lists, knn["ids"][new, : pairs.k]) if follows else (knn["ids"][new, : pairs.k], lists)
+            probable[some] = confirmed_lists(run, vectors, *both, new, engine)
         return probable
 
     def rule(rows: np.ndarray, labels: np.ndarray) -> Offers:
@@ -126,7 +133,7 @@ def rule_of_pairs(
         higher = np.where(ids < run.n, density[np.minimum(ids, run.n - 1)], -np.inf) > own[:, None]
         best = np.where(higher & (strengths > 0), strengths, 0)
         denser = np.where(best.any(axis=1), best.argmax(axis=1), NO_LINK)
-        value = asked(rows, ids[at, denser], denser != NO_LINK)
+        value = asked(rows, denser, follows=False)
         confirmed = value > least
         best[at, np.maximum(denser, 0)] = 0  # the others, of which the strongest may be certain
         certain = (best >= threshold).any(axis=1) & ~confirmed
@@ -138,7 +145,7 @@ def rule_of_pairs(
             follower[place != NO_LINK] = NO_LINK
             if not (follower != NO_LINK).any():
                 break
-            theirs = asked(ids[at, follower], rows, follower != NO_LINK)
+            theirs = asked(rows, follower, follows=True)
             joined = theirs > least
             place[joined], value[joined] = follower[joined], theirs[joined]
             left[at, np.maximum(follower, 0)] = -np.inf
@@ -515,9 +522,16 @@ def confirmed_links(
 ) -> np.ndarray:
     """PCENet's probability (m,) float32 that ``faces`` (m,) and the ``denser`` ones (m,) are one person each."""
     k, ids = run.settings.pairs.k, knn["ids"]
-    both = np.concatenate([ids[faces][:, :k], ids[denser][:, :k]], axis=1)  # (m, 2k)
+    return confirmed_lists(run, vectors, ids[faces][:, :k], ids[denser][:, :k], faces, engine)
+
+
+def confirmed_lists(
+    run: Run, vectors: Artifact, lists: np.ndarray, others: np.ndarray, faces: np.ndarray, engine: Engine
+) -> np.ndarray:
+    """PCENet's probability (m,) float32 by the lists (m, k) of ``faces`` (m,), and those of the denser ones."""
+    both = np.concatenate([lists, others], axis=1)  # (m, 2k)
     logits = np.empty((len(faces), 2), dtype=np.float32)
-    for part, outputs in engine.run_each(list_batches(vectors.array, both, lists_a_call(run, 2 * k))):
+    for part, outputs in engine.run_each(list_batches(vectors.array, both, lists_a_call(run, both.shape[1]))):
         logits[part] = outputs["logits"]
     run.check_finite(logits, faces, "logit")
     return probability(logits)
