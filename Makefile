@@ -7,11 +7,11 @@ OUT := build/demo
 PHOTOS := benchmarks/photos
 OUT_PHOTOS := build/photos
 
-EVERYTHING := cpu,fast,ray,embed,photos,heif,tables,export,train,tensorrt-rtx,dev
+EVERYTHING := cpu,fast,ray,embed,photos,heif,tables,export,train,tensorrt-rtx,dev,docs
 LOWEST := build/lowest
 QUICK := $(addprefix tests/,clustering data deploy engine graph systems trials test_demo.py)
 
-.PHONY: install demo photos test test-faults test-ray test-lowest test-wheel check clean
+.PHONY: install demo photos test test-faults test-ray test-lowest test-wheel check clean docs docs-pictures
 
 install: .venv/installed
 
@@ -72,6 +72,16 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site: any warning is an error, and nothing is loaded from elsewhere.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+
+# The pages that are made of the code and the results of benchmarks.
+docs-pictures: .venv/installed
+	$(BIN)/python docs/pictures/make.py
+	$(BIN)/python -m fcdeploy.cli.reference > docs/cli.md
+	$(BIN)/python docs/site/recipe_keys.py > docs/recipe-keys.md
 
 clean:
 	rm -rf .venv build

@@ -1,0 +1,88 @@
+"""Links that lead out of docs/ are followed: the files they name become part of the site, below ``repository/``.
+
+On the disk, and where the repository is browsed, pages link to ``../SECURITY.md`` or ``../benchmarks/results/x.json``.
+A site has its pages alone, so these files are copied (Markdown is rendered) and the links are turned to the copies.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent.parent
+COPIES = "repository"
+LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
+
+
+def source_of(site_path: str) -> str:
+    """Return where a file of the site lies in the repository, e.g. docs/cli.md for cli.md."""
+    if site_path.startswith(f"{COPIES}/"):
+        return site_path.removeprefix(f"{COPIES}/")
+    return f"docs/{site_path}"
+
+
+def place_of(source: str) -> str:
+    """Return where a file of the repository lies in the site."""
+    return source.removeprefix("docs/") if source.startswith("docs/") else f"{COPIES}/{source}"
+
+
+def target_of(link: str, source: str) -> tuple[str, str] | None:
+    """Return the file of the repository that a link names, and the anchor with its #; None for an address."""
+    path, mark, anchor = link.partition("#")
+    if not path or re.match(r"[a-z]+:", link):
+        return None
+    return posixpath.normpath(posixpath.join(posixpath.dirname(source), unquote(path))), mark + anchor
+
+
+def outside(text: str, source: str) -> set[str]:
+    """Return the files outside of docs/ that a page links to."""
+    parts = FENCE.split(text)[::2]
+    targets = [target_of(link, source) for part in parts for link in LINK.findall(part)]
+    return {target[0] for target in targets if target and not f"{target[0]}/".startswith("docs/")}
+
+
+def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
+    """Add the files outside of docs/ that pages link to, and those that these link to."""
+    from mkdocs.structure.files import File
+
+    waiting = {source_of(page.src_uri) for page in files.documentation_pages()} | {
+        "SECURITY.md",
+        "CHANGELOG.md",
+    }
+    waiting |= {"README.md"}
+    seen: set[str] = set()
+    while waiting - seen:
+        source = (waiting - seen).pop()
+        seen.add(source)
+        path = ROOT / source
+        if not source.startswith("docs/") and path.is_file():
+            files.append(File.generated(config, place_of(source), abs_src_path=str(path)))
+        if path.suffix == ".md" and path.is_file():
+            waiting |= outside(path.read_text(), source)
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
+    """Turn links to files outside of docs/ to their copies; a folder has none, and keeps its name only."""
+    source = source_of(page.file.src_uri)
+
+    def turn(match: re.Match[str]) -> str:
+        text, link = match[1], match[2]
+        target = target_of(link, source)
+        if target is None or (source.startswith("docs/") and f"{target[0]}/".startswith("docs/")):
+            return match[0]
+        if not (ROOT / target[0]).is_file():
+            return text if (ROOT / target[0]).is_dir() else match[0]
+        place = posixpath.relpath(place_of(target[0]), posixpath.dirname(page.file.src_uri))
+        return f"[{text}]({place}{target[1]})"
+
+    parts = FENCE.split(markdown)
+    parts[::2] = [re.sub(r"\[([^\]]*)\]\(([^)\s]+)\)", turn, part) for part in parts[::2]]
+    return "".join(parts)

@@ -1,0 +1,203 @@
+"""The site: anchors, pictures, the pages made by scripts, and what the pages say of figures."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
+FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+SHORT = (
+    *("index", "install", "first-clusters", "which-system", "threshold", "own-neighbor-lists"),
+    *("from-the-authors", "troubleshooting", "glossary", "cite", "pse-gcn", "data-flow", "python"),
+)
+MOST_WORDS = 1200
+
+
+def loaded(path: Path) -> ModuleType:
+    """Import a script of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    before = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+hooks = loaded(DOCS / "site/hooks.py")
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as far as GitHub and the site give them the same name."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", page.read_text()), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\s-]", "", text.lower()).strip()
+        on_github, on_the_site = re.sub(r"\s", "-", name), re.sub(r"[-\s]+", "-", name)
+        found |= {on_github} & {on_the_site}
+    return found
+
+
+def links_of(page: Path) -> list[tuple[str, str]]:
+    """Return the files, relative to the page, and anchors that a page links to; addresses left out."""
+    links = re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text()))
+    relative = [link.partition("#") for link in links if not re.match(r"[a-z]+:", link)]
+    return [(path, anchor) for path, _, anchor in relative]
+
+
+def broken_anchors(page: Path) -> list[str]:
+    """Return the anchors that a page links to and no heading has."""
+    broken = []
+    for path, anchor in links_of(page):
+        target = (page.parent / path).resolve() if path else page
+        if anchor and target.suffix == ".md" and anchor not in anchors_of(target):
+            broken.append(f"{path}#{anchor}")
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_anchor_that_is_linked_is_a_heading(page: Path) -> None:
+    assert not broken_anchors(page)
+
+
+def test_a_link_to_no_heading_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "a.md"
+    page.write_text("# One thing\n\n[right](#one-thing), [wrong](#another), [file](b.md#two-three)\n")
+    (tmp_path / "b.md").write_text("## Two, `three`\n")
+    assert broken_anchors(page) == ["#another"]
+
+
+def test_pages_made_of_recipes_are_up_to_date() -> None:
+    made = loaded(DOCS / "site/recipe_keys.py").page()
+    assert (DOCS / "recipe-keys.md").read_text() == made, (
+        "run `python docs/site/recipe_keys.py > docs/recipe-keys.md`"
+    )
+
+
+def test_every_key_of_a_built_in_recipe_is_on_the_page() -> None:
+    """Read off the TOML files, and not off the dataclasses that the page is made of."""
+    import tomllib
+
+    text = (DOCS / "recipe-keys.md").read_text()
+    sections = {part.partition('`system = "')[2].partition('"')[0]: part for part in text.split("\n## ")}
+
+    def keys(table: dict[str, object], prefix: str) -> list[str]:
+        found = []
+        for name, value in table.items():
+            if isinstance(value, dict):
+                found += keys(value, f"{prefix}{name}.")
+            elif not isinstance(value, list) or not value or not isinstance(value[0], dict):
+                found.append(f"{prefix}{name}")
+        return found
+
+    seen = 0
+    for path in sorted((ROOT / "export").glob("*.toml")):
+        recipe = tomllib.loads(path.read_text())
+        section = sections[recipe.pop("system")]
+        for key in keys(recipe, ""):
+            assert f"| `{key}` |" in section, f"{path.name}: {key}"
+            seen += 1
+    assert seen > 100
+
+
+def test_pictures_are_those_that_the_script_draws_from_the_results() -> None:
+    drawn = loaded(DOCS / "pictures/make.py").pictures()
+    kept = {path.name: path.read_text() for path in (DOCS / "pictures").glob("*.svg")}
+    assert kept.keys() == drawn.keys()
+    for name, text in drawn.items():
+        assert kept[name] == text, f"{name}: run `make docs-pictures`"
+
+
+def test_every_picture_is_shown_in_both_forms() -> None:
+    shown = {link for page in PAGES for link in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text())}
+    for link in shown:
+        path, _, scheme = link.rpartition("#")
+        assert scheme == ("gh-dark-mode-only" if path.endswith("-dark.svg") else "gh-light-mode-only"), link
+        other = path.replace("-dark.svg", ".svg") if "-dark" in path else path.replace(".svg", "-dark.svg")
+        assert any(one.startswith(f"{other}#") for one in shown), link
+    assert len(shown) >= 10
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_pages_are_short(name: str) -> None:
+    assert len((DOCS / f"{name}.md").read_text().split()) <= MOST_WORDS
+
+
+def test_figures_of_quality_are_those_of_the_results() -> None:
+    """Both F of every method of docs/which-system.md, to three digits."""
+    rows = json.loads((ROOT / "benchmarks/results/quality.json").read_text())["rows"]
+    measured = {f"{row['pairwise F']:.3f} / {row['BCubed F']:.3f}" for row in rows}
+    section = (DOCS / "which-system.md").read_text().partition("## Quality")[2].partition("## Speed")[0]
+    said = re.findall(r"\b0\.\d{3} / 0\.\d{3}\b", section)
+    assert len(said) > 12
+    assert set(said) <= measured
+
+
+def test_figures_of_speed_and_memory_are_those_of_the_results() -> None:
+    section = (DOCS / "which-system.md").read_text().partition("## Speed")[2].partition("\n## ")[0]
+    runs = {name: results(name)["arguments"]["runs"] for name in ("scale", "scale_gpu")}
+    checked = 0
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not cells[0].startswith("PSE-GCN"):
+            continue
+        name = "scale_gpu" if "H200" in cells[0] else "scale"
+        run = next(run for run in runs[name] if f"{run['faces']:,}" == cells[1])
+        value, unit = cells[2].split()
+        seconds = run["wall_seconds"] / (60 if unit == "min" else 1)
+        assert float(value) == pytest.approx(seconds, rel=0.02), line
+        assert cells[3] == f"{run['peak_bytes'] / 1e9:.1f} GB", line
+        checked += 1
+    assert checked >= 4
+
+
+def results(name: str) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Return the figures of a benchmark."""
+    found: dict[str, dict[str, list[dict[str, float]]]] = json.loads(
+        (ROOT / f"benchmarks/results/{name}.json").read_text()
+    )
+    return found
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_pages_with_measured_figures_name_the_file(name: str) -> None:
+    text = FENCE.sub("", (DOCS / f"{name}.md").read_text())
+    if re.search(r"faces per second|\d GB\b(?! of packages)|\b0\.[78]\d\d / 0\.\d{3}", text):
+        assert re.search(r"benchmarks/(results/\w+\.json|demo/README\.md)", text), name
+
+
+def test_the_site_names_pages_that_exist_and_loads_nothing_from_elsewhere() -> None:
+    text = (DOCS / "site/mkdocs.yml").read_text()
+    named = re.findall(r": ([\w./-]+\.md)$", text.partition("\nnav:")[2], re.MULTILINE)
+    assert len(named) > 30
+    assert len(set(named)) == len(named)
+    for name in named:
+        assert (ROOT / hooks.source_of(name)).is_file(), name
+    assert "font: false" in text
+    assert "http" not in text
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """And no page of it asks another host for anything but when the reader follows a link."""
+    import subprocess
+
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", DOCS / "site/mkdocs.yml"]
+    built = subprocess.run([*command, "--site-dir", tmp_path], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 30
+    for page in pages:
+        loads = re.findall(
+            r"<(?:script|img|link)\b[^>]*?(?:src|href)=\"?(https?://[^\"\s>]+)", page.read_text()
+        )
+        assert not [address for address in loads if "canonical" not in address], page
