@@ -48,6 +48,26 @@ def outside(text: str, source: str) -> set[str]:
     return {target[0] for target in targets if target and not f"{target[0]}/".startswith("docs/")}
 
 
+def named_in(nav: object) -> set[str]:
+    """Return the pages that a navigation names."""
+    if isinstance(nav, str):
+        return {nav}
+    entries = nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ()
+    return set().union(*(named_in(entry) for entry in entries))
+
+
+def on_config(config: "MkDocsConfig") -> "MkDocsConfig":
+    """Put pages that the navigation does not name at the end of the how-to part, so that none is out of reach."""
+    named = named_in(config.nav)
+    part = next(part["How-to"] for part in config.nav or [] if "How-to" in part)
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        name = path.relative_to(ROOT / "docs").as_posix()
+        if name not in named:
+            title = path.read_text().partition("\n")[0].removeprefix("# ")
+            part.append({title: name})
+    return config
+
+
 def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     """Add the files outside of docs/ that pages link to, and those that these link to."""
     from mkdocs.structure.files import File
