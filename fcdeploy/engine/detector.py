@@ -1,6 +1,7 @@
 """Any ONNX face detector that gives boxes and five points: which head it has, and pictures through it."""
 
 import hashlib
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,10 +108,13 @@ class Detector:
         multiple = self._settings.multiple
         size = self.size or (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
         shape = (self.batch or len(pictures), 3, *size)
-        feed = getattr(self._buffers, "feed", None)
-        if feed is None or feed.shape != shape:
-            # Kept, for most pictures are of one size and a new one means that all its pages are mapped anew.
-            feed = self._buffers.feed = np.empty(shape, np.float32)
+        length = math.prod(shape)
+        kept = getattr(self._buffers, "kept", None)
+        if kept is None or len(kept) < length:
+            kept = self._buffers.kept = np.empty(
+                length, np.float32
+            )  # for good: mapping new pages takes its time
+        feed: np.ndarray = kept[:length].reshape(shape)
         feed[len(pictures) :] = feed[:, :, height:] = feed[..., width:] = 0
         for at, picture in enumerate(pictures):
             for channel in range(3):

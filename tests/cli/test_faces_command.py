@@ -289,6 +289,21 @@ def test_new_and_changed_photos_alone_are_looked_at_again(album: Path, fcdeploy:
     assert content(Path("anew")) == content(Path("crops"))
 
 
+@pytest.mark.parametrize("name", ["faces", "faces.rows"])
+def test_links_in_the_folder_of_crops_lead_nowhere(album: Path, fcdeploy: Command, name: str) -> None:
+    command = ("faces", album, "--detector", DETECTOR, "-o", "crops", "--quiet")
+    assert fcdeploy(*command).code == 0
+    Path("crops", name).rename("elsewhere")
+    Path("crops", name).symlink_to(Path("elsewhere").absolute())
+    (album / "1.jpg").unlink()
+    kept = [*Path("elsewhere").rglob("*.jpg"), Path("elsewhere")]
+    before = [path.read_bytes() for path in kept if path.is_file()]
+    done = fcdeploy(*command)
+    assert done.code == 2
+    assert f"{name}: is a symbolic link" in done.sentence
+    assert [path.read_bytes() for path in kept if path.is_file()] == before
+
+
 @pytest.mark.faults
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(album: Path, fcdeploy: Command) -> None:
     for at in range(40):
