@@ -228,9 +228,9 @@ def begin(folder: RunFolder, job: FacesJob, stamps: np.ndarray, names: np.ndarra
     others = [other for other in folder.unfinished(WORKING) if other[0] != name]
     partial = folder.begin(name, key, shapes_of(job.photos.n), durable=True)
     folder.claims.claim(ROWS, FOLDER)
-    for place in (folder.path / ROWS, folder.path / FOLDER):
-        if place.is_symlink():
-            raise InputError(f"{place}: is a symbolic link, and is not written through; remove it.")
+    for path in (folder.path / ROWS, folder.path / FOLDER):
+        if path.is_symlink():
+            raise InputError(f"{path}: is a symbolic link, and is not written through; remove it.")
     new = not partial.finished
     if new:
         partial.arrays["names"][:] = names

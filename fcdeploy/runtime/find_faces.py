@@ -3,7 +3,8 @@
 A detector finds faces of some 10 to 300 pixels. So a photo is looked at as it is (a large one shrunk, as far as
 ``--min-face`` allows), in tiles where it is large even so, and again at a quarter of that for larger faces, and so on.
 The points of a face that was found are then looked for again in a window in which it stands upright and is of the size
-of a crop: a crop depends on them, and on a turned or small face they are far off at first.
+of a crop, twice, and then in that window mirrored: a crop depends on them, and on a turned or small face they are far
+off at first.
 """
 
 import itertools
@@ -101,7 +102,8 @@ def aligned_points(image: "Image.Image", faces: Candidates, detector: Detector, 
     """
     points = faces.points.astype(np.float64)
     if search.refine and (detector.size is None or min(detector.size) >= WINDOW):
-        return _looked_for_again(image, points, detector, search)
+        for mirrored in (False, True):  # the first look puts the face upright
+            points = _looked_for_again(image, points, detector, search, mirrored=mirrored)
     return points
 
 
@@ -163,11 +165,14 @@ def _starts(length: int, most: int) -> list[int]:
 
 
 def _looked_for_again(
-    image: "Image.Image", points: np.ndarray, detector: Detector, search: Search
+    image: "Image.Image", points: np.ndarray, detector: Detector, search: Search, *, mirrored: bool
 ) -> np.ndarray:
-    """Look for the points (n, 5, 2) of each face in a window in which it stands as in a crop."""
+    """Look for the points (n, 5, 2) of each face in a window in which it stands as in a crop.
+
+    mirrored: in the mirrored window as well; the mean of both is what a detector errs by to one side taken off.
+    """
     aside = WINDOW / 2 - TEMPLATE.mean(axis=0)
-    found, matrices = points.copy(), {}
+    matrices = {}
     for face, given in enumerate(points):
         matrix = similarity(given)
         if np.isfinite(matrix).all() and np.linalg.det(matrix[:, :2]) > 0:
@@ -176,11 +181,18 @@ def _looked_for_again(
     windows = [
         np.asarray(warped(image, matrix, (WINDOW, WINDOW), fine=False)) for matrix in matrices.values()
     ]
-    for (face, matrix), faces in zip(matrices.items(), _in_windows(windows, detector, search), strict=True):
-        near = _nearest(faces, applied(matrix, points[face]))
-        if near is not None:
-            found[face] = applied(inverse(matrix), near)
-    return found
+    again: list[list[np.ndarray]] = [[] for _ in points]
+    for mirror in (False, True)[: 1 + mirrored]:
+        shown = [np.ascontiguousarray(window[:, ::-1]) for window in windows] if mirror else windows
+        for (face, matrix), faces in zip(matrices.items(), _in_windows(shown, detector, search), strict=True):
+            found = faces.points.astype(np.float64)
+            if mirror:  # left is right
+                found = (found * [-1, 1] + [WINDOW - 1, 0])[:, [1, 0, 2, 4, 3]]
+            near = _nearest(found, faces.scores, applied(matrix, points[face]))
+            if near is not None:
+                again[face].append(applied(inverse(matrix), near))
+    means = [np.mean(found, axis=0) if found else face for found, face in zip(again, points, strict=True)]
+    return np.array(means).reshape(points.shape)
 
 
 def _in_windows(windows: list[np.ndarray], detector: Detector, search: Search) -> Iterator[Candidates]:
@@ -206,10 +218,8 @@ def _in_windows(windows: list[np.ndarray], detector: Detector, search: Search) -
             yield Candidates(faces.boxes - np.tile(corner, 2), faces.points - corner, faces.scores)
 
 
-def _nearest(faces: Candidates, expected: np.ndarray) -> np.ndarray | None:
-    """Return the points (5, 2) of the best face near those expected (5, 2), None where there is none."""
-    away = np.linalg.norm(faces.points - expected, axis=2).mean(axis=1)
+def _nearest(points: np.ndarray, scores: np.ndarray, expected: np.ndarray) -> np.ndarray | None:
+    """Return of points (n, 5, 2) those of the best face near the ones expected (5, 2), None where there is none."""
+    away = np.linalg.norm(points - expected, axis=2).mean(axis=1)
     near = np.flatnonzero(away < NEAR)
-    if not len(near):
-        return None
-    return faces.points[near[np.argmax(faces.scores[near])]].astype(np.float64)
+    return points[near[np.argmax(scores[near])]] if len(near) else None
