@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent.parent
 COPIES = "repository"
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+OPTIONS_HERE = "<!-- the options of a run -->"
 FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
 
@@ -89,9 +90,31 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     return files
 
 
+def options_of_a_run() -> str:
+    """Return the options of ``fcdeploy.cluster`` as a table."""
+    from fcdeploy.run.options import DESCRIBED
+
+    rows = [
+        f"| `{name}` | {one.help} | {one.usual} |".replace("`fcdeploy inspect`", "fcdeploy inspect")
+        for name, one in DESCRIBED.items()
+    ]
+    return "\n".join(["| option | what it is | default |", "| --- | --- | --- |", *rows])
+
+
+def with_all_names(markdown: str) -> str:
+    """Put public names that the page does not have at its end."""
+    import fcdeploy
+
+    named = re.findall(r"^::: fcdeploy\.(\w+)", markdown, re.MULTILINE)
+    missing = [name for name in fcdeploy.__all__ if name not in named and name != "__version__"]
+    return "\n\n".join([markdown, *(f"::: fcdeploy.{name}" for name in missing)])
+
+
 def on_page_markdown(markdown: str, *, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
     """Turn links to files outside of docs/ to their copies; a folder has none, and keeps its name only."""
     source = source_of(page.file.src_uri)
+    if source == "docs/python.md":
+        return with_all_names(markdown.replace(OPTIONS_HERE, options_of_a_run()))
 
     def turn(match: re.Match[str]) -> str:
         text, link = match[1], match[2]

@@ -24,23 +24,33 @@ if TYPE_CHECKING:
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
-    help="Faces, links or neighborhoods a call.  [default: by the size of the tensors]",
+    help="Faces, links or neighborhoods per engine call.  [default: by the size of the tensors]",
 )
-@click.option("--nodes", type=click.IntRange(min=1), help="Length of every other free axis.  [default: 128]")
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    help="Length of every other free axis, e.g. faces per neighborhood.  [default: 128]",
+)
 @click.option(
     "--faces",
     type=click.IntRange(min=0),
     default=500,
     show_default=True,
-    help="Generated faces of whole runs; 0 for passes only.",
+    help="Number of generated faces in whole runs; 0 measures passes only.",
 )
-@click.option("--pass", "passes", multiple=True, metavar="NAME", help="Measure this pass.  [default: all]")
+@click.option(
+    "--pass",
+    "passes",
+    multiple=True,
+    metavar="NAME",
+    help="Measure only this pass; may be repeated.  [default: all]",
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),
     default=2.0,
     show_default=True,
-    help="For each measurement; 10 calls or 3 runs at least.",
+    help="Seconds per measurement; at least 10 calls or 3 runs.",
 )
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
@@ -57,7 +67,7 @@ def command(
     threads: int,
     as_json: bool,
 ) -> None:
-    """Measure how long bundles take: every pass, and whole runs.
+    """Measure latency and throughput of bundles: every pass, and whole runs.
 
     Passes are given random inputs, runs generated faces. Latency is that of a warm engine, split in host (preparing,
     and in runs everything that is not the engine), copies and compute. Several bundles are compared with the first.

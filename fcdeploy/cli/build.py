@@ -17,12 +17,14 @@ from fcdeploy.cli.types import PathType
     default="rtx3090",
     show_default=True,
     metavar="FILE|NAME",
-    help="What to build for: a TOML file, or a built-in name (cpu, h200, rtx3090).",
+    help="Build profile: a TOML file, or a built-in name (cpu, h200, rtx3090).",
 )
 @click.option(
-    "--compute-capability", metavar="X.Y", help="Of the GPU to build for.  [default: the profile's]"
+    "--compute-capability",
+    metavar="X.Y",
+    help="Compute capability of the target GPU, e.g. 8.9.  [default: the profile's]",
 )
-@click.option("--log-file", type=PathType, help="Where the builder's log goes.  [default: OUTPUT.log]")
+@click.option("--log-file", type=PathType, help="File for the builder's log.  [default: OUTPUT.log]")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     bundle: Path,
@@ -35,7 +37,7 @@ def command(
     """Compile an ONNX bundle into TensorRT plans for one GPU.
 
     TensorRT for RTX, the flavour of the profile rtx3090, needs no GPU to compile; TensorRT builds on the GPU itself.
-    Precision is what the ONNX graphs say.
+    The precision is that of the ONNX graphs.
 
     \b
     Example:

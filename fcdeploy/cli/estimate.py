@@ -38,7 +38,7 @@ def command(
     as_json: bool,
     **chosen: Any,
 ) -> None:
-    """Tell which files, memory and time a run would take.
+    """Estimate the files, memory and time of a run.
 
     Options are those of `fcdeploy cluster`. Sizes are exact; times are estimated from short measurements on this
     machine, within a factor of two or so.

@@ -12,14 +12,14 @@ import click
     required=True,
     multiple=True,
     type=click.Path(path_type=Path),
-    help="PyTorch checkpoint; several for the networks of one run.",
+    help="PyTorch checkpoint; give it once per network of a system with several.",
 )
 @click.option(
     "--key",
     "keys",
     multiple=True,
-    help="Where the weights stand in a checkpoint that holds several, e.g. ema or ema.shadow; once for all, or once "
-    "per --ckpt.",
+    help="Key of the weights in a checkpoint that holds several, e.g. ema or ema.shadow; once for all checkpoints, or "
+    "once per --ckpt.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: SYSTEM.onnx]"
@@ -34,21 +34,26 @@ import click
     type=click.Choice(["fp32", "fp16"]),
     default="fp32",
     show_default=True,
-    help="Of matrix products; inputs, outputs and all else stay float32.",
+    help="Precision of matrix products; inputs, outputs and everything else stay float32.",
 )
 @click.option(
     "--keep",
     type=click.Choice(["decisions", "similarities"]),
     default="decisions",
     show_default=True,
-    help="Products that stay float32 in fp16: all that an edge depends on, or only the similarity compared.",
+    help="With fp16, matrix products that stay float32: all that an edge depends on (decisions), or only those that "
+    "are compared (similarities).",
 )
 @click.option(
     "--agreement",
     type=click.Path(path_type=Path),
-    help="Features to compare the clusters of fp16 and fp32 on.  [default: generated faces]",
+    help="Features on which the clusters of fp16 and fp32 are compared.  [default: generated faces]",
 )
-@click.option("--allow-mismatch", is_flag=True, help="Write the bundle even when it misses the tolerance.")
+@click.option(
+    "--allow-mismatch",
+    is_flag=True,
+    help="Write the bundle even if its error exceeds the recipe's tolerance.",
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     checkpoints: tuple[Path, ...],
@@ -64,8 +69,8 @@ def command(
     """Turn authors' checkpoints into an ONNX bundle.
 
     The system and its feature width are recognised from the weights. The graphs are compared with the PyTorch
-    network before anything is written; exit code 3 says that they missed the recipe's tolerance. In fp16 the
-    clusters are compared, too.
+    network before anything is written; exit code 3 means that the error exceeds the recipe's tolerance. With
+    fp16, the clusters are compared as well.
 
     \b
     Example:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest and what was checked as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the manifest and the results of the checks as JSON."
+)
 def command(bundle: Path, as_json: bool) -> None:
-    """Show what a bundle holds and how exact it was measured to be.
+    """Show the contents of a bundle and its measured accuracy.
 
-    Every graph file is hashed and compared with the manifest; exit code 2 says that one was changed.
+    Every graph file is hashed and compared with the manifest; exit code 2 means that one was changed.
 
     \b
     Example:

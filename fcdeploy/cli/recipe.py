@@ -6,7 +6,7 @@ import click
 @click.command("recipe")
 @click.argument("name", required=False)
 def command(name: str | None) -> None:
-    """Print a built-in export recipe, or the names of all.
+    """Print a built-in export recipe, or list all names.
 
     \b
     Example:

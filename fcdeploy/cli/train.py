@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcdeploy.cli.features import column_option, open_and_tell
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option
 from fcdeploy.cli.outputs import check_default_output
@@ -20,11 +21,25 @@ if TYPE_CHECKING:
     from fcdeploy.training.train import Trained
 
 
-@click.command("train")
+GROUPS = {
+    "Input and output": (
+        *("features", "column", "dim", "labels", "label_column", "unknown", "on_bad", "knn", "reranked"),
+        *("output", "run_dir", "scratch", "quiet"),
+    ),
+    "Network": ("network", "recipe", "checkpoints", "init", "keys", "settings"),
+    "Schedule": ("epochs", "steps", "batch", "lr", "average", "validation", "patience", "seed"),
+    "Splitting the faces": ("albums", "strays"),
+    "Machine": ("device", "mixed", "threads"),
+}
+
+
+@click.command("train", cls=grouped(GROUPS))
 @click.argument("system")
 @click.option("--features", required=True, type=PathType, help="Features of the training faces.")
 @column_option
-@click.option("--labels", required=True, type=PathType, help="Their identities, -1 where unknown.")
+@click.option(
+    "--labels", required=True, type=PathType, help="Identities of the training faces, -1 where unknown."
+)
 @label_column_option
 @click.option(
     "--unknown",
@@ -41,7 +56,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Checkpoint to write, in the authors' key layout; the recipe goes beside it (.toml).",
 )
-@click.option("--network", help="Which network, where a system has several.")
+@click.option("--network", help="Network to train, for a system with several, e.g. lce.")
 @click.option(
     "--recipe",
     help="TOML file or built-in name.  [default: the .toml beside a --ckpt or --init, else the published settings]",
@@ -51,45 +66,49 @@ if TYPE_CHECKING:
     "checkpoints",
     multiple=True,
     type=PathType,
-    help="Checkpoint of a network that runs before this one; several if need be.",
+    help="Checkpoint of a network that runs before this one; may be repeated.",
 )
 @click.option(
     "--knn",
     type=PathType,
     metavar="FILE",
-    help="Neighbor lists of all faces made elsewhere (.npz, .npy), for the training faces.  [default: searched]",
+    help="File of neighbor lists of all faces (.npz, .npy).  [default: neighbors are searched]",
 )
-@click.option("--reranked", type=PathType, help="Re-ranked lists of all faces made elsewhere (.npz, .npy).")
+@click.option("--reranked", type=PathType, help="File of re-ranked lists of all faces (.npz, .npy).")
 @click.option("--init", type=PathType, help="Checkpoint to start from instead of random weights.")
 @click.option(
     "--key",
     "keys",
     multiple=True,
-    help="Where the weights stand in a checkpoint that holds several, e.g. ema; once for all, or once per --ckpt and "
-    "then for --init.",
+    help="Key of the weights in a checkpoint that holds several, e.g. ema; once for all checkpoints, or once per "
+    "--ckpt and then for --init.",
 )
+@click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs.  [default: as published]")
+@click.option("--steps", type=click.IntRange(min=1), help="Number of training steps, instead of --epochs.")
 @click.option(
-    "--epochs", type=click.IntRange(min=1), help="Times to see everything.  [default: as published]"
+    "--batch", type=click.IntRange(min=2), help="Batch size: items per step.  [default: as published]"
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Steps to take, instead of --epochs.")
-@click.option("--batch", type=click.IntRange(min=2), help="Items a step.  [default: as published]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: as published]")
 @click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training setting of the network's own."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Training setting of the network, e.g. nodes=128; may be repeated. docs/training.md lists them.",
 )
 @click.option(
     "--validation",
     type=click.FloatRange(0, 0.5),
     default=0.1,
     show_default=True,
-    help="Share of the identities kept apart to tell how good the network is.",
+    help="Share of identities held out for validation; 0 trains on all.",
 )
 @click.option(
     "--patience",
     type=click.IntRange(min=0),
     default=5,
     show_default=True,
-    help="Checks without a better validation F after which training ends; 0 for never.",
+    help="Stop after this many validations without a better F; 0: never.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option(
@@ -97,9 +116,13 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     metavar="auto|cpu|cuda|cuda:N",
-    help="Where to train; auto is the GPU when there is one.",
+    help="Device to train on; auto: a GPU if there is one.",
 )
-@click.option("--mixed/--no-mixed", default=None, help="Half-precision products.  [default: on a GPU]")
+@click.option(
+    "--mixed/--no-mixed",
+    default=None,
+    help="Mixed precision: matrix products in half precision.  [default: on a GPU]",
+)
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
 )
@@ -116,21 +139,22 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Sets that the faces are dealt into, unevenly, each to be clustered alone: large and small clusters.",
+    help="Number of sets into which the faces are split, unevenly, each with its own neighbors: people then have many "
+    "faces in one set and few in another.",
 )
 @click.option(
     "--strays",
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Share of the faces that are dealt to any of the albums, where many are alone: people with one face.",
+    help="Share of faces assigned to a random album one by one, where many are alone, like people with one photo.",
 )
 @click.option(
     "--average",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.0,
     show_default=True,
-    help="Judge and save a running mean of the weights of this decay, such as 0.98; 0 for the weights themselves.",
+    help="Decay of a running mean of the weights, which is validated and saved instead of them, e.g. 0.98; 0: off.",
 )
 @click.option(
     "--dim",
@@ -138,7 +162,9 @@ if TYPE_CHECKING:
     help="Width of a .bin file's rows.  [default: its sidecar, or by the number of labels]",
 )
 @click.option(
-    "--run-dir", type=PathType, help="Keep the training here, and go on with it.  [default: OUTPUT, .run]"
+    "--run-dir",
+    type=PathType,
+    help="Folder that keeps the training, to be resumed by the same command.  [default: OUTPUT's name with .run]",
 )
 @run_option("scratch")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -167,9 +193,9 @@ def command(
 ) -> None:
     """Train a network of SYSTEM on your own labelled faces.
 
-    The run folder keeps configuration, curves, best and last weights; the same command goes on where an
-    interrupted one stopped. Whole identities are kept apart for validation, and the best weights on them are
-    what is written.
+    The run folder keeps the configuration, curves, and best and last weights; the same command resumes an
+    interrupted training. Whole identities are held out for validation, and the weights that are best on them
+    are written.
 
     \b
     Example:

@@ -24,7 +24,7 @@ from fcdeploy.cli.types import PathType
     show_default=True,
     help="Model repository to write.",
 )
-@click.option("--prefix", help="What model names begin with.  [default: the system's name]")
+@click.option("--prefix", help="Prefix of the models' names.  [default: the system's name]")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     bundle: Path | None,
