@@ -25,6 +25,7 @@ from fcdeploy.runtime.stored import open_stored
 from fcdeploy.systems import get_system
 
 ROOM = 256  # new faces that are computed together at most
+FEW = 16  # faces that one thread computes
 UNMATCHED = ("-1", "singleton")
 DEFAULTS = Options()
 
@@ -157,7 +158,8 @@ class Assigner:
             yield rows
 
     def _assign(self, vectors: np.ndarray) -> Assigned:
-        with self._lock, threads_limited(self._cores):
+        # A few faces are done sooner than a team of threads has met, above all where others use the cores, too.
+        with self._lock, threads_limited(self._cores if len(vectors) > FEW else 1):
             if self._run is None:
                 raise FcdeployError(f"{self.path}: this Assigner is closed; open another.")
             rows = self._run.add(vectors)
