@@ -16,6 +16,7 @@ FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 SHORT = (
     *("index", "install", "first-clusters", "which-system", "threshold", "own-neighbor-lists"),
     *("from-the-authors", "troubleshooting", "glossary", "cite", "pse-gcn", "data-flow", "python"),
+    *("biometric-data", "contributing/words"),
 )
 MOST_WORDS = 1200
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+WORDS = ROOT / "docs/contributing/words.md"
 HOUSE_WORDS = ("get along with", "whose f is", "of all that is drawn")
 PLACES = ("fcdeploy/cli", "fcdeploy/data", "fcdeploy/deploy", "fcdeploy/training", "docs")
 FILES = (
@@ -21,5 +22,28 @@ def test_no_text_needs_a_glossary(place: str) -> None:
     files = [top] if top.is_file() else [f for f in top.rglob("*") if f.suffix in (".py", ".md")]
     assert files
     for file in files:
-        text = re.sub(r"\s+", " ", file.read_text().lower())
+        if file == WORDS:  # which lists them
+            continue
+        text = flattened(file.read_text())
         assert not [words for words in HOUSE_WORDS if words in text], file
+
+
+def not_to_be_used() -> list[str]:
+    """Return the phrases that the page on words lists on the left."""
+    table = WORDS.read_text().partition("| not | but |")[2]
+    return [row.split("|")[1].strip().lower() for row in table.strip().splitlines()[1:]]
+
+
+def flattened(text: str) -> str:
+    return re.sub(r"\s+", " ", text.lower())
+
+
+def test_no_help_or_page_has_a_phrase_that_the_page_on_words_replaces() -> None:
+    from fcdeploy.cli import reference
+
+    phrases = not_to_be_used()
+    assert len(phrases) >= 20
+    pages = {page.name: page.read_text() for page in (ROOT / "docs").rglob("*.md") if page != WORDS}
+    for name, text in {**pages, "help": reference.page()}.items():
+        found = [phrase for phrase in phrases if re.search(rf"\b{re.escape(phrase)}\b", flattened(text))]
+        assert not found, name

@@ -77,7 +77,7 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
         "SECURITY.md",
         "CHANGELOG.md",
     }
-    waiting |= {"README.md"}
+    waiting |= {"README.md", "CONTRIBUTING.md"}
     seen: set[str] = set()
     while waiting - seen:
         source = (waiting - seen).pop()
