@@ -160,6 +160,29 @@ def test_figures_of_speed_and_memory_are_those_of_the_results() -> None:
     assert checked >= 4
 
 
+def test_speeds_are_those_of_the_results() -> None:
+    """Every table of docs/speed.md that is one file of benchmarks/results, and that of docs/gpu.md."""
+    text = (DOCS / "speed.md").read_text()
+    for name, digits in (("refine", 1), ("lgcn", 0)):
+        for row in results(name)["rows"]:
+            speed = row["faces_per_s"]
+            shown = f"{speed:,.{digits if speed < 10 else 0}f}"
+            assert f"| {shown} | " in text, f"{name}: {shown}"
+    links = [f"{row['links_per_s']:.0f}" for row in results("sepfl")["rows"]]
+    assert f"did {links[0]} links/s, ours {links[1]}" in text
+    first, second = text.partition("`results/scale_avx2.json`")[::2]
+    gpu = (DOCS / "gpu.md").read_text()
+    for name, page in (("scale", first), ("scale_avx2", second), ("scale_gpu", gpu)):
+        runs = results(name)["arguments"]["runs"]
+        for stage in ("knn", "refine", "refined_knn"):
+            seconds = " | ".join(f"{run['stages'][stage]['seconds']:.1f}" for run in runs)
+            assert re.search(rf"^\| {stage} .*\| {re.escape(seconds)} \|", page, re.MULTILINE) or (
+                f"| {stage} | {seconds} |" in page
+            ), f"{name}: {stage} {seconds}"
+        whole = " | ".join(f"{run['wall_seconds']:.1f}" for run in runs)
+        assert f"| whole command | {whole} |" in page, f"{name}: {whole}"
+
+
 def results(name: str) -> dict[str, dict[str, list[dict[str, float]]]]:
     """Return the figures of a benchmark."""
     found: dict[str, dict[str, list[dict[str, float]]]] = json.loads(
