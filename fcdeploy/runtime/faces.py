@@ -192,7 +192,7 @@ def check_faces_folder(job: FacesJob, output: Path) -> None:
         )
 
 
-def look_for_faces(job: FacesJob, folder: RunFolder, progress: Progress) -> Found:
+def look_for_faces(job: FacesJob, detector: Detector, folder: RunFolder, progress: Progress) -> Found:
     """Find the faces of all photos and write their crops into the folder of a run, going on from what is there."""
     with progress.bar("files", job.photos.n, unit="photos") as bar:
         found, stamps = look_up_all(job.photos, job.cores, bar.advance)
@@ -203,7 +203,7 @@ def look_for_faces(job: FacesJob, folder: RunFolder, progress: Progress) -> Foun
         todo = lines_to_do(partial, stamps)
         if len(todo):
             changed = True
-            with job.open() as detector, progress.stage("faces"):
+            with progress.stage("faces"):
                 fill(partial, path, job, detector, todo, found, stamps, progress)
         photos = {name: np.array(array) for name, array in partial.arrays.items()}
     rows = np.memmap(path, np.float32, "r").reshape(-1, COLUMNS) if path.stat().st_size else _no_rows()

@@ -61,12 +61,14 @@ def faces_to_folder(
     anew for ``output``. The same call goes on from what an interrupted one left.
     """
     check_faces_folder(job, output)
-    with job.open() as detector:  # what does not fit is said before anything is made
-        description, provider = detector.describe(), detector.provider
     progress, started = Progress(quiet), time.perf_counter()
-    with RunFolder(output, choice) as folder:
+    with contextlib.ExitStack() as outer:
+        detector = outer.enter_context(job.open())  # what does not fit is said before anything is made
+        description, provider = detector.describe(), detector.provider
+        folder = outer.enter_context(RunFolder(output, choice))
         folder.check_free([*LISTS, ROWS, FOLDER])
-        found = look_for_faces(job, folder, progress)
+        found = look_for_faces(job, detector, folder, progress)
+        detector.close()
         if bad := bad_photos(job, found):
             folder.claims.claim(BAD)
             write_bad_list(output / BAD, bad)
