@@ -503,6 +503,9 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
             f"{photos['faces_found']:,} faces found in {photos['photos']:,} photos, {photos['gated']:,} left out; "
             f"{photos['bad_photos']:,} photos could not be read"
         )
+    if workers := summary.get("workers"):
+        lost = f", {workers['workers_lost']:,} lost" if workers["workers_lost"] else ""
+        console.print(f"{workers['blocks']:,} blocks by {workers['workers']:,} workers{lost}")
     if summary.get("bad"):
         if "lines" in summary:
             console.print(f"{summary['bad']:,} of {summary['lines']:,} lines could not be embedded")

@@ -168,6 +168,12 @@ class RayCrew:
     def expected(self) -> int:
         return len(self._members)
 
+    @property
+    def needs(self) -> str:
+        cpus, gpus = self._options.ray_cpus, self._options.ray_gpus
+        told = "all of its CPUs, at least one," if cpus is None else f"{cpus:g} CPUs"
+        return f"{told}{f' and {gpus:g} GPUs' if gpus else ''} free"
+
     def describe(self, worker: str) -> str:
         return self._names.get(worker, f"worker {worker}")
 

@@ -7,6 +7,7 @@ lost at any time.
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from fcdeploy.run.store import Arrays, Partial, Span, Store, missing_blocks
 
 MOST_RESTARTS = 200  # of a worker's flow one behind the other, which then goes elsewhere than ours
 
+ALONE_SECONDS = 60.0  # without any worker, behind which the user is told
 MOST_NOTES = 5  # of lost workers; the bar counts them all
 
 
@@ -71,6 +73,10 @@ class Crew(Protocol):
         """How many workers there are."""
 
     @property
+    def needs(self) -> str:
+        """What a machine has to have free for a worker, for people."""
+
+    @property
     def expected(self) -> int:
         """How many there will be, as far as is known."""
 
@@ -82,7 +88,8 @@ class Crew(Protocol):
 class Product:
     """An artifact in the making.
 
-    ready: blocks that are written and wait for those before them, by their first row; told: workers that were lost.
+    in_order: whether blocks are taken in one behind the other; at: what is missing then, and ready: blocks that are
+    written and wait for those before them, by their first row. taken: how many were taken in.
     """
 
     stage: Stage
@@ -91,13 +98,17 @@ class Product:
     blocks: Path
     bar: Bar
     in_order: bool
-    at: list[Span] = field(default_factory=list)  # what is missing, where blocks are taken in order
+    at: list[Span] = field(default_factory=list)
     ready: dict[int, Span] = field(default_factory=dict)
     taken: int = 0
 
 
 class SharedBlocks:
-    """See ``Blocks``; own: the fingerprint of this process; strict: whether workers with another one are refused."""
+    """See ``Blocks``; own: the fingerprint of this process; note: tells the user a sentence.
+
+    lost: workers that were, blocks: how many were taken in, and again: handed out more than once, so far. seconds: of
+    each stage, from the first block that was handed out until all were taken in.
+    """
 
     def __init__(
         self,
@@ -114,7 +125,16 @@ class SharedBlocks:
         self._inside: list[tuple[str, str]] = []
         self._product: Product | None = None
         self._run, self._described = 0, ""
-        self.lost = 0
+        self.lost, self.blocks, self.again = 0, 0, 0
+        self.seconds: dict[str, float] = {}
+        self._first = 0.0
+        self._told_of_waiting = False
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the summary of a run says of workers."""
+        done = {"blocks": self.blocks, "blocks_again": self.again, "workers_lost": self.lost}
+        return {"workers": self._crew.count, **done, "seconds": dict(self.seconds)}
 
     def begin(self, described: Mapping[str, object]) -> None:
         """Let workers begin another run; described: what it is of, plain values."""
@@ -153,9 +173,12 @@ class SharedBlocks:
             if not stage.passes:
                 size = size_of_blocks(stage.count, stage.size, stage.whole, self._crew.expected)
             product.handout = Handout(gaps, size, stage.whole)
-            self._product = product
+            self._product, self._first = product, 0.0
             try:
+                started = time.monotonic()
                 while not product.handout.finished:
+                    if not self._crew.count and time.monotonic() - started > ALONE_SECONDS:
+                        self._tell_of_waiting()
                     self._serve()
                     for event in self._crew.poll():
                         self._handle(event, product)
@@ -164,6 +187,17 @@ class SharedBlocks:
                         store.release_pages()
             finally:
                 self._product = None
+                self.blocks, self.again = self.blocks + product.taken, self.again + product.handout.again
+                if self._first:
+                    self.seconds[stage.name] = time.perf_counter() - self._first
+
+    def _tell_of_waiting(self) -> None:
+        """Tell, once, that there are no workers."""
+        if not self._told_of_waiting:
+            self._told_of_waiting = True
+            self._note(
+                f"no worker has come yet: a machine needs {self._crew.needs} for one; `ray status` shows what is taken."
+            )
 
     def _adopted(self, product: Product, missing: list[Span]) -> list[Span]:
         """Take in blocks that were written before a driver ended, and delete other files."""
@@ -315,6 +349,7 @@ class SharedBlocks:
                 del self._asking[worker]
                 return None
             span = product.handout.take(worker)
+            self._first = self._first or time.perf_counter()
             return Reply(messages.LEASED, *span) if span else None
         if (ask.name, ask.key) in self._inside:
             return Reply(messages.INSIDE)

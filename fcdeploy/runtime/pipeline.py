@@ -165,6 +165,8 @@ def run_clustering(
                 summary["faces"] -= left_out
                 if others := summary.pop("uncovered", 0) - left_out:
                     summary["uncovered"] = others
+        if workers is not None:
+            summary["workers"] = workers.blocks.summary
         if truth is not None:
             summary["quality"] = evaluate(labels, truth, unknown=unknown).as_dict()
         if run_dir:

@@ -105,9 +105,9 @@ def own_folder(scratch: str, run_folder: str) -> Iterator[Folder]:
         copies = None
         if scratch:
             Path(scratch).mkdir(parents=True, exist_ok=True)
-            remove_leftovers(Path(scratch))
             copies = stack.enter_context(copies_in(Path(scratch), run_folder))
         place = Path(scratch or tempfile.gettempdir())
+        remove_leftovers(place)
         yield Folder(Path(stack.enter_context(temporary_folder_in(place))), copies)
 
 
