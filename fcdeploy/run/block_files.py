@@ -15,6 +15,7 @@ import numpy as np
 
 from fcdeploy.data.atomic import no_space_left
 from fcdeploy.data.damaged import DAMAGED
+from fcdeploy.machine import is_local
 from fcdeploy.run.store import Arrays, Span
 
 BLOCKS = "blocks"  # the folder of an artifact in the making that holds them
@@ -38,7 +39,8 @@ def write_block_file(folder: Path, span: Span, key: str, arrays: Arrays, worker:
             for array in arrays.values():
                 np.save(file, array, allow_pickle=False)
             file.flush()
-            os.fsync(file.fileno())
+            if not is_local(folder):  # or who reads it sees it anyway, and after a restart nobody trusts it
+                os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -69,7 +69,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str, choice: str = "--run-dir", *, shared: bool = False) -> None:
-        self.path, self.shared = Path(path), shared
+        self.path = Path(path)
         check_run_folder(self.path, choice)  # before anything is written there
         try:
             self.path.mkdir(exist_ok=True)
@@ -105,9 +105,12 @@ class RunFolder:
             self._begin_anew(record.outdated)
         self.claims.begin()
         self._lease: Lease | None = None
+        self.read_elsewhere = shared and not is_local(self.path)
         if shared or not is_local(self.path):
             self.claims.claim(LEASE)
             self._lease = Lease(self.path / LEASE)
+        elif LEASE in self.claims:
+            (self.path / LEASE).unlink(missing_ok=True)  # of a run that was killed
         self._maps = Maps()
 
     def __enter__(self) -> "RunFolder":
@@ -346,7 +349,7 @@ class FolderPartial:
         self.close()
         self._remove_blocks()
         final = self._folder.path / places_of(self._name, self._scratch)[1]
-        if not self._scratch or self._folder.shared:
+        if not self._scratch or self._folder.read_elsewhere:
             for part in parts:
                 sync_file(self._place / f"{part}.npy")
             sync_folder(self._place)

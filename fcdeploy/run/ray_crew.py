@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -28,6 +30,13 @@ FAREWELL = 10.0  # seconds in which workers clear up
 OBJECTS = 80 << 20  # bytes of a local cluster's object store, which nothing is put into
 REASON_CHARACTERS = 200
 PROBE_SECONDS = 300.0
+REACH_SECONDS = 10.0
+CHANGED = (
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_CLIENT_MODE",
+    "PYTHONBREAKPOINT",
+)  # in the environment, by Ray
 
 
 def import_ray() -> Any:
@@ -68,12 +77,16 @@ def connected(options: Options) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, environment = signal.getsignal(signal.SIGTERM), dict(os.environ)
     folder = None
     try:
         quietly = {"log_to_driver": False, "logging_level": logging.CRITICAL, "include_dashboard": False}
         workers = local_workers(address)
         if workers is not None:
+            if "RAY_AUTH_MODE" not in environment:
+                # A token for this cluster alone, or Ray writes one into the user's home, which all later ones ask for.
+                os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+                _read_environment(ray)
             # Short: names of sockets have a limit. Ray's logs go with it.
             folder = tempfile.mkdtemp(prefix="fcd-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
             cpus = options.ray_cpus or max(1, options.cores // workers)
@@ -88,9 +101,10 @@ def connected(options: Options) -> Iterator[Any]:
             )
         else:
             del quietly["include_dashboard"]
+            _check_reached(address)
             ray.init(address, **quietly)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        _clear(ray, folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        _clear(ray, folder, environment)
         raise InputError(
             f"--ray {address}: no cluster is reached ({_first_line(str(error))}); start one with "
             "`ray start --head`, and `ray start --address HOST:PORT` on other machines, this one included, or "
@@ -102,14 +116,40 @@ def connected(options: Options) -> Iterator[Any]:
     try:
         yield ray
     finally:
-        _clear(ray, folder)
+        _clear(ray, folder, environment)
 
 
-def _clear(ray: Any, folder: str | None) -> None:
+def _check_reached(address: str) -> None:
+    """Raise OSError where nobody answers at HOST:PORT, for which Ray itself waits for minutes."""
+    host, _, port = address.rpartition(":")
+    if host:
+        if not port.isdecimal():
+            raise ValueError(f"{port} is no port")
+        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+
+
+def _clear(ray: Any, folder: str | None, environment: dict[str, str]) -> None:
+    """Disconnect, and leave nothing behind; environment: of this process before.
+
+    By the token of a local cluster no other one is entered.
+    """
     with contextlib.suppress(Exception):
         ray.shutdown()
+    for name in CHANGED:
+        if name in environment:
+            os.environ[name] = environment[name]
+        else:
+            os.environ.pop(name, None)
+    _read_environment(ray)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_environment(ray: Any) -> None:
+    """Let Ray look at the environment again, which it does once per process."""
+    with contextlib.suppress(Exception):  # of versions that know no tokens
+        ray._raylet.Config.initialize("")
+        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _print_nothing(ray: Any) -> None:
@@ -308,7 +348,8 @@ def _reason_of(error: Exception) -> str:
         return "its machine is gone"
     if "worker process has died" in text or "Connection reset" in text:
         return "its process ended"
-    return _first_line(text)
+    lines = [line.strip() for line in text.splitlines() if line.startswith("The actor")]
+    return _first_line(lines[-1] if lines else text)
 
 
 def _first_line(text: str) -> str:

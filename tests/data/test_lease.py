@@ -82,13 +82,14 @@ def test_a_run_in_one_process_on_a_local_disk_needs_no_lease(tmp_path: Path) -> 
         assert not (tmp_path / "run" / LEASE).exists()
 
 
-def test_the_lease_of_a_killed_run_is_taken_over_on_the_same_host(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_lease_of_a_killed_run_is_taken_over_on_the_same_host(tmp_path: Path, shared: bool) -> None:
     place = tmp_path / "run"
     with RunFolder(place, shared=True):
         content = (place / LEASE).read_text()
     record = (place / "run.json").read_text()
     (place / LEASE).write_text(content)
     (place / "run.json").write_text(record.replace('"run.lock"', '"run.lock",\n  "run.lease"'))
-    with RunFolder(place, shared=True):
-        pass
+    with RunFolder(place, shared=shared):
+        assert (place / LEASE).exists() == shared
     assert not (place / LEASE).exists()
