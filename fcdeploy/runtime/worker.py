@@ -152,7 +152,7 @@ def follow_clustering(told: Told, line: Line, place: Place) -> None:
     options = options_from_plain(told["options"], threads=place.threads, memory=place.memory)
     prepared = prepare(features, read_bundle(told["engine"]), options)
     store = FollowedStore(Path(told["folder"]), line, place.folder.own, place.folder.copies)
-    run = run_of(prepared, store, Progress(), asked=options, final=False)
+    run = run_of(prepared, store, Progress(), asked=options, final=False, keeps=True)
     run.stamp, run.unit_rows = stamp_of(features), None  # the driver has looked at all rows
     run.features_hash = told["features_hash"]
     run.blocks = FollowedBlocks(line, options.budget, place.name)
