@@ -12,6 +12,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from schematics import cells, exact_and_layerwise, run_folder  # noqa: E402
 from svg import DARK, LIGHT, Picture, Theme, bars, chain, curves  # noqa: E402
 
 RESULTS = HERE.parent.parent / "benchmarks/results"
@@ -220,6 +221,9 @@ def pictures() -> dict[str, str]:
         "time-over-faces": time_over_faces,
         "memory-over-faces": memory_over_faces,
         "quality": quality,
+        "exact-and-layerwise": exact_and_layerwise,
+        "cells": cells,
+        "run-folder": run_folder,
         **systems(),
     }
     return {
