@@ -117,6 +117,14 @@ def test_pictures_are_those_that_the_script_draws_from_the_results() -> None:
         assert kept[name] == text, f"{name}: run `make docs-pictures`"
 
 
+def test_the_picture_of_the_house_has_every_folder_in_the_order_of_imports() -> None:
+    from test_imports import ORDER
+
+    text = (DOCS / "pictures/house.svg").read_text()
+    folders = re.findall(r'font-weight="600">(\w+)</text>', text)
+    assert folders == [name for name in ORDER if "." not in name]
+
+
 def test_every_picture_is_shown_in_both_forms() -> None:
     shown = {link for page in PAGES for link in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text())}
     for link in shown:

@@ -66,6 +66,7 @@ def house(theme: Theme) -> str:
         ("runtime", "a whole run; the Python interface"),
         ("deploy", "checkpoints to bundles and plans"),
         ("training", "training and tuning"),
+        ("report", "looking at clusters"),
         ("cli", "a thin command per verb"),
     ]
     picture = Picture(500, 34 * len(rows) + 4, theme, "The folders of fcdeploy, in the order of the data")

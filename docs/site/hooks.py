@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent.parent
 COPIES = "repository"
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+# Pages that answer questions come before those that tell how it came about, where a search finds both.
+SEARCH = {
+    "install.md": 3.0,
+    "own-neighbor-lists.md": 3.0,
+    "from-the-authors.md": 3.0,
+    "glossary.md": 3.0,
+    "troubleshooting.md": 2.0,
+    "repository/SECURITY.md": 3.0,
+    "repository/README.md": 0.5,
+    "repository/CHANGELOG.md": 0.2,
+    "repository/benchmarks/demo/README.md": 0.2,
+}
 OPTIONS_HERE = "<!-- the options of a run -->"
 FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
@@ -113,6 +125,8 @@ def with_all_names(markdown: str) -> str:
 def on_page_markdown(markdown: str, *, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
     """Turn links to files outside of docs/ to their copies; a folder has none, and keeps its name only."""
     source = source_of(page.file.src_uri)
+    if page.file.src_uri in SEARCH:
+        page.meta["search"] = {"boost": SEARCH[page.file.src_uri]}
     if source == "docs/python.md":
         return with_all_names(markdown.replace(OPTIONS_HERE, options_of_a_run()))
 
