@@ -39,7 +39,6 @@ RESCORE_BLOCK = 512  # faces between two commits, rounded to whole batches
 CONNECT_BLOCK = 2048
 LINK_BLOCK = 65536
 CONFIRM_BLOCK = 2048
-FOLLOWERS = 5  # stored faces that may link to a new one, of which PCENet is asked
 NEAR = 0.5  # similarity of the neighbors whose recall is told apart
 
 Similarities = Callable[[slice], np.ndarray]  # a block of faces -> those to their first k neighbors
@@ -101,8 +100,8 @@ def rule_of_pairs(
 ) -> Rule:
     """Link new faces to the denser stored face of the largest score times similarity, if PCENet confirms the two.
 
-    Else to one that is linked for certain, else to the first that it confirms of the stored faces that would most
-    strongly link to it. A link back to a new face, which is in no list, is taken to be as probable as that from it.
+    Else to one that is linked for certain, else to the stored face that would most strongly link to it, if it confirms
+    these. A link back to a new face, which is in no list, is taken to be as probable as that from it.
     """
     pairs, sims = run.settings.pairs, similarities(run, knn, dists)
     candidates = candidate_links(run, knn, dists, scores)
@@ -137,19 +136,13 @@ def rule_of_pairs(
         confirmed = value > least
         best[at, np.maximum(denser, 0)] = 0  # the others, of which the strongest may be certain
         certain = (best >= threshold).any(axis=1) & ~confirmed
-        place = np.select([confirmed, certain], [denser, best.argmax(axis=1)], NO_LINK)
-        value[certain] = 1
-        left = strengths.copy()
-        for _ in range(FOLLOWERS):
-            follower = place_of_follower(ids, left, density, own, reached, floor, cosine)
-            follower[place != NO_LINK] = NO_LINK
-            if not (follower != NO_LINK).any():
-                break
-            theirs = asked(rows, follower, follows=True)
-            joined = theirs > least
-            place[joined], value[joined] = follower[joined], theirs[joined]
-            left[at, np.maximum(follower, 0)] = -np.inf
-        return offers_of_lists(ids, strengths.astype(np.float32), place, run.n, value)
+        follower = place_of_follower(ids, strengths, density, own, reached, floor, cosine)
+        follower[confirmed | certain] = NO_LINK
+        theirs = asked(rows, follower, follows=True)
+        joined = theirs > least
+        place = np.select([confirmed, certain, joined], [denser, best.argmax(axis=1), follower], NO_LINK)
+        told = np.select([certain, joined], [np.float32(1), theirs], value)
+        return offers_of_lists(ids, strengths.astype(np.float32), place, run.n, told)
 
     return rule
 
