@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")),
+    *sorted(DOCS.rglob("*.md")),
+    *sorted((ROOT / "benchmarks").rglob("*.md")),
+]
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 SHORT = (
     *("index", "install", "first-clusters", "which-system", "threshold", "own-neighbor-lists"),
@@ -67,6 +71,13 @@ def broken_anchors(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_anchor_that_is_linked_is_a_heading(page: Path) -> None:
     assert not broken_anchors(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_is_linked_exists(page: Path) -> None:
+    """And every picture; docs/ and the pages beside the benchmarks."""
+    for path, _ in links_of(page):
+        assert (page.parent / path).exists(), path
 
 
 def test_a_link_to_no_heading_is_found(tmp_path: Path) -> None:
@@ -147,6 +158,16 @@ def test_figures_of_quality_are_those_of_the_results() -> None:
     section = (DOCS / "which-system.md").read_text().partition("## Quality")[2].partition("## Speed")[0]
     said = re.findall(r"\b0\.\d{3} / 0\.\d{3}\b", section)
     assert len(said) > 12
+    assert set(said) <= measured
+
+
+def test_the_table_of_quality_is_that_of_the_results() -> None:
+    """All three F of every row of docs/quality.md, and no row that was not measured."""
+    columns = ("pairwise F", "BCubed F", "without the largest")
+    rows = json.loads((ROOT / "benchmarks/results/quality.json").read_text())["rows"]
+    measured = {" | ".join(f"{row[column]:.3f}" for column in columns) for row in rows}
+    said = re.findall(r"\| (0\.\d{3} \| 0\.\d{3} \| 0\.\d{3}) \|", (DOCS / "quality.md").read_text())
+    assert len(said) >= 18
     assert set(said) <= measured
 
 
