@@ -117,10 +117,15 @@ class RunFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._lease is not None:
-            self._lease.close()
+        self._give_back()
         self.claims.end()
         self._lock.close()
+
+    def _give_back(self) -> None:
+        """End the lease, if there is one."""
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
 
     def _begin_anew(self, outdated: Iterable[str]) -> None:
         """Delete what an earlier version left, which this one does not read."""
@@ -227,6 +232,7 @@ class RunFolder:
 
     def remove(self) -> None:
         """Delete the folder with all artifacts; anything that is not ours stays, and the folder with it."""
+        self._give_back()
         self.drop_scratch()
         for name in list(self._entries):
             self.drop(name)

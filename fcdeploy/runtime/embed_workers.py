@@ -11,6 +11,7 @@ import numpy as np
 
 from fcdeploy.data.archives import filelist_from_archives
 from fcdeploy.data.filelist import Filelist
+from fcdeploy.engine.embedder import EmbedderSettings
 from fcdeploy.engine.onnxruntime import PROVIDERS
 from fcdeploy.errors import FcdeployError
 from fcdeploy.run.fingerprint import fingerprint
@@ -47,7 +48,7 @@ def embedding_workers(folder: RunFolder, options: Options) -> Iterator[ShareOut 
                     "key": partial.key,
                     "files": tell_files(workers.folder, job.files, found),
                     "model": str(job.model.absolute()),
-                    "settings": dataclasses.asdict(job.settings),
+                    "settings": settings_table(job.settings),
                     "batch": job.batch,
                     "max_pixels": job.max_pixels,
                     "vram": job.vram,
@@ -62,6 +63,14 @@ def embedding_workers(folder: RunFolder, options: Options) -> Iterator[ShareOut 
 def fingerprint_of_embedder(device: str | None) -> dict[str, str]:
     """Return what this process embeds with, see ``fingerprint``."""
     return fingerprint({**all_libraries(), **libraries()}, PROVIDERS[device or "cpu"])
+
+
+def settings_table(settings: EmbedderSettings) -> dict[str, object]:
+    """Return the settings that are set as plain values, as ``settings_from_table`` takes them."""
+    table = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+    if settings.inputs is not None:
+        table["inputs"] = dict(settings.inputs)
+    return table
 
 
 def tell_files(folder: Path, files: Filelist, found: np.ndarray) -> dict[str, Any]:

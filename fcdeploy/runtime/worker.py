@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from fcdeploy import machine
 from fcdeploy.data.features import Source, stamp_of
 from fcdeploy.data.leftovers import remove_leftovers, temporary_folder_in
 from fcdeploy.engine.bundle import read_bundle
-from fcdeploy.engine.embedder import EmbedderSettings
+from fcdeploy.engine.embedder import settings_from_table
 from fcdeploy.errors import speaking_flags
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run import messages
@@ -163,7 +162,7 @@ def follow_clustering(told: Told, line: Line, place: Place) -> None:
 def follow_embedding(told: Told, line: Line, place: Place) -> None:
     """Embed the lines of a list that are given."""
     files, found = told_files(Path(told["told"]), told["files"])
-    settings = msgspec.convert(told["settings"], EmbedderSettings)
+    settings = settings_from_table(told["settings"], told["model"])
     limits = {"batch": told["batch"], "max_pixels": told["max_pixels"], "vram": told["vram"]}
     job = Job(files, Path(told["model"]), settings, threads=place.threads, device=told["device"], **limits)
     store = FollowedStore(Path(told["folder"]), line, place.folder.own)

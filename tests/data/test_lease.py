@@ -77,6 +77,13 @@ class NoLock:
         self.file.close()
 
 
+def test_a_folder_that_is_removed_leaves_no_lease(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", shared=True) as folder:
+        folder.remove()
+        assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_in_one_process_on_a_local_disk_needs_no_lease(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run"):
         assert not (tmp_path / "run" / LEASE).exists()
