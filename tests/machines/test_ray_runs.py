@@ -50,7 +50,6 @@ def test_workers_give_the_bytes_of_one_process(
     found = clustered(faces, bundle, tmp_path / "shared", ray=cluster.address)
     assert np.array_equal(found, wanted)
     check_folder(tmp_path / "shared", kept_in(tmp_path / "alone"))
-    assert set(kept_in(tmp_path / "shared")) == set(case.kept)
 
 
 @pytest.mark.parametrize(("case", "knn"), SEARCHES, ids=str)
@@ -234,9 +233,10 @@ def test_embedding_is_shared_out_too(
     assert files == {path.name for path in (tmp_path / "shared").iterdir()}
     for name in files:
         assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
-    rows = fcdeploy.embed(
-        pictures, model=model, batch=8, on_bad="zero", run_dir=tmp_path / "run", ray=cluster.address
-    )
+    with pytest.warns(FcdeployWarning, match="2 of 300 lines could not be embedded"):
+        rows = fcdeploy.embed(
+            pictures, model=model, batch=8, on_bad="zero", run_dir=tmp_path / "run", ray=cluster.address
+        )
     kept = np.delete(np.arange(300), [7, 17])
     assert np.array_equal(rows[kept], np.load(tmp_path / "alone" / "features.npy"))
     assert not rows[[7, 17]].any()
@@ -261,8 +261,7 @@ def test_face_crops_are_embedded_and_clustered_by_workers(
         _, err = done.communicate(timeout=300)
         assert done.returncode == 0, err
     assert (tmp_path / "shared/pred.meta").read_bytes() == (tmp_path / "alone/pred.meta").read_bytes()
-    for name, content in kept_in(tmp_path / "alone" / "run").items():
-        assert kept_in(tmp_path / "shared" / "run")[name] == content, name
+    check_folder(tmp_path / "shared" / "run", kept_in(tmp_path / "alone" / "run"))
 
 
 def test_doctor_compares_machines(cluster: Any) -> None:
