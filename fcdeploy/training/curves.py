@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.side_files import head_of
 from fcdeploy.errors import FcdeployWarning, MissingDependencyError
@@ -31,23 +33,54 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def draw_training(path: Path, rows: Sequence[Mapping[str, object]], measures: Sequence[str]) -> None:
-    """Draw the loss of every row over its step, and beside it the measures, if any, of those that have them."""
+    """Draw the loss, as it is and smoothed, and beside it the measures, if any, with the step whose mean is highest."""
+    losses = np.array([row["loss"] for row in rows], dtype=np.float64)
+    steps = [row["step"] for row in rows]
+    checked = [row for row in rows if measures and all(name in row for name in measures)]
+    means = [np.array([row[name] for name in measures], dtype=np.float64).mean() for row in checked]
+    best = checked[int(np.argmax(means))] if checked else None
 
     def draw(figure: "Figure") -> None:
         left, *others = figure.subplots(1, 2 if measures else 1, squeeze=False)[0]
-        left.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1)
-        left.set(xlabel="step", ylabel="loss")
+        left.plot(steps, losses, linewidth=0.8, alpha=0.35, label="raw")
+        left.plot(steps, smoothed(losses), linewidth=2, color="C0", label="smoothed")
+        left.set(xlabel="step", ylabel="training loss")
+        left.legend(loc="upper right")
         if not others:
             return
         (right,) = others
-        checked = [row for row in rows if all(name in row for name in measures)]
+        shown = {name: name.replace("_f", " F").replace("bcubed", "BCubed") for name in measures}
         for name in measures:
-            right.plot([row["step"] for row in checked], [row[name] for row in checked], ".-", label=name)
-        right.set(xlabel="step", ylabel="validation", ylim=(0, 1))
-        if checked:
+            right.plot(
+                [row["step"] for row in checked], [row[name] for row in checked], ".-", label=shown[name]
+            )
+        right.set(xlabel="step", ylabel="F on validation faces", ylim=(0, 1))
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
+        if best is not None:
+            for axes in (left, right):
+                axes.axvline(best["step"], linestyle="--", color="gray", linewidth=1)
+            values = ", ".join(f"{shown[name]} {best[name]:.3f}" for name in measures)
+            figure.suptitle(f"best at step {best['step']:,}: {values} on validation faces")
             right.legend(loc="lower right")
 
     _draw(path, draw)
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Return the mean of each value and its neighbors, as many on either side; values: (n,) float64.
+
+    A twentieth of all values on either side, and near the ends as many as there are; what is not finite is passed over.
+    """
+    known = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    at = np.arange(len(values))
+    reach = np.minimum(np.minimum(at, len(values) - 1 - at), max(1, len(values) // 20))
+    first, last = at - reach, at + reach + 1
+    with np.errstate(invalid="ignore"):
+        means: np.ndarray = (sums[last] - sums[first]) / (counts[last] - counts[first])
+    return means
 
 
 def draw_precision_recall(

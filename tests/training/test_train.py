@@ -444,6 +444,35 @@ def test_curves_have_a_panel_for_measures_only_where_there_are_some(measures, pa
     assert len(figure.axes) == panels
 
 
+def test_the_step_of_the_highest_mean_is_marked_and_named(monkeypatch):
+    """Step 2 has the highest mean of both, and step 3 the highest of one."""
+    from fcdeploy.training import curves
+
+    figures = []
+    monkeypatch.setattr(curves, "_draw", lambda path, draw: figures.append(draw))
+    scores = {1: (0.5, 0.5), 2: (0.8, 0.7), 3: (0.9, 0.1)}
+    rows = [
+        {"step": at, "loss": 1.0, "pairwise_f": one, "bcubed_f": two} for at, (one, two) in scores.items()
+    ]
+    curves.draw_training("x.png", rows, ["pairwise_f", "bcubed_f"])
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    figures[0](figure)
+    assert "step 2" in figure.get_suptitle()
+    for axes in figure.axes:
+        assert [2, 2] in [list(line.get_xdata()) for line in axes.lines]
+
+
+@pytest.mark.parametrize("n", [1, 2, 19, 200])
+def test_smoothing_keeps_straight_lines_and_passes_over_what_is_not_finite(n):
+    from fcdeploy.training.curves import smoothed
+
+    line = 3.0 + 0.5 * np.arange(n)
+    np.testing.assert_allclose(smoothed(line), line)
+    if n > 2:
+        broken = np.where(np.arange(n) == n // 2, np.nan, 1.0)
+        np.testing.assert_allclose(smoothed(broken), 1.0)
+
+
 def test_an_empty_album_is_one_of_too_few_faces():
     with pytest.raises(InputError, match="has 0 of the 5 training faces"):
         check_albums(np.zeros(5, dtype=np.int32), 2, 3, "training")
