@@ -34,6 +34,7 @@ __all__ = [
     "cluster",
     "confidence",
     "embed",
+    "export_clusters",
     "faces",
     "pairs",
     "report",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from fcdeploy.report.exports import export_clusters
     from fcdeploy.report.writing import report
     from fcdeploy.runtime.api import (
         Assigned,
@@ -58,7 +60,11 @@ if TYPE_CHECKING:
 _IN_API = (
     *("Assigned", "Assigner", "FaceClusterer", "assign", "cluster", "confidence", "embed", "pairs", "update"),
 )
-_INTERFACE = {**dict.fromkeys(_IN_API, "api"), "faces": "photos_api"}
+_INTERFACE = {
+    **dict.fromkeys(_IN_API, "runtime.api"),
+    "faces": "runtime.photos_api",
+    "export_clusters": "report.exports",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -66,7 +72,7 @@ def __getattr__(name: str) -> Any:
     if name in _INTERFACE:
         import importlib
 
-        return getattr(importlib.import_module(f"fcdeploy.runtime.{_INTERFACE[name]}"), name)
+        return getattr(importlib.import_module(f"fcdeploy.{_INTERFACE[name]}"), name)
     if name == "report":
         import fcdeploy.report as report
 
