@@ -7,11 +7,12 @@ OUT := build/demo
 PHOTOS := benchmarks/photos
 OUT_PHOTOS := build/photos
 
-EVERYTHING := cpu,fast,ray,embed,photos,heif,tables,export,train,tensorrt-rtx,dev,docs
+EVERYTHING := cpu,fast,ray,embed,photos,heif,tables,export,report,review,train,tensorrt-rtx,dev,docs
 LOWEST := build/lowest
+AXE := 4.14.1
 QUICK := $(addprefix tests/,clustering data deploy engine graph systems trials test_demo.py)
 
-.PHONY: install demo photos test test-faults test-ray test-lowest test-wheel check clean docs docs-pictures
+.PHONY: install demo photos test test-faults test-ray test-lowest test-wheel test-browser check clean docs docs-pictures
 
 install: .venv/installed
 
@@ -63,6 +64,15 @@ test-lowest:
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST).txt --editable '.[$(EVERYTHING)]'
 	$(LOWEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(QUICK)
+
+# The pages of reports and reviews in Chromium (`apt-get install chromium`), and what axe-core, from npm, finds in them.
+test-browser: .venv/installed build/axe/package/axe.min.js
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'playwright>=1.49'
+	$(BIN)/python -m pytest -m browser tests/report
+
+build/axe/package/axe.min.js:
+	mkdir -p build/axe
+	cd build/axe && npm pack --silent axe-core@$(AXE) && tar -xzf axe-core-$(AXE).tgz
 
 # The wheel, built from the source distribution, in an empty environment.
 test-wheel: .venv/installed

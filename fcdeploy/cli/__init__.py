@@ -37,6 +37,7 @@ VERBS = {
     "tune": "Choose the thresholds of an engine on labelled faces.",
     "pairs": "Draw the pairs of faces that are most worth checking by a person.",
     "report": "Write a page to look at the clusters of a run.",
+    "review": "Look at the clusters of a run, and correct them, in a web browser.",
     "export-clusters": "Write the clusters of a run as folders of images, or for another tool.",
     "evaluate": "Compare predicted clusters with the truth.",
     "inspect": "Show the contents of a bundle and its measured accuracy.",

@@ -4,6 +4,7 @@ Links have a total order, the stronger one first, equal ones by their ends, so t
 links are cut into blocks and in whatever order they come.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -57,6 +58,29 @@ def _strongest(
 def strongest_first(ids: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """Return the order (m,) of links ids (m, 2), smaller ends first: by strength (m,), equal ones by their ends."""
     return np.lexsort((ids[:, 1], ids[:, 0], -strength))
+
+
+def without_faces(ids: np.ndarray, strength: np.ndarray, faces: np.ndarray) -> Links:
+    """Take faces (m,) out of a forest, ids (f, 2) int32 and strength (f,) float32; what they held stays together.
+
+    The neighbors of such a face are linked to each other, from the strongest to the weakest, each as weakly as the
+    weaker of the two was linked to it. Returns links strongest first.
+    """
+    touched = np.isin(ids, faces).any(axis=1)
+    near: dict[int, dict[int, float]] = {}
+    for (a, b), value in zip(ids[touched].tolist(), strength[touched].tolist(), strict=True):
+        near.setdefault(a, {})[b] = near.setdefault(b, {})[a] = value
+    for face in faces.tolist():
+        others = sorted(near.pop(face, {}).items(), key=lambda other: (-other[1], other[0]))
+        for other, _ in others:
+            del near[other][face]
+        for (a, first), (b, second) in itertools.pairwise(others):
+            near[a][b] = near[b][a] = min(first, second)
+    more = sorted((a, b, value) for a, others in near.items() for b, value in others.items() if a < b)
+    joined = np.concatenate([ids[~touched], np.array([one[:2] for one in more], np.int32).reshape(-1, 2)])
+    values = np.concatenate([strength[~touched], np.array([one[2] for one in more], np.float32)])
+    order = strongest_first(joined, values)
+    return joined[order], values[order]
 
 
 def completed(ids: np.ndarray, strength: np.ndarray, labels: np.ndarray) -> Links:

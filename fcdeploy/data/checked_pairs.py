@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,14 @@ ANSWERS = {
     **dict.fromkeys((SAME, "must", "must-link"), True),
     **dict.fromkeys((DIFFERENT, "cannot", "cannot-link"), False),
 }
+NOT_A_FACE = "not-a-face"  # of one face alone, in column a
 UNANSWERED = ("", "?", "unknown", "unsure")
 FACES, ANSWER = ("a", "b"), "answer"  # headings
+REVISION, UNDOES = "revision", "undoes"  # headings of a log, whose later lines may take earlier ones back
 NO_PHOTO = -1
+
+
+Rows = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class CheckedPairs:
 
     ids: (m, 2) int32, row numbers; same: (m,) bool; lines: (m,) where they stand in the file, from 1; unanswered: how
     many more pairs the file has, without an answer. numbers: (m,) float64 of the file's further columns of numbers, by
-    heading, as `fcdeploy pairs` writes them.
+    heading, as `fcdeploy pairs` writes them. not_faces: (f,) int32, rows that are no face at all.
     """
 
     name: str
@@ -36,13 +41,17 @@ class CheckedPairs:
     lines: np.ndarray
     unanswered: int
     numbers: Mapping[str, np.ndarray]
+    not_faces: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
 
     def renumbered(self, place: np.ndarray) -> "CheckedPairs":
         """Return the pairs with faces under other numbers, place (n,) int32; those with a face of -1 are left out."""
         ids = place[self.ids]
         kept = (ids >= 0).all(axis=1)
         numbers = {name: values[kept] for name, values in self.numbers.items()}
-        return CheckedPairs(self.name, ids[kept], self.same[kept], self.lines[kept], self.unanswered, numbers)
+        gone = place[self.not_faces]
+        return CheckedPairs(
+            self.name, ids[kept], self.same[kept], self.lines[kept], self.unanswered, numbers, gone[gone >= 0]
+        )
 
 
 def no_pairs() -> CheckedPairs:
@@ -54,8 +63,9 @@ def read_pairs(path: Path | str, n: int, ids: np.ndarray | None = None) -> Check
     """Read pairs of n faces: a table of a, b and same or different, with or without a line of headings.
 
     ids: (n,) text or integers that name the faces; without them they are row numbers from 0. Columns go by the headings
-    a, b and answer (anywhere in the line), without these by their order. An empty answer, or "?", is none. Raises
-    InputError with the line for a face that there is not, a face paired with itself and another answer.
+    a, b and answer (anywhere in the line), without these by their order. An empty answer, or "?", is none; "not-a-face"
+    is said of a alone. Of a log, as `fcdeploy review` writes it, only what was not taken back counts. Raises InputError
+    with the line for a face that there is not, a face paired with itself and another answer.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,9 +82,10 @@ def read_pairs(path: Path | str, n: int, ids: np.ndarray | None = None) -> Check
             )
         columns = {name: heading.index(name) for name in (*FACES, ANSWER)}
         further = {name: at for at, name in enumerate(heading) if at not in columns.values() and name}
-        rows, lines = rows[1:], lines[1:]
+        rows, lines = _not_undone(heading, rows[1:], lines[1:])
     place_of = None if ids is None else _places(ids, path)
     pairs, same, kept = [], [], []
+    not_faces: list[int] = []
     unanswered = 0
     for row, line in zip(rows, lines, strict=True):
         if len(row) <= max(columns.values()):
@@ -82,6 +93,9 @@ def read_pairs(path: Path | str, n: int, ids: np.ndarray | None = None) -> Check
                 f"{path}: line {line:,} has {len(row)} columns; expected a, b, and {SAME} or {DIFFERENT}."
             )
         answer = row[columns[ANSWER]].lower()
+        if answer == NOT_A_FACE:
+            not_faces.append(_face(row[columns["a"]], n, place_of, path, line))
+            continue
         faces = [_face(row[columns[name]], n, place_of, path, line) for name in FACES]
         if answer in UNANSWERED:
             unanswered += 1
@@ -107,7 +121,25 @@ def read_pairs(path: Path | str, n: int, ids: np.ndarray | None = None) -> Check
         np.array([line for _, line in kept], np.int64),
         unanswered,
         numbers,
+        np.unique(np.array(not_faces, np.int32)),
     )
+
+
+def _not_undone(heading: list[str], rows: Rows, lines: list[int]) -> tuple[Rows, list[int]]:
+    """Return the rows of a log that say something of faces and that no later one takes back; others' rows as given."""
+    if not {REVISION, UNDOES} <= set(heading):
+        return rows, lines
+    place = {name: heading.index(name) for name in (*FACES, ANSWER, REVISION, UNDOES)}
+    undone = {row[place[UNDOES]] for row in rows if len(row) == len(heading)}
+
+    def counts(row: list[str]) -> bool:
+        if len(row) != len(heading):
+            return True  # and is told of
+        says = row[place["a"]] and (row[place["b"]] or row[place[ANSWER]])
+        return bool(says and not row[place[UNDOES]] and row[place[REVISION]] not in undone)
+
+    kept = [at for at, row in enumerate(rows) if counts(row)]
+    return [rows[at] for at in kept], [lines[at] for at in kept]
 
 
 def pairs_from_rows(rows: Iterable[tuple[int, int, str]], n: int) -> CheckedPairs:

@@ -119,6 +119,12 @@ class Clusters:
         order = np.argsort(of, kind="stable")  # strongest first within a cluster
         return order, of[order]
 
+    def links_of(self, cluster: int) -> np.ndarray:
+        """Return the links that hold a cluster together, (m, 2) faces, the strongest first."""
+        order, of = self._links_by_cluster
+        begin, end = np.searchsorted(of, cluster, "left"), np.searchsorted(of, cluster, "right")
+        return self.placed.evidence.links[order[begin:end]]
+
     def weakest_links(self, cluster: int, count: int) -> tuple[Pair, ...]:
         """Return the weakest links that hold a cluster together, the weakest first."""
         order, of = self._links_by_cluster

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from fcdeploy.clustering.confidence import NO_CLUSTER
 from fcdeploy.clustering.constraints import NO_PHOTO, SAME_PHOTO, Constraints, constrain, contradiction
 from fcdeploy.clustering.evidence import Accepted, Evidence, similarity_within
 from fcdeploy.clustering.flags import COPIES, FLAGS, Confidence, FaceMeasures, measured
-from fcdeploy.clustering.forest import Links, completed, strongest_between, strongest_forest
+from fcdeploy.clustering.forest import Links, completed, strongest_between, strongest_forest, without_faces
 from fcdeploy.data.checked_pairs import CheckedPairs, no_pairs, read_pairs, read_photos
 from fcdeploy.data.labels import renumber
 from fcdeploy.errors import InputError
@@ -236,8 +237,17 @@ def constrained_rows(
     pairs = wanted.pairs if wanted.pairs is not None else no_pairs()
     same, different = pairs.ids[pairs.same], pairs.ids[~pairs.same]
     check_copies(pairs, copies, len(labels))
+    not_faces = np.flatnonzero(np.isin(face, face[pairs.not_faces]) & (face >= 0))
+    if len(not_faces):
+        labels = labels.copy()
+        labels[not_faces] = NO_CLUSTER
+        links, strength = without_faces(links, strength, np.unique(face[not_faces]))
     known = Constraints(np.concatenate([copies.astype(np.int32), same]), different, wanted.photos)
     found = constrain(labels, rows[links].astype(np.int32), np.arange(len(links)), known)
+    if len(not_faces):  # whatever pairs say of them
+        left = found.labels.copy()
+        left[not_faces] = NO_CLUSTER
+        found = replace(found, labels=renumber(left))
     joined = np.stack([face[same[:, 0]], face[same[:, 1]]], axis=1)
     joined = joined[(joined >= 0).all(axis=1)]
     vouched = joined, np.full(len(joined), KNOWN, np.float32)
@@ -247,6 +257,8 @@ def constrained_rows(
         rows[links[found.refused]], strength[found.refused], found.why == SAME_PHOTO, found.between
     )
     figures = {"same": len(same), "different": len(different), "refused": len(found.refused)}
+    if len(pairs.not_faces):
+        figures["not_faces"] = len(pairs.not_faces)
     if pairs.unanswered:
         figures["unanswered"] = pairs.unanswered
     if wanted.photos is not None:

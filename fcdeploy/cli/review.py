@@ -1,0 +1,66 @@
+"""``fcdeploy review``."""
+
+from pathlib import Path
+
+import click
+
+from fcdeploy.cli.features import path_column_option
+from fcdeploy.cli.types import PathType
+
+
+@click.command("review")
+@click.argument("run_dir", type=PathType, metavar="DIR")
+@click.option(
+    "--images",
+    required=True,
+    type=PathType,
+    help="Images of the faces: a list, a folder or an archive, one per row.",
+)
+@path_column_option
+@click.option(
+    "--decisions",
+    type=PathType,
+    default=Path("decisions.csv"),
+    show_default=True,
+    help="Table that decisions are added to, for `cluster --pairs`, `update --pairs` and `tune --pairs`.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine.  [default: a free one]"
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of the sample."
+)
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in the web browser.")
+def command(
+    run_dir: Path,
+    images: Path,
+    path_column: str | None,
+    decisions: Path,
+    port: int,
+    seed: int,
+    open_browser: bool,
+) -> None:
+    """Look at the clusters of a run, and correct them, in a web browser.
+
+    DIR is the --run-dir of a finished `fcdeploy cluster`. The page is that of `fcdeploy report`, served to this machine
+    alone; every decision is on disk at once. Ctrl-C ends it.
+
+    \b
+    Example:
+      fcdeploy review run --images faces.txt
+      fcdeploy cluster faces.txt --engine pse.onnx --embedder embedder.onnx --pairs decisions.csv -o clusters.txt
+    """
+    from fcdeploy.report.serving import open_desk, serve
+
+    def told(address: str) -> None:
+        click.echo(f"review at {address}")
+        if open_browser:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    desk = open_desk(run_dir, images, decisions, path_column, seed)
+    try:
+        serve(desk, port, told)
+    except KeyboardInterrupt:
+        click.echo(f"decisions in {decisions}")
