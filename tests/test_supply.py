@@ -72,7 +72,7 @@ def test_every_package_that_users_install_is_imported() -> None:
     modules = {"faiss-cpu": "faiss", "faiss-gpu": "faiss", "onnxruntime-gpu": "onnxruntime", "pillow": "PIL"}
     modules |= {"cupy-cuda12x": "cupy", "tensorrt-rtx": "tensorrt_rtx", "pillow-heif": "pillow_heif"}
     extras = dict(PROJECT["optional-dependencies"])
-    for ours in ("dev", "docs"):
+    for ours in ("browser", "dev", "docs"):
         del extras[ours]
     entries = [*PROJECT["dependencies"], *(entry for entries in extras.values() for entry in entries)]
     unused = {name_of(entry) for entry in entries} - {
