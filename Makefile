@@ -25,7 +25,7 @@ install: .venv/installed
 
 # What the demo needs, and no more: no TensorRT, no development tools.
 .venv/installed-demo: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export,report]'
 	touch $@
 
 # As little, and Pillow.
@@ -36,11 +36,12 @@ install: .venv/installed
 demo: .venv/installed-demo
 	mkdir -p $(OUT)
 	$(BIN)/fcdeploy export --ckpt $(DEMO)/pse-gcn-128.pth --recipe export/pse-gcn-demo.toml -o $(OUT)/pse.onnx
-	$(BIN)/fcdeploy cluster $(DEMO)/features.bin --engine $(OUT)/pse.onnx -o $(OUT)/pred_labels.meta
+	$(BIN)/fcdeploy cluster $(DEMO)/features.bin --engine $(OUT)/pse.onnx --run-dir $(OUT)/run -o $(OUT)/pred_labels.meta
 	$(BIN)/fcdeploy evaluate $(OUT)/pred_labels.meta $(DEMO)/labels.meta
 	$(BIN)/fcdeploy export --ckpt $(DEMO)/lce-128.pth --ckpt $(DEMO)/pce-128.pth --recipe export/lce-pcenet-demo.toml -o $(OUT)/lce-pcenet.onnx
 	$(BIN)/fcdeploy cluster $(DEMO)/features.bin --engine $(OUT)/lce-pcenet.onnx -o $(OUT)/lce-pcenet.meta
 	$(BIN)/python benchmarks/compare_cosine.py $(DEMO)/features.bin $(DEMO)/labels.meta --dim 128 --pred PSE-GCN=$(OUT)/pred_labels.meta --pred LCE-PCENet=$(OUT)/lce-pcenet.meta
+	$(BIN)/fcdeploy report $(OUT)/run --labels $(DEMO)/labels.meta -o $(OUT)/report
 
 photos: .venv/installed-photos
 	mkdir -p $(OUT_PHOTOS)

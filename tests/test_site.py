@@ -138,12 +138,13 @@ def test_the_picture_of_the_house_has_every_folder_in_the_order_of_imports() -> 
 
 def test_every_picture_is_shown_in_both_forms() -> None:
     shown = {link for page in PAGES for link in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text())}
-    for link in shown:
+    drawn = {link for link in shown if not link.endswith(".png")}  # screenshots are what they are
+    for link in drawn:
         path, _, scheme = link.rpartition("#")
         assert scheme == ("gh-dark-mode-only" if path.endswith("-dark.svg") else "gh-light-mode-only"), link
         other = path.replace("-dark.svg", ".svg") if "-dark" in path else path.replace(".svg", "-dark.svg")
-        assert any(one.startswith(f"{other}#") for one in shown), link
-    assert len(shown) >= 10
+        assert any(one.startswith(f"{other}#") for one in drawn), link
+    assert len(drawn) >= 10
 
 
 @pytest.mark.parametrize("name", SHORT)

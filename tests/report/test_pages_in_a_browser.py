@@ -359,6 +359,7 @@ def test_nothing_but_the_page_and_faces_of_the_run_is_served_and_only_with_the_t
     assert decided(review) == [("1", "2", "same", "same")]
 
 
+@pytest.mark.filterwarnings("ignore::fcdeploy.errors.FcdeployWarning")  # notes, which the command prints
 def test_decisions_change_the_clusters_of_the_next_run(watch, pse_bundle, golden, tmp_path):
     """A real run: two faces of one cluster are said to be different, and one face to be none."""
     from PIL import Image
