@@ -29,7 +29,9 @@ def test_commands_take_every_field_with_its_default(command):
 def test_python_takes_every_field_with_its_default(function):
     found = {name: entry.default for name, entry in inspect.signature(function).parameters.items()}
     assert {name: default for name, default in found.items() if name in DEFAULTS} == IN_PYTHON
-    assert found.keys() - DEFAULTS.keys() <= {"features", "engine", "column", "on_bad", "run_dir", "progress"}
+    own = {"features", "engine", "column", "on_bad", "run_dir", "progress", "detector", "embedder"}
+    own |= {"table", "clusters_table", "drop_flagged", "pairs", "same_photo"}
+    assert found.keys() - DEFAULTS.keys() <= own
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_every_argument_reaches_the_run(monkeypatch):
 
     reached = {}
 
-    def run(features, engine, chosen, on_bad, run_dir, *, quiet, column=None):
+    def run(features, engine, chosen, on_bad, run_dir, *, quiet, column=None, wanted=None):
         reached.update(chosen, on_bad=on_bad)
         return Empty()
 
@@ -67,7 +69,7 @@ def test_every_argument_reaches_the_run(monkeypatch):
     fcdeploy.cluster([[0.0]], engine="x", **given)
     assert reached == given
     clusterer = fcdeploy.FaceClusterer("x", **given)
-    assert clusterer.get_params() == {"engine": "x", "column": None, **given}
+    assert clusterer.get_params() == {"engine": "x", "column": None, "run_dir": None, **given}
 
 
 @pytest.mark.parametrize("function", [fcdeploy.cluster, fcdeploy.FaceClusterer])
