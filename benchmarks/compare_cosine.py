@@ -20,9 +20,8 @@ from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.features import open_features
 from fcdeploy.data.labels import read_labels
-from fcdeploy.graph.density import density_from_sums, sum_similarities
-from fcdeploy.graph.knn import KnnSearch
-from fcdeploy.graph.links import NO_LINK, link_to_denser
+from fcdeploy.graph.knn import KnnGraph, KnnSearch
+from fcdeploy.training.baselines import links_to_denser
 
 THRESHOLDS = np.arange(0.2, 0.96, 0.01)
 
@@ -45,13 +44,14 @@ def main(features: Path, truth: Path, dim: int | None, k: int, preds: tuple[str,
     true_labels = read_labels(truth, opened.n)
     vectors = opened.rows(0, opened.n)
     ids, sims = KnnSearch(vectors).search(np.arange(opened.n), min(k, opened.n))
+    lists = KnnGraph(ids, sims)
     rows: list[tuple[str, str, float, float]] = []
     for name, labels in named_labels(preds, opened.n):
         found = evaluate(labels, true_labels)
         rows.append((name, "the recipe's", found.pairwise.f, found.bcubed.f))
     for name, faces, others, strength in (
         ("cosine components", np.repeat(np.arange(opened.n), ids.shape[1]), ids.ravel(), sims.ravel()),
-        ("cosine, denser links", *denser_links(ids, sims)),
+        ("cosine, denser links", *links_to_denser(lists)),
     ):
         scores = []
         for threshold in THRESHOLDS:
@@ -80,15 +80,6 @@ def named_labels(preds: Iterable[str], n: int) -> Iterator[tuple[str, np.ndarray
         if not path:
             raise click.BadParameter(f"{pred}: write it as NAME=LABELS.", param_hint="--pred")
         yield name, read_labels(path, n)
-
-
-def denser_links(ids: np.ndarray, sims: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each face that has a denser neighbor, that neighbor, and their similarity."""
-    sums = np.empty(len(ids), dtype=np.float32)
-    sum_similarities(sims, sums)
-    denser, best = link_to_denser(ids, sims, density_from_sums(sums), 0)
-    faces = np.flatnonzero(denser != NO_LINK)
-    return faces, denser[faces], best[faces]
 
 
 if __name__ == "__main__":

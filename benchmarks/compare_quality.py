@@ -6,7 +6,8 @@
     HDBSCAN       scikit-learn's, on unit vectors: min_samples, min_cluster_size, eom or leaf
 
 Parameters are chosen by the truth itself, for pairwise F and, apart, for BCubed F: what nobody has in practice, and
-more than a network gets whose threshold was chosen on other faces. Faces that DBSCAN and HDBSCAN call noise count as
+more than a network gets whose threshold was chosen on other faces. `fcdeploy compare` does nearly the same on anybody's
+faces; here DBSCAN and HDBSCAN see all pairs of faces, there those of the kNN lists. Faces that DBSCAN and HDBSCAN call noise count as
 clusters of one. "Without the largest" leaves the faces of the largest identity out before measuring.
 
     python benchmarks/compare_quality.py features.bin truth.meta --dim 128 --pred pse-gcn=pred_labels.meta
@@ -19,16 +20,15 @@ from typing import Any
 
 import click
 import numpy as np
-from compare_cosine import denser_links, named_labels
+from compare_cosine import named_labels
 from report import write_rows
 
-from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.features import open_features
 from fcdeploy.data.labels import read_labels
-from fcdeploy.graph.knn import KnnSearch
+from fcdeploy.graph.knn import KnnGraph, KnnSearch
+from fcdeploy.training.baselines import METHODS
 
-THRESHOLDS = np.round(np.arange(0.2, 0.96, 0.01), 2)
 LEAST_COSINE = 0.5  # of pairs that DBSCAN is told of: its eps go up to the distance of these
 EPS = np.round(np.arange(0.10, 1 - LEAST_COSINE + 0.001, 0.02), 2)
 MIN_SAMPLES = (1, 2, 3, 5, 8, 12)
@@ -67,10 +67,10 @@ def main(
     rows: list[dict[str, Any]] = []
     for name, labels in named_labels(preds, opened.n):
         rows.append({"method": name, "parameters": "", **figures(labels, identities)})
-    ids, sims = KnnSearch(vectors).search(np.arange(opened.n), min(k, opened.n))
+    lists = KnnGraph(*KnnSearch(vectors).search(np.arange(opened.n), min(k, opened.n)))
     for name, trials in (
-        ("components", components(ids, sims)),
-        ("denser links", joined(*denser_links(ids, sims))),
+        ("components", by_cosine("components", lists)),
+        ("denser links", by_cosine("denser", lists)),
         ("DBSCAN", dbscan(vectors)),
         ("HDBSCAN", hdbscan(vectors)),
     ):
@@ -105,19 +105,10 @@ def best_of(name: str, trials: Iterator[Tried], identities: np.ndarray) -> list[
     return best[:1] if best[0] is best[1] else best
 
 
-def components(ids: np.ndarray, sims: np.ndarray) -> Iterator[Tried]:
-    """Join faces that stand in each other's lists."""
-    faces = np.repeat(np.arange(len(ids)), ids.shape[1])
-    yield from joined(faces, ids.ravel(), sims.ravel())
-
-
-def joined(faces: np.ndarray, others: np.ndarray, strength: np.ndarray) -> Iterator[Tried]:
-    """Join the links of each threshold's strength."""
-    for threshold in THRESHOLDS:
-        kept = strength >= threshold
-        forest = new_forest(int(max(faces.max(), others.max())) + 1)
-        join(forest, faces[kept], others[kept])
-        yield f"cosine {threshold:.2f}", labels_from_forest(forest)
+def by_cosine(method: str, lists: KnnGraph) -> Iterator[Tried]:
+    """Try a method of ``fcdeploy compare`` whose one setting is a cosine threshold."""
+    for values, labels, _ in METHODS[method].trials(lists):
+        yield f"cosine {values['cosine']:.2f}", labels
 
 
 def dbscan(vectors: np.ndarray) -> Iterator[Tried]:

@@ -32,6 +32,7 @@ __all__ = [
     "__version__",
     "assign",
     "cluster",
+    "compare",
     "confidence",
     "embed",
     "export_clusters",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         update,
     )
     from fcdeploy.runtime.photos_api import faces
+    from fcdeploy.training.compare import compare
 
 _IN_API = (
     *("Assigned", "Assigner", "FaceClusterer", "assign", "cluster", "confidence", "embed", "pairs", "update"),
@@ -64,6 +66,7 @@ _INTERFACE = {
     **dict.fromkeys(_IN_API, "runtime.api"),
     "faces": "runtime.photos_api",
     "export_clusters": "report.exports",
+    "compare": "training.compare",
 }
 
 

@@ -15,6 +15,7 @@ ARGUMENTS = {
         *("score-threshold", "nms-threshold", "top-k", "min-face"),
         *("min-size", "min-sharpness", "max-yaw", "min-norm"),
         *("drop-flagged", "same-photo"),
+        *("methods", "objective", "unknown"),
     )
 }
 VALUES = {"stop", "skip", "zero"}  # words that are values of options; run.options adds its own

@@ -82,6 +82,7 @@ def test_help_imports_neither_pytorch_nor_onnx(option: str) -> None:
         *("embed", "cluster", "build", "export", "evaluate", "inspect", "recipe", "doctor", "train", "tune"),
         *("bench", "triton", "estimate", "faces", "pairs", "report", "review", "assign", "update"),
         "export-clusters",
+        "compare",
     ],
 )
 def test_help_of_a_verb_imports_neither_pytorch_nor_onnx(verb: str) -> None:

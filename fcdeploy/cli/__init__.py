@@ -35,6 +35,7 @@ VERBS = {
     "estimate": "Estimate the files, memory and time of a run.",
     "train": "Train a network on your own labelled faces.",
     "tune": "Choose the thresholds of an engine on labelled faces.",
+    "compare": "Compare engines, and methods without a network, on labelled faces.",
     "pairs": "Draw the pairs of faces that are most worth checking by a person.",
     "report": "Write a page to look at the clusters of a run.",
     "review": "Look at the clusters of a run, and correct them, in a web browser.",

@@ -463,13 +463,7 @@ def _run(
 ) -> Result:
     wanted.check()
     bundle, options = read_bundle(engine), options_from(chosen)
-    opened: Features
-    if _are_paths(features):
-        opened = open_features(features, bundle.feature_dim, column=column, scratch=options.scratch)
-        if opened.doubted:  # what is read without doubt, the summary says
-            warnings.warn(opened.note, FcdeployWarning, stacklevel=3)
-    else:
-        opened = features_from_array(features, bundle.feature_dim)
+    opened = features_given(features, bundle.feature_dim, column, options.scratch)
     if options.knn_file is not None and not options.knn_file.exists():
         raise InputError(
             f"knn = {options.knn!r}: is none of {', '.join(map(repr, KNN_METHODS))} and no file of neighbor lists."
@@ -481,6 +475,18 @@ def _run(
     if result.reviewed is not None:
         write_reviewed(wanted.tables, result.reviewed, None)
     return result
+
+
+def features_given(
+    features: object, width: int | None, column: str | None = None, scratch: Path | None = None
+) -> Features:
+    """Open features of whatever kind ``cluster`` takes; width: the one that is expected, where one is."""
+    if not _are_paths(features):
+        return features_from_array(features, width)
+    opened = open_features(features, width, column=column, scratch=scratch)
+    if opened.doubted:  # what is read without doubt, the summary says
+        warnings.warn(opened.note, FcdeployWarning, stacklevel=4)
+    return opened
 
 
 def options_from(chosen: Mapping[str, object]) -> Options:

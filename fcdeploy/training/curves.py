@@ -4,20 +4,23 @@ import csv
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fcdeploy.data.atomic import atomic_file
+from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.side_files import head_of
-from fcdeploy.errors import FcdeployWarning, MissingDependencyError
+from fcdeploy.errors import FcdeployWarning, InputError, MissingDependencyError
 from fcdeploy.packages import import_package
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE, DPI = (8.0, 4.5), 120
+PICTURES = (".png", ".svg")
+INSTALL = "pip install 'fcdeploy[train]'"
 SOFTWARE = "fcdeploy"  # in a picture, by which it is known as ours
 
 
@@ -103,6 +106,46 @@ def draw_precision_recall(
     _draw(path, draw)
 
 
+@dataclass(frozen=True)
+class CurveToDraw:
+    """Points (recall, precision) over a threshold, the best of them, and where it stands by itself, if anywhere."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    best: tuple[float, float]
+    own: tuple[float, float] | None
+
+
+def draw_compared(path: Path, curves: Sequence[CurveToDraw], title: str) -> None:
+    """Draw curves of precision against recall as .png or .svg: those that have a point of their own as full lines."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        for curve in curves:
+            style = "--" if curve.own is None else "-"
+            recall, precision = zip(*curve.points, strict=True)
+            (line,) = axes.plot(recall, precision, style, linewidth=1.5, label=curve.name)
+            axes.plot(*curve.best, "o", color=line.get_color(), markersize=8)
+            if curve.own is not None:
+                axes.plot(*curve.own, "D", color=line.get_color(), markersize=8, markerfacecolor="none")
+        axes.plot([], [], "o", color="gray", label="at its best on these labels")
+        if any(curve.own is not None for curve in curves):
+            axes.plot([], [], "D", color="gray", markerfacecolor="none", label="at its own threshold")
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower left", fontsize="small")
+
+    _draw(path, draw)
+
+
+def check_plot(path: Path) -> Path:
+    """Return ``path`` when a plot can be drawn there; raises InputError, or MissingDependencyError, otherwise."""
+    if path.suffix.lower() not in PICTURES:
+        raise InputError(f"{path}: a plot is {' or '.join(PICTURES)}; give a name that ends so.")
+    import_package("matplotlib", "matplotlib", INSTALL)
+    return check_parent(path)
+
+
 def draw_stability(
     path: Path, key: str, points: Sequence[tuple[float, float, float]], chosen: float, title: str
 ) -> None:
@@ -129,10 +172,9 @@ def is_drawn_here(path: Path) -> bool:
 
 
 def _draw(path: Path, draw: Callable[["Figure"], None]) -> None:
-    install = "pip install 'fcdeploy[train]'"
     try:
         agg, figures = (
-            import_package(f"matplotlib.{name}", "matplotlib", install)
+            import_package(f"matplotlib.{name}", "matplotlib", INSTALL)
             for name in ("backends.backend_agg", "figure")
         )
     except MissingDependencyError as error:
@@ -141,5 +183,6 @@ def _draw(path: Path, draw: Callable[["Figure"], None]) -> None:
     figure = figures.Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     agg.FigureCanvasAgg(figure)
     draw(figure)
+    known = {"Creator": SOFTWARE, "Date": None} if path.suffix.lower() == ".svg" else {"Software": SOFTWARE}
     with atomic_file(path) as file:
-        figure.savefig(file, format="png", metadata={"Software": SOFTWARE})
+        figure.savefig(file, format=path.suffix.lower()[1:] or "png", metadata=known)

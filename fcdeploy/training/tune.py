@@ -4,6 +4,7 @@ Needs no PyTorch: the engine does the work.
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -68,7 +69,8 @@ class Estimated:
 class Tuned:
     """What was chosen, out of which trials, and the trial of the settings as they were.
 
-    estimated: how sure that is, where it was chosen by checked pairs.
+    estimated: how sure that is, where it was chosen by checked pairs. seconds: of one clustering, with the settings as
+    they were, from the checked features on.
     """
 
     objective: str
@@ -79,6 +81,7 @@ class Tuned:
     recipe: Recipe
     summary: Mapping[str, object] = field(default_factory=dict)
     estimated: Estimated | None = None
+    seconds: float = 0.0
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -186,9 +189,11 @@ def tune(
         opened_store(prepared, Path(run_dir) if run_dir else None, scratch_dir) as store,
         told_of_compiling(progress.compiling),
     ):
+        started = time.perf_counter()
         run = begin_run(checked, bundle, options, store, progress, final=False)
         as_they_are = [Tunable(one.key, (setting_of(run.settings, one.key),)) for one in tunables]
         (before,) = sweep(run, judge, as_they_are, score, rounds=0)
+        seconds = time.perf_counter() - started
         total = int(np.prod([len(tunable.values) for tunable in tunables]))
         # Products are there already: what is left shows one bar.
         run.progress = Progress()
@@ -203,7 +208,9 @@ def tune(
     sure = (
         estimated(judge, [before, *trials], best, tunables[0].key) if isinstance(judge, PairJudge) else None
     )
-    return Tuned(objective, tunables, trials, best, before, recipe, {"computed": computed, **told}, sure)
+    return Tuned(
+        objective, tunables, trials, best, before, recipe, {"computed": computed, **told}, sure, seconds
+    )
 
 
 def check_tunable(system: System, tunables: tuple[Tunable, ...]) -> tuple[Tunable, ...]:

@@ -1,0 +1,183 @@
+"""``fcdeploy compare``."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fcdeploy.cli.features import column_option, open_and_tell
+from fcdeploy.cli.interrupts import resumable
+from fcdeploy.cli.label_options import label_column_option, unknown_option
+from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.text import new_console
+from fcdeploy.cli.types import PathType
+
+if TYPE_CHECKING:
+    from fcdeploy.training.comparison import Comparison
+
+
+@click.command("compare")
+@click.argument("features", type=PathType)
+@click.argument("labels", type=PathType)
+@click.option("--engine", "engines", multiple=True, type=PathType, help="Bundle to compare; may be repeated.")
+@click.option(
+    "--methods",
+    default="components,denser,dbscan,hdbscan",
+    show_default=True,
+    metavar="NAME,...",
+    help="Methods without a network, or none. DBSCAN and HDBSCAN need scikit-learn.",
+)
+@column_option
+@click.option("--dim", type=click.IntRange(1), help="Width of a raw file's rows, where no --engine says it.")
+@label_column_option
+@unknown_option
+@click.option(
+    "--objective",
+    type=click.Choice(["pairwise", "bcubed"]),
+    default="pairwise",
+    show_default=True,
+    help="Metric that makes settings the best: pairwise F or BCubed F.",
+)
+@click.option(
+    "--k",
+    type=click.IntRange(2),
+    default=80,
+    show_default=True,
+    help="Number of nearest neighbors per face for the methods without a network.",
+)
+@click.option("-o", "--output", type=PathType, help="JSON file of all figures.")
+@click.option("--plot", type=PathType, help="Plot of precision against recall (.png or .svg).")
+@run_option("duplicates", help="Copies of a face, as in `fcdeploy cluster`.")
+@click.option(
+    "--on-bad",
+    type=click.Choice(["stop", "skip", "zero"]),
+    default="stop",
+    show_default=True,
+    help="Rows with NaN, infinity or zeros only: stop, or leave them and their labels out (skip and zero alike). With "
+    "-o all are listed in OUTPUT.bad.txt.",
+)
+@run_option("threads")
+@run_option("memory")
+@run_option("scratch")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    features: Path,
+    labels: Path,
+    engines: tuple[Path, ...],
+    methods: str,
+    column: str | None,
+    dim: int | None,
+    label_column: str | None,
+    unknown: str,
+    objective: str,
+    k: int,
+    output: Path | None,
+    plot: Path | None,
+    on_bad: str,
+    as_json: bool,
+    quiet: bool,
+    **chosen: Any,
+) -> None:
+    """Compare engines, and methods without a network, on labelled faces.
+
+    FEATURES are those of a sample of your own faces, LABELS their true identities, -1 where unknown. Each engine is
+    measured at its own threshold and at its best, each method without a network at its best. The best settings are
+    chosen on these very faces: on others each is as good or worse.
+
+    \b
+    Example:
+      fcdeploy compare val.bin val.meta --engine pse.onnx --engine lce.onnx --plot compare.png
+      fcdeploy compare val.npy val.csv --methods components,hdbscan -o compare.json
+    """
+    from fcdeploy.data.bad_list import bad_list_of, check_bad_list
+    from fcdeploy.engine.bundle import read_bundle
+    from fcdeploy.run.options import Options
+    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.training.compare import check_written, common_width, truth_of, write_found
+    from fcdeploy.training.comparison import check_names, compare_on, comparison_as_dict
+
+    options = Options(**chosen)
+    bundles = [read_bundle(engine) for engine in engines]
+    names = [] if methods == "none" else [name.strip() for name in methods.split(",")]
+    check_names(bundles, names, objective, k)
+    check_written(output, plot, (features, labels))
+    bad_list = None if output is None else bad_list_of(output)
+    if bad_list is not None:
+        check_bad_list(bad_list, (features, labels))
+    opened = open_and_tell(
+        features,
+        dim,
+        width=common_width(bundles),
+        column=column,
+        output=output,
+        scratch=options.scratch,
+        quiet=quiet,
+    )
+    truth = truth_of(labels, opened, label_column)
+    with resumable(""), told_of_lost_pages():
+        found = compare_on(
+            opened,
+            truth,
+            bundles,
+            names,
+            objective=objective,
+            unknown=unknown,
+            k=k,
+            options=options,
+            on_bad=on_bad,
+            bad_list=bad_list,
+            scratch_dir=None if output is None else output.parent,
+            labels_name=str(labels),
+            quiet=quiet or as_json,
+        )
+    write_found(found, opened, output, plot)
+    if as_json:
+        click.echo(json.dumps(comparison_as_dict(found), indent=1))
+    elif not quiet:
+        _print(found)
+        for written, what in ((output, "figures"), (plot, "plot")):
+            if written is not None:
+                click.echo(f"{what} in {written}")
+
+
+def _print(found: "Comparison") -> None:
+    from rich.table import Table
+
+    from fcdeploy.training.comparison import settings_shown
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("method", overflow="fold")
+    table.add_column("settings", overflow="fold")
+    for heading in ("pairwise F", "precision", "recall", "BCubed F", "clusters", "seconds"):
+        table.add_column(heading, justify="right")
+    highest = max((row.best.measure(found.objective).f for row in found.rows), default=0.0)
+    for row in found.rows:
+        lines = [(row.own, "its own")] if row.own is not None else []
+        for at, (trial, which) in enumerate([*lines, (row.best, "best")]):
+            evaluation = trial.evaluation
+            pairwise = evaluation.pairwise
+            figures = (pairwise.f, pairwise.precision, pairwise.recall, evaluation.bcubed.f)
+            first = which == "best" and trial.measure(found.objective).f == highest
+            table.add_row(
+                row.name if at == 0 else "",
+                f"{settings_shown(trial)} ({which})",
+                *(f"{figure:.4f}" for figure in figures),
+                f"{evaluation.clusters:,}",
+                f"{row.seconds:.1f}" if at == 0 else "",
+                style="bold" if first else "",
+            )
+    new_console().print(table)
+    measure = "pairwise" if found.objective == "pairwise" else "BCubed"
+    known = f"{found.faces:,} faces of {found.identities:,} people"
+    click.echo(
+        f"best: the settings of highest {measure} F on these very labels (in-sample), {known}; on other faces each is "
+        "as good or worse"
+    )
+    if any(row.own is not None for row in found.rows):
+        click.echo(
+            "its own: the settings of the engine's recipe, in-sample only if they were tuned on these faces"
+        )
+    if found.unknown:
+        click.echo(f"{found.unknown:,} faces of unknown identity left out of all figures")
