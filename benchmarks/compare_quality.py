@@ -7,8 +7,8 @@
 
 Parameters are chosen by the truth itself, for pairwise F and, apart, for BCubed F: what nobody has in practice, and
 more than a network gets whose threshold was chosen on other faces. `fcdeploy compare` does nearly the same on anybody's
-faces; here DBSCAN and HDBSCAN see all pairs of faces, there those of the kNN lists. Faces that DBSCAN and HDBSCAN call noise count as
-clusters of one. "Without the largest" leaves the faces of the largest identity out before measuring.
+faces; here DBSCAN and HDBSCAN see all pairs of faces, there those of the kNN lists. Faces that they call noise count
+as clusters of one. "Without the largest" leaves the faces of the largest identity out before measuring.
 
     python benchmarks/compare_quality.py features.bin truth.meta --dim 128 --pred pse-gcn=pred_labels.meta
 """
