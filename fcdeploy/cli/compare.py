@@ -84,7 +84,7 @@ def command(
 
     FEATURES are those of a sample of your own faces, LABELS their true identities, -1 where unknown. Each engine is
     measured at its own threshold and at its best, each method without a network at its best. The best settings are
-    chosen on these very faces: on others each is as good or worse.
+    chosen on these very faces: expect less on others.
 
     \b
     Example:
@@ -172,8 +172,7 @@ def _print(found: "Comparison") -> None:
     measure = "pairwise" if found.objective == "pairwise" else "BCubed"
     known = f"{found.faces:,} faces of {found.identities:,} people"
     click.echo(
-        f"best: the settings of highest {measure} F on these very labels (in-sample), {known}; on other faces each is "
-        "as good or worse"
+        f"best: the settings of highest {measure} F on these very labels (in-sample), {known}; expect less on other faces"
     )
     if any(row.own is not None for row in found.rows):
         click.echo(

@@ -51,7 +51,7 @@ class Method:
 
     settings: what is tried of it, all combinations; the first is the threshold that a curve is drawn over. opened:
     makes what all settings have in common. most: the number of faces beyond which it takes too long; bytes: memory
-    per entry of the lists.
+    per entry of the lists. load: imports what it needs, which is no part of its time.
     """
 
     name: str
@@ -60,12 +60,14 @@ class Method:
     opened: Callable[[KnnGraph], LabelsOf]
     most: int | None = None
     bytes: int = 0
+    load: Callable[[], object] = lambda: None
 
     def trials(self, lists: KnnGraph) -> Iterator[tuple[dict[str, Value], np.ndarray, float]]:
         """Yield the values of each setting, the labels (n,) int64 and the seconds that one clustering takes.
 
         Raises MissingDependencyError when the method's package is not installed.
         """
+        self.load()
         started = time.perf_counter()
         labels_of = self.opened(lists)
         common = time.perf_counter() - started
@@ -213,6 +215,7 @@ METHODS = {
             dbscan,
             SCIKIT_LEARN_FACES,
             GRAPH_BYTES,
+            lambda: scikit_learn("cluster"),
         ),
         Method(
             "hdbscan",
@@ -225,6 +228,7 @@ METHODS = {
             hdbscan,
             SCIKIT_LEARN_FACES,
             GRAPH_BYTES,
+            lambda: scikit_learn("cluster"),
         ),
     )
 }

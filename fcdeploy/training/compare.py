@@ -55,8 +55,8 @@ def compare(
     "hdbscan" (the last two when scikit-learn is installed), which work on the lists of ``k`` nearest neighbors.
     objective: the F that makes settings the best, "pairwise" or "bcubed". unknown, on_bad, duplicates, threads, memory,
     scratch: as in ``fcdeploy tune``. output: a file for all figures as JSON; plot: one (.png, .svg) for precision
-    against recall. The best settings are chosen on the very faces that they are measured on: on other faces each of
-    them is as good or worse. Returns a ``Comparison``, whose ``rows`` hold a record each. Raises
+    against recall. The best settings are chosen on the very faces that they are measured on: expect less on others.
+    Returns a ``Comparison``, whose ``rows`` hold a record each. Raises
     fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
     several = [engines] if isinstance(engines, (str, os.PathLike)) else engines
