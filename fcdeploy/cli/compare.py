@@ -172,7 +172,8 @@ def _print(found: "Comparison") -> None:
     measure = "pairwise" if found.objective == "pairwise" else "BCubed"
     known = f"{found.faces:,} faces of {found.identities:,} people"
     click.echo(
-        f"best: the settings of highest {measure} F on these very labels (in-sample), {known}; expect less on other faces"
+        f"best: the settings of highest {measure} F on these very labels (in-sample), {known}; expect less on other "
+        "faces"
     )
     if any(row.own is not None for row in found.rows):
         click.echo(
