@@ -27,7 +27,8 @@ def command(run_dir: Path, count: int, output: Path, seed: int, quiet: bool) -> 
 
     DIR is the --run-dir of a finished `fcdeploy cluster`. Write "same" or "different" into the column answer, or
     nothing where you cannot tell; then `fcdeploy tune --pairs` chooses the engine's threshold, and `fcdeploy cluster
-    --pairs` holds to the answers. Faces are row numbers from 0 (lines, for a list of images).
+    --pairs` holds to the answers. Faces are row numbers from 0 (lines, for a list of images), or
+    the ids of `fcdeploy update` in a folder that it has updated.
 
     \b
     Example:

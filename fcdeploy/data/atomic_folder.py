@@ -102,6 +102,16 @@ def _ours_at(path: Path, ours: Ours, names: Collection[str]) -> set[str]:
     return old
 
 
+def link_into(old: Path, new: Path, names: Collection[str]) -> None:
+    """Give files and folders of ours with these names, where they are there, a second name in a folder being made."""
+    for name in names:
+        if (old / name).is_dir() and not (old / name).is_symlink():
+            (new / name).mkdir(exist_ok=True)
+            _carry_over(old, new, (), Path(name))
+        elif os.path.lexists(old / name):
+            _link(old / name, new / name)
+
+
 def _take_along(old: Path, new: Path, ours: Collection[str]) -> None:
     try:
         _carry_over(old, new, ours)

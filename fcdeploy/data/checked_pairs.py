@@ -142,9 +142,20 @@ def _not_undone(heading: list[str], rows: Rows, lines: list[int]) -> tuple[Rows,
     return [rows[at] for at in kept], [lines[at] for at in kept]
 
 
-def pairs_from_rows(rows: Iterable[tuple[int, int, str]], n: int) -> CheckedPairs:
-    """Take (a, b, "same" or "different") of n faces, by row numbers; raises InputError as ``read_pairs`` does."""
-    pairs, same = [], []
+def pairs_from_rows(
+    rows: Iterable[tuple[int, int, str]], n: int, names: np.ndarray | None = None
+) -> CheckedPairs:
+    """Take (a, b, "same" or "different") of n faces, by row numbers; raises InputError as ``read_pairs`` does.
+
+    names: (n,) int64, numbers that the faces are known by instead.
+    """
+    if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
+        raise InputError(
+            f"pairs = {rows!r}: give a file, or (a, b, '{SAME}' or '{DIFFERENT}') for each pair."
+        )
+    place_of = None if names is None else {int(name): at for at, name in enumerate(names)}
+    pairs, same, numbers = [], [], []
+    unanswered = 0
     for at, row in enumerate(rows):
         try:
             a, b, answer = row
@@ -153,14 +164,24 @@ def pairs_from_rows(rows: Iterable[tuple[int, int, str]], n: int) -> CheckedPair
             raise InputError(
                 f"pairs: pair {at} is {row!r}; give (a, b, '{SAME}' or '{DIFFERENT}')."
             ) from None
+        if place_of is not None:
+            faces = [place_of.get(face, -1) for face in faces]
         if not all(0 <= face < n for face in faces) or faces[0] == faces[1]:
-            raise InputError(f"pairs: pair {at} is of rows {a} and {b}; give two of the {n:,} rows from 0.")
-        if answer not in ANSWERS:
+            among = f"rows {a} and {b}; give two of the {n:,} rows from 0"
+            if place_of is not None:
+                among = f"faces {a} and {b}; give two different ones that are there"
+            raise InputError(f"pairs: pair {at} is of {among}.")
+        said = answer.strip().lower() if isinstance(answer, str) else answer
+        if said is None or said in UNANSWERED:
+            unanswered += 1
+            continue
+        if not isinstance(said, str) or said not in ANSWERS:
             raise InputError(f"pairs: pair {at} says {answer!r}; give '{SAME}' or '{DIFFERENT}'.")
         pairs.append(faces)
-        same.append(ANSWERS[answer])
+        same.append(ANSWERS[said])
+        numbers.append(at)
     ids = np.array(pairs, np.int32).reshape(-1, 2)
-    return CheckedPairs("pairs", ids, np.array(same, bool), np.arange(len(ids)), 0, {})
+    return CheckedPairs("pairs", ids, np.array(same, bool), np.array(numbers, np.int64), unanswered, {})
 
 
 def read_photos(path: Path | str, n: int) -> np.ndarray:
@@ -171,7 +192,9 @@ def read_photos(path: Path | str, n: int) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a text file with the photo of face i in line i.")
-    lines = [line.strip() for line in read_text(path).splitlines()]
+    # File names are bytes, and may hold what else ends a line in Unicode; they only have to be told apart.
+    text = read_text(path, errors="surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
+    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
     while len(lines) > n and not lines[-1]:
         lines.pop()
     if len(lines) != n:

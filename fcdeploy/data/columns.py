@@ -10,6 +10,7 @@ import numpy as np
 
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.forms.tables import import_pyarrow
+from fcdeploy.data.run_record import check_not_of_a_run
 from fcdeploy.data.written_tables import SUFFIXES
 from fcdeploy.errors import InputError
 
@@ -22,9 +23,13 @@ Column = np.ndarray | Sequence[str]
 def check_table_path(path: Path | str) -> Path:
     """Return ``path`` when a table can be written there; meant to be called before the work starts.
 
-    Raises InputError when the name is no table's or its folder does not do, MissingDependencyError when the package
-    that writes it is not installed.
+    Raises InputError when the name is no table's, its folder does not do, or a run keeps something there,
+    MissingDependencyError when the package that writes it is not installed.
     """
+    return check_not_of_a_run(_table_path(path))
+
+
+def _table_path(path: Path | str) -> Path:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: is no name of a table; end it in {', '.join(SUFFIXES)}.")
@@ -39,7 +44,7 @@ def write_columns(path: Path | str, columns: Mapping[str, Column]) -> None:
     A column is an array (m,) or a sequence of text. NaN is an empty cell in text, and null elsewhere; float32 is
     written with six digits in text.
     """
-    path = check_table_path(path)
+    path = _table_path(path)  # which may be in a folder of runs, when a run writes it
     with atomic_file(path) as file:
         if path.suffix.lower() in TEXT:
             _write_text(file, columns, "\t" if path.suffix.lower() == ".tsv" else ",")

@@ -23,10 +23,10 @@ HEADINGS = frozenset(
 SNIFFED = 20  # lines
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, errors: str = "strict") -> str:
     """Return a text file as it reads: UTF-8 with or without a byte-order mark, or UTF-16 with one.
 
-    Raises InputError when it is no text.
+    errors: what becomes of bytes that are no UTF-8, as for ``bytes.decode``. Raises InputError when it is no text.
     """
     with open(path, "rb") as file:
         start = file.read(4096)
@@ -35,7 +35,7 @@ def read_text(path: Path) -> str:
             raise InputError(f"{path}: holds bytes that are not text; give the labels as text or as .npy.")
         data = start + file.read()
     try:
-        return data.decode("utf-16" if wide else "utf-8-sig")
+        return data.decode("utf-16" if wide else "utf-8-sig", errors)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(

@@ -14,6 +14,7 @@ from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.damaged import DAMAGED, reason_of
 from fcdeploy.data.label_tables import HEADINGS, read_arrow, read_table
 from fcdeploy.data.label_values import NUMBER, UNKNOWN_TEXTS, labels_from_texts, labels_from_values, shortened
+from fcdeploy.data.run_record import check_not_of_a_run
 from fcdeploy.data.written_tables import check_written_table, is_written_table, write_table
 from fcdeploy.errors import FcdeployWarning, InputError
 
@@ -142,12 +143,12 @@ def write_labels(path: Path | str, labels: ArrayLike, ids: np.ndarray | None = N
 def check_labels_path(path: Path | str) -> Path:
     """Return ``path`` when labels can be written there; meant to be called before the work starts.
 
-    Raises InputError when the suffix is none of ours, the folder does not exist or is not writable, or
-    ``path`` is a folder.
+    Raises InputError when the suffix is none of ours, the folder does not exist or is not writable,
+    ``path`` is a folder, or a run keeps something there.
     """
     if written_form(path) == "table":
         check_written_table(Path(path))
-    return check_parent(path)
+    return check_not_of_a_run(check_parent(path))
 
 
 FORMS = {

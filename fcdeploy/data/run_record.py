@@ -22,6 +22,7 @@ RECORD = "run.json"
 LOCK = "run.lock"
 FORMAT = "fcdeploy-run"
 FORMAT_VERSION = 2
+OF_CLUSTERS = ("state.json", "summary.json", "changes.csv", "history.csv")  # written there, sooner or later
 BEGINNING = (
     f'{{\n "format": "{FORMAT}"'.encode()
 )  # of every record, by which what a kill leaves of one is known
@@ -88,6 +89,22 @@ def check_run_folder(folder: Path | str, choice: str = "--run-dir", older: Names
         )
     record.names = {name for name in record.names if os.path.lexists(folder / name)}
     return record
+
+
+def check_not_of_a_run(path: Path) -> Path:
+    """Return ``path`` when an output there replaces nothing that a run keeps in its folder.
+
+    Files of the user's own may lie in such a folder. Raises InputError for a name of the run's.
+    """
+    place = path.parent.resolve() / path.name
+    for folder in (place.parent, place.parent.parent):
+        name = place.relative_to(folder).parts[0]
+        record = read_record(folder) if (folder / RECORD).is_file() else None
+        if record is not None and (name in record.names or name in OF_CLUSTERS):
+            raise InputError(
+                f"{path}: '{name}' belongs to the run in {folder}, which would lose it; choose another output."
+            )
+    return path
 
 
 def read_record(folder: Path) -> Record | None:

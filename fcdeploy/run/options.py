@@ -5,6 +5,7 @@ from ``Options``.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,6 +222,8 @@ def check_values(options: Options) -> None:
             *others, last = map(repr, described.choices)
             words = ("neither", "nor") if len(others) == 1 else ("none of", "and")
             raise InputError(f"{flag} {value}: is {words[0]} {', '.join(others)} {words[1]} {last}.")
+        if described.kind in (WHOLE, BYTES) and not isinstance(value, numbers.Integral):
+            raise InputError(f"{flag} {value}: should be a whole number.")
         if described.kind == HOPS and [type(hop) for hop in value] != [int, int]:
             raise InputError(f"{flag} {value}: should be two whole numbers, as in 80,10.")
         least, most = described.least, described.most

@@ -45,7 +45,7 @@ from fcdeploy.runtime.pairs import pairs
 from fcdeploy.runtime.photos_api import cluster_faces_in
 from fcdeploy.runtime.pipeline import Result, run_clustering
 from fcdeploy.runtime.review import measured_rows
-from fcdeploy.runtime.stored import read_state
+from fcdeploy.runtime.stored import read_rows, read_state
 from fcdeploy.runtime.tables import write_reviewed
 from fcdeploy.runtime.update import Updated as Updated
 from fcdeploy.runtime.update import update_run
@@ -98,7 +98,8 @@ def cluster(
     if unknown := options.keys() - DESCRIBED.keys():
         raise TypeError(f"cluster() got an unexpected keyword argument {min(unknown)!r}")
     chosen = {**defaults(), **options}
-    wanted = Wanted(table, clusters_table, tuple(drop_flagged), pairs, same_photo)
+    flags = (drop_flagged,) if isinstance(drop_flagged, str) else tuple(drop_flagged)
+    wanted = Wanted(table, clusters_table, flags, pairs, same_photo)
     if detector is not None:
         return cluster_faces_in(
             features,
@@ -278,7 +279,7 @@ def update(
     *,
     add: Any = None,
     remove: Any = None,
-    pairs: PathLike | None = None,
+    pairs: PathLike | Sequence[tuple[int, int, str]] | None = None,
     merges: str | Decide = "apply",
     splits: str | Decide = "apply",
     engine: PathLike | None = None,
@@ -293,9 +294,9 @@ def update(
 
     The folder becomes as if all faces that it has then had been clustered together, reusing what was computed of the
     old ones; a kill leaves it as it was. add: features, as for ``fcdeploy.cluster``. remove: numbers of faces, those of
-    their rows in the first run, or the next free ones that an update gave. pairs: a file of pairs by these numbers, as
-    for ``fcdeploy.cluster``. merges, splits: what becomes of old
-    clusters that turn out to be one, and of one that comes apart: 'apply', 'never', or a function that is asked about
+    their rows in the first run, or the next free ones that an update gave. pairs: by these numbers, a file or
+    (a, b, "same" or "different"). merges, splits: what becomes of old clusters that turn out to be one, and of one that
+    comes apart: 'apply', 'never', or a function that is asked about
     each (``old``, ``new``, ``faces``, ``kind``) and returns whether it is made. on_bad: new rows with NaN, infinity or
     zeros raise InputError with 'stop', and are in no cluster with 'skip'. Returns all faces and their labels, and what
     changed. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
@@ -366,7 +367,7 @@ class FaceClusterer:
         """Assign the rows of X (m, d) to the clusters of ``fit``: their labels (m,) int64, -1 in none of them.
 
         Approximate, see ``fcdeploy.assign``. Raises InputError without a ``run_dir``, in which ``fit`` keeps what new
-        faces are compared with, and before ``fit``.
+        faces are compared with, before ``fit``, and where another run has taken the folder since.
         """
         if self.run_dir is None:
             raise InputError(
@@ -374,6 +375,12 @@ class FaceClusterer:
             )
         if not hasattr(self, "labels_"):
             raise InputError("FaceClusterer.predict: nothing was fitted yet; call fit first.")
+        state, rows = read_rows(self.run_dir)
+        if not state.updates and not np.array_equal(rows.labels, self.labels_):  # an update keeps the numbers
+            raise InputError(
+                f"FaceClusterer.predict: {self.run_dir} holds other clusters than those of fit, of a later run there; "
+                "call fit again, or give each its own run_dir."
+            )
         return assign(X, run_dir=self.run_dir, engine=self.engine, column=self.column).labels
 
     def fit_predict(self, X: object, y: object = None) -> np.ndarray:

@@ -18,7 +18,7 @@ from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.extended import Extended, Offers
-from fcdeploy.run.options import MERGE, Options
+from fcdeploy.run.options import MERGE, Options, check_values
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.store import MemoryStore
 from fcdeploy.runtime.stored import open_stored
@@ -77,8 +77,10 @@ class Assigner:
         progress: bool = False,
     ) -> None:
         self._lock = threading.Lock()
+        limits = Options(threads=threads, device=device, memory=memory)
+        check_values(limits)
         stored = open_stored(run_dir, engine)
-        options = stored.options(Options(threads=threads, device=device, memory=memory))
+        options = stored.options(limits)
         stored.bundle.check_device(device)
         self.path, self.dim = stored.path, stored.state.dim
         self._normalize, self._cores = stored.state.normalize, options.cores

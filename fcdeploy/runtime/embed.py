@@ -30,6 +30,7 @@ from fcdeploy.data.filelist import NO_STAMP, Filelist, lines_outside, look_up_al
 from fcdeploy.data.images import FIRST_BAD, MAX_PIXELS, REASONS, State, import_pillow, read_image
 from fcdeploy.data.labels import check_labels_path, write_labels
 from fcdeploy.data.locks import host_name
+from fcdeploy.data.run_record import check_not_of_a_run
 from fcdeploy.data.side_files import check_not_an_input, check_replaceable, is_table
 from fcdeploy.data.sidecar import Sidecar, check_sidecar_path, sidecar_bytes
 from fcdeploy.engine.embedder import (
@@ -579,7 +580,7 @@ def check_outputs(job: Job, output: Path, on_bad: str, labels: Path | None = Non
         raise InputError(f"{output}: name the output .bin (raw float32 rows) or .npy.")
     lists = output.with_suffix(".bad.txt"), output.with_suffix(".filelist.txt")
     for path in (output, *lists):
-        check_parent(path)
+        check_not_of_a_run(check_parent(path))
     check_bad_list(lists[0])
     written = [output, lists[0], *([labels] if labels else [])]
     if on_bad == "skip" or not job.files.is_text:

@@ -114,7 +114,7 @@ def review_of(
     """
     checked = None if pairs is None else read_pairs(pairs, n, ids)
     if checked is not None:
-        check_pairs(checked, n)
+        check_pairs(checked, n, ids)
     photos = None if same_photo is None else read_photos(same_photo, n)
     return Review(confidence, drop_flagged, checked, photos)
 
@@ -126,21 +126,25 @@ def check_flags(names: tuple[str, ...]) -> None:
             raise InputError(f"--drop-flagged {name}: is none of {', '.join(FLAGS)}.")
 
 
-def check_pairs(pairs: CheckedPairs, n: int) -> None:
-    """Raise InputError where pairs of n faces contradict each other, naming the lines."""
+def check_pairs(pairs: CheckedPairs, n: int, names: np.ndarray | None = None) -> None:
+    """Raise InputError where pairs of n faces contradict each other, naming the lines.
+
+    names: (n,), what the faces are known by, None for row numbers.
+    """
     same, different = np.flatnonzero(pairs.same), np.flatnonzero(~pairs.same)
     found = contradiction(n, pairs.ids[same], pairs.ids[different])
     if found is None:
         return
     at, path = found
     wrong = pairs.lines[different[at]]
-    a, b = pairs.ids[different[at]].tolist()
+    one, other = pairs.ids[different[at]].tolist()
+    of = f"rows {one:,} and {other:,}" if names is None else f"{names[one]} and {names[other]}"
     lines = [f"{line:,}" for line in sorted(pairs.lines[same[path]].tolist())]
     shown = (
         f"line {lines[0]} says" if len(lines) == 1 else f"lines {', '.join(lines[:-1])} and {lines[-1]} say"
     )
     raise InputError(
-        f"{pairs.name}: line {wrong:,} says that rows {a:,} and {b:,} are different persons, {shown} that they are "
+        f"{pairs.name}: line {wrong:,} says that {of} are different persons, {shown} that they are "
         "one; correct or remove one of these lines."
     )
 

@@ -182,10 +182,23 @@ def open_stored(path: Path | str, engine: Path | str | None = None, *, locked: b
     bundle = _bundle_of(state, path, engine)
     settings = settings_from_dict(state.settings, str(path / STATE))
     parts = {name: entry.parts for name, entry in entries.items() if entry is not None}
+    return Stored(path, state, bundle, settings, _rows_of(path, state, parts.get(LABELS, [])), parts)
+
+
+def read_rows(path: Path | str) -> tuple[State, Rows]:
+    """Return the state of a run folder and the rows of its clusters, without its engine; for errors see above."""
+    path = Path(path)
+    state = read_state(path, locked=True)
+    entry = _record_of(path).artifacts.get(LABELS)
+    if entry is None or entry.key != state.artifacts.get(LABELS):
+        raise InputError(f"{path}: '{LABELS}' is missing, or of a later run; {_remake(path, state)}.")
+    return state, _rows_of(path, state, entry.parts)
+
+
+def _rows_of(path: Path, state: State, parts: list[str]) -> Rows:
     try:
-        found = map_arrays(path / LABELS, parts[LABELS])
-        rows = Rows(**{one.name: found[one.name] for one in dataclasses.fields(Rows)})
-        return Stored(path, state, bundle, settings, rows, parts)
+        found = map_arrays(path / LABELS, parts)
+        return Rows(**{one.name: found[one.name] for one in dataclasses.fields(Rows)})
     except (*DAMAGED, KeyError):
         raise InputError(f"{path}: its labels cannot be read; {_remake(path, state)}.") from None
 

@@ -12,7 +12,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ import numpy as np
 
 from fcdeploy.clustering.copies import Copies
 from fcdeploy.clustering.identity import MERGE, SPLIT, Change, Decide, Named, named
-from fcdeploy.data.atomic_folder import atomic_folder
-from fcdeploy.data.checked_pairs import CheckedPairs, read_pairs
+from fcdeploy.data.atomic_folder import atomic_folder, link_into
+from fcdeploy.data.checked_pairs import CheckedPairs, pairs_from_rows, read_pairs
 from fcdeploy.data.features import Features, hash_of
+from fcdeploy.data.label_tables import read_text
 from fcdeploy.data.locks import BusyError, Lock
 from fcdeploy.data.rows import Shards
 from fcdeploy.data.run_record import LOCK, RECORD, read_record
@@ -35,11 +36,15 @@ from fcdeploy.run.carried import CarriedBlocks
 from fcdeploy.run.folder import SUMMARY, RunFolder
 from fcdeploy.run.keys import digest
 from fcdeploy.run.options import MERGE as MERGE_COPIES
-from fcdeploy.run.options import Options
+from fcdeploy.run.options import Options, check_values
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.run import Run
 from fcdeploy.run.stage import Moved
 from fcdeploy.runtime.bad_rows import good_faces
+from fcdeploy.runtime.cluster_photos import CROPS
+from fcdeploy.runtime.crops import FOLDER
+from fcdeploy.runtime.face_lists import LISTS
+from fcdeploy.runtime.faces import ROWS
 from fcdeploy.runtime.review import check_pairs, constrained_labels, keep_evidence
 from fcdeploy.runtime.stored import STATE, Rows, Stored, keep_state, open_stored
 from fcdeploy.runtime.survey import list_length
@@ -49,6 +54,8 @@ NUMBER = re.compile("[0-9]{1,18}")
 CHANGES, HISTORY = "changes.csv", "history.csv"
 HEADINGS = ("update", "time", "face", "old", "new")
 OUTCOMES = {"skip": "they are in no cluster"}
+ON_BAD = ("stop", *OUTCOMES)
+OF_PHOTOS = (CROPS, FOLDER, ROWS, *LISTS)  # what `fcdeploy faces`, and `cluster` for photos, keep there
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def update_run(
     add: Features | None = None,
     remove: np.ndarray | None = None,
     *,
-    pairs: Path | str | None = None,
+    pairs: Path | str | Sequence[tuple[int, int, str]] | None = None,
     merges: Decide = lambda change: True,
     splits: Decide = lambda change: True,
     engine: Path | str | None = None,
@@ -97,19 +104,24 @@ def update_run(
 ) -> Updated:
     """Add faces to the clusters of a run folder, remove some, or both.
 
-    add: new rows, which get the next free numbers; remove: (r,) int64, numbers of faces. pairs: a file of pairs, by
-    numbers of faces, that are the same person or different ones, which hold whatever links say. merges, splits: whether
-    a change of that kind is made, see ``fcdeploy.clustering.identity``. engine: where it is no longer where the run
-    found it. limits: threads, memory and device. write: is given all faces and their labels just before the folder
-    becomes the new one, and stays the old one if that fails. Writes changes.csv, the merges and splits of this update,
-    and history.csv, the numbers that faces had, into the folder. Raises InputError for numbers that no face has, for
-    rows that cannot be used (on_bad 'skip': they are in no cluster), and where the folder lacks something.
+    add: new rows, which get the next free numbers; remove: (r,) int64, numbers of faces. pairs: by numbers of faces,
+    a file or rows of pairs that are the same person or different ones, which hold whatever links say; those of
+    removed faces are passed over. merges, splits: whether a change of that kind is made, see
+    ``fcdeploy.clustering.identity``. engine: where it is no longer where the run found it. limits: threads, memory
+    and device. write: is given all faces and their labels just before the folder becomes the new one, and stays the
+    old one if that fails. Writes changes.csv, the merges and splits of this update, and history.csv, the numbers that
+    faces had, into the folder. Raises InputError for numbers that no face has, for rows that cannot be used (on_bad
+    'skip': they are in no cluster), and where the folder lacks something.
     """
+    if on_bad not in ON_BAD:
+        raise InputError(f"on_bad = {on_bad!r}: should be {' or '.join(map(repr, ON_BAD))}.")
+    check_values(limits or Options())
     path = Path(run_dir)
     with _locked(path):
         stored = open_stored(path, engine, locked=True)
         plan = _planned(stored, add, remove, on_bad)
-        known = None if pairs is None else _known(pairs, plan.rows)
+        numbers = max(stored.state.next_face, int(plan.rows.faces.max(initial=-1)) + 1)
+        known = None if pairs is None else _known(pairs, plan.rows, numbers)
         progress = Progress(quiet)
         options = stored.options(limits or Options())
         options = dataclasses.replace(options, knn=stored.state.knn, recall=stored.state.recall)
@@ -131,6 +143,9 @@ def update_run(
             rows = dataclasses.replace(plan.rows, labels=kept)
             keep_evidence(run, system, kept, *_faces_and_copies(rows))
             folder.drop_scratch()
+            photos = sorted({*OF_PHOTOS} & _names_in(path))
+            folder.claims.claim(*photos)
+            link_into(path, part, photos)
             summary = _summary(stored, plan, rows, found, run)
             folder.claims.claim(SUMMARY, STATE, CHANGES, HISTORY)
             (part / SUMMARY).write_text(json.dumps(summary, indent=1))
@@ -273,11 +288,21 @@ def _labels_of_rows(plan: Plan, found: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _known(pairs: Path | str, rows: Rows) -> CheckedPairs:
-    """Read pairs of faces by their numbers; raises InputError for faces that are not there, and contradictions."""
-    known = read_pairs(pairs, len(rows.faces), rows.faces)
-    check_pairs(known, len(rows.faces))
-    return known
+def _known(pairs: Path | str | Sequence[tuple[int, int, str]], rows: Rows, numbers: int) -> CheckedPairs:
+    """Read pairs of faces by their numbers, and leave out those of faces that were removed.
+
+    numbers: above that of any face that there ever was. Raises InputError for faces that there never were, and for
+    contradictions.
+    """
+    names = np.arange(numbers)
+    if isinstance(pairs, (str, Path)):
+        known = read_pairs(pairs, numbers, names)
+    else:
+        known = pairs_from_rows(pairs, numbers, names)
+    check_pairs(known, numbers, names)
+    place = np.full(numbers, -1, np.int32)
+    place[rows.faces] = np.arange(len(rows.faces), dtype=np.int32)
+    return known.renumbered(place)
 
 
 def _faces_and_copies(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -362,6 +387,12 @@ def _history_text(stored: Stored, plan: Plan, rows: Rows) -> str:
     return text.getvalue()
 
 
+def _names_in(folder: Path) -> set[str]:
+    """Return the names in a run folder that are ours."""
+    record = read_record(folder)
+    return set() if record is None else record.names
+
+
 def _files_of_run(folder: Path) -> set[str] | None:
     """Return the names of our files in a run folder; None where it is none."""
     record = read_record(folder)
@@ -381,8 +412,8 @@ def read_ids(path: Path | str) -> np.ndarray:
     """Read numbers of faces (r,) int64, one per line; raises InputError that names the line that is none."""
     path = Path(path)
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); give a text file with an id per line.") from None
     for at, line in enumerate(lines, 1):
         if line.strip() and not NUMBER.fullmatch(line.strip()):

@@ -55,11 +55,14 @@ class Wanted:
 
 
 def photos_from_values(values: Sequence[Any], n: int) -> np.ndarray:
-    """Number the photos of n faces, (n,) int32; None and "" are NO_PHOTO. Raises InputError for another number."""
+    """Number the photos of n faces, (n,) int32; None, NaN and "" are NO_PHOTO. Raises InputError for another number."""
+    if not hasattr(values, "__len__"):
+        raise InputError(f"same_photo = {values!r}: give a file, or the photo of each face.")
     if len(values) != n:
         raise InputError(f"same_photo: has {len(values):,} photos for {n:,} faces; give one per face.")
     numbers: dict[Any, int] = {None: NO_PHOTO, "": NO_PHOTO}
     listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    listed = [None if photo != photo else photo for photo in listed]  # NaN, as tables have it
     for photo in listed:
         numbers.setdefault(photo, len(numbers) - 2)
     return np.array([numbers[photo] for photo in listed], np.int32)

@@ -65,6 +65,14 @@ def test_photos_are_numbered_by_name_and_unknown_where_a_line_is_empty(tmp_path)
         read_photos(tmp_path / "photos.txt", 6)
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_photos_have_any_name_that_a_file_has(tmp_path, end):
+    names = ["a\x85b", "a\u2028b", "a\x0cb", "a\x85b"]
+    lines = [*(name.encode() for name in names), b"\xff.jpg", b"\xfe.jpg", b"\xff.jpg", b""]
+    (tmp_path / "photos.txt").write_bytes(end.join([*lines, b""]))
+    assert read_photos(tmp_path / "photos.txt", 8).tolist() == [0, 1, 2, 0, 3, 4, 3, -1]
+
+
 def test_a_table_holds_its_columns_with_empty_cells_for_nan(tmp_path):
     columns = {"id": np.array([3, 4]), "x": np.float32([0.1, np.nan]), "flags": ["", 'a;"b"']}
     write_columns(tmp_path / "t.csv", columns)

@@ -141,6 +141,32 @@ def test_predict_assigns_to_what_was_fitted(runs: Any, faces: Any, tmp_path: Pat
         fcdeploy.FaceClusterer(engine).fit(rows[:100]).predict(rows[new])
 
 
+def test_predict_refuses_clusters_of_another_fit(runs: Any, faces: Any, tmp_path: Path) -> None:
+    rows, new = faces
+    clusterer = fcdeploy.FaceClusterer(runs(CASES[0])[0], run_dir=tmp_path / "run").fit(rows[~new])
+    fcdeploy.FaceClusterer(runs(CASES[0])[0], run_dir=tmp_path / "run", tau=0.99).fit(rows[~new])
+    with pytest.raises(InputError, match="other clusters than those of fit"):
+        clusterer.predict(rows[new])
+    fcdeploy.update(tmp_path / "run", remove=[0])
+    kept = fcdeploy.FaceClusterer(runs(CASES[0])[0], run_dir=tmp_path / "other").fit(rows[~new])
+    fcdeploy.update(tmp_path / "other", remove=[0], merges="never", splits="never")  # which keeps the numbers
+    assert np.array_equal(kept.predict(rows[~new][1:20]), kept.labels_[1:20])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"threads": -1}, {"threads": "2"}, {"memory": -1}, {"device": "gpu"}], ids=str
+)
+def test_values_that_an_assigner_has_not(wrong: dict[str, Any], runs: Any) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        fcdeploy.Assigner(runs(CASES[0])[1], **wrong)
+
+
+@pytest.mark.parametrize(("n", "seed"), [(1.5, 0), (0, 0), (10, -1), (10, "a")])
+def test_pairs_are_drawn_by_whole_numbers(n: Any, seed: Any, runs: Any) -> None:
+    with pytest.raises(InputError, match="give a whole number"):
+        fcdeploy.pairs(runs(CASES[0])[1], n, seed=seed)
+
+
 def test_the_command_writes_a_table(runs: Any, faces: Any, tmp_path: Path, fcdeploy: Any) -> None:
     rows, new = faces
     folder = runs(CASES[0])[1]

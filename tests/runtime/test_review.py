@@ -107,3 +107,29 @@ def test_a_folder_without_a_finished_run_says_so(what, run, tmp_path):
         InputError, match={"nothing": "no such", "no run": "holds no", "stopped": "no whole"}[what]
     ):
         fcdeploy.confidence(folder)
+
+
+def test_what_a_table_has_for_unknown_says_nothing_of_photos(faces, pse_bundle):
+    usual = fcdeploy.cluster(faces, engine=pse_bundle.path)
+    for unknown in (float("nan"), None, ""):
+        labels = fcdeploy.cluster(faces, engine=pse_bundle.path, same_photo=[unknown] * FACES)
+        assert np.array_equal(labels, usual)
+    apart = fcdeploy.cluster(faces, engine=pse_bundle.path, same_photo=np.ones(FACES))
+    assert apart.max() == FACES - 1
+
+
+def test_pairs_in_python_say_what_pairs_in_a_file_may_say(faces, pse_bundle):
+    said = [(0, 1, "Same"), (2, 3, "?"), (2, 3, None), (4, 5, " different ")]
+    labels = fcdeploy.cluster(faces, engine=pse_bundle.path, pairs=said)
+    assert np.array_equal(
+        labels, fcdeploy.cluster(faces, engine=pse_bundle.path, pairs=[(0, 1, "same"), (4, 5, "different")])
+    )
+    assert labels[0] == labels[1]
+    for wrong in (5, "no such file", [(0, 1, 1)], [(0, 1, [])]):
+        with pytest.raises(InputError):
+            fcdeploy.cluster(faces, engine=pse_bundle.path, pairs=wrong)
+
+
+def test_one_flag_is_given_by_its_name(faces, pse_bundle):
+    dropped = fcdeploy.cluster(faces, engine=pse_bundle.path, drop_flagged="garbage")
+    assert np.array_equal(dropped, fcdeploy.cluster(faces, engine=pse_bundle.path, drop_flagged=["garbage"]))

@@ -15,6 +15,7 @@ from system_cases import CASES, Case
 import fcdeploy
 from fcdeploy.errors import InputError
 from fcdeploy.runtime.evidence import read_placed
+from fcdeploy.runtime.update import read_ids
 
 PSE = CASES[0]
 AGREES = {"ve-gcn": 0.6}  # golden networks decide at random on such few faces
@@ -248,3 +249,89 @@ def test_pairs_hold_in_an_update_too(folder: Any, faces: Any, tmp_path: Path) ->
     with pytest.raises(InputError, match="the id of no face"):
         fcdeploy.update(run, remove=[0], pairs=tmp_path / "pairs.csv")
     assert files_of(run) == before
+
+
+def test_pairs_of_removed_faces_are_passed_over_and_others_go_by_number(folder: Any, faces: Any) -> None:
+    """Removed faces leave gaps, so that a number is no row any more."""
+    run = folder()
+    old = read_placed(run).labels
+    first, second = np.flatnonzero(old == np.bincount(old).argmax())[[-2, -1]].tolist()
+    assert first > 0
+    fcdeploy.update(run, remove=[0])
+    found = fcdeploy.update(run, add=faces[0][faces[1]], pairs=[(0, 5, "same"), (first, second, "different")])
+    of = dict(zip(found.faces.tolist(), found.labels.tolist(), strict=True))
+    assert of[first] != of[second]
+    before = files_of(run)
+    for pairs in ([(5, 10**6, "same")], [(5, 5, "same")], 5, [(5, 6, "same"), (6, 5, "different")]):
+        with pytest.raises(InputError, match="pairs"):
+            fcdeploy.update(run, remove=[1], pairs=pairs)
+    assert files_of(run) == before
+
+
+def test_drawn_pairs_of_an_updated_folder_go_by_number(folder: Any) -> None:
+    run = folder()
+    drawn = fcdeploy.pairs(run, 10**4).ids
+    found = fcdeploy.update(run, remove=list(range(50)))
+    again = fcdeploy.pairs(run, 10**4)
+    assert again.ids.min() >= 50
+    of = dict(zip(found.faces.tolist(), found.labels.tolist(), strict=True))
+    together = [of[a] == of[b] for a, b in again.ids.tolist()]
+    assert np.array_equal(together, again.together)
+    assert drawn.min() < 50
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"on_bad": "zero"}, {"threads": -1}, {"memory": -1}, {"device": "gpu"}], ids=str
+)
+def test_values_that_an_update_has_not(wrong: dict[str, Any], folder: Any, faces: Any) -> None:
+    run = folder()
+    before = files_of(run)
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        fcdeploy.update(run, add=faces[0][faces[1]], **wrong)
+    assert files_of(run) == before
+
+
+@pytest.mark.parametrize("name", ["history.csv", "changes.csv", "labels/labels.csv", "own.csv"])
+def test_an_output_replaces_nothing_of_the_run(
+    name: str, folder: Any, faces: Any, tmp_path: Path, fcdeploy: Any
+) -> None:
+    run, (rows, new) = folder(), faces
+    np.save(tmp_path / "new.npy", rows[new][:3])
+    (tmp_path / "link").symlink_to(run)
+    before = files_of(run)
+    for command in (
+        ("assign", tmp_path / "new.npy", "--run-dir", run),
+        ("update", run, "--add", tmp_path / "new.npy"),
+        ("pairs", run),
+    ):
+        done = fcdeploy(*command, "-o", tmp_path / "link" / name, "--quiet")
+        assert done[0] == (0 if name == "own.csv" else 2), done
+        if name != "own.csv":
+            assert "belongs to the run" in done[2]
+            assert files_of(run) == before
+
+
+def test_faces_found_in_photos_stay_in_the_folder(folder: Any) -> None:
+    """As `fcdeploy cluster` for photos, and `fcdeploy faces` into a folder of runs, leave them there."""
+    run = folder()
+    record = json.loads((run / "run.json").read_bytes())
+    record["names"] = [*record["names"], "crops", "faces", "faces.csv"]
+    (run / "run.json").write_text(json.dumps(record))
+    kept = {"crops/faces/1f/a_0.jpg": b"1", "crops/run.json": b"{}", "faces/2.jpg": b"2", "faces.csv": b"id"}
+    for name, content in kept.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(content)
+    for face in (0, 1):
+        fcdeploy.update(run, remove=[face])
+        assert {name: (run / name).read_bytes() for name in kept} == kept
+        assert {"crops", "faces", "faces.csv"} <= set(json.loads((run / "run.json").read_bytes())["names"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_numbers_of_faces_in_files_as_spreadsheets_write_them(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_bytes("17\r\n\r\n 3 \r\n".encode(encoding))
+    assert read_ids(tmp_path / "ids.txt").tolist() == [17, 3]
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\n")
+    for name in ("bytes.txt", "none.txt", "."):
+        with pytest.raises(InputError, match=name.replace(".", "[.]")):
+            read_ids(tmp_path / name)
