@@ -187,7 +187,6 @@ def data_of(run: OpenedRun, sprites: Sprites) -> str:
     Measures are 16-bit, -1 to 1 in 65,534 steps, 0 where there is none.
     """
     faces, clusters = run.confidence.faces, run.confidence.clusters
-    with_picture = np.where(sprites.shown, sprites.faces, -1) if len(sprites.faces) else sprites.faces
     arrays = {
         "labels": run.placed.labels.astype("<i4"),
         "confidence": sixteen_bits(faces.confidence),
@@ -196,7 +195,7 @@ def data_of(run: OpenedRun, sprites: Sprites) -> str:
         "similarity": sixteen_bits(clusters.similarity),
         "flags": clusters.flags,
         "sprites": sprites.faces.astype("<i4"),
-        "pictured": (with_picture >= 0).astype(np.uint8),
+        "pictured": sprites.shown.astype(np.uint8),
     }
     found: dict[str, Any] = {
         name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()

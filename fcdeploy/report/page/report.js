@@ -7,6 +7,7 @@
   const confidence = new Uint16Array(bytes(data.confidence));
   const clusterFlags = new Uint8Array(bytes(data.flags));
   const sprites = new Int32Array(bytes(data.sprites));
+  const pictured = new Uint8Array(bytes(data.pictured));
   const measures = {};
   for (const name of ["weakest", "cohesion", "similarity"]) measures[name] = new Uint16Array(bytes(data[name]));
   const count = clusterFlags.length;
@@ -38,7 +39,7 @@
   const spriteOf = (face) => {
     let low = 0, high = sprites.length;
     while (low < high) { const mid = (low + high) >> 1; if (sprites[mid] < face) low = mid + 1; else high = mid; }
-    return sprites[low] === face ? low : -1;
+    return sprites[low] === face && pictured[low] ? low : -1;
   };
   const tile = (face) => {
     const item = made("li", "tile");
