@@ -48,7 +48,7 @@ from fcdeploy.runtime.evidence import LINES
 from fcdeploy.runtime.pipeline import Result, run_clustering
 from fcdeploy.runtime.prepare import check_not_kept_in, prepare
 from fcdeploy.runtime.review import NOTHING, Review
-from fcdeploy.runtime.survey import places_of_run
+from fcdeploy.runtime.stored import places_of_clusters
 from fcdeploy.runtime.workers import check_shared
 
 FEATURES = "embedded"  # what is kept of good lines; LINES: the state of all
@@ -215,7 +215,7 @@ def check_clustering(files: Filelist, bundle: Bundle, options: Options, run_dir:
     knn = "auto" if "--knn" in options.lists else options.knn
     imagined_options = dataclasses.replace(options, knn=knn, reranked=None)
     prepared = prepare(imagined, bundle, imagined_options)
-    return places_of_run(prepared.system, prepared.artifacts())
+    return places_of_clusters(prepared.system, prepared.artifacts())
 
 
 def _states_now(lines: dict[str, np.ndarray], found: np.ndarray, stamps: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from fcdeploy.errors import FcdeployWarning
 from fcdeploy.graph.alike import FEWEST
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
-from fcdeploy.run.folder import SCRATCH_FOLDER, SUMMARY, RunFolder, places_of
+from fcdeploy.run.folder import SCRATCH_FOLDER, SUMMARY, RunFolder
 from fcdeploy.run.memory import peak_bytes
 from fcdeploy.run.options import MERGE, Options
 from fcdeploy.run.progress import Progress
@@ -40,7 +40,6 @@ from fcdeploy.runtime.bad_rows import (
 from fcdeploy.runtime.checked import Checked, checked_rows
 from fcdeploy.runtime.computed import what_was_computed
 from fcdeploy.runtime.copies import (
-    ROWS,
     as_few_as_fit,
     equal_copies,
     keep_rows,
@@ -48,11 +47,10 @@ from fcdeploy.runtime.copies import (
     rows_key,
     tell_of_copies,
 )
-from fcdeploy.runtime.evidence import EVIDENCE
 from fcdeploy.runtime.prepare import Prepared, check_not_kept_in, prepare
 from fcdeploy.runtime.review import NOTHING, Review, Reviewed, review
-from fcdeploy.runtime.stored import LABELS, VECTORS, drop_state, keep_state, rows_of_run
-from fcdeploy.runtime.survey import places_of_run, sum_of_artifacts
+from fcdeploy.runtime.stored import drop_state, keep_state, places_of_clusters, rows_of_run
+from fcdeploy.runtime.survey import sum_of_artifacts
 from fcdeploy.runtime.workers import Workers, check_shared, fingerprint_of_bundle, workers_for
 from fcdeploy.systems import System, get_system
 from fcdeploy.systems.settings import setting_of
@@ -107,8 +105,7 @@ def run_clustering(
     prepared = prepare(features, bundle, options)
     system, features, options = prepared.system, prepared.features, prepared.options
     artifacts = prepared.artifacts()
-    kept = (ROWS, EVIDENCE, LABELS, VECTORS)
-    places = [*places_of_run(system, artifacts), *(place for name in kept for place in places_of(name))]
+    places = places_of_clusters(system, artifacts)
     if run_dir:
         check_not_kept_in(Path(run_dir), options, features, places)
     progress = Progress(quiet)

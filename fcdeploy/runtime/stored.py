@@ -9,7 +9,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +24,15 @@ from fcdeploy.data.run_record import LOCK, RECORD, Record, read_record
 from fcdeploy.data.typed import typed
 from fcdeploy.engine.bundle import Bundle, read_bundle
 from fcdeploy.errors import InputError
-from fcdeploy.run.folder import RunFolder, map_arrays, size_on_disk
+from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.folder import RunFolder, map_arrays, places_of, size_on_disk
 from fcdeploy.run.options import Options
 from fcdeploy.run.run import Run
 from fcdeploy.run.store import Arrays, Store
-from fcdeploy.runtime.copies import rows_of
+from fcdeploy.runtime.copies import ROWS, rows_of
+from fcdeploy.runtime.evidence import EVIDENCE
+from fcdeploy.runtime.survey import places_of_run
+from fcdeploy.systems import System
 from fcdeploy.systems.settings import settings_as_dict, settings_from_dict
 
 STATE = "state.json"
@@ -125,6 +129,12 @@ def rows_of_run(run: Run, faces: Features, labels: np.ndarray) -> Rows:
     return Rows(labels, rows_of(run.features), source, np.arange(faces.given))
 
 
+def places_of_clusters(system: System, artifacts: Iterable[Artifact]) -> list[str]:
+    """Return all names that a run's artifacts take in its folder, those of its clusters included."""
+    kept = (place for name in (ROWS, EVIDENCE, LABELS, VECTORS) for place in places_of(name))
+    return [*places_of_run(system, artifacts), *kept]
+
+
 def drop_state(folder: RunFolder) -> None:
     """Take the state of a folder away, until the run that begins there has ended."""
     folder.claims.claim(STATE)
@@ -142,7 +152,9 @@ def keep_state(
     assert isinstance(folder, RunFolder)
     made = {"labels": rows.labels, "chosen": rows.chosen, "source": rows.source, "faces": rows.faces}
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(each).data for each in made.values())).hexdigest()
-    run.keep(LABELS, run.key_of(LABELS, {"labels": digest}), made)
+    key = run.key_of(LABELS, {"labels": digest})
+    if folder.load(LABELS, key) is None:
+        run.keep(LABELS, key, made)
     kept = {artifact.name for artifact in run.planned if not artifact.scratch} | {LABELS}
     state = State(
         format="fcdeploy-clusters",

@@ -179,7 +179,7 @@ def test_another_tau_makes_only_the_links_again(labels_of: Labels, features: Pat
     assert looser.max() < labels.max()
     assert np.array_equal(looser, labels_of(features, "--tau", "0.5"))
     after = times(tmp_path / "run")
-    assert {name for name in KEPT if after[name] != before[name]} == {"links"}
+    assert {name for name in KEPT if after[name] != before[name]} == {"links", "evidence"}
 
 
 def test_changed_features_make_everything_again(labels_of: Labels, features: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.run.folder import SUMMARY, RunFolder, places_of
 from fcdeploy.run.options import Options
 from fcdeploy.runtime.prepare import prepare
+from fcdeploy.runtime.stored import places_of_clusters
 from fcdeploy.runtime.survey import places_of_run
 from fcdeploy.systems import get_system
 
@@ -530,7 +531,7 @@ def test_the_places_of_artifacts_are_told_before_a_run(shelf: Shelf, tmp_path: P
             warnings.simplefilter("ignore")
             prepared = prepare(opened, bundle, Options())
         assert len(seen) > 10
-        assert seen <= {*places_of_run(prepared.system, prepared.artifacts())}, name
+        assert seen <= {*places_of_clusters(prepared.system, prepared.artifacts())}, name
 
 
 def test_from_python_a_folder_of_somebodys_is_no_run_folder(shelf: Shelf, tmp_path: Path) -> None:
@@ -593,7 +594,7 @@ def test_the_run_folder_of_an_earlier_version_is_begun_anew(
         assert np.array_equal(package.cluster(shelf.folder / "f.bin", engine=shelf.engine), labels)
     assert all((run / name).read_bytes() == b"theirs" for name in theirs)
     left = {path.name for path in run.iterdir()} - {name.split("/")[0] for name in theirs}
-    assert left == {*CASES[0].kept, RECORD, LOCK, SUMMARY}
+    assert left == {*CASES[0].kept, "labels", "vectors", "state.json", RECORD, LOCK, SUMMARY}
     assert json.loads((run / RECORD).read_text())["format_version"] == 2
 
 
