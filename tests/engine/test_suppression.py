@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from fcdeploy.engine.suppression import overlaps, suppress
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from([0.1, 0.3, 0.5]))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from([0.1003, 0.2997, 0.5003]))
 def test_what_stays_is_what_opencv_keeps(seed: int, n: int, threshold: float) -> None:
-    """Boxes of whole pixels, for OpenCV's are; and scores that differ."""
+    """Boxes of whole pixels, for OpenCV's are, scores that differ, and thresholds that no ratio of such areas is."""
     cv2 = pytest.importorskip("cv2")
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 60, (n, 2))
