@@ -233,7 +233,7 @@ def test_a_decision_by_mouse_and_one_by_keyboard_are_on_disk_and_one_is_undone(w
     seen = watch()
     seen.page.goto(review.address)
     wait = lambda text: wait_for(seen.page, text)  # noqa: E731
-    seen.page.wait_for_function("document.getElementById('undo').disabled")
+    seen.page.locator("#undo:disabled").wait_for(state="attached")
     pair = seen.page.locator("#singles .pair").first
     a, b = pair.get_attribute("data-a"), pair.get_attribute("data-b")
     pair.locator("[data-answer=same]").click()
