@@ -48,7 +48,7 @@ def flows() -> list[Any]:
 def import_all() -> None:
     flows()
     for verb in VERBS:
-        importlib.import_module(f"fcdeploy.cli.{verb}")
+        importlib.import_module(f"fcdeploy.cli.{verb.replace('-', '_')}")
     try:
         for name in ("deploy.onnx_from_checkpoint", "runtime.lost_pages", "training.train", "training.tune"):
             importlib.import_module(f"fcdeploy.{name}")
