@@ -101,7 +101,7 @@ class Handout:
         return any((lease.worker, lease.span) == (worker, span) for lease in self._leases)
 
     def lost(self, worker: str, reason: str) -> None:
-        """Take back what a worker has; raises GivenUpError when that is the last straw for its block."""
+        """Take back what a worker has; raises GivenUpError when MOST_LOSSES workers were lost over one block."""
         for span in [lease.span for lease in self._leases if lease.worker == worker]:
             self._return(worker, span)
             self._losses[span] = self._losses.get(span, 0) + 1
