@@ -84,7 +84,7 @@ def test_the_training_page_s_pair_networks_end_in_the_promised_figures(fcdeploy:
     """The checkpoints are in half precision."""
     leave(here / "lce-pcenet/lce.pth", "lce-128.pth", "lce-pcenet-demo.toml")
     leave(here / "lce-pcenet/pce.pth", "pce-128.pth", "lce-pcenet-demo.toml")
-    export = sequence("docs/training.md", "train", "train", "export")[-1:]
+    export = sequence("docs/tutorials/training.md", "train", "train", "export")[-1:]
     after = sequence("README.md", "cluster", "evaluate")
     text = run(
         fcdeploy, [*export, *(line.replace("pse.onnx", "lce-pcenet.onnx") for line in after)], "--json"
@@ -95,7 +95,9 @@ def test_the_training_page_s_pair_networks_end_in_the_promised_figures(fcdeploy:
 VERBS = ("train", "export", "tune", "export")
 
 
-@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/training.md", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "page", ["README.md", pytest.param("docs/tutorials/training.md", marks=pytest.mark.slow)]
+)
 def test_train_export_tune_export_hands_each_recipe_to_the_next(
     page: str, fcdeploy: Command, here: Path
 ) -> None:
@@ -127,7 +129,9 @@ def test_the_training_page_s_whole_sequence_on_the_demo_is_no_worse_than_promise
 ) -> None:
     """The trained weights are the demo's own; tuned on the very faces, F can only be higher."""
     leave(here / "saves/checkpoint.pth", "pse-gcn-128.pth", "pse-gcn-demo.toml")
-    lines = sequence("docs/training.md", "train", "export", "tune", "export", "cluster", "evaluate")[1:]
+    lines = sequence(
+        "docs/tutorials/training.md", "train", "export", "tune", "export", "cluster", "evaluate"
+    )[1:]
     assert figures(run(fcdeploy, lines, "--json"))[0] > promised()[0][0] - 0.001
 
 

@@ -82,4 +82,4 @@ def test_its_command_is_one_of_ours_and_its_versions_are_those_we_test_with(
     pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == pinned[1]
-    assert f"rayproject/ray:{pinned[1]}-" in (ROOT / "docs/many-machines.md").read_text()
+    assert f"rayproject/ray:{pinned[1]}-" in (ROOT / "docs/how-to/many-machines.md").read_text()

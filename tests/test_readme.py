@@ -19,8 +19,8 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def test_the_page_of_commands_is_what_the_commands_say_themselves() -> None:
-    assert (ROOT / "docs/cli.md").read_text() == reference.page(), (
-        "run `python -m fcdeploy.cli.reference > docs/cli.md`"
+    assert (ROOT / "docs/reference/cli.md").read_text() == reference.page(), (
+        "run `python -m fcdeploy.cli.reference > docs/reference/cli.md`"
     )
 
 

@@ -18,9 +18,10 @@ PAGES = [
 ]
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 SHORT = (
-    *("index", "install", "first-clusters", "which-system", "threshold", "own-neighbor-lists"),
-    *("from-the-authors", "troubleshooting", "glossary", "cite", "pse-gcn", "data-flow", "python"),
-    *("biometric-data", "contributing/words"),
+    *("index", "how-to/install", "tutorials/first-clusters", "how-to/which-system", "how-to/threshold"),
+    *("how-to/own-neighbor-lists", "how-to/from-the-authors", "how-to/troubleshooting"),
+    *("reference/glossary", "reference/cite", "reference/python", "systems/pse-gcn", "explanation/data-flow"),
+    *("how-to/biometric-data", "contributing/words"),
 )
 MOST_WORDS = 1200
 
@@ -89,8 +90,8 @@ def test_a_link_to_no_heading_is_found(tmp_path: Path) -> None:
 
 def test_pages_made_of_recipes_are_up_to_date() -> None:
     made = loaded(DOCS / "site/recipe_keys.py").page()
-    assert (DOCS / "recipe-keys.md").read_text() == made, (
-        "run `python docs/site/recipe_keys.py > docs/recipe-keys.md`"
+    assert (DOCS / "reference/recipe-keys.md").read_text() == made, (
+        "run `python docs/site/recipe_keys.py > docs/reference/recipe-keys.md`"
     )
 
 
@@ -98,7 +99,7 @@ def test_every_key_of_a_built_in_recipe_is_on_the_page() -> None:
     """Read off the TOML files, and not off the dataclasses that the page is made of."""
     import tomllib
 
-    text = (DOCS / "recipe-keys.md").read_text()
+    text = (DOCS / "reference/recipe-keys.md").read_text()
     sections = {part.partition('`system = "')[2].partition('"')[0]: part for part in text.split("\n## ")}
 
     def keys(table: dict[str, object], prefix: str) -> list[str]:
@@ -153,27 +154,31 @@ def test_pages_are_short(name: str) -> None:
 
 
 def test_figures_of_quality_are_those_of_the_results() -> None:
-    """Both F of every method of docs/which-system.md, to three digits."""
+    """Both F of every method of docs/how-to/which-system.md, to three digits."""
     rows = json.loads((ROOT / "benchmarks/results/quality.json").read_text())["rows"]
     measured = {f"{row['pairwise F']:.3f} / {row['BCubed F']:.3f}" for row in rows}
-    section = (DOCS / "which-system.md").read_text().partition("## Quality")[2].partition("## Speed")[0]
+    section = (
+        (DOCS / "how-to/which-system.md").read_text().partition("## Quality")[2].partition("## Speed")[0]
+    )
     said = re.findall(r"\b0\.\d{3} / 0\.\d{3}\b", section)
     assert len(said) > 12
     assert set(said) <= measured
 
 
 def test_the_table_of_quality_is_that_of_the_results() -> None:
-    """All three F of every row of docs/quality.md, and no row that was not measured."""
+    """All three F of every row of docs/explanation/quality.md, and no row that was not measured."""
     columns = ("pairwise F", "BCubed F", "without the largest")
     rows = json.loads((ROOT / "benchmarks/results/quality.json").read_text())["rows"]
     measured = {" | ".join(f"{row[column]:.3f}" for column in columns) for row in rows}
-    said = re.findall(r"\| (0\.\d{3} \| 0\.\d{3} \| 0\.\d{3}) \|", (DOCS / "quality.md").read_text())
+    said = re.findall(
+        r"\| (0\.\d{3} \| 0\.\d{3} \| 0\.\d{3}) \|", (DOCS / "explanation/quality.md").read_text()
+    )
     assert len(said) >= 18
     assert set(said) <= measured
 
 
 def test_figures_of_speed_and_memory_are_those_of_the_results() -> None:
-    section = (DOCS / "which-system.md").read_text().partition("## Speed")[2].partition("\n## ")[0]
+    section = (DOCS / "how-to/which-system.md").read_text().partition("## Speed")[2].partition("\n## ")[0]
     runs = {name: results(name)["arguments"]["runs"] for name in ("scale", "scale_gpu")}
     checked = 0
     for line in section.splitlines():
@@ -191,8 +196,8 @@ def test_figures_of_speed_and_memory_are_those_of_the_results() -> None:
 
 
 def test_speeds_are_those_of_the_results() -> None:
-    """Every table of docs/speed.md that is one file of benchmarks/results, and that of docs/gpu.md."""
-    text = (DOCS / "speed.md").read_text()
+    """Every table of the page on speed that is one file of benchmarks/results, and that of the page on GPUs."""
+    text = (DOCS / "explanation/speed.md").read_text()
     for name, digits in (("refine", 1), ("lgcn", 0)):
         for row in results(name)["rows"]:
             speed = row["faces_per_s"]
@@ -201,7 +206,7 @@ def test_speeds_are_those_of_the_results() -> None:
     links = [f"{row['links_per_s']:.0f}" for row in results("sepfl")["rows"]]
     assert f"did {links[0]} links/s, ours {links[1]}" in text
     first, second = text.partition("`results/scale_avx2.json`")[::2]
-    gpu = (DOCS / "gpu.md").read_text()
+    gpu = (DOCS / "reference/gpu.md").read_text()
     for name, page in (("scale", first), ("scale_avx2", second), ("scale_gpu", gpu)):
         runs = results(name)["arguments"]["runs"]
         for stage in ("knn", "refine", "refined_knn"):

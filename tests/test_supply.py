@@ -130,8 +130,8 @@ def test_security_says_what_is_trusted() -> None:
 
 
 def test_every_promise_names_a_test_that_exists() -> None:
-    """docs/guarantees.md: file::test, each of which is there."""
-    text = (ROOT / "docs/guarantees.md").read_text()
+    """docs/reference/guarantees.md: file::test, each of which is there."""
+    text = (ROOT / "docs/reference/guarantees.md").read_text()
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
     assert len(named) > 30
     for path, test in named:

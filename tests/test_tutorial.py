@@ -44,12 +44,12 @@ def done(fcdeploy: Command, words: list[str]) -> str:
 
 
 def test_first_clusters_are_those_that_the_page_promises(fcdeploy: Command, clone: Path) -> None:
-    lines = commands("docs/first-clusters.md")
+    lines = commands("docs/tutorials/first-clusters.md")
     assert [line[0] for line in lines[:4]] == ["export", "cluster", "cluster", "evaluate"]
     for line in lines:
         done(fcdeploy, line)
     measures = json.loads(done(fcdeploy, [*lines[3], "--json"]))
-    text = (ROOT / "docs/first-clusters.md").read_text()
+    text = (ROOT / "docs/tutorials/first-clusters.md").read_text()
     said = re.search(r"Pairwise F is (0\.\d+) and BCubed F (0\.\d+)", text)
     assert said
     found = (measures["pairwise"]["f"], measures["bcubed"]["f"])
@@ -57,18 +57,18 @@ def test_first_clusters_are_those_that_the_page_promises(fcdeploy: Command, clon
     before = [line.split() for line in Path("pred_labels.meta").read_text().splitlines()]
     after = [line.split() for line in Path("purer.meta").read_text().splitlines()]
     assert len({*map(tuple, after)}) > len({*map(tuple, before)}), "a higher threshold gives more clusters"
-    for code in blocks("docs/first-clusters.md", "python"):
+    for code in blocks("docs/tutorials/first-clusters.md", "python"):
         exec(code, {})
 
 
 def test_lists_of_one_s_own_give_the_clusters_of_the_search(fcdeploy: Command, clone: Path) -> None:
     """The page's Python makes lists of 80 for an engine of k = 40; two equal similarities may change sides."""
-    done(fcdeploy, commands("docs/first-clusters.md")[0])
+    done(fcdeploy, commands("docs/tutorials/first-clusters.md")[0])
     features = np.fromfile(DEMO / "features.bin", "<f4").reshape(-1, 128)
     np.save("features.npy", features)
-    code = blocks("docs/own-neighbor-lists.md", "python")
+    code = blocks("docs/how-to/own-neighbor-lists.md", "python")
     exec(code[0], {})
-    line = next(line for line in commands("docs/own-neighbor-lists.md") if "lists.npz" in line)
+    line = next(line for line in commands("docs/how-to/own-neighbor-lists.md") if "lists.npz" in line)
     done(fcdeploy, line)
     done(fcdeploy, ["cluster", "features.npy", "--engine", "pse.onnx", "-o", "searched.meta"])
     measures = json.loads(done(fcdeploy, ["evaluate", "pred_labels.meta", "searched.meta", "--json"]))
@@ -77,9 +77,9 @@ def test_lists_of_one_s_own_give_the_clusters_of_the_search(fcdeploy: Command, c
 
 
 def test_the_three_thresholds_of_the_page_give_ever_more_clusters(fcdeploy: Command, clone: Path) -> None:
-    done(fcdeploy, commands("docs/first-clusters.md")[0])
+    done(fcdeploy, commands("docs/tutorials/first-clusters.md")[0])
     Path("features.bin").symlink_to(DEMO / "features.bin")
-    lines = [line for line in commands("docs/threshold.md") if line[0] == "cluster"]
+    lines = [line for line in commands("docs/how-to/threshold.md") if line[0] == "cluster"]
     counts = [json.loads(done(fcdeploy, [*line, "--json"]))["clusters"] for line in lines]
     assert len(counts) == 3
     assert counts == sorted(set(counts))

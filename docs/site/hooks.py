@@ -20,11 +20,11 @@ COPIES = "repository"
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 # Pages that answer questions come before those that tell how it came about, where a search finds both.
 SEARCH = {
-    "install.md": 3.0,
-    "own-neighbor-lists.md": 3.0,
-    "from-the-authors.md": 3.0,
-    "glossary.md": 3.0,
-    "troubleshooting.md": 2.0,
+    "how-to/install.md": 3.0,
+    "how-to/own-neighbor-lists.md": 3.0,
+    "how-to/from-the-authors.md": 3.0,
+    "reference/glossary.md": 3.0,
+    "how-to/troubleshooting.md": 2.0,
     "repository/SECURITY.md": 3.0,
     "repository/README.md": 0.5,
     "repository/CHANGELOG.md": 0.2,
@@ -35,7 +35,7 @@ FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
 
 def source_of(site_path: str) -> str:
-    """Return where a file of the site lies in the repository, e.g. docs/cli.md for cli.md."""
+    """Return where a file of the site lies in the repository, e.g. docs/reference/cli.md for cli.md."""
     if site_path.startswith(f"{COPIES}/"):
         return site_path.removeprefix(f"{COPIES}/")
     return f"docs/{site_path}"
@@ -127,7 +127,7 @@ def on_page_markdown(markdown: str, *, page: "Page", config: "MkDocsConfig", fil
     source = source_of(page.file.src_uri)
     if page.file.src_uri in SEARCH:
         page.meta["search"] = {"boost": SEARCH[page.file.src_uri]}
-    if source == "docs/python.md":
+    if source == "docs/reference/python.md":
         return with_all_names(markdown.replace(OPTIONS_HERE, options_of_a_run()))
 
     def turn(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""The page docs/recipe-keys.md: every key of every recipe; ``python docs/site/recipe_keys.py > docs/recipe-keys.md``.
+"""The page docs/reference/recipe-keys.md: every key of every recipe; `make docs-pictures` writes it.
 
 Keys, types and defaults are read off the systems' own dataclasses. What a key means is said here, and a key without a
 sentence, or a sentence without a key, is an error.
@@ -15,7 +15,7 @@ from fcdeploy.systems.settings import list_settings, setting_of
 
 HEAD = """# Every recipe key
 
-Made by `python docs/site/recipe_keys.py > docs/recipe-keys.md` from the systems' own definitions.
+Made by `python docs/site/recipe_keys.py > docs/reference/recipe-keys.md` from the systems' own definitions.
 
 A recipe is the TOML file that says what a checkpoint does not. `--recipe FILE` of `fcdeploy export` puts it into the
 bundle;

@@ -131,8 +131,8 @@ def command(
 ) -> None:
     """Cluster a features file, face crops, or the faces in photos, with an engine.
 
-    FEATURES is a file of any form that docs/files.md lists, among them .npy (n, d), .bin (raw float32 rows), .npz, .pt,
-    .safetensors and Parquet; a folder, a list (.txt) or a quoted pattern of such files, row after row; or - for a pipe.
+    FEATURES is a file in any form that docs/reference/files.md lists, e.g. .npy (n, d), .bin (raw float32 rows), .npz,
+    .safetensors or Parquet; a folder, a list (.txt) or a quoted pattern of such files, row after row; or - for a pipe.
     With --embedder it is a text file with the path of an aligned face crop per line, or a folder or archive of such
     (see `fcdeploy embed`). Ids in clusters.txt are rows of the features, or lines of that list, from 0; for a folder or
     archive it is written beside the clusters. With --detector as well, FEATURES are photos in any of these forms: the

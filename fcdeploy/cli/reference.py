@@ -1,4 +1,4 @@
-"""The page docs/cli.md, made of the commands' own help; ``python -m fcdeploy.cli.reference > docs/cli.md``."""
+"""The page docs/reference/cli.md, made of the commands' own help; ``python -m fcdeploy.cli.reference`` prints it."""
 
 import click
 
@@ -6,7 +6,7 @@ from fcdeploy.cli import VERBS, cli
 
 HEAD = """# The commands
 
-Made from the commands' own help by `python -m fcdeploy.cli.reference > docs/cli.md`.
+Made from the commands' own help by `python -m fcdeploy.cli.reference > docs/reference/cli.md`.
 
 Results on stdout, messages on stderr. Exit codes: 0 done; 1 something failed that is not your mistake; 2 the input or
 the command line cannot be used, said in one sentence; 3 an exported graph misses its tolerance; 130 interrupted,

@@ -1,7 +1,7 @@
 """Clusters and faces that a person should look at first, told without labels.
 
 A flag is a suspicion with a definition, not a verdict. What each means, and on which faces its thresholds were chosen,
-is in docs/confidence.md.
+is in docs/how-to/confidence.md.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ FLAGS = {
 }
 SEPARATOR = ";"  # between flags in a cell
 
-# Chosen on one half of a set's identities, and measured on the other: docs/confidence.md.
+# Chosen on one half of a set's identities, and measured on the other: docs/how-to/confidence.md.
 LOOSE = 0.5  # cohesion below which neighbors do not hold a cluster together
 UNLIKE = 0.39  # of the usual similarity of nearest faces: below it the pairs of a cluster are hardly alike
 MEGA_UNLIKE = 0.45  # the same for clusters of MEGA_SHARE of all faces and MEGA_LEAST or more

@@ -140,12 +140,12 @@ def open_features(
 ) -> Features:
     """Open features without reading them all.
 
-    path: a file of any form that docs/files.md lists, told by its content and then by its name; a folder, a list (.txt)
-    or a pattern of such files, or several of them, whose rows follow each other; "-" or any pipe. dim: the width that
-    rows have to have; raw float32 rows have no other. column: of an archive, a file of tensors or a table, which array
-    holds the features; id_column: which holds ids. scratch: the folder for what has to be unpacked (pipes, compressed
-    files), if it is large. sure: ``dim`` was given by the user, and is believed where a raw file's values speak against
-    it.
+    path: a file of any form that docs/reference/files.md lists, told by its content and then by its name; a folder, a
+    list (.txt) or a pattern of such files, or several of them, whose rows follow each other; "-" or any pipe. dim: the
+    width that rows have to have; raw float32 rows have no other. column: of an archive, a file of tensors or a table,
+    which array holds the features; id_column: which holds ids. scratch: the folder for what has to be unpacked (pipes,
+    compressed files), if it is large. sure: ``dim`` was given by the user, and is believed where a raw file's values
+    speak against it.
 
     Raises InputError when a file is missing, empty, of another form, which it names with what to do, of another width
     or contradicts itself.

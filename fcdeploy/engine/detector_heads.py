@@ -130,7 +130,7 @@ def recognise(outputs: Rows, size: tuple[int, int], settings: DetectorSettings, 
         told = f"those of head {asked!r}" if asked else "those of YuNet, SCRFD or RetinaFace"
         raise InputError(
             f"{where}: its outputs are not {told} ({shapes}, for a picture of {size[0]} x {size[1]}); say in the "
-            ".toml beside it where scores, boxes and points are (docs/photos.md)."
+            ".toml beside it where scores, boxes and points are (docs/how-to/photos.md)."
         )
     if found == "retinaface":
         return _head_of_priors(outputs, size, settings, where)

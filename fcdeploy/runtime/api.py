@@ -79,7 +79,7 @@ def cluster(
     """Cluster face embeddings and return a label for each.
 
     features: an (n, d) array of real numbers, a tensor, a table or a sequence of rows; or the path of a file of any
-    form that docs/files.md lists, of a folder of them, or several paths. Rows need not be normalised.
+    form that docs/reference/files.md lists, of a folder of them, or several paths. Rows need not be normalised.
     engine: a bundle folder. on_bad: rows with NaN, infinity or no direction raise InputError with 'stop' (the default),
     are in no cluster (-1) with 'skip', and are a cluster of one each with 'zero'. run_dir: keeps what every stage
     computed, and continues there. progress: shows bars on stderr. column: which array of an archive, or column of a

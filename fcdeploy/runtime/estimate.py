@@ -95,7 +95,7 @@ def estimate_run(
 ) -> Estimate:
     """Estimate a run of ``features`` through ``bundle``; nothing is written and no feature is read.
 
-    workers: how many machines like this one compute its blocks, see docs/many-machines.md.
+    workers: how many machines like this one compute its blocks, see docs/how-to/many-machines.md.
 
     Raises InputError for what ``run_clustering`` would refuse before it starts.
     """

@@ -32,9 +32,9 @@ class Faces:
 
     ids: (n,) text, the photo and the number of the face in it, as "a.jpg#0"; photos: (n,) text. boxes: (n, 4) float32,
     left, top, width, height in pixels of the photo; points: (n, 5, 2) float32, right and left eye (of the person),
-    nose, right and left corner of the mouth. scores, sizes, sharpness, yaw, roll: (n,) float32: docs/photos.md. crops:
-    (n, 112, 112, 3) uint8, RGB; files: (n,) text, where they lie, of a call with an output; the other of the two is
-    None. norms (n,) and features (n, d) float32: of a call with an embedder, else None. reasons: (n,) text, of faces
+    nose, right and left corner of the mouth. scores, sizes, sharpness, yaw, roll: (n,) float32: docs/how-to/photos.md.
+    crops: (n, 112, 112, 3) uint8, RGB; files: (n,) text, where they lie, of a call with an output; the other of the two
+    is None. norms (n,) and features (n, d) float32: of a call with an embedder, else None. reasons: (n,) text, of faces
     that do not pass the gates why not.
     """
 

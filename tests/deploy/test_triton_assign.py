@@ -1,7 +1,7 @@
 """The model that assigns faces in Triton's Python backend: its configuration, and its code against a stand-in.
 
 The stand-in has what the model uses of ``triton_python_backend_utils``; with NVIDIA's own server the model is run by
-hand (docs/triton.md).
+hand (docs/how-to/triton.md).
 """
 
 import importlib.util

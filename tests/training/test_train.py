@@ -571,7 +571,7 @@ def test_identities_are_split_and_never_faces(labels, share, seed):
 
 
 def test_trained_weights_export_tune_and_cluster(people, fcdeploy, tmp_path, monkeypatch):
-    """The walk of docs/training.md, at its smallest."""
+    """The walk of docs/tutorials/training.md, at its smallest."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(people, tmp_path, dirs_exist_ok=True)
     data = ("--features", "f.bin", "--labels", "f.meta")

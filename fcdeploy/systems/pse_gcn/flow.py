@@ -281,7 +281,7 @@ def refined_layerwise(
     """Each block once per face, each face in its own neighborhood.
 
     Not the published function: a neighbor's x1 is the one computed with that neighbor as the centre; see
-    docs/inference.md for how much its clusters differ.
+    docs/explanation/inference.md for how much its clusters differ.
     """
     layers = Layers(run, vectors, cells, lists_by_place(run, cells, knn, ranked))
     near = layers.near1()
