@@ -19,7 +19,7 @@ from fcdeploy.errors import (
 if not os.environ.get("ORT_DISABLE_TELEMETRY"):
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Assigned",
     "Assigner",

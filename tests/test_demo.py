@@ -95,12 +95,7 @@ def test_the_training_page_s_pair_networks_end_in_the_promised_figures(fcdeploy:
 VERBS = ("train", "export", "tune", "export")
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", pytest.param("docs/tutorials/training.md", marks=pytest.mark.slow)]
-)
-def test_train_export_tune_export_hands_each_recipe_to_the_next(
-    page: str, fcdeploy: Command, here: Path
-) -> None:
+def test_train_export_tune_export_hands_each_recipe_to_the_next(fcdeploy: Command, here: Path) -> None:
     """Two steps on a part of the demo; what is pinned is whose settings end up in the engine."""
     faces = 500
     rows = np.fromfile(DEMO / "features.bin", "<f4").reshape(-1, 128)[:faces]
@@ -110,7 +105,7 @@ def test_train_export_tune_export_hands_each_recipe_to_the_next(
         (here / f"{name}.meta").unlink(missing_ok=True)
         rows.tofile(here / f"{name}.bin")
         (here / f"{name}.meta").write_text("".join(f"{label}\n" for label in truth))
-    train, export, tune, again = sequence(page, *VERBS)
+    train, export, tune, again = sequence("docs/tutorials/training.md", *VERBS)
     few = "--recipe pse-gcn-demo --steps 2 --batch 2 --validation 0 --threads 1 --set nodes=64 --quiet"
     run(fcdeploy, [train], *few.split())
     for line, verb_recipe in ((export, "saves/checkpoint.toml"), (again, "tuned.toml")):

@@ -165,6 +165,41 @@ def test_figures_of_quality_are_those_of_the_results() -> None:
     assert set(said) <= measured
 
 
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
+    """Both F of every system in its table."""
+    rows = json.loads((ROOT / "benchmarks/results/quality.json").read_text())["rows"]
+    measured = {f"{row['pairwise F']:.3f} / {row['BCubed F']:.3f}" for row in rows}
+    said = re.findall(r"\b0\.\d{3} / 0\.\d{3}\b", (ROOT / "README.md").read_text())
+    assert len(said) >= 6
+    assert set(said) <= measured
+
+
+def test_one_version_is_said_everywhere() -> None:
+    import fcdeploy
+
+    version = fcdeploy.__version__
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / ".github/CITATION.cff").read_text(), re.M)
+    assert f"version = {{{version}}}" in (DOCS / "reference/cite.md").read_text()
+    assert f"## {version} (" in (ROOT / "CHANGELOG.md").read_text()
+    for page in PAGES:
+        wheels = re.findall(r"fcdeploy-(\d+\.\d+\.\d+)-py3", page.read_text())
+        assert set(wheels) <= {version}, page
+
+
+def test_templates_of_issues_ask_for_no_faces() -> None:
+    yaml = pytest.importorskip("yaml")
+    folder = ROOT / ".github/ISSUE_TEMPLATE"
+    forms = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yml")}
+    assert {"bug", "feature", "docs"} <= forms.keys()
+    for name in ("bug", "feature", "docs"):
+        assert forms[name]["name"]
+        assert all(
+            part["type"] in {"markdown", "textarea", "input", "checkboxes"} for part in forms[name]["body"]
+        )
+    ticked = [part for part in forms["bug"]["body"] if part["type"] == "checkboxes"]
+    assert ticked[0]["attributes"]["options"][0]["required"]
+
+
 def test_the_table_of_quality_is_that_of_the_results() -> None:
     """All three F of every row of docs/explanation/quality.md, and no row that was not measured."""
     columns = ("pairwise F", "BCubed F", "without the largest")
