@@ -84,7 +84,7 @@ def test_the_training_page_s_pair_networks_end_in_the_promised_figures(fcdeploy:
     """The checkpoints are in half precision."""
     leave(here / "lce-pcenet/lce.pth", "lce-128.pth", "lce-pcenet-demo.toml")
     leave(here / "lce-pcenet/pce.pth", "pce-128.pth", "lce-pcenet-demo.toml")
-    export = sequence("docs/tutorials/training.md", "train", "train", "export")[-1:]
+    export = sequence("docs/how-to/train-each-system.md", "train", "train", "export")[-1:]
     after = sequence("README.md", "cluster", "evaluate")
     text = run(
         fcdeploy, [*export, *(line.replace("pse.onnx", "lce-pcenet.onnx") for line in after)], "--json"

@@ -94,7 +94,7 @@ GROUPS = {
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Training setting of the network, e.g. nodes=128; may be repeated. docs/tutorials/training.md lists them.",
+    help="Training setting of the network, e.g. nodes=128; may be repeated. docs/reference/training.md lists them.",
 )
 @click.option(
     "--validation",

@@ -1,4 +1,4 @@
-"""The recipes of docs/explanation/quality.md are read, fit the faces there, and are those that its commands name."""
+"""The recipes of benchmarks/quality are read, fit the faces there, and are those that its commands name."""
 
 import re
 from pathlib import Path
@@ -21,6 +21,6 @@ def test_there_is_one_for_each_other_system_than_the_demo_s_and_the_commands_use
     unmeasured = {"ve-gcn"}  # in quality, so far
     assert {load_recipe(path).system for path in RECIPES} | {"pse-gcn"} == set(NAMES) - unmeasured
     named = re.findall(
-        r"--recipe (benchmarks/quality/\S+)", (ROOT / "docs/explanation/quality.md").read_text()
+        r"--recipe (benchmarks/quality/\S+)", (ROOT / "benchmarks/quality/README.md").read_text()
     )
     assert {ROOT / name for name in named} == set(RECIPES)
