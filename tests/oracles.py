@@ -171,3 +171,14 @@ def pse_gcn(state, features, adj, *, sum_eps=1e-5, normalised=2):
     h2 = unit(local_classifier("local_classifier2", gc("local_conv2", trans("trans2", x1), l2)))
     x2 = classifier("classifier2", gc("conv2", x1, drawn(h2))) + x1
     return unit(linear("classifier_out", np.hstack([x2, x1, t1])))
+
+
+def inner_products_in_lanes(ones, others):
+    """Inner products of rows (..., d) float32 by 32 lanes of sums that are then added pairwise, all by NumPy."""
+    shape = np.broadcast_shapes(ones.shape[:-1], others.shape[:-1])
+    sums = np.zeros((*shape, 32), np.float32)
+    for at in range(ones.shape[-1]):
+        sums[..., at % 32] += ones[..., at] * others[..., at]
+    for width in (16, 8, 4, 2, 1):
+        sums = sums[..., :width] + sums[..., width:]
+    return sums[..., 0]

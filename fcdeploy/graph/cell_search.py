@@ -119,12 +119,11 @@ class CellSearch:
         Their neighbors are found among all faces; what their cells score then says which cut reaches them. The same
         on every machine.
         """
-        if not 0 < recall <= 1:
-            raise InputError(f"recall: expected a share above 0 and at most 1, found {recall}.")
+        check_recall(recall)
         n = len(self.vectors)
         k = min(k, n)
         wide = min(n, k + SPARE)
-        faces = np.sort(np.random.default_rng(SEED).choice(n, min(n, sample), replace=False)).astype(np.int32)
+        faces = sampled_faces(n, sample)
         found = np.empty((len(faces), wide), dtype=np.int32)
         cuts = np.empty((len(faces), k), dtype=np.int64)
 
@@ -141,18 +140,14 @@ class CellSearch:
             near = self._near(faces[rows], best.rows, wide)
             count = self._visit_nearest(best, near)
             where = self.cells.cell[ids[rows]]
-            _cuts_needed(best.rows, self._centroids, where, near, count, best.floor, cuts[rows])
+            cuts_needed(best.rows, self._centroids, where, near, count, best.floor, cuts[rows])
 
         self._in_parts(look_up, len(faces), wide)
-        needed = np.sort(cuts, axis=None)[::-1]
-        cut = min(int(needed[int(np.ceil(recall * len(needed))) - 1]), MOST_CUT)
-        return Reach(cut, float((needed >= cut).mean()), len(faces))
+        return reach_of(cuts, recall)
 
     def _near(self, faces: np.ndarray, codes: np.ndarray, wide: int) -> np.ndarray:
         """Return the nearest cells (m, p) int32 of faces, the most similar first; p depends on ``wide`` alone."""
-        count = self.cells.count
-        size = -(-2 * wide * count // len(self.vectors))
-        p = min(count, max(NEAREST, FIRST + size))
+        p = nearest_looked_at(len(self.vectors), self.cells.count, wide)
         kept = self.cells.nearest
         if kept is not None and kept.shape[1] >= p:
             return np.ascontiguousarray(kept[faces, :p])
@@ -178,15 +173,15 @@ class CellSearch:
 
     def _visit_nearest(self, best: BestScores, near: np.ndarray) -> np.ndarray:
         """Compare rows with the first few of ``near`` (m, p), which hold what is asked for; return how many (m,)."""
-        count = _first_cells(near, self._sizes, best.wide, FIRST)
-        lists, rows = _first_pairs(near, count)
+        count = first_cells(near, self._sizes, best.wide, FIRST)
+        lists, rows = first_pairs(near, count)
         best.visit(self.lists, *pairs_by_list(lists, rows, self.cells.count))
         best.raise_floors()
         return count
 
     def _visit_others(self, best: BestScores, near: np.ndarray, count: np.ndarray, cut: int) -> None:
         """Compare rows with all other cells that score high enough; ``count`` (m,) of ``near`` are done."""
-        limits = _limits(best.floor, cut)
+        limits = limits_of(best.floor, cut)
         last = _last_cells(best.rows, self._centroids, near, count, limits)
         lists, rows = _pairs_between(near, count, last)
         far = np.flatnonzero(last == BEYOND)
@@ -220,11 +215,36 @@ class CellSearch:
         return np.asarray(mapped)
 
 
+def check_recall(recall: float) -> None:
+    """Raise InputError for a recall that is no share."""
+    if not 0 < recall <= 1:
+        raise InputError(f"recall: expected a share above 0 and at most 1, found {recall}.")
+
+
+def sampled_faces(n: int, sample: int) -> np.ndarray:
+    """Return the faces (m,) int32, ascending, that tell how far all n must look."""
+    chosen = np.random.default_rng(SEED).choice(n, min(n, sample), replace=False)
+    return np.sort(chosen).astype(np.int32)
+
+
+def reach_of(cuts: np.ndarray, recall: float) -> Reach:
+    """Return the highest cut that reaches the share ``recall`` of the neighbors of a sample, cuts (sample, k)."""
+    needed = np.sort(cuts, axis=None)[::-1]
+    cut = min(int(needed[int(np.ceil(recall * len(needed))) - 1]), MOST_CUT)
+    return Reach(cut, float((needed >= cut).mean()), len(cuts))
+
+
+def nearest_looked_at(n: int, cells: int, wide: int) -> int:
+    """Return how many of its nearest cells a face looks at before all of them."""
+    size = -(-2 * wide * cells // n)
+    return min(cells, max(NEAREST, FIRST + size))
+
+
 BEYOND = -1  # a face whose nearest cells all score high enough, so that others may, too
 
 
 @njit(cache=True, nogil=True)
-def _first_cells(near: np.ndarray, sizes: np.ndarray, wide: int, least: int) -> np.ndarray:
+def first_cells(near: np.ndarray, sizes: np.ndarray, wide: int, least: int) -> np.ndarray:
     """Return how many of the nearest cells (m, p) hold ``wide`` faces, at least ``least``, at most p."""
     count = np.empty(near.shape[0], dtype=np.int64)
     for i in range(near.shape[0]):
@@ -237,7 +257,7 @@ def _first_cells(near: np.ndarray, sizes: np.ndarray, wide: int, least: int) -> 
 
 
 @njit(cache=True, nogil=True)
-def _first_pairs(near: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def first_pairs(near: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return _pairs_between(near, np.zeros_like(count), count)
 
 
@@ -256,7 +276,7 @@ def _pairs_between(near: np.ndarray, start: np.ndarray, stop: np.ndarray) -> tup
 
 
 @njit(cache=True, nogil=True)
-def _limits(floor: np.ndarray, cut: int) -> np.ndarray:
+def limits_of(floor: np.ndarray, cut: int) -> np.ndarray:
     """Return what the scores of cells, times 1024, must reach; a row that holds too few reaches all of them."""
     limits = np.full(len(floor), NO_KEY, dtype=np.int64)
     for i in range(len(floor)):
@@ -311,7 +331,7 @@ def _pairs_above(
 
 
 @njit(cache=True, nogil=True)
-def _cuts_needed(
+def cuts_needed(
     codes: np.ndarray,
     centroids: np.ndarray,
     where: np.ndarray,

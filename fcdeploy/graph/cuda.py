@@ -1,7 +1,9 @@
 """What kernels on a GPU need: CuPy, our own CUDA source compiled, and copies of arrays that stay on the device."""
 
+import threading
 import weakref
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from importlib import resources
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -13,7 +15,8 @@ from fcdeploy.packages import import_package
 DeviceArray: TypeAlias = Any  # cupy.ndarray; CuPy has no types
 Key = tuple[int, tuple[int, ...], tuple[int, ...], str]  # address, shape, strides, dtype
 UPLOAD_ROWS = 65536
-_modules: dict[int, Any] = {}  # cupy.RawModule
+_compiling = threading.Lock()
+_modules: dict[tuple[int, str], Any] = {}  # cupy.RawModule
 
 
 def import_cupy() -> ModuleType:
@@ -21,12 +24,46 @@ def import_cupy() -> ModuleType:
     return import_package("cupy", "CuPy, which running on a GPU needs,", "pip install 'fcdeploy[gpu]'")
 
 
-def kernel(cupy: ModuleType, name: str) -> Callable[..., None]:
-    """Return a function of ``kernels.cu``, which the CUDA driver's compiler takes once a process."""
-    if id(cupy) not in _modules:
-        source = (resources.files("fcdeploy.graph") / "kernels.cu").read_text(encoding="utf-8")
-        _modules[id(cupy)] = cupy.RawModule(code=source)
-    return _modules[id(cupy)].get_function(name)
+def kernel(cupy: ModuleType, name: str, file: str = "kernels.cu") -> Callable[..., None]:
+    """Return a function of ``file``, which the CUDA driver's compiler takes once a process."""
+    with _compiling:
+        if (id(cupy), file) not in _modules:
+            source = (resources.files("fcdeploy.graph") / file).read_text(encoding="utf-8")
+            _modules[id(cupy), file] = cupy.RawModule(code=source)
+        return _modules[id(cupy), file].get_function(name)
+
+
+@dataclass
+class Copied:
+    """How many bytes this process has copied to the device and from it."""
+
+    there: int = 0
+    back: int = 0
+
+
+copied = Copied()
+
+
+def upload(cupy: ModuleType, array: np.ndarray, dtype: Any = None) -> DeviceArray:
+    """Return a copy of ``array`` on the device, on the current stream."""
+    array = np.ascontiguousarray(array, dtype)
+    copy = cupy.empty(array.shape, array.dtype)
+    if array.size:
+        copy.set(array)
+    copied.there += array.nbytes
+    return copy
+
+
+def download(array: DeviceArray) -> np.ndarray:
+    """Return a copy of ``array`` on the host, when the current stream has computed it."""
+    copied.back += int(array.nbytes)
+    found: np.ndarray = array.get()
+    return found
+
+
+def device_budget(cupy: ModuleType, vram: int) -> int:
+    """Return how many bytes of device memory may be taken: ``vram``, or most of what is free where that is 0."""
+    return vram or int(cupy.cuda.runtime.memGetInfo()[0]) * 9 // 10
 
 
 class DeviceArrays:
@@ -84,6 +121,7 @@ class DeviceArrays:
         for start in range(0, len(array), UPLOAD_ROWS):  # memory-mapped ones are read bit by bit
             part = np.ascontiguousarray(array[start : start + UPLOAD_ROWS])
             copy[start : start + UPLOAD_ROWS].set(part)
+            copied.there += part.nbytes
         self._cupy.cuda.get_current_stream().synchronize()  # other streams do not wait for this one
         return copy
 

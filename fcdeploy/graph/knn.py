@@ -2,7 +2,8 @@
 
 A list starts with the face itself; the others follow by similarity, equal ones by id. faiss finds candidates, a few
 more than are asked for; their similarities are then computed again, one pair at a time and always in the same order
-of additions, so that the result does not depend on how faiss cut the work into blocks and threads. The exception
+of additions (``inner_products``), so that the result depends neither on how faiss cut the work into blocks and threads
+nor on the processor. The exception
 is a face with more than k + 8 equally similar neighbors, thousands of copies of one row for example: which of these
 become candidates is faiss's choice.
 """
@@ -16,6 +17,7 @@ import numpy as np
 from fcdeploy.data.atomic import no_space_left, open_own
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.faiss_library import Index, copied_to_gpu, import_faiss
+from fcdeploy.graph.inner_products import inner_product
 from fcdeploy.graph.kernels import njit, prange
 
 EXACT_LIMIT = 50_000  # faces up to which --knn auto compares all pairs
@@ -150,16 +152,12 @@ class KnnSearch:
         index.ntotal = len(self.vectors)
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath={"reassoc", "contract"})
+@njit(cache=True, nogil=True, parallel=True)
 def _pair_similarities(vectors: np.ndarray, found: np.ndarray, faces: np.ndarray, sims: np.ndarray) -> None:
     for row in prange(found.shape[0]):
         own = vectors[faces[row]]
         for p in range(found.shape[1]):
-            other = vectors[found[row, p]]
-            total = np.float32(0)
-            for c in range(vectors.shape[1]):
-                total += own[c] * other[c]
-            sims[row, p] = total
+            sims[row, p] = inner_product(own, vectors[found[row, p]])
 
 
 @njit(cache=True, nogil=True, parallel=True)
@@ -205,7 +203,10 @@ def order_candidates(
 
 
 def similarities_of_lists(vectors: np.ndarray, ids: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Return the cosine similarities (m, k) float32 of the lists ``ids`` (m, k) of ``faces`` (m,)."""
+    """Return the cosine similarities (m, k) float32 of the lists ``ids`` (m, k) of ``faces`` (m,).
+
+    vectors: (n, d) float32, C-contiguous unit rows.
+    """
     sims = np.empty(ids.shape, dtype=np.float32)
     _pair_similarities(vectors, ids, faces, sims)
     return sims

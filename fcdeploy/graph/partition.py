@@ -6,6 +6,7 @@ defines to the last bit.
 """
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,8 +23,16 @@ ROWS = 2048  # of a task
 SCORES = 2**17  # of one product
 
 
+@runtime_checkable
+class Ranks(Protocol):
+    """Products that never leave a device, where centroids are ranked by them."""
+
+    def ranked(self, codes: np.ndarray, centroids: np.ndarray, nearest: int) -> np.ndarray:
+        """Return what ``ranked_cells`` does."""
+
+
 def make_cells(
-    vectors: np.ndarray, count: int, *, products: Products | None = None, nearest: int = NEAREST
+    vectors: np.ndarray, count: int, *, products: Products | Ranks | None = None, nearest: int = NEAREST
 ) -> Cells:
     """Divide ``vectors`` (n, d) float32 unit rows into ``count`` cells, those of similar faces side by side.
 
@@ -36,7 +45,9 @@ def make_cells(
     return Cells(centroids, np.ascontiguousarray(probes[:, 0]), probes)
 
 
-def trained_centroids(vectors: np.ndarray, count: int, scale: CodeScale, products: Products) -> np.ndarray:
+def trained_centroids(
+    vectors: np.ndarray, count: int, scale: CodeScale, products: Products | Ranks
+) -> np.ndarray:
     """Return ``count`` centroids (count, d) float32 unit rows of a seeded sample of ``vectors`` (n, d)."""
     n = len(vectors)
     if count == 1:
@@ -52,7 +63,7 @@ def trained_centroids(vectors: np.ndarray, count: int, scale: CodeScale, product
     return centroids
 
 
-def kmeans(codes: np.ndarray, count: int, scale: CodeScale, products: Products) -> np.ndarray:
+def kmeans(codes: np.ndarray, count: int, scale: CodeScale, products: Products | Ranks) -> np.ndarray:
     """Return ``count`` centroids (count, d) float32 unit rows of ``codes`` (m, d) int8, of which there are more."""
     starts = np.sort(np.random.default_rng(SEED).choice(len(codes), count, replace=False))
     centroids = _unit_rows(codes[starts].astype(np.int64))
@@ -69,21 +80,27 @@ def kmeans(codes: np.ndarray, count: int, scale: CodeScale, products: Products) 
     return centroids
 
 
-def nearest_rows(codes: np.ndarray, centroids: np.ndarray, products: Products) -> np.ndarray:
+def nearest_rows(codes: np.ndarray, centroids: np.ndarray, products: Products | Ranks) -> np.ndarray:
     """Return which of ``centroids`` (c, d) int8 scores highest for each of ``codes`` (m, d) int8: (m,) int32.
 
     The first of those with equal scores.
     """
+    if isinstance(products, Ranks):
+        return np.ascontiguousarray(products.ranked(codes, centroids, 1)[:, 0])
     found = np.empty(len(codes), dtype=np.int32)
     _for_scores(codes, centroids, products, lambda scores, rows: _first_best(scores, found[rows]))
     return found
 
 
-def ranked_cells(codes: np.ndarray, centroids: np.ndarray, nearest: int, products: Products) -> np.ndarray:
+def ranked_cells(
+    codes: np.ndarray, centroids: np.ndarray, nearest: int, products: Products | Ranks
+) -> np.ndarray:
     """Return which ``nearest`` of ``centroids`` (c, d) int8 score highest for each of ``codes`` (m, d) int8.
 
     (m, nearest) int32, the best first, of those with equal scores the first.
     """
+    if isinstance(products, Ranks):
+        return products.ranked(codes, centroids, nearest)
     found = np.empty((len(codes), nearest), dtype=np.int32)
     _for_scores(codes, centroids, products, lambda scores, rows: rank_columns(scores, found[rows]))
     return found
@@ -113,7 +130,7 @@ def _for_scores(
 
 
 def nearest_cells(
-    vectors: np.ndarray, centroids: np.ndarray, nearest: int, scale: CodeScale, products: Products
+    vectors: np.ndarray, centroids: np.ndarray, nearest: int, scale: CodeScale, products: Products | Ranks
 ) -> np.ndarray:
     """Return the ``nearest`` cells (n, nearest) int32 of each of ``vectors`` (n, d), the most similar first.
 

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from fcdeploy.graph.cell_search import RECALL, CellSearch
+from fcdeploy.graph.cell_search_cuda import cells_on_device, pairs_on_device
 from fcdeploy.graph.cells import Cells
-from fcdeploy.graph.faiss_library import gpus, import_faiss
 from fcdeploy.graph.knn import EXACT_LIMIT, PROBES, KnnSearch
 
 Find = Callable[
@@ -55,7 +55,7 @@ class Search(Protocol):
 
 
 class Exact:
-    """Compares all pairs."""
+    """Compares all pairs: on a GPU with CuPy or, without it, with faiss-gpu; else by faiss."""
 
     name, in_cells, block = "exact", False, 8192
     settings: Mapping[str, object] = {}
@@ -65,12 +65,13 @@ class Exact:
 
     @contextlib.contextmanager
     def open(self, vectors: np.ndarray, cells: Cells | None, k: int, room: Room) -> Iterator[Find]:
-        search = KnnSearch(vectors, gpu=room.gpu, vram=room.vram)
-        yield lambda faces: search.search(faces, k)
+        with pairs_on_device(vectors, k, room.vram) if room.gpu else contextlib.nullcontext() as device:
+            search = device or KnnSearch(vectors, gpu=room.gpu, vram=room.vram)
+            yield lambda faces: search.search(faces, k)
 
 
 class Ivf:
-    """Compares with the rows in the cells nearest to a face, by faiss."""
+    """Compares with the rows in the cells nearest to a face, by faiss, or faiss-gpu where it is installed."""
 
     name, in_cells, block = "ivf", True, 8192
     settings: Mapping[str, object] = {}
@@ -92,7 +93,10 @@ class Ivf:
 
 
 class InCells:
-    """Compares with the rows of near cells by integer products, so many that the share ``recall`` is found."""
+    """Compares with the rows of near cells by integer products, so many that the share ``recall`` is found.
+
+    On a GPU with CuPy, where that has room; the lists are the same.
+    """
 
     name, in_cells, block = "cells", True, 65536
 
@@ -106,6 +110,13 @@ class InCells:
     @contextlib.contextmanager
     def open(self, vectors: np.ndarray, cells: Cells | None, k: int, room: Room) -> Iterator[Find]:
         assert cells is not None
+        with (
+            cells_on_device(vectors, cells, k, room.vram) if room.gpu else contextlib.nullcontext() as device
+        ):
+            if device is not None:
+                device.cut = device.reach_for(k, self.recall).cut
+                yield lambda faces: device.search(faces, k)
+                return
         file = room.file() if 2 * vectors.nbytes // 4 > room.memory // INDEX_SHARE else None
         search = CellSearch(vectors, cells, lists_file=file)
         try:
@@ -117,15 +128,13 @@ class InCells:
                 file.unlink(missing_ok=True)
 
 
-def search_named(name: str, n: int, *, recall: float | None = None, gpu: bool = False) -> Search:
-    """Return a search by its name; "auto" compares all pairs up to EXACT_LIMIT rows.
+def search_named(name: str, n: int, *, recall: float | None = None) -> Search:
+    """Return a search by its name; "auto" compares all pairs up to EXACT_LIMIT rows, and is in cells beyond.
 
-    recall: the share of true neighbors that a search in cells has to find, RECALL where nobody asks. gpu: whether faiss
-    may use one, where "auto" beyond the limit then is its search.
+    recall: the share of true neighbors that a search in cells has to find, RECALL where nobody asks.
     """
     if name == "auto":
-        larger = "ivf" if gpu and recall is None and gpus(import_faiss()) else "cells"
-        name = "exact" if n <= EXACT_LIMIT else larger
+        name = "exact" if n <= EXACT_LIMIT else "cells"
     searches: dict[str, Callable[[], Search]] = {
         "exact": Exact,
         "ivf": Ivf,

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 
+from fcdeploy.graph.cell_search_cuda import ranks_on
 from fcdeploy.graph.chosen_lists import ChosenLists
 from fcdeploy.graph.knn import KnnGraph, KnnSearch, similarities_of_lists
 from fcdeploy.graph.lists import RowsInOrder, check_lists, mostly_without_self
@@ -27,7 +28,8 @@ def partition(run: Run, name: str, vectors: Artifact) -> Partition:
     """Partition the rows of ``vectors``, a single array (n, d), into cells."""
 
     def make() -> Arrays:
-        cells = make_cells(vectors.array, run.cells_among(len(vectors.array)))
+        with ranks_on(gpu=run.on_gpu, vram=run.options.vram) as ranks:
+            cells = make_cells(vectors.array, run.cells_among(len(vectors.array)), products=ranks)
         nearest = cells.cell[:, None] if cells.nearest is None else cells.nearest
         return {"centroids": cells.centroids, "cell": cells.cell, "nearest": nearest}
 

@@ -146,7 +146,7 @@ class Run:
             return self.search
         options = self.options
         name = "auto" if "knn" in self.given else options.knn
-        return search_named(name, n, recall=options.recall, gpu=self.on_gpu)
+        return search_named(name, n, recall=options.recall)
 
     def cells_among(self, n: int) -> int:
         """Return into how many cells n rows are partitioned."""

@@ -1,5 +1,6 @@
 """The CUDA kernels, run on the CPU, against the numba ones."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -186,13 +187,27 @@ def test_large_arrays_go_over_in_parts(library, monkeypatch):
     assert np.array_equal(DeviceArrays(cuda_on_cpu.Cupy(library), 1 << 20).get(rows)[0].get(), rows)
 
 
-def test_nvidias_compiler_takes_the_source_for_an_rtx_3090(tmp_path):
+@pytest.mark.parametrize("source", cuda_on_cpu.SOURCES, ids=lambda source: source.name)
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_90"])  # RTX 3090; H100 and H200
+def test_nvidias_compiler_takes_the_source_and_keeps_all_in_registers(tmp_path, source, architecture):
     compiler = shutil.which("nvcc")
     if compiler is None:
         pytest.skip("no nvcc")
-    command = [compiler, "-arch=sm_86", "-cubin", "-o", tmp_path / "kernels.cubin", cuda_on_cpu.SOURCE]
+    command = [
+        compiler,
+        f"-arch={architecture}",
+        "-cubin",
+        "-Xptxas=-v",
+        "-o",
+        tmp_path / "kernels.cubin",
+        source,
+    ]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert len(spills) == source.read_text().count('extern "C" __global__')
+    assert set(spills) == {("0", "0")}
+    assert "warning" not in done.stderr
 
 
 def test_rows_are_gathered_and_zero_where_there_is_no_node(cupy):

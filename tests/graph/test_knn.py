@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import inner_products_in_lanes
 
 from fcdeploy.graph.cells import ONE_CELL, Cells, assign_cells, cell_count, train_cells
 from fcdeploy.graph.knn import (
@@ -251,3 +252,15 @@ def test_auto_compares_all_pairs_up_to_the_limit():
     assert choose_method("auto", EXACT_LIMIT + 1) == "ivf"
     assert choose_method("ivf", 2) == "ivf"
     assert choose_method("exact", 10**7) == "exact"
+
+
+@pytest.mark.parametrize("d", [1, 2, 31, 32, 33, 70, 256])
+def test_similarities_are_added_up_in_one_order_on_every_processor(d):
+    """32 lanes of sums, then pairs of them: to the bit what NumPy gives, one operation at a time."""
+    rng = np.random.default_rng(d)
+    vectors = rng.standard_normal((50, d)).astype(np.float32)
+    ids = rng.integers(0, 50, (20, 9)).astype(np.int32)
+    faces = rng.integers(0, 50, 20).astype(np.int32)
+    found = similarities_of_lists(vectors, ids, faces)
+    expected = inner_products_in_lanes(vectors[faces][:, None], vectors[ids])
+    assert np.array_equal(found.view(np.int32), expected.view(np.int32))
