@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-GPU = {"cupy-cuda12x", "faiss-gpu", "onnxruntime-gpu", "tensorrt"}
+GPU = {"cupy-cuda12x", "onnxruntime-gpu", "tensorrt"}
 BOUND = re.compile(r"(?P<name>[\w.-]+)>=(?P<lowest>[\w.]+)")
 
 

@@ -11,7 +11,7 @@ from lowest import lowest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Installed from elsewhere than the constraints: GPU builds, and TensorRT from NVIDIA's own index.
-NOT_PINNED = {"cupy-cuda12x", "faiss-gpu", "onnxruntime-gpu", "tensorrt"}
+NOT_PINNED = {"cupy-cuda12x", "onnxruntime-gpu", "tensorrt"}
 
 
 def name_of(requirement: str) -> str:
@@ -69,7 +69,7 @@ def imported(folder: Path) -> set[str]:
 
 
 def test_every_package_that_users_install_is_imported() -> None:
-    modules = {"faiss-cpu": "faiss", "faiss-gpu": "faiss", "onnxruntime-gpu": "onnxruntime", "pillow": "PIL"}
+    modules = {"faiss-cpu": "faiss", "onnxruntime-gpu": "onnxruntime", "pillow": "PIL"}
     modules |= {"cupy-cuda12x": "cupy", "tensorrt-rtx": "tensorrt_rtx", "pillow-heif": "pillow_heif"}
     extras = dict(PROJECT["optional-dependencies"])
     for ours in ("browser", "dev", "docs"):

@@ -24,7 +24,7 @@ ABILITIES = (
     ("export", (("torch", "torch"), ("onnx", "onnx"), ("onnxscript", "onnxscript")), "cpu,export"),
     ("train", (("torch", "torch"), ("matplotlib.figure", "matplotlib")), "cpu,export,train"),
     ("build", (("tensorrt_rtx", "tensorrt-rtx"),), "tensorrt-rtx"),
-    ("GPU", (("cupy", "cupy-cuda12x"), ("faiss", "faiss-gpu"), ("onnxruntime", "onnxruntime-gpu")), "gpu"),
+    ("GPU", (("cupy", "cupy-cuda12x"), ("faiss", "faiss-cpu"), ("onnxruntime", "onnxruntime-gpu")), "gpu"),
 )
 FIRST = ("numpy", "numba")  # without which nothing else loads
 SECONDS = 300  # that a check may take
