@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcdeploy.cli.features import column_option, open_and_tell
+from fcdeploy.cli.features import column_option, id_column_option, open_and_tell
 from fcdeploy.cli.types import Bytes, PathType
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ DECISIONS = ("apply", "ask", "never")
 )
 @click.option("--engine", type=PathType, help="Bundle folder.  [default: where it was when the run was made]")
 @column_option
+@id_column_option
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
 )
@@ -76,6 +77,7 @@ def command(
     on_bad: str,
     engine: Path | None,
     column: str | None,
+    id_column: str | None,
     threads: int,
     memory: int,
     device: str | None,
@@ -85,7 +87,8 @@ def command(
     """Add faces to a finished run, or remove some; clusters keep their numbers.
 
     RUN_DIR becomes as if all faces that it has then had been clustered together, reusing what was computed of the old
-    ones. An id is the number of a face's row in the first run; added ones get the next free numbers. Merges and splits
+    ones. An id is that of --id-column, where the first run was given such, or else the number of a face's row in the
+    first run; added ones get the next free numbers. Merges and splits
     of old clusters are listed in RUN_DIR/changes.csv, all that ever changed in RUN_DIR/history.csv. The folder is
     replaced as a whole, and stays as it was if the command is stopped.
 
@@ -100,6 +103,7 @@ def command(
     from fcdeploy.data.columns import check_table_path, write_columns
     from fcdeploy.data.side_files import check_not_an_input
     from fcdeploy.run.options import Options
+    from fcdeploy.runtime.evidence import read_ids_of_rows
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.runtime.stored import read_state
     from fcdeploy.runtime.update import read_ids, update_run
@@ -109,19 +113,24 @@ def command(
     check_not_an_input(output, (add, remove, pairs))
     state, opened = read_state(run_dir), None
     if add is not None:
-        opened = open_and_tell(add, None, width=state.dim, column=column, output=output, quiet=quiet)
+        opened = open_and_tell(
+            add, None, width=state.dim, column=column, id_column=id_column, output=output, quiet=quiet
+        )
+    gone = None
+    if remove is not None:
+        gone = read_ids(remove, as_text=read_ids_of_rows(run_dir) is not None)
     with told_of_lost_pages():
         found = update_run(
             run_dir,
             opened,
-            None if remove is None else read_ids(remove),
+            gone,
             pairs=pairs,
             merges=decider(merges, "--merges"),
             splits=decider(splits, "--splits"),
             engine=engine,
             limits=Options(threads=threads, memory=memory, device=device),
             on_bad=on_bad,
-            write=lambda faces, labels: write_columns(output, {"id": faces, "label": labels}),
+            write=lambda names, labels: write_columns(output, {"id": names, "label": labels}),
             quiet=quiet or as_json,
         )
     if as_json:

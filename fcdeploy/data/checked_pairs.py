@@ -4,6 +4,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def read_pairs(path: Path | str, n: int, ids: np.ndarray | None = None) -> Check
         columns = {name: heading.index(name) for name in (*FACES, ANSWER)}
         further = {name: at for at, name in enumerate(heading) if at not in columns.values() and name}
         rows, lines = _not_undone(heading, rows[1:], lines[1:])
-    place_of = None if ids is None else _places(ids, path)
+    place_of = None if ids is None else places_of(ids.tolist(), path)
     pairs, same, kept = [], [], []
     not_faces: list[int] = []
     unanswered = 0
@@ -143,29 +144,27 @@ def _not_undone(heading: list[str], rows: Rows, lines: list[int]) -> tuple[Rows,
 
 
 def pairs_from_rows(
-    rows: Iterable[tuple[int, int, str]], n: int, names: np.ndarray | None = None
+    rows: Iterable[tuple[Any, Any, str]], n: int, names: np.ndarray | None = None
 ) -> CheckedPairs:
     """Take (a, b, "same" or "different") of n faces, by row numbers; raises InputError as ``read_pairs`` does.
 
-    names: (n,) int64, numbers that the faces are known by instead.
+    names: (n,) text or integers that the faces are known by instead.
     """
     if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
         raise InputError(
             f"pairs = {rows!r}: give a file, or (a, b, '{SAME}' or '{DIFFERENT}') for each pair."
         )
-    place_of = None if names is None else {int(name): at for at, name in enumerate(names)}
+    place_of = None if names is None else places_of(names.tolist(), "pairs")
     pairs, same, numbers = [], [], []
     unanswered = 0
     for at, row in enumerate(rows):
         try:
             a, b, answer = row
-            faces = [operator.index(a), operator.index(b)]
+            faces = [_number_or_place(face, place_of) for face in (a, b)]
         except (TypeError, ValueError):
             raise InputError(
                 f"pairs: pair {at} is {row!r}; give (a, b, '{SAME}' or '{DIFFERENT}')."
             ) from None
-        if place_of is not None:
-            faces = [place_of.get(face, -1) for face in faces]
         if not all(0 <= face < n for face in faces) or faces[0] == faces[1]:
             among = f"rows {a} and {b}; give two of the {n:,} rows from 0"
             if place_of is not None:
@@ -208,9 +207,10 @@ def read_photos(path: Path | str, n: int) -> np.ndarray:
     return np.array([numbers[line] for line in lines], np.int32)
 
 
-def _places(ids: np.ndarray, path: Path) -> dict[str, int]:
+def places_of(ids: Iterable[object], path: Path | str) -> dict[str, int]:
+    """Return the row of each id, as text; raises InputError, about ``path``, for an id that two faces have."""
     places: dict[str, int] = {}
-    for at, one in enumerate(ids.tolist()):
+    for at, one in enumerate(ids):
         if places.setdefault(str(one), at) != at:
             raise InputError(
                 f"{path}: names faces by ids, and {shortened(str(one))} is the id of rows {places[str(one)]:,} and "
@@ -232,6 +232,13 @@ def _face(text: str, n: int, places: dict[str, int] | None, path: Path, line: in
     if int(text) >= n:
         raise InputError(f"{path}: line {line:,} names face {text}; there are {n:,}, from 0 to {n - 1:,}.")
     return int(text)
+
+
+def _number_or_place(face: Any, places: dict[str, int] | None) -> int:
+    """Return the row of a face, -1 for an id that no face has; raises TypeError for what is neither."""
+    if places is None:
+        return operator.index(face)
+    return places.get(face if isinstance(face, str) else str(operator.index(face)), -1)
 
 
 def _number(text: str) -> float:

@@ -8,6 +8,7 @@ line belongs to and which one it takes back.
 import csv
 import fcntl
 import io
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import numpy as np
 
 from fcdeploy.clustering.constraints import contradiction
 from fcdeploy.data.atomic import check_parent, open_own
-from fcdeploy.data.checked_pairs import DIFFERENT, NOT_A_FACE, SAME
+from fcdeploy.data.checked_pairs import DIFFERENT, NOT_A_FACE, SAME, places_of
 from fcdeploy.errors import FcdeployError, InputError
 
 HEADINGS = ("a", "b", "answer", "kind", "revision", "undoes", "faces", "name", "time")
@@ -54,11 +55,14 @@ class Decision:
 class DecisionLog:
     """The decisions about n faces in a file, which one process at a time may write; ``close`` lets go of it.
 
+    names: (n,) text or integers by which faces are known outside of the run, which the file holds; None for row numbers.
     Raises InputError where the file is something else, is of other faces, or is being written by another process.
     """
 
-    def __init__(self, path: Path | str, n: int) -> None:
+    def __init__(self, path: Path | str, n: int, names: np.ndarray | None = None) -> None:
         self.path, self.n = check_parent(Path(path)), n
+        self._names = None if names is None else [str(one) for one in names.tolist()]
+        self._rows = None if self._names is None else places_of(self._names, self.path)
         self._last = 0
         self._handle = open_own(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
@@ -100,7 +104,7 @@ class DecisionLog:
         decision = Decision(self._last + len(replaced) + 1, kind, tuple(said), tuple(faces), name)
         self._check_consistent(others, decision)
         rows = [self._undo_row(self._last + 1 + at, one.revision) for at, one in enumerate(replaced)]
-        self._write([*rows, *_rows_of(decision)])
+        self._write([*rows, *self._rows_of(decision)])
         self._undone |= {one.revision for one in replaced}
         self._all.append(decision)
         self._last = decision.revision
@@ -141,15 +145,37 @@ class DecisionLog:
         if found is not None:
             a, b = pairs[DIFFERENT][found[0]].tolist()
             raise InputError(
-                f"this contradicts earlier decisions: faces {a} and {b} would be one person and two; undo one of them "
-                "first."
+                f"this contradicts earlier decisions: faces {self._name(a)} and {self._name(b)} would be one person "
+                "and two; undo one of them first."
             )
         gone = {face for one in (*others, decision) for face, _, answer in one.said if answer == NOT_A_FACE}
         both = {face for one, a, b, answer in said if answer == SAME for face in (a, b)} & gone
         if both:
             raise InputError(
-                f"face {min(both)} would be the same as another, and no face; undo one of them first."
+                f"face {self._name(min(both))} would be the same as another, and no face; undo one of them first."
             )
+
+    def _name(self, face: int) -> str:
+        return str(face) if self._names is None else self._names[face]
+
+    def _row(self, name: str) -> int:
+        if self._rows is None:
+            return int(name)
+        return self._rows.get(name, self.n)  # which no face has
+
+    def _faces_of(self, text: str) -> list[int]:
+        """Return the rows in the column faces: numbers, or a list of names as JSON has it."""
+        if self._rows is None:
+            return [int(one) for one in text.split()]
+        found = json.loads(text)  # a ValueError where it is none
+        return [self._row(str(one)) for one in (found if isinstance(found, list) else [found])]
+
+    def _rows_of(self, decision: Decision) -> list[tuple[object, ...]]:
+        shown = [self._name(face) for face in decision.faces]
+        faces = " ".join(shown) if self._names is None else json.dumps(shown)
+        said: Sequence[Said] = decision.said or ((decision.faces[0], None, ""),)
+        beyond = (decision.kind, decision.revision, "", faces, decision.name, _now())
+        return [(self._name(a), "" if b is None else self._name(b), answer, *beyond) for a, b, answer in said]
 
     def _undo_row(self, revision: int, undoes: int) -> tuple[object, ...]:
         return ("", "", "", UNDO, revision, undoes, "", "", _now())
@@ -208,10 +234,12 @@ class DecisionLog:
                 if kind == UNDO:
                     undone.add(int(undoes))
                     continue
-                said: tuple[Said, ...] = ((int(a), int(b) if b else None, answer),) if answer else ()
+                said: tuple[Said, ...] = (
+                    ((self._row(a), self._row(b) if b else None, answer),) if answer else ()
+                )
                 earlier = found.get(int(revision))
-                told = tuple(int(one) for one in faces.split())
-                named = [*told, *(int(one) for one in (a, b) if one)]
+                told = tuple(self._faces_of(faces))
+                named = [*told, *(self._row(one) for one in (a, b) if one)]
                 if not all(0 <= one < self.n for one in named):
                     raise InputError(
                         f"{self.path}: line {number:,} names a face that this run has not; it is of another run, give "
@@ -239,25 +267,6 @@ def _answers_same(earlier: Decision, kind: str, said: Sequence[Said], faces: Seq
     if kind in (SAME, DIFFERENT):
         return earlier.kind in (SAME, DIFFERENT) and set(earlier.faces) == set(faces)
     return kind == "name" and earlier.kind == "name" and earlier.faces == tuple(faces)
-
-
-def _rows_of(decision: Decision) -> list[tuple[object, ...]]:
-    faces = " ".join(map(str, decision.faces))
-    said: Sequence[Said] = decision.said or ((decision.faces[0], None, ""),)
-    return [
-        (
-            a,
-            "" if b is None else b,
-            answer,
-            decision.kind,
-            decision.revision,
-            "",
-            faces,
-            decision.name,
-            _now(),
-        )
-        for a, b, answer in said
-    ]
 
 
 def _now() -> str:

@@ -65,7 +65,7 @@ def export_clusters(
     elif to == "spotlight":
         write_spotlight(output, run)
     else:
-        write_columns(output, face_columns(run.placed.labels, run.confidence, None, run.files))
+        write_columns(output, face_columns(run.placed.labels, run.confidence, run.ids, run.files))
     return output
 
 
@@ -190,7 +190,7 @@ def write_fiftyone(folder: Path, run: OpenedRun, images: Images) -> None:
 
 def write_lines(output: Path, run: OpenedRun) -> None:
     """Write a line of JSON per face: what the table of faces holds, null for what nothing says."""
-    columns = face_columns(run.placed.labels, run.confidence, None, run.files)
+    columns = face_columns(run.placed.labels, run.confidence, run.ids, run.files)
     columns = {
         name: column.tolist() if isinstance(column, np.ndarray) else column
         for name, column in columns.items()
@@ -214,7 +214,7 @@ def plain_columns(arrow: Any, run: OpenedRun, start: int, stop: int) -> dict[str
     """Return the columns of a block of faces that every tool is given."""
     faces, labels = run.confidence.faces, run.placed.labels[start:stop]
     columns = {
-        "id": arrow.array(np.arange(start, stop)),
+        "id": arrow.array(np.arange(start, stop) if run.ids is None else run.ids[start:stop]),
         "cluster": arrow.array(
             [f"cluster {one}" if one >= 0 else None for one in labels.tolist()], arrow.string()
         ),

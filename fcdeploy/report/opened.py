@@ -17,6 +17,7 @@ from fcdeploy.report.overview import Clusters
 from fcdeploy.run.folder import SUMMARY
 from fcdeploy.runtime.evidence import Placed, read_placed
 from fcdeploy.runtime.review import measured_rows
+from fcdeploy.runtime.stored import names_of_rows
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class OpenedRun:
     """placed, confidence: of all rows; summary: as ``cluster --json`` printed it, empty where it is gone.
 
     files: the images of the rows, line for row; truth: (rows,) int64, -1 where nobody is said; each None where none
-    were given.
+    were given. ids: (rows,) text or integers by which the rows are known outside of the run, None for row numbers.
     """
 
     folder: Path
@@ -33,6 +34,11 @@ class OpenedRun:
     summary: dict[str, Any]
     files: Filelist | None = None
     truth: np.ndarray | None = None
+    ids: np.ndarray | None = None
+
+    def name(self, row: int) -> str:
+        """Return by what a row is known outside of the run: its id, or else its number."""
+        return str(row if self.ids is None else self.ids[row])
 
     @property
     def clusters(self) -> Clusters:
@@ -68,7 +74,8 @@ def open_run(
         mapped = getattr(array, "_mmap", None)
         if mapped is not None:  # all of it was just read, and little of it will be again
             mapped.madvise(mmap.MADV_DONTNEED)
-    return OpenedRun(folder, placed, confidence, read_summary(folder), files, truth)
+    ids = names_of_rows(folder, placed)
+    return OpenedRun(folder, placed, confidence, read_summary(folder), files, truth, ids)
 
 
 def images_of(images: Path | str, n: int, path_column: str | None = None) -> Filelist:

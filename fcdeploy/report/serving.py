@@ -122,7 +122,7 @@ def open_desk(
     check_installed()
     import_pillow()
     run = open_run(run_dir, images=images, path_column=path_column)
-    log = DecisionLog(decisions, run.n)
+    log = DecisionLog(decisions, run.n, run.ids)
     try:
         with tempfile.TemporaryDirectory(prefix="fcdeploy-review-") as folder:
             write_page(Path(folder), run, seed=seed, reviewing=Reviewing(str(decisions), KEYS))

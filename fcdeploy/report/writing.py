@@ -33,6 +33,7 @@ SERVED_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+MOST_TEXT = 4_000_000  # characters of ids in a page
 EVERY = (("numbers", "Numbers"), ("search", "Search"))
 INSTALL = "pip install 'fcdeploy[cpu,report]'"
 
@@ -151,6 +152,8 @@ def page_of(
             sprites=sprites,
             has_images=files is not None,
             path=(lambda face: "") if files is None else files.shown,
+            name=run.name,
+            ids=run.ids is not None,
             truth=truth,
             majority=majority,
             person=lambda face: "" if truth is None or truth[face] < 0 else f"person {truth[face]}",
@@ -200,8 +203,16 @@ def data_of(run: OpenedRun, sprites: Sprites) -> str:
     found: dict[str, Any] = {
         name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()
     }
-    found |= {"flagNames": list(FLAGS), "images": run.files is not None}
+    found |= {"flagNames": list(FLAGS), "images": run.files is not None, "ids": ids_of(run)}
     return f"window.fcdeployData={json.dumps(found)};\n"
+
+
+def ids_of(run: OpenedRun) -> list[str] | None:
+    """Return what the page calls the faces, None for row numbers; so also where ids would make a page heavy."""
+    if run.ids is None:
+        return None
+    ids = [str(one) for one in run.ids.tolist()]
+    return ids if sum(map(len, ids)) <= MOST_TEXT else None
 
 
 def sixteen_bits(values: np.ndarray) -> np.ndarray:

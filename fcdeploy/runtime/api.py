@@ -279,11 +279,12 @@ def update(
     *,
     add: Any = None,
     remove: Any = None,
-    pairs: PathLike | Sequence[tuple[int, int, str]] | None = None,
+    pairs: PathLike | Sequence[tuple[Any, Any, str]] | None = None,
     merges: str | Decide = "apply",
     splits: str | Decide = "apply",
     engine: PathLike | None = None,
     column: str | None = None,
+    id_column: str | None = None,
     on_bad: str = "stop",
     threads: int = 0,
     device: str | None = None,
@@ -294,20 +295,23 @@ def update(
 
     The folder becomes as if all faces that it has then had been clustered together, reusing what was computed of the
     old ones; a kill leaves it as it was. add: features, as for ``fcdeploy.cluster``. remove: numbers of faces, those of
-    their rows in the first run, or the next free ones that an update gave. pairs: by these numbers, a file or
-    (a, b, "same" or "different"). merges, splits: what becomes of old clusters that turn out to be one, and of one that
-    comes apart: 'apply', 'never', or a function that is asked about
-    each (``old``, ``new``, ``faces``, ``kind``) and returns whether it is made. on_bad: new rows with NaN, infinity or
-    zeros raise InputError with 'stop', and are in no cluster with 'skip'. Returns all faces and their labels, and what
-    changed. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    their rows in the first run, or the next free ones that an update gave; where the first run was given ids, these (of
+    added faces: those of ``id_column``). pairs: by the same, a file or (a, b, "same" or "different"). merges, splits:
+    what becomes of old clusters that turn out to be one, and of one that comes apart: 'apply', 'never', or a function
+    that is asked about each (``old``, ``new``, ``faces``, ``kind``) and returns whether it is made. on_bad: new rows
+    with NaN, infinity or zeros raise InputError with 'stop', and are in no cluster with 'skip'. Returns all faces and
+    their labels, and what changed. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
     opened = None
     if add is not None:
         dim = read_state(Path(run_dir)).dim
-        opened = open_features(add, dim, column=column) if _are_paths(add) else features_from_array(add, dim)
+        if _are_paths(add):
+            opened = open_features(add, dim, column=column, id_column=id_column)
+        else:
+            opened = features_from_array(add, dim)
     gone = None if remove is None else np.atleast_1d(np.asarray(remove))
-    if gone is not None and len(gone) and gone.dtype.kind not in "iu":
-        raise InputError("remove: expected whole numbers, those of faces.")
+    if gone is not None and len(gone) and gone.dtype.kind not in "iuUO":
+        raise InputError("remove: expected whole numbers, those of faces, or ids.")
     return update_run(
         run_dir,
         opened,

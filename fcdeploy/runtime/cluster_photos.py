@@ -81,7 +81,7 @@ def cluster_photos(
     wanted = review(table.photo[table.passed].astype(np.int32), ids)
     features = np.memmap(folder / FEATURES, np.float32, "r").reshape(len(table.passed), -1)
     result = run_clustering(
-        Features(features, str(folder / FEATURES)),
+        Features(features, str(folder / FEATURES), ids=ids),
         bundle,
         options,
         run_dir=run_dir,

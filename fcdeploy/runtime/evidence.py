@@ -14,6 +14,7 @@ from fcdeploy.clustering.evidence import (
     Evidence,
 )
 from fcdeploy.data.damaged import DAMAGED, reason_of
+from fcdeploy.data.ids import packed_ids, unpacked_ids
 from fcdeploy.data.images import FIRST_BAD
 from fcdeploy.data.run_record import RECORD, Record, read_record
 from fcdeploy.errors import InputError
@@ -25,6 +26,7 @@ from fcdeploy.run.store import Arrays
 from fcdeploy.runtime.copies import rows_of
 
 EVIDENCE = "evidence"  # the artifact
+IDS = "ids"  # the artifact of what the user calls the rows
 LINES = "embedded_lines"  # the artifact of what became of every line of a list of images
 
 
@@ -35,13 +37,14 @@ class Placed:
     labels: (rows,) int64, as the user gets them. face: (rows,) int32, the face that a row goes with: faces are the rows
     that were computed on, in their order; copies go with the first of their kind; -1 for a row that could not be
     used. evidence: of the faces. dropped: (rows,) uint8, flags for which a row was taken out of its cluster, 0 for
-    most.
+    most. ids: (rows,) text or integers by which the user knows the rows, None for row numbers.
     """
 
     labels: np.ndarray
     face: np.ndarray
     evidence: Evidence
     dropped: np.ndarray
+    ids: np.ndarray | None = None
 
 
 def rows_of_faces(face: np.ndarray) -> np.ndarray:
@@ -92,11 +95,13 @@ def labels_of_faces(labels: np.ndarray, face: np.ndarray, n: int) -> np.ndarray:
 def keep(run: Run, placed: Placed, lists: str) -> None:
     """Keep in the store what ``read_placed`` reads; lists: the name of the artifact of neighbor lists."""
     evidence = placed.evidence
+    named = {} if placed.ids is None else {"ids": _kept_ids(run, placed.ids)}
     about = {
         "strength": evidence.name,
         "lists": lists,
         "dim": evidence.dim,
         "key": kept_artifacts(run)[lists].key,
+        **named,
     }
     made: Arrays = {
         "labels": placed.labels,
@@ -116,6 +121,18 @@ def keep(run: Run, placed: Placed, lists: str) -> None:
     key = run.key_of(EVIDENCE, {**about, "content": state.hexdigest()})
     if run.store.load(EVIDENCE, key) is None:
         run.keep(EVIDENCE, key, made)
+
+
+def _kept_ids(run: Run, ids: np.ndarray) -> str:
+    """Keep the ids of all rows in the store; returns the key of their artifact."""
+    made = packed_ids(ids)
+    state = hashlib.sha256()
+    for part in made.values():
+        state.update(np.ascontiguousarray(part).data)
+    key = run.key_of(IDS, {"content": state.hexdigest()})
+    if run.store.load(IDS, key) is None:
+        run.keep(IDS, key, made)
+    return key
 
 
 def read_placed(run_dir: Path | str) -> Placed:
@@ -153,7 +170,29 @@ def read_placed(run_dir: Path | str) -> Placed:
         found["near"],
         int(about["dim"]),
     )
-    return _of_lines(folder, record, Placed(found["labels"], found["face"], evidence, found["dropped"]))
+    ids = _ids_of(folder, record, about.get("ids"))
+    placed = Placed(found["labels"], found["face"], evidence, found["dropped"], ids)
+    return _of_lines(folder, record, placed)
+
+
+def read_ids_of_rows(run_dir: Path | str) -> np.ndarray | None:
+    """Read the ids (rows,) by which the user knows the rows of a finished run; None where it was given none."""
+    folder = Path(run_dir)
+    record = read_record(folder) or Record()
+    about = json.loads(_mapped(folder, record, EVIDENCE)["about"].tobytes())
+    return _ids_of(folder, record, about.get("ids"))
+
+
+def _ids_of(folder: Path, record: Record, key: str | None) -> np.ndarray | None:
+    if key is None:
+        return None
+    arrays = _mapped(folder, record, IDS)
+    if record.artifacts[IDS].key != key:
+        raise InputError(
+            f"{folder}: its ids are of another run than its clusters, which was stopped; run the same `fcdeploy "
+            "cluster` again."
+        )
+    return unpacked_ids(arrays)
 
 
 def _of_lines(folder: Path, record: Record, placed: Placed) -> Placed:

@@ -8,7 +8,7 @@ from fcdeploy.clustering.sampling import DrawnPairs, draw_pairs
 from fcdeploy.data.columns import Column, check_table_path, write_columns
 from fcdeploy.errors import InputError
 from fcdeploy.runtime.evidence import read_placed, rows_of_faces
-from fcdeploy.runtime.stored import STATE, read_rows
+from fcdeploy.runtime.stored import names_of_rows
 
 WRITTEN = (".csv", ".tsv")
 
@@ -28,10 +28,10 @@ def pairs(
 ) -> DrawnPairs:
     """Draw pairs of faces that are worth checking by a person from the folder of a finished run, and write them.
 
-    n: how many, fewer where there are fewer. ids are row numbers of the features; of a folder that was updated, the
-    numbers by which ``fcdeploy.update`` knows the faces. The table ``output`` has columns
-    a, b, answer (empty: "same" or "different" go there), strength, stratum and stratum_pairs, in random order. Raises
-    InputError for a folder without a finished run.
+    n: how many, fewer where there are fewer. ids are those that came with the features; without such, row numbers, or,
+    of a folder that was updated, the numbers by which ``fcdeploy.update`` knows the faces. The table ``output`` has
+    columns a, b, answer (empty: "same" or "different" go there), strength, stratum and stratum_pairs, in random order.
+    Raises InputError for a folder without a finished run.
     """
     for name, value, least in (("n", n, 1), ("seed", seed, 0)):
         if not isinstance(value, (int, np.integer)) or value < least:
@@ -48,10 +48,9 @@ def pairs(
         len(drawn.ids)
     )  # who checks half of them has some of all strata
     rows = rows_of_faces(placed.face)
-    if (Path(run_dir) / STATE).is_file():
-        state, known = read_rows(run_dir)
-        if state.updates:
-            rows = known.faces[rows]
+    names = names_of_rows(run_dir, placed)
+    if names is not None:
+        rows = names[rows]
     drawn = DrawnPairs(
         rows[drawn.ids[mixed]],
         drawn.strength[mixed],

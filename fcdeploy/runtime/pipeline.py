@@ -102,7 +102,7 @@ def run_clustering(
     asked = options
     if run_dir:
         check_not_kept_in(Path(run_dir), options)  # before the lists are compared with the features
-    prepared = prepare(features, bundle, options)
+    prepared, given_ids = prepare(features, bundle, options), features.ids
     system, features, options = prepared.system, prepared.features, prepared.options
     artifacts = prepared.artifacts()
     places = places_of_clusters(system, artifacts)
@@ -146,7 +146,7 @@ def run_clustering(
         labels = labels_with_bad_rows(run.labels_of_all(found), checked.scan, on_bad)
         reviewed = None
         if run_dir or wanted.wanted:
-            reviewed = review(run, system, labels, checked.faces.chosen, wanted)
+            reviewed = review(run, system, labels, checked.faces.chosen, wanted, given_ids)
             labels = reviewed.placed.labels
         store.drop_scratch()
         summary = _summary(labels, run, bundle)

@@ -150,11 +150,16 @@ def check_pairs(pairs: CheckedPairs, n: int, names: np.ndarray | None = None) ->
 
 
 def review(
-    run: Run, system: System, labels: np.ndarray, given: np.ndarray | None, wanted: Review
+    run: Run,
+    system: System,
+    labels: np.ndarray,
+    given: np.ndarray | None,
+    wanted: Review,
+    ids: np.ndarray | None = None,
 ) -> Reviewed:
     """Do what is wanted of a run's clusters, and gather what they rest on; before scratch is dropped.
 
-    labels: (rows,) int64, of all rows; given: the rows that could be used, None for all.
+    labels: (rows,) int64, of all rows; given: the rows that could be used, None for all. ids: see ``Placed``.
     """
     face, copies = faces_of_rows(run, given), copies_of_rows(run, given)
     kept = kept_artifacts(run)
@@ -166,7 +171,7 @@ def review(
         labels, forest, refused, figures["constraints"] = constrained_rows(
             labels, face, copies, forest, wanted
         )
-    placed = placed_on(run, kept, accepted, labels, face, forest)
+    placed = replace(placed_on(run, kept, accepted, labels, face, forest), ids=ids)
     confidence = measured_rows(placed)
     if wanted.drop_flagged:
         placed, figures["dropped"] = without_flagged(placed, confidence, wanted.drop_flagged)
@@ -186,15 +191,23 @@ def constrained_labels(
     return constrained_rows(labels, face, copies, forest, Review(pairs=pairs))[0]
 
 
-def keep_evidence(run: Run, system: System, labels: np.ndarray, face: np.ndarray, copies: np.ndarray) -> None:
+def keep_evidence(
+    run: Run,
+    system: System,
+    labels: np.ndarray,
+    face: np.ndarray,
+    copies: np.ndarray,
+    ids: np.ndarray | None = None,
+) -> None:
     """Keep in a run's store what given clusters rest on; before scratch is dropped.
 
-    labels: (rows,) int64; face: (rows,) int32, see ``Placed``; copies: (c, 2) int64, rows that go with another one.
+    labels: (rows,) int64; face: (rows,) int32, and ids: see ``Placed``; copies: (c, 2) int64, rows that go with another
+    one.
     """
     kept = kept_artifacts(run)
     accepted = system.evidence(run, kept)
     forest = forest_of(labels, face, copies, accepted)
-    keep(run, placed_on(run, kept, accepted, labels, face, forest), accepted.lists)
+    keep(run, replace(placed_on(run, kept, accepted, labels, face, forest), ids=ids), accepted.lists)
 
 
 def forest_of(labels: np.ndarray, face: np.ndarray, copies: np.ndarray, accepted: Accepted) -> Links:
@@ -346,4 +359,4 @@ def without_flagged(
     left = completed(*strongest_forest(n, [(evidence.links, evidence.strength)], own), own)
     within = np.where(alone, np.float32(np.nan), evidence.within)
     changed = replace(evidence, links=left[0], strength=left[1], within=within)
-    return Placed(labels, face, changed, dropped), figures
+    return replace(placed, labels=labels, evidence=changed, dropped=dropped), figures

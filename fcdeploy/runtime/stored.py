@@ -30,7 +30,7 @@ from fcdeploy.run.options import Options
 from fcdeploy.run.run import Run
 from fcdeploy.run.store import Arrays, Store
 from fcdeploy.runtime.copies import ROWS, rows_of
-from fcdeploy.runtime.evidence import EVIDENCE
+from fcdeploy.runtime.evidence import EVIDENCE, IDS, Placed, read_ids_of_rows
 from fcdeploy.runtime.survey import places_of_run
 from fcdeploy.systems import System
 from fcdeploy.systems.settings import settings_as_dict, settings_from_dict
@@ -87,7 +87,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Stored:
-    """The clusters of a run folder, opened for reading; parts: the names of the arrays of its artifacts."""
+    """The clusters of a run folder, opened for reading; parts: the names of the arrays of its artifacts.
+
+    ids: (given,) text or integers by which the user knows the rows, None where they are known by their numbers.
+    """
 
     path: Path
     state: State
@@ -95,6 +98,7 @@ class Stored:
     settings: Any
     rows: Rows
     parts: Mapping[str, list[str]]
+    ids: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -131,7 +135,7 @@ def rows_of_run(run: Run, faces: Features, labels: np.ndarray) -> Rows:
 
 def places_of_clusters(system: System, artifacts: Iterable[Artifact]) -> list[str]:
     """Return all names that a run's artifacts take in its folder, those of its clusters included."""
-    kept = (place for name in (ROWS, EVIDENCE, LABELS, VECTORS) for place in places_of(name))
+    kept = (place for name in (ROWS, EVIDENCE, IDS, LABELS, VECTORS) for place in places_of(name))
     return [*places_of_run(system, artifacts), *kept]
 
 
@@ -194,7 +198,8 @@ def open_stored(path: Path | str, engine: Path | str | None = None, *, locked: b
     bundle = _bundle_of(state, path, engine)
     settings = settings_from_dict(state.settings, str(path / STATE))
     parts = {name: entry.parts for name, entry in entries.items() if entry is not None}
-    return Stored(path, state, bundle, settings, _rows_of(path, state, parts.get(LABELS, [])), parts)
+    rows = _rows_of(path, state, parts.get(LABELS, []))
+    return Stored(path, state, bundle, settings, rows, parts, read_ids_of_rows(path))
 
 
 def read_rows(path: Path | str) -> tuple[State, Rows]:
@@ -205,6 +210,17 @@ def read_rows(path: Path | str) -> tuple[State, Rows]:
     if entry is None or entry.key != state.artifacts.get(LABELS):
         raise InputError(f"{path}: '{LABELS}' is missing, or of a later run; {_remake(path, state)}.")
     return state, _rows_of(path, state, entry.parts)
+
+
+def names_of_rows(path: Path | str, placed: Placed) -> np.ndarray | None:
+    """Return by what the rows (rows,) of a finished run are known outside of it, None for row numbers.
+
+    That is ids that came with the features or, in a folder that was updated, the numbers that updates know faces by.
+    """
+    if placed.ids is not None or not (Path(path) / STATE).is_file():
+        return placed.ids
+    state, rows = read_rows(path)
+    return rows.faces if state.updates else None
 
 
 def _rows_of(path: Path, state: State, parts: list[str]) -> Rows:

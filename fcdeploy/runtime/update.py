@@ -25,6 +25,7 @@ from fcdeploy.data.atomic_folder import atomic_folder, link_into
 from fcdeploy.data.checked_pairs import CheckedPairs, pairs_from_rows, read_pairs
 from fcdeploy.data.features import Features, hash_of
 from fcdeploy.data.label_tables import read_text
+from fcdeploy.data.label_values import shortened
 from fcdeploy.data.locks import BusyError, Lock
 from fcdeploy.data.rows import Shards
 from fcdeploy.data.run_record import LOCK, RECORD, read_record
@@ -62,6 +63,7 @@ OF_PHOTOS = (CROPS, FOLDER, ROWS, *LISTS)  # what `fcdeploy faces`, and `cluster
 class Updated:
     """labels: (given,) int64 of all faces that there are now; faces: (given,) int64, by which numbers they are known.
 
+    ids: (given,) text or integers of the user's, where the faces came with such, else None.
     changes: merges and splits that were made; refused: those that were not. summary: counts and seconds per stage.
     """
 
@@ -70,6 +72,12 @@ class Updated:
     changes: list[Change]
     refused: list[Change]
     summary: dict[str, Any]
+    ids: np.ndarray | None = None
+
+    @property
+    def names(self) -> np.ndarray:
+        """By what the faces are known, (given,): their ids, else their numbers."""
+        return self.faces if self.ids is None else self.ids
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class Plan:
 
     computed: (c,) int64, those of the folder's computed faces that stay. added: the new rows; fresh: (f,) int64, those
     of them that are computed on. rows: all that there are now, without labels; old: (given,) int64, the labels that
-    they had.
+    they had. ids: see ``Updated``.
     """
 
     computed: np.ndarray
@@ -86,6 +94,12 @@ class Plan:
     fresh: np.ndarray
     rows: Rows
     old: np.ndarray
+    ids: np.ndarray | None = None
+
+    @property
+    def names(self) -> np.ndarray:
+        """By what the faces are known, (given,): their ids, else their numbers."""
+        return self.rows.faces if self.ids is None else self.ids
 
 
 def update_run(
@@ -93,7 +107,7 @@ def update_run(
     add: Features | None = None,
     remove: np.ndarray | None = None,
     *,
-    pairs: Path | str | Sequence[tuple[int, int, str]] | None = None,
+    pairs: Path | str | Sequence[tuple[Any, Any, str]] | None = None,
     merges: Decide = lambda change: True,
     splits: Decide = lambda change: True,
     engine: Path | str | None = None,
@@ -104,14 +118,15 @@ def update_run(
 ) -> Updated:
     """Add faces to the clusters of a run folder, remove some, or both.
 
-    add: new rows, which get the next free numbers; remove: (r,) int64, numbers of faces. pairs: by numbers of faces,
-    a file or rows of pairs that are the same person or different ones, which hold whatever links say; those of
-    removed faces are passed over. merges, splits: whether a change of that kind is made, see
-    ``fcdeploy.clustering.identity``. engine: where it is no longer where the run found it. limits: threads, memory
-    and device. write: is given all faces and their labels just before the folder becomes the new one, and stays the
-    old one if that fails. Writes changes.csv, the merges and splits of this update, and history.csv, the numbers that
-    faces had, into the folder. Raises InputError for numbers that no face has, for rows that cannot be used (on_bad
-    'skip': they are in no cluster), and where the folder lacks something.
+    add: new rows, which get the next free numbers; their ids, where the faces of the folder have such, or else these
+    numbers are ids, too. remove: (r,) numbers of faces, or their ids. pairs: by the same, a file or rows of pairs that
+    are the same person or different ones, which hold whatever links say; those of removed faces are passed over.
+    merges, splits: whether a change of that kind is made, see ``fcdeploy.clustering.identity``. engine: where it is no
+    longer where the run found it. limits: threads, memory and device. write: is given the names of all faces and their
+    labels just before the folder becomes the new one, and stays the old one if that fails. Writes changes.csv, the
+    merges and splits of this update, and history.csv, the numbers that faces had, into the folder. Raises InputError
+    for numbers that no face has, for rows that cannot be used (on_bad 'skip': they are in no cluster), and where the
+    folder lacks something.
     """
     if on_bad not in ON_BAD:
         raise InputError(f"on_bad = {on_bad!r}: should be {' or '.join(map(repr, ON_BAD))}.")
@@ -120,8 +135,7 @@ def update_run(
     with _locked(path):
         stored = open_stored(path, engine, locked=True)
         plan = _planned(stored, add, remove, on_bad)
-        numbers = max(stored.state.next_face, int(plan.rows.faces.max(initial=-1)) + 1)
-        known = None if pairs is None else _known(pairs, plan.rows, numbers)
+        known = None if pairs is None else _known(pairs, stored, plan)
         progress = Progress(quiet)
         options = stored.options(limits or Options())
         options = dataclasses.replace(options, knn=stored.state.knn, recall=stored.state.recall)
@@ -141,7 +155,7 @@ def update_run(
             found = named(plan.old, labels, links, first, merges=merges, splits=splits)
             kept = np.where((plan.rows.source < 0) & (plan.old >= 0), plan.old, found.labels)
             rows = dataclasses.replace(plan.rows, labels=kept)
-            keep_evidence(run, system, kept, *_faces_and_copies(rows))
+            keep_evidence(run, system, kept, *_faces_and_copies(rows), plan.ids)
             folder.drop_scratch()
             photos = sorted({*OF_PHOTOS} & _names_in(path))
             folder.claims.claim(*photos)
@@ -150,11 +164,11 @@ def update_run(
             folder.claims.claim(SUMMARY, STATE, CHANGES, HISTORY)
             (part / SUMMARY).write_text(json.dumps(summary, indent=1))
             (part / CHANGES).write_text(_changes_text(found))
-            (part / HISTORY).write_text(_history_text(stored, plan, rows))
+            (part / HISTORY).write_text(_history_text(stored, plan, rows), encoding="utf-8")
             keep_state(folder, run, stored.bundle, rows, stored.state, first)
             if write is not None:
-                write(rows.faces, rows.labels)
-    return Updated(rows.faces, rows.labels, found.changes, found.refused, summary)
+                write(plan.names, rows.labels)
+    return Updated(rows.faces, rows.labels, found.changes, found.refused, summary, plan.ids)
 
 
 @contextlib.contextmanager
@@ -182,13 +196,7 @@ def _planned(stored: Stored, add: Features | None, remove: np.ndarray | None, on
         raise InputError(f"{stored.path}: there is nothing to add (--add) and nobody to remove (--remove).")
     gone = np.zeros(len(rows.faces), bool)
     if remove is not None and len(remove):
-        gone = np.isin(rows.faces, remove)
-        if len(unknown := np.setdiff1d(remove, rows.faces)):
-            shown = ", ".join(map(str, unknown[:5].tolist())) + (", ..." if len(unknown) > 5 else "")
-            raise InputError(
-                f"{stored.path}: {len(unknown):,} of the faces to remove are not there ({shown}); faces are known by "
-                "the numbers of their rows in the first run, or those that an update gave them."
-            )
+        gone[_places_of(stored, remove)] = True
     stay = np.flatnonzero(~gone)
     # Of every group that somebody stays of, the first one stands for it from now on.
     place = np.full(len(rows.faces), -1, np.int64)
@@ -214,7 +222,49 @@ def _planned(stored: Stored, add: Features | None, remove: np.ndarray | None, on
     chosen = np.concatenate([places, len(stay) + fresh])
     old = np.concatenate([rows.labels[stay], np.full(count, -1, np.int64)])
     now = Rows(np.empty(0, np.int64), chosen, source.astype(np.int32), faces)
-    return Plan(computed, add if count else None, fresh, now, old)
+    ids = _ids_of(stored, stay, add if count else None, faces)
+    return Plan(computed, add if count else None, fresh, now, old, ids)
+
+
+def _places_of(stored: Stored, names: np.ndarray) -> np.ndarray:
+    """Return the rows (r,) of faces by their ids, or their numbers; raises InputError for those that are not there."""
+    known = stored.rows.faces if stored.ids is None else stored.ids
+    place = {str(name): at for at, name in enumerate(known.tolist())}
+    asked = [str(name) for name in names.tolist()]
+    if unknown := [name for name in asked if name not in place]:
+        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        by = "the numbers of their rows in the first run, or those that an update gave them"
+        raise InputError(
+            f"{stored.path}: {len(unknown):,} of the faces to remove are not there ({shown}); faces are known by "
+            f"{by if stored.ids is None else 'their ids, those of --id-column'}."
+        )
+    return np.array([place[name] for name in asked], np.int64)
+
+
+def _ids_of(stored: Stored, stay: np.ndarray, add: Features | None, faces: np.ndarray) -> np.ndarray | None:
+    """Return the ids of those who stay and those added; raises InputError for an id that two faces would have."""
+    if stored.ids is None:
+        if add is not None and add.ids is not None:
+            raise InputError(
+                f"{add.name}: has ids, and the faces of {stored.path} have none but numbers; leave out --id-column, or "
+                "cluster all faces anew with it."
+            )
+        return None
+    ids = stored.ids[stay]
+    if add is None:
+        return ids
+    added = faces[len(stay) :] if add.ids is None else add.ids
+    if ids.dtype == object or added.dtype.kind not in "iu":
+        ids, added = ids.astype(object), np.array([str(one) for one in added.tolist()], object)
+    taken = set(map(str, ids.tolist()))
+    for name in map(str, added.tolist()):
+        if name in taken:
+            raise InputError(
+                f"{add.name}: {shortened(name)} would be the id of two faces; give each an id of its own, with "
+                "--id-column."
+            )
+        taken.add(name)
+    return np.concatenate([ids, added])
 
 
 def _goes_with(stored: Stored, add: Features, computed: np.ndarray, on_bad: str) -> np.ndarray:
@@ -288,21 +338,37 @@ def _labels_of_rows(plan: Plan, found: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _known(pairs: Path | str | Sequence[tuple[int, int, str]], rows: Rows, numbers: int) -> CheckedPairs:
-    """Read pairs of faces by their numbers, and leave out those of faces that were removed.
+def _known(pairs: Path | str | Sequence[tuple[Any, Any, str]], stored: Stored, plan: Plan) -> CheckedPairs:
+    """Read pairs of faces by their numbers or ids, and leave out those of faces that were removed.
 
-    numbers: above that of any face that there ever was. Raises InputError for faces that there never were, and for
-    contradictions.
+    Raises InputError for faces that there never were, and for contradictions.
     """
-    names = np.arange(numbers)
+    if plan.ids is None:
+        numbers = max(stored.state.next_face, int(plan.rows.faces.max(initial=-1)) + 1)
+        names, there = np.arange(numbers), plan.rows.faces
+    else:
+        gone = _names_that_went(stored, plan)
+        names, there = np.array([*map(str, plan.ids.tolist()), *gone], object), np.arange(len(plan.ids))
+        numbers = len(names)
     if isinstance(pairs, (str, Path)):
         known = read_pairs(pairs, numbers, names)
     else:
         known = pairs_from_rows(pairs, numbers, names)
     check_pairs(known, numbers, names)
     place = np.full(numbers, -1, np.int32)
-    place[rows.faces] = np.arange(len(rows.faces), dtype=np.int32)
+    place[there] = np.arange(len(there), dtype=np.int32)
     return known.renumbered(place)
+
+
+def _names_that_went(stored: Stored, plan: Plan) -> list[str]:
+    """Return the ids of faces that this update or an earlier one removed, and nobody has now."""
+    there = set(map(str, plan.names.tolist()))
+    went = [] if stored.ids is None else list(map(str, stored.ids.tolist()))
+    file = stored.path / HISTORY
+    if file.exists():
+        with open(file, encoding="utf-8", newline="") as opened:
+            went += [row["face"] for row in csv.DictReader(opened) if row["new"] == ""]
+    return [name for name in dict.fromkeys(went) if name not in there]
 
 
 def _faces_and_copies(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -372,18 +438,19 @@ def _history_text(stored: Stored, plan: Plan, rows: Rows) -> str:
     file = stored.path / HISTORY
     writer = csv.writer(text, lineterminator="\n")
     if file.exists():
-        text.write(file.read_text())
+        text.write(file.read_text(encoding="utf-8"))
     else:
         writer.writerow(HEADINGS)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     beginning = (stored.state.updates + 1, when)
     known = rows.faces < stored.state.next_face
     other = np.flatnonzero(known & (plan.old != rows.labels))
-    faces, labels = rows.faces, rows.labels
-    writer.writerows((*beginning, faces[at], plan.old[at], labels[at]) for at in other.tolist())
-    writer.writerows((*beginning, faces[at], "", labels[at]) for at in np.flatnonzero(~known).tolist())
-    gone = np.flatnonzero(~np.isin(stored.rows.faces, faces))
-    writer.writerows((*beginning, stored.rows.faces[at], stored.rows.labels[at], "") for at in gone.tolist())
+    names, labels = plan.names, rows.labels
+    writer.writerows((*beginning, names[at], plan.old[at], labels[at]) for at in other.tolist())
+    writer.writerows((*beginning, names[at], "", labels[at]) for at in np.flatnonzero(~known).tolist())
+    gone = np.flatnonzero(~np.isin(stored.rows.faces, rows.faces))
+    before = stored.rows.faces if stored.ids is None else stored.ids
+    writer.writerows((*beginning, before[at], stored.rows.labels[at], "") for at in gone.tolist())
     return text.getvalue()
 
 
@@ -408,13 +475,18 @@ def _files_of_run(folder: Path) -> set[str] | None:
     return files
 
 
-def read_ids(path: Path | str) -> np.ndarray:
-    """Read numbers of faces (r,) int64, one per line; raises InputError that names the line that is none."""
+def read_ids(path: Path | str, *, as_text: bool = False) -> np.ndarray:
+    """Read numbers of faces (r,) int64, one per line; raises InputError that names the line that is none.
+
+    as_text: whether they are ids, which may be anything; they are text (r,) then.
+    """
     path = Path(path)
     try:
         lines = read_text(path).splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); give a text file with an id per line.") from None
+    if as_text:
+        return np.array([line.strip() for line in lines if line.strip()], dtype=object)
     for at, line in enumerate(lines, 1):
         if line.strip() and not NUMBER.fullmatch(line.strip()):
             raise InputError(

@@ -27,6 +27,7 @@
     labels.forEach((label, row) => { if (label >= 0) rows[next[label]++] = row; });
   };
   const real = (value) => (value ? ((value - 1) / 65534 * 2 - 1).toFixed(3) : "–");
+  const nameOf = (face) => (data.ids ? data.ids[face] : String(face));
   const whole = (value) => value.toLocaleString("en");
   const flagsOf = (c) => data.flagNames.filter((_, bit) => clusterFlags[c] & (1 << bit));
 
@@ -50,21 +51,21 @@
       const inner = at % 256;
       const picture = made("i", `t s${Math.floor(at / 256)} x${inner % 16} y${Math.floor(inner / 16)}`);
       picture.setAttribute("role", "img");
-      picture.setAttribute("aria-label", `Face ${face}`);
+      picture.setAttribute("aria-label", `Face ${nameOf(face)}`);
       item.append(picture);
     } else if (review) {
       const picture = made("img", "t");
       picture.src = `face/${face}`;
-      picture.alt = `Face ${face}`;
+      picture.alt = `Face ${nameOf(face)}`;
       picture.loading = "lazy";
       item.append(picture);
     } else if (data.images) {
       const picture = made("i", "t none");
       picture.setAttribute("role", "img");
-      picture.setAttribute("aria-label", `Face ${face}, no picture here`);
+      picture.setAttribute("aria-label", `Face ${nameOf(face)}, no picture here`);
       item.append(picture);
     }
-    item.append(made("span", "", String(face)));
+    item.append(made("span", "", nameOf(face)));
     return item;
   };
   const card = (c, face) => {
@@ -87,7 +88,7 @@
     };
     for (const [name, text] of [["weakest", "weakest link"], ["cohesion", "cohesion"], ["similarity", "similarity"]])
       entry(text, real(measures[name][c]));
-    if (face !== undefined) entry(`confidence of face ${face}`, real(confidence[face]));
+    if (face !== undefined) entry(`confidence of face ${nameOf(face)}`, real(confidence[face]));
     const faces = made("ul", "faces");
     const members = Array.from(rows.subarray(offsets[c], Math.min(offsets[c + 1], offsets[c] + SHOWN)));
     if (face !== undefined && !members.includes(face)) members.unshift(face);
@@ -133,22 +134,24 @@
   };
   const say = (text) => show(made("p", "note", text));
   const find = () => {
-    const text = document.getElementById("number").value.trim().replace(/[,\s]/g, "");
+    const asked = document.getElementById("number").value.trim();
+    const face = document.getElementById("kind").value === "face";
+    const text = face && data.ids ? asked : asked.replace(/[,\s]/g, "");
     const flag = document.getElementById("by-flag").value;
     const least = Math.max(1, Number(document.getElementById("least").value) || 1);
     if (!text) { listed(flag, least); return; }
-    const number = Number(text);
-    const face = document.getElementById("kind").value === "face";
+    const number = face && data.ids ? data.ids.indexOf(text) : Number(text);
     const limit = face ? labels.length : count;
-    if (!/^\d+$/.test(text) || number >= limit) {
+    if (number < 0) say("No face has this id.");
+    else if (!(face && data.ids) && !/^\d+$/.test(text) || number >= limit) {
       say(`No such ${face ? "face" : "cluster"}; numbers go from 0 to ${whole(limit - 1)}.`);
     } else if (!face) show(card(number));
     else if (labels[number] < 0) {
       const faces = made("ul", "faces");
       faces.append(tile(number));
-      show(made("p", "note", `Face ${number} is in no cluster.`), faces);
+      show(made("p", "note", `Face ${nameOf(number)} is in no cluster.`), faces);
     } else show(card(labels[number], number));
   };
   document.getElementById("find").addEventListener("submit", (event) => { event.preventDefault(); find(); });
-  window.fcdeployPage = { labels, card, tile };
+  window.fcdeployPage = { labels, card, tile, nameOf };
 })();
