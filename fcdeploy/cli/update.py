@@ -28,6 +28,12 @@ DECISIONS = ("apply", "ask", "never")
     "whatever links say.",
 )
 @click.option(
+    "--same-photo",
+    type=PathType,
+    metavar="FILE",
+    help="Text file with the photo of every face to add, one per line: two faces of one photo are different persons.",
+)
+@click.option(
     "--merges",
     type=click.Choice(DECISIONS),
     default="apply",
@@ -71,6 +77,7 @@ def command(
     add: Path | None,
     remove: Path | None,
     pairs: Path | None,
+    same_photo: Path | None,
     merges: str,
     splits: str,
     output: Path,
@@ -106,11 +113,13 @@ def command(
     from fcdeploy.runtime.evidence import read_ids_of_rows
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.runtime.stored import read_state
+    from fcdeploy.runtime.tables import check_refused_list, refused_list_of, write_refused
     from fcdeploy.runtime.update import read_ids, update_run
 
     check_table_path(output)
     check_default_output("output", output)
-    check_not_an_input(output, (add, remove, pairs))
+    check_not_an_input(output, (add, remove, pairs, same_photo))
+    check_refused_list(refused_list_of(output))
     state, opened = read_state(run_dir), None
     if add is not None:
         opened = open_and_tell(
@@ -125,6 +134,7 @@ def command(
             opened,
             gone,
             pairs=pairs,
+            same_photo=same_photo,
             merges=decider(merges, "--merges"),
             splits=decider(splits, "--splits"),
             engine=engine,
@@ -133,6 +143,8 @@ def command(
             write=lambda names, labels: write_columns(output, {"id": names, "label": labels}),
             quiet=quiet or as_json,
         )
+    if found.refused_links is not None:
+        write_refused(refused_list_of(output), found.refused_links, found.names)
     if as_json:
         click.echo(json.dumps(found.summary, indent=1))
     elif not quiet:

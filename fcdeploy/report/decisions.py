@@ -55,7 +55,7 @@ class Decision:
 class DecisionLog:
     """The decisions about n faces in a file, which one process at a time may write; ``close`` lets go of it.
 
-    names: (n,) text or integers by which faces are known outside of the run, which the file holds; None for row numbers.
+    names: (n,) text or integers that faces are known by outside of the run, which the file holds; None for row numbers.
     Raises InputError where the file is something else, is of other faces, or is being written by another process.
     """
 

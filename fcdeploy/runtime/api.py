@@ -280,6 +280,7 @@ def update(
     add: Any = None,
     remove: Any = None,
     pairs: PathLike | Sequence[tuple[Any, Any, str]] | None = None,
+    same_photo: PathLike | Sequence[Any] | None = None,
     merges: str | Decide = "apply",
     splits: str | Decide = "apply",
     engine: PathLike | None = None,
@@ -296,11 +297,13 @@ def update(
     The folder becomes as if all faces that it has then had been clustered together, reusing what was computed of the
     old ones; a kill leaves it as it was. add: features, as for ``fcdeploy.cluster``. remove: numbers of faces, those of
     their rows in the first run, or the next free ones that an update gave; where the first run was given ids, these (of
-    added faces: those of ``id_column``). pairs: by the same, a file or (a, b, "same" or "different"). merges, splits:
-    what becomes of old clusters that turn out to be one, and of one that comes apart: 'apply', 'never', or a function
-    that is asked about each (``old``, ``new``, ``faces``, ``kind``) and returns whether it is made. on_bad: new rows
-    with NaN, infinity or zeros raise InputError with 'stop', and are in no cluster with 'skip'. Returns all faces and
-    their labels, and what changed. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    added faces: those of ``id_column``). pairs: by the same, a file or (a, b, "same" or "different"); what was said
+    with the run or earlier updates still holds. same_photo: the photo of each added face, a file or values. merges,
+    splits: what becomes of old clusters that turn out to be one, and of one that comes apart: 'apply', 'never', or a
+    function that is asked about each (``old``, ``new``, ``faces``, ``kind``) and returns whether it is made. on_bad:
+    new rows with NaN, infinity or zeros raise InputError with 'stop', and are in no cluster with 'skip'. Returns all
+    faces and their labels, and what changed. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be
+    used.
     """
     opened = None
     if add is not None:
@@ -317,6 +320,7 @@ def update(
         opened,
         gone,
         pairs=pairs,
+        same_photo=same_photo,
         merges=_decider("merges", merges),
         splits=_decider("splits", splits),
         engine=engine,

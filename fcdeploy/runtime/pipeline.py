@@ -169,7 +169,7 @@ def run_clustering(
         if run_dir:
             with atomic_file(Path(run_dir) / SUMMARY) as file:
                 file.write(json.dumps(summary, indent=1).encode())
-            keep_state(store, run, bundle, rows_of_run(run, checked.faces, labels))
+            keep_state(store, run, bundle, rows_of_run(run, checked.faces, labels), known=wanted)
     return Result(labels, summary, reviewed)
 
 

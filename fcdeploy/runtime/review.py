@@ -138,11 +138,20 @@ def check_pairs(pairs: CheckedPairs, n: int, names: np.ndarray | None = None) ->
     at, path = found
     wrong = pairs.lines[different[at]]
     one, other = pairs.ids[different[at]].tolist()
+    if not wrong:
+        earlier = np.sort(pairs.lines[same[path]])[-1]
+        raise InputError(
+            f"{pairs.name}: line {earlier:,} contradicts what was said of the same faces before, and the run folder "
+            "keeps; answer these pairs anew in one file."
+        )
     of = f"rows {one:,} and {other:,}" if names is None else f"{names[one]} and {names[other]}"
-    lines = [f"{line:,}" for line in sorted(pairs.lines[same[path]].tolist())]
-    shown = (
-        f"line {lines[0]} says" if len(lines) == 1 else f"lines {', '.join(lines[:-1])} and {lines[-1]} say"
-    )
+    lines = [f"{line:,}" for line in sorted(pairs.lines[same[path]].tolist()) if line]  # 0: was said earlier
+    if not lines:
+        shown = "earlier answers say"
+    elif len(lines) == 1:
+        shown = f"line {lines[0]} says"
+    else:
+        shown = f"lines {', '.join(lines[:-1])} and {lines[-1]} say"
     raise InputError(
         f"{pairs.name}: line {wrong:,} says that {of} are different persons, {shown} that they are "
         "one; correct or remove one of these lines."
@@ -184,11 +193,15 @@ def review(
 
 
 def constrained_labels(
-    run: Run, system: System, labels: np.ndarray, face: np.ndarray, copies: np.ndarray, pairs: CheckedPairs
-) -> np.ndarray:
-    """Return the labels (rows,) int64 of clusters made anew so that pairs of rows hold; arguments as below."""
+    run: Run, system: System, labels: np.ndarray, face: np.ndarray, copies: np.ndarray, known: Review
+) -> tuple[np.ndarray, Refused, dict[str, int]]:
+    """Make clusters anew so that what is known of rows holds; arguments as below.
+
+    Returns the labels (rows,) int64, what was refused, and figures for the summary.
+    """
     forest = forest_of(labels, face, copies, system.evidence(run, kept_artifacts(run)))
-    return constrained_rows(labels, face, copies, forest, Review(pairs=pairs))[0]
+    made, _, refused, figures = constrained_rows(labels, face, copies, forest, known)
+    return made, refused, figures
 
 
 def keep_evidence(

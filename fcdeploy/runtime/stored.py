@@ -31,6 +31,8 @@ from fcdeploy.run.run import Run
 from fcdeploy.run.store import Arrays, Store
 from fcdeploy.runtime.copies import ROWS, rows_of
 from fcdeploy.runtime.evidence import EVIDENCE, IDS, Placed, read_ids_of_rows
+from fcdeploy.runtime.known import KNOWN, keep_known
+from fcdeploy.runtime.review import NOTHING, Review
 from fcdeploy.runtime.survey import places_of_run
 from fcdeploy.systems import System
 from fcdeploy.systems.settings import settings_as_dict, settings_from_dict
@@ -135,7 +137,7 @@ def rows_of_run(run: Run, faces: Features, labels: np.ndarray) -> Rows:
 
 def places_of_clusters(system: System, artifacts: Iterable[Artifact]) -> list[str]:
     """Return all names that a run's artifacts take in its folder, those of its clusters included."""
-    kept = (place for name in (ROWS, EVIDENCE, IDS, LABELS, VECTORS) for place in places_of(name))
+    kept = (place for name in (ROWS, EVIDENCE, IDS, KNOWN, LABELS, VECTORS) for place in places_of(name))
     return [*places_of_run(system, artifacts), *kept]
 
 
@@ -146,12 +148,18 @@ def drop_state(folder: RunFolder) -> None:
 
 
 def keep_state(
-    folder: Store, run: Run, bundle: Bundle, rows: Rows, before: State | None = None, first: int = 0
+    folder: Store,
+    run: Run,
+    bundle: Bundle,
+    rows: Rows,
+    before: State | None = None,
+    first: int = 0,
+    known: Review = NOTHING,
 ) -> None:
     """Keep the clusters of a run that has ended; written last, so that whole runs have a state only.
 
     folder: a run folder. before: the state that faces were added to or removed from; first: above every number that
-    clusters had then.
+    clusters had then. known: what a person has said of the rows.
     """
     assert isinstance(folder, RunFolder)
     made = {"labels": rows.labels, "chosen": rows.chosen, "source": rows.source, "faces": rows.faces}
@@ -160,6 +168,9 @@ def keep_state(
     if folder.load(LABELS, key) is None:
         run.keep(LABELS, key, made)
     kept = {artifact.name for artifact in run.planned if not artifact.scratch} | {LABELS}
+    if known.constrained:
+        keep_known(run, known)
+        kept.add(KNOWN)
     state = State(
         format="fcdeploy-clusters",
         format_version=FORMAT_VERSION,

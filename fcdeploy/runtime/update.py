@@ -22,7 +22,7 @@ import numpy as np
 from fcdeploy.clustering.copies import Copies
 from fcdeploy.clustering.identity import MERGE, SPLIT, Change, Decide, Named, named
 from fcdeploy.data.atomic_folder import atomic_folder, link_into
-from fcdeploy.data.checked_pairs import CheckedPairs, pairs_from_rows, read_pairs
+from fcdeploy.data.checked_pairs import CheckedPairs, pairs_from_rows, read_pairs, read_photos
 from fcdeploy.data.features import Features, hash_of
 from fcdeploy.data.label_tables import read_text
 from fcdeploy.data.label_values import shortened
@@ -46,9 +46,11 @@ from fcdeploy.runtime.cluster_photos import CROPS
 from fcdeploy.runtime.crops import FOLDER
 from fcdeploy.runtime.face_lists import LISTS
 from fcdeploy.runtime.faces import ROWS
-from fcdeploy.runtime.review import check_pairs, constrained_labels, keep_evidence
+from fcdeploy.runtime.known import KNOWN, carried, known_from, with_answers, with_photos
+from fcdeploy.runtime.review import Refused, Review, check_pairs, constrained_labels, keep_evidence
 from fcdeploy.runtime.stored import STATE, Rows, Stored, keep_state, open_stored
 from fcdeploy.runtime.survey import list_length
+from fcdeploy.runtime.wanted import photos_from_values
 from fcdeploy.systems import get_system
 
 NUMBER = re.compile("[0-9]{1,18}")
@@ -63,8 +65,9 @@ OF_PHOTOS = (CROPS, FOLDER, ROWS, *LISTS)  # what `fcdeploy faces`, and `cluster
 class Updated:
     """labels: (given,) int64 of all faces that there are now; faces: (given,) int64, by which numbers they are known.
 
-    ids: (given,) text or integers of the user's, where the faces came with such, else None.
-    changes: merges and splits that were made; refused: those that were not. summary: counts and seconds per stage.
+    ids: (given,) text or integers of the user's, where the faces came with such, else None. changes: merges and splits
+    that were made; refused: those that were not. summary: counts and seconds per stage. refused_links: those that what
+    a person knows refused, None where nothing is known.
     """
 
     faces: np.ndarray
@@ -73,6 +76,7 @@ class Updated:
     refused: list[Change]
     summary: dict[str, Any]
     ids: np.ndarray | None = None
+    refused_links: Refused | None = None
 
     @property
     def names(self) -> np.ndarray:
@@ -108,6 +112,7 @@ def update_run(
     remove: np.ndarray | None = None,
     *,
     pairs: Path | str | Sequence[tuple[Any, Any, str]] | None = None,
+    same_photo: Path | str | Sequence[Any] | None = None,
     merges: Decide = lambda change: True,
     splits: Decide = lambda change: True,
     engine: Path | str | None = None,
@@ -120,7 +125,8 @@ def update_run(
 
     add: new rows, which get the next free numbers; their ids, where the faces of the folder have such, or else these
     numbers are ids, too. remove: (r,) numbers of faces, or their ids. pairs: by the same, a file or rows of pairs that
-    are the same person or different ones, which hold whatever links say; those of removed faces are passed over.
+    are the same person or different ones, which hold whatever links say; those of removed faces are passed over. What
+    was said earlier, with the run or an update, still holds. same_photo: the photo of each new row, a file or values.
     merges, splits: whether a change of that kind is made, see ``fcdeploy.clustering.identity``. engine: where it is no
     longer where the run found it. limits: threads, memory and device. write: is given the names of all faces and their
     labels just before the folder becomes the new one, and stays the old one if that fails. Writes changes.csv, the
@@ -135,7 +141,7 @@ def update_run(
     with _locked(path):
         stored = open_stored(path, engine, locked=True)
         plan = _planned(stored, add, remove, on_bad)
-        known = None if pairs is None else _known(pairs, stored, plan)
+        known = _known(stored, plan, pairs, same_photo)
         progress = Progress(quiet)
         options = stored.options(limits or Options())
         options = dataclasses.replace(options, knn=stored.state.knn, recall=stored.state.recall)
@@ -148,8 +154,12 @@ def update_run(
             run = _run_over(plan, stored, options, folder, progress)
             system = get_system(stored.bundle.system)
             labels = _labels_of_rows(plan, system.cluster(run))
-            if known is not None:
-                labels = constrained_labels(run, system, labels, *_faces_and_copies(plan.rows), known)
+            refused: Refused | None = None
+            constraints: dict[str, Any] = {}
+            if known.constrained:
+                labels, refused, constraints["constraints"] = constrained_labels(
+                    run, system, labels, *_faces_and_copies(plan.rows), known
+                )
             links = _links_of(run, plan)
             first = stored.state.next_label
             found = named(plan.old, labels, links, first, merges=merges, splits=splits)
@@ -160,15 +170,15 @@ def update_run(
             photos = sorted({*OF_PHOTOS} & _names_in(path))
             folder.claims.claim(*photos)
             link_into(path, part, photos)
-            summary = _summary(stored, plan, rows, found, run)
+            summary = _summary(stored, plan, rows, found, run) | constraints
             folder.claims.claim(SUMMARY, STATE, CHANGES, HISTORY)
             (part / SUMMARY).write_text(json.dumps(summary, indent=1))
             (part / CHANGES).write_text(_changes_text(found))
             (part / HISTORY).write_text(_history_text(stored, plan, rows), encoding="utf-8")
-            keep_state(folder, run, stored.bundle, rows, stored.state, first)
+            keep_state(folder, run, stored.bundle, rows, stored.state, first, known)
             if write is not None:
                 write(plan.names, rows.labels)
-    return Updated(rows.faces, rows.labels, found.changes, found.refused, summary, plan.ids)
+    return Updated(rows.faces, rows.labels, found.changes, found.refused, summary, plan.ids, refused)
 
 
 @contextlib.contextmanager
@@ -338,11 +348,34 @@ def _labels_of_rows(plan: Plan, found: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _known(pairs: Path | str | Sequence[tuple[Any, Any, str]], stored: Stored, plan: Plan) -> CheckedPairs:
-    """Read pairs of faces by their numbers or ids, and leave out those of faces that were removed.
+def _known(
+    stored: Stored,
+    plan: Plan,
+    pairs: Path | str | Sequence[tuple[Any, Any, str]] | None,
+    same_photo: Path | str | Sequence[Any] | None,
+) -> Review:
+    """Return what a person knows of the rows that there are now: said earlier, and now.
 
     Raises InputError for faces that there never were, and for contradictions.
     """
+    n, stay = len(plan.rows.faces), int((plan.rows.faces < stored.state.next_face).sum())
+    place = np.full(len(stored.rows.faces), -1, np.int32)
+    place[np.searchsorted(stored.rows.faces, plan.rows.faces[:stay])] = np.arange(stay, dtype=np.int32)
+    earlier = carried(known_from(stored.arrays(KNOWN)), place, n)
+    known = with_answers(earlier, None if pairs is None else _answers(pairs, stored, plan))
+    if known.pairs is not None:
+        check_pairs(known.pairs, n, plan.names)
+    if same_photo is None:
+        return known
+    if plan.added is None:
+        raise InputError("--same-photo is of faces to add, and there are none; leave it out.")
+    if isinstance(same_photo, (str, Path)):
+        return with_photos(known, read_photos(same_photo, n - stay), stay, n)
+    return with_photos(known, photos_from_values(same_photo, n - stay), stay, n)
+
+
+def _answers(pairs: Path | str | Sequence[tuple[Any, Any, str]], stored: Stored, plan: Plan) -> CheckedPairs:
+    """Read pairs of faces by their numbers or ids, and leave out those of faces that were removed."""
     if plan.ids is None:
         numbers = max(stored.state.next_face, int(plan.rows.faces.max(initial=-1)) + 1)
         names, there = np.arange(numbers), plan.rows.faces
@@ -351,13 +384,13 @@ def _known(pairs: Path | str | Sequence[tuple[Any, Any, str]], stored: Stored, p
         names, there = np.array([*map(str, plan.ids.tolist()), *gone], object), np.arange(len(plan.ids))
         numbers = len(names)
     if isinstance(pairs, (str, Path)):
-        known = read_pairs(pairs, numbers, names)
+        answers = read_pairs(pairs, numbers, names)
     else:
-        known = pairs_from_rows(pairs, numbers, names)
-    check_pairs(known, numbers, names)
+        answers = pairs_from_rows(pairs, numbers, names)
+    check_pairs(answers, numbers, names)
     place = np.full(numbers, -1, np.int32)
     place[there] = np.arange(len(there), dtype=np.int32)
-    return known.renumbered(place)
+    return answers.renumbered(place)
 
 
 def _names_that_went(stored: Stored, plan: Plan) -> list[str]:
