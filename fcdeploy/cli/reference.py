@@ -4,6 +4,7 @@ import click
 
 from fcdeploy.cli import VERBS, cli
 
+WIDTH = 80  # of the column of a page, in letters of code
 HEAD = """# The commands
 
 Made from the commands' own help by `python -m fcdeploy.cli.reference > docs/reference/cli.md`.
@@ -17,13 +18,13 @@ the command line cannot be used, said in one sentence; 3 an exported graph misse
 def page() -> str:
     """Return the page as Markdown."""
     parts = [HEAD]
-    settings = {**cli.context_settings, "max_content_width": 100, "terminal_width": 100}
+    settings = {**cli.context_settings, "max_content_width": WIDTH, "terminal_width": WIDTH}
     root = click.Context(cli, info_name="fcdeploy", **settings)
     for verb in VERBS:
         command = cli.get_command(root, verb)
         assert command is not None
         context = click.Context(
-            command, info_name=verb, parent=root, max_content_width=100, terminal_width=100
+            command, info_name=verb, parent=root, max_content_width=WIDTH, terminal_width=WIDTH
         )
         parts.append(f"\n## fcdeploy {verb}\n\n```\n{command.get_help(context)}\n```\n")
     return "".join(parts)
