@@ -36,7 +36,7 @@ class Assigned:
 
     labels: (m,) int64, the numbers of the stored clusters, -1 for none, or numbers of ``alone`` new ones. similarity:
     (m,) float32, of the link that decided, or of the nearest stored face where none did; what each system goes by says
-    docs/how-to/new-faces.md. margin: (m,) float32, by how much the strongest face of the cluster is ahead of the
+    docs/explanation/assigning.md. margin: (m,) float32, by how much the strongest face of the cluster is ahead of the
     strongest of any other one, NaN where no other one is near.
     """
 

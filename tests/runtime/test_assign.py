@@ -19,7 +19,7 @@ from fcdeploy.run.extended import Offers
 from fcdeploy.runtime.assign import assigned_from_offers
 
 # Pairs of old and new faces together as when all are clustered at once, F. Faces are few and people small here, so that
-# one cluster more or less counts; real faces are measured in docs/how-to/new-faces.md.
+# one cluster more or less counts; real faces are measured in benchmarks/notes/new-faces.md.
 AGREES = {"gcn-d": 0.5, "l-gcn": 0.5, "ve-gcn": 0.5}
 
 
