@@ -39,6 +39,7 @@ __all__ = [
     "faces",
     "pairs",
     "report",
+    "train",
     "update",
 ]
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         update,
     )
     from fcdeploy.runtime.photos_api import faces
+    from fcdeploy.training.asked import train
     from fcdeploy.training.compare import compare
 
 _IN_API = (
@@ -67,6 +69,7 @@ _INTERFACE = {
     "faces": "runtime.photos_api",
     "export_clusters": "report.exports",
     "compare": "training.compare",
+    "train": "training.asked",
 }
 
 

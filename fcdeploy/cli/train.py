@@ -1,6 +1,6 @@
 """``fcdeploy train``."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "Input and output": (
-        *("features", "column", "dim", "labels", "label_column", "unknown", "on_bad", "knn", "reranked"),
+        *("features", "column", "dim", "labels", "label_column", "unknown", "on_bad", "target"),
         *("output", "run_dir", "scratch", "quiet"),
     ),
-    "Network": ("network", "recipe", "checkpoints", "init", "keys", "settings"),
-    "Schedule": ("epochs", "steps", "batch", "lr", "average", "validation", "patience", "seed"),
-    "Splitting the faces": ("albums", "strays"),
+    "Training": ("minutes", "validation", "seed"),
+    "One network of several": ("network", "checkpoints", "init", "keys", "knn", "reranked"),
+    "Settings that are chosen otherwise": (
+        *("recipe", "albums", "strays", "steps", "epochs", "batch", "lr", "average", "patience", "settings"),
+    ),
     "Machine": ("device", "mixed", "threads"),
 }
 
@@ -49,17 +51,32 @@ GROUPS = {
     help="Faces labelled -1, empty or NaN: left out, or each an identity of its own (singleton).",
 )
 @click.option(
+    "--target",
+    type=PathType,
+    metavar="FEATURES",
+    help="Unlabelled features like those you will cluster; the training faces are then split to look like them.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="Time for the training; several seeds are trained in it, and the best on held-out people is kept.  "
+    "[default: 30]",
+)
+@click.option(
     "-o",
     "--output",
     type=PathType,
     default=Path("checkpoint.pth"),
     show_default=True,
-    help="Checkpoint to write, in the authors' key layout; the recipe goes beside it (.toml).",
+    help="Checkpoint to write, in the authors' key layout; the recipe goes beside it (.toml). Of several networks: "
+    "with -NETWORK behind the name, e.g. checkpoint-lce.pth.",
 )
-@click.option("--network", help="Network to train, for a system with several, e.g. lce.")
+@click.option(
+    "--network", help="Network to train, for a system with several, e.g. lce.  [default: all, in turn]"
+)
 @click.option(
     "--recipe",
-    help="TOML file or built-in name.  [default: the .toml beside a --ckpt or --init, else the published settings]",
+    help="TOML file or built-in name.  [default: the .toml beside a --ckpt or --init, else chosen by the faces]",
 )
 @click.option(
     "--ckpt",
@@ -83,12 +100,10 @@ GROUPS = {
     help="Key of the weights in a checkpoint that holds several, e.g. ema; once for all checkpoints, or once per "
     "--ckpt and then for --init.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs.  [default: as published]")
-@click.option("--steps", type=click.IntRange(min=1), help="Number of training steps, instead of --epochs.")
-@click.option(
-    "--batch", type=click.IntRange(min=2), help="Batch size: items per step.  [default: as published]"
-)
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: as published]")
+@click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs, instead of --steps.")
+@click.option("--steps", type=click.IntRange(min=1), help="Number of training steps.")
+@click.option("--batch", type=click.IntRange(min=2), help="Batch size: items per step.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.")
 @click.option(
     "--set",
     "settings",
@@ -106,8 +121,6 @@ GROUPS = {
 @click.option(
     "--patience",
     type=click.IntRange(min=0),
-    default=5,
-    show_default=True,
     help="Stop after this many validations without a better F; 0: never.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
@@ -137,16 +150,12 @@ GROUPS = {
 @click.option(
     "--albums",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
     help="Number of sets into which the faces are split, unevenly, each with its own neighbors: people then have many "
     "faces in one set and few in another.",
 )
 @click.option(
     "--strays",
     type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
     help="Share of faces assigned to a random album one by one, where many are alone, like people with one photo.",
 )
 @click.option(
@@ -188,18 +197,22 @@ def command(
     dim: int | None,
     run_dir: Path | None,
     scratch: Path | None,
+    target: Path | None,
+    minutes: float | None,
     quiet: bool,
     **chosen: Any,
 ) -> None:
-    """Train a network of SYSTEM on your own labelled faces.
+    """Train SYSTEM on your own labelled faces.
 
-    The run folder keeps the configuration, curves, and best and last weights; the same command resumes an
-    interrupted training. Whole identities are held out for validation, and the weights that are best on them
-    are written.
+    Settings are chosen by the faces and written to the recipe: how the training faces are split so that they look
+    like those to be clustered, neighbors per face, steps, learning rate. Several seeds are trained in the time given;
+    whole identities are held out, and the weights that cluster them best are written. The same command resumes an
+    interrupted training. With --recipe, --steps or --epochs, and neither --target nor --minutes, nothing is chosen:
+    what you do not give is as published.
 
     \b
     Example:
-      fcdeploy train pse-gcn --features f.bin --labels f.meta -o saves/checkpoint.pth
+      fcdeploy train pse-gcn --features f.bin --labels f.meta --target faces.bin -o saves/checkpoint.pth
       fcdeploy export --ckpt saves/checkpoint.pth -o pse.onnx
     """
     from fcdeploy.data.bad_list import bad_list_of, check_bad_list
@@ -209,41 +222,45 @@ def command(
 
     import_package("torch", "PyTorch, which training needs,", "pip install 'fcdeploy[cpu,export,train]'")
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
-    from fcdeploy.training.choices import Choices
-    from fcdeploy.training.train import train, training_of
+    from fcdeploy.training.asked import as_published, train_asked
+    from fcdeploy.training.train import training_of
 
     record = get_system(system)
-    training_of(record, network)
+    given = {name: value for name, value in chosen.items() if value is not None}
+    given["settings"] = _pairs(settings)
+    if network or not record.trainings() or as_published(recipe, given, target, minutes):
+        training_of(record, network)
     to_train_for = load_recipe(recipe) if recipe else None
     width = _width_by_labels(features, dim, labels, label_column)
     opened = open_and_tell(
         features, dim, width=width, column=column, output=output, scratch=scratch, quiet=quiet
     )
     identities = _read_identities(opened, width, labels, label_column)
-    choices = Choices(**chosen, settings=_pairs(settings))
-    more = (labels, init, knn, reranked, *checkpoints, Path(recipe) if recipe else None)
+    more = (labels, init, knn, reranked, *checkpoints, Path(recipe) if recipe else None, target)
     _check_outputs(output, (*opened.files, *more))
-    check_bad_list(bad_list_of(output), (features, labels, init, *checkpoints))
+    check_bad_list(bad_list_of(output), (features, labels, init, target, *checkpoints))
+    wanted = None if target is None else open_and_tell(target, opened.dim, scratch=scratch, quiet=quiet)
     kept = run_dir or output.with_suffix(".run")
     with resumable(f"the same command goes on from what {kept} holds", kept), told_of_lost_pages():
-        trained = train(
+        trained = train_asked(
             record,
             opened,
             identities,
             output,
+            target=wanted,
+            minutes=minutes,
+            given=given,
             network=network,
             recipe=to_train_for,
             checkpoints=checkpoints,
             init=init,
             key=keys,
             run_dir=run_dir,
-            choices=choices,
             unknown=unknown,
             knn=knn,
             reranked=reranked,
             labels_name=str(labels),
             on_bad=on_bad,
-            bad_list=bad_list_of(output),
             quiet=quiet,
         )
     if not quiet:
@@ -289,14 +306,18 @@ def _check_outputs(output: Path, inputs: Iterable[Path | None]) -> None:
     check_default_output("output", output, lambda path: beside.is_file() and is_written_recipe(beside))
 
 
-def _print(system: str, trained: "Trained") -> None:
-    """Say what was written, and how good it is."""
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in trained.measures.items())
-    click.echo(
-        f"{trained.checkpoint}: {system} {trained.network}, step {trained.step:,} of {trained.steps:,} "
-        f"({trained.ended})" + (f", validation {figures}" if figures else "")
-    )
-    click.echo(f"{trained.recipe}: its recipe; curves and weights are in {trained.run_dir}")
+def _print(system: str, trained: Sequence["Trained"]) -> None:
+    """Say what was written, how good it is, and how networks of several are exported."""
+    for one in trained:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in one.measures.items())
+        click.echo(
+            f"{one.checkpoint}: {system} {one.network}, step {one.step:,} of {one.steps:,} "
+            f"({one.ended})" + (f", validation {figures}" if figures else "")
+        )
+        click.echo(f"{one.recipe}: its recipe; curves and weights are in {one.run_dir}")
+    if len(trained) > 1:
+        given = " ".join(f"--ckpt {one.checkpoint}" for one in trained)
+        click.echo(f"next: fcdeploy export {given} -o {trained[-1].checkpoint.with_name(system)}.onnx")
 
 
 def _width_by_labels(features: Path, dim: int | None, labels: Path, label_column: str | None) -> int | None:

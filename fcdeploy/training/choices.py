@@ -18,7 +18,9 @@ class Choices:
     training ends (0: never). device: "auto", "cpu", "cuda" or "cuda:N". mixed: half-precision products (None: on a
     GPU). albums: sets that the faces are dealt into (see ``deal_faces``); strays: share of those that fall into any.
     average: decay of a running mean of the weights, which is then what is judged and saved (0: the weights
-    themselves). settings: the network's own, by name.
+    themselves). checks: of the validation faces, at least, and one after each epoch. split_seed: of the people
+    kept apart and of the albums (None: ``seed``), for trainings that are compared. settings: the network's own, by
+    name.
     """
 
     epochs: int | None = None
@@ -34,7 +36,13 @@ class Choices:
     albums: int = 1
     strays: float = 0.0
     average: float = 0.0
+    checks: int = 10
+    split_seed: int | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seed_of_split(self) -> int:
+        return self.seed if self.split_seed is None else self.split_seed
 
 
 PUBLISHED = Choices()

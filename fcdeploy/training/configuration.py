@@ -19,7 +19,7 @@ from fcdeploy.graph.lists import ListsFile
 from fcdeploy.systems import Recipe
 from fcdeploy.systems.settings import settings_as_dict
 from fcdeploy.systems.training_types import Schedule, TrainingSettings
-from fcdeploy.training.choices import Choices
+from fcdeploy.training.choices import PUBLISHED, Choices
 from fcdeploy.training.loop import STATE
 
 OPTIONS = {"system": "SYSTEM", "before": "--ckpt or --init"}  # where the option has another name
@@ -68,6 +68,8 @@ def configuration(
     described |= {
         option: ListsFile(lists[option]).digest if option in lists else "" for option in ("knn", "reranked")
     }
+    others = {"checks": choices.checks, "split_seed": choices.split_seed}  # as usual where they are not named
+    described |= {name: value for name, value in others.items() if value != getattr(PUBLISHED, name)}
     return dict(json.loads(json.dumps(described)))
 
 

@@ -37,7 +37,8 @@ from fcdeploy.training.sweep import Trial, best_trial, sweep
 
 BEST, LAST = TRAINED_WEIGHTS
 STATE, CURVES = "state.pt", "curves"
-CHECKS = 10  # of the validation faces, at least, and one after each epoch
+# Steps by which it is known how long one takes, and behind which they are timed; and the share of the time for steps.
+PACED, FIRST_PACED, FOR_STEPS = 24, 8, 0.75
 SAVE_SECONDS = 60.0  # between states that are saved while no check is due: what a kill may cost
 DRAW_SECONDS = 30.0  # between pictures
 # Until freed memory is given back: in pieces of unlike sizes it would become more and more.
@@ -50,7 +51,10 @@ PAIRWISE, BCUBED = "pairwise_f", "bcubed_f"
 
 @dataclass
 class Progressed:
-    """How far a training is; all of it is saved and loaded. values: the settings found best at the best step."""
+    """How far a training is; all of it is saved and loaded. values: the settings found best at the best step.
+
+    total: the steps that the time allows, once they are known; 0 until then, and where no time was given.
+    """
 
     step: int = 0
     best_step: int = -1
@@ -59,6 +63,7 @@ class Progressed:
     same: int = 0
     ended: str = ""
     seconds: float = 0.0
+    total: int = 0
     measures: dict[str, float] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -66,7 +71,10 @@ class Progressed:
 
 @dataclass
 class Loop:
-    """The steps of one training, its checks, and what it saves."""
+    """The steps of one training, its checks, and what it saves.
+
+    until: when it is to have ended, by ``time.monotonic``; None where it has the time it takes.
+    """
 
     net: torch.nn.Module
     networks: Mapping[str, torch.nn.Module]
@@ -82,6 +90,7 @@ class Loop:
     held: tuple[Run, np.ndarray] | None
     report: Report
     system: System
+    until: float | None = None
     at: Progressed = field(default_factory=Progressed)
 
     def run(self) -> Progressed:
@@ -94,8 +103,10 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
         self.mean = running_mean(self.net, self.choices.average) if self.choices.average else None
         self.load()
+        self.total = self.at.total or self.total
         self.saved = self.drawn = self.resumed = self.given_back = time.monotonic()
         before = self.at.seconds
+        self.keep_pace()
         with self.report.steps(self.total, self.at.step):
             while not self.at.ended:
                 self.steps_to(self.next_check())
@@ -109,10 +120,27 @@ class Loop:
         """The weights that count: their running mean where there is one."""
         return self.net if self.mean is None else self.mean.module
 
+    def keep_pace(self) -> None:
+        """Time the first steps, and take fewer in all where as many as planned would take too long."""
+        if self.until is None or self.at.total or self.at.step >= FIRST_PACED or self.total <= PACED:
+            return
+        with self.report.steps(self.total, self.at.step):
+            self.steps_to(FIRST_PACED)
+            begun = time.monotonic()
+            self.steps_to(PACED)
+        each = (time.monotonic() - begun) / (PACED - FIRST_PACED)
+        left = FOR_STEPS * max(0.0, self.until - time.monotonic())
+        planned, self.total = self.total, min(self.total, PACED + int(left / each))
+        self.at.total = self.total
+        if self.total < planned:
+            self.report.say(
+                f"{self.total:,} of {planned:,} steps are what the time allows, {each:.2g} s each; --minutes gives more"
+            )
+
     def next_check(self) -> int:
-        """Return the step after which the validation faces are looked at: the end of an epoch, of a tenth, of all."""
-        tenth = max(1, self.total // CHECKS)
-        return min(*((self.at.step // every + 1) * every for every in (self.epoch_steps, tenth)), self.total)
+        """Return the step after which the validation faces are looked at: the end of an epoch, of a part, of all."""
+        part = max(1, self.total // self.choices.checks)
+        return min(*((self.at.step // every + 1) * every for every in (self.epoch_steps, part)), self.total)
 
     def batches(self, first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         """Give the arrays of steps first..last-1."""

@@ -66,6 +66,7 @@ class Trained:
     measures: Mapping[str, float]
     values: Mapping[str, Value]
     ended: str
+    seconds: float
 
 
 def train(
@@ -87,6 +88,7 @@ def train(
     labels_name: str = "labels",
     on_bad: str = "stop",
     bad_list: Path | None = None,
+    until: float | None = None,
     quiet: bool = True,
 ) -> Trained:
     """Train a network and write its checkpoint to ``output``, and the recipe beside it (``.toml``).
@@ -98,7 +100,8 @@ def train(
     ``features``, for the training faces. key: where the weights stand in checkpoints that hold several, one for all, or
     one for each of ``checkpoints`` and then for ``init``. on_bad: rows that cannot be used raise InputError with 'stop'
     and are left out, with their labels, with 'skip' and 'zero'; all are listed in the file ``bad_list``, where one is
-    named. run_dir: keeps the training, and goes on with one that is there (``output`` with ``.run``). Raises InputError
+    named. until: when it should have ended, by ``time.monotonic``: fewer steps are taken where it would not. run_dir:
+    keeps the training, and goes on with one that is there (``output`` with ``.run``). Raises InputError
     for what does not fit together, FcdeployError when the training diverges or collapses.
     """
     name, training = training_of(system, network)
@@ -142,7 +145,8 @@ def train(
         stack.enter_context(freed_memory_kept())
         store = stack.enter_context(RunFolder(run_dir / FACES))  # its lock is that of the whole training
         stack.callback(claims.end)
-        done = new_loop(setup, fitted, run_dir, store, report, quiet).run()
+        loop = new_loop(setup, fitted, run_dir, store, report, quiet)
+        done = dataclasses.replace(loop, until=until).run()
         store.drop_scratch()
     return write_results(setup, done, run_dir, output)
 
@@ -324,6 +328,7 @@ def write_results(setup: Setup, done: Progressed, folder: Path, output: Path) ->
         done.measures,
         done.values,
         done.ended,
+        done.seconds,
     )
 
 

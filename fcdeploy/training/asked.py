@@ -1,0 +1,175 @@
+"""``fcdeploy.train``: a system trained as its user asks, with settings that are published, or chosen by the faces."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fcdeploy.data.bad_list import bad_list_of, check_bad_list
+from fcdeploy.data.features import Features
+from fcdeploy.data.side_files import check_not_an_input
+from fcdeploy.deploy.recipe import load_recipe
+from fcdeploy.deploy.recipe_beside import recipe_place
+from fcdeploy.runtime.api import PathLike, features_given
+from fcdeploy.systems import Recipe, System, get_system
+from fcdeploy.training import train as one_network
+from fcdeploy.training.best_of import MINUTES, Given, train_best
+from fcdeploy.training.choices import Choices
+from fcdeploy.training.compare import truth_of
+from fcdeploy.training.train import Trained, training_of
+
+
+def train(
+    system: str,
+    features: object,
+    labels: PathLike | ArrayLike,
+    *,
+    output: PathLike = "checkpoint.pth",
+    target: object = None,
+    minutes: float | None = None,
+    network: str | None = None,
+    recipe: PathLike | None = None,
+    checkpoints: PathLike | Sequence[PathLike] = (),
+    init: PathLike | None = None,
+    key: str | Sequence[str] | None = None,
+    run_dir: PathLike | None = None,
+    unknown: str = "ignore",
+    knn: PathLike | None = None,
+    reranked: PathLike | None = None,
+    on_bad: str = "stop",
+    settings: Mapping[str, object] | None = None,
+    column: str | None = None,
+    label_column: str | None = None,
+    scratch: PathLike | None = None,
+    progress: bool = False,
+    **options: float | str | bool | None,
+) -> list[Trained]:
+    """Train a system on labelled faces, and write a checkpoint and a recipe for each network that was trained.
+
+    features: as for ``fcdeploy.cluster``; labels: (n,) identities, integers or names, -1 where unknown, or the path of
+    a file of them. target: features of unlabelled faces like those to be clustered, after which the labelled ones are
+    split. minutes: the time for the training (30). Settings are chosen by the faces, and several seeds trained in the
+    time; with ``recipe``, ``steps`` or ``epochs``, and neither ``target`` nor ``minutes``, what is not given is as
+    published. settings: a network's own, by name. options: fields of ``fcdeploy.training.choices.Choices``, as in
+    ``albums=8`` or ``seed=1``. Everything else is as in ``fcdeploy train``. Returns one ``Trained`` per network.
+    Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    """
+    record = get_system(system)
+    unknown_options = options.keys() - Choices.__dataclass_fields__.keys()
+    if unknown_options:
+        raise TypeError(f"train() got an unexpected keyword argument {min(unknown_options)!r}")
+    several = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else checkpoints
+    before, output = [Path(path) for path in several], Path(output)
+    opened = features_given(features, None, column, None if scratch is None else Path(scratch))
+    truth = truth_of(labels, opened, label_column)
+    inputs = [Path(path) for path in (features, labels, target, init) if isinstance(path, (str, os.PathLike))]
+    for written in (output, recipe_place(output)):
+        check_not_an_input(written, [*inputs, *before])
+    check_bad_list(bad_list_of(output), [*inputs, *before])
+    given: dict[str, object] = {name: value for name, value in options.items() if value is not None}
+    if settings:
+        given["settings"] = {name: str(value) for name, value in settings.items()}
+    return train_asked(
+        record,
+        opened,
+        truth,
+        output,
+        target=None if target is None else features_given(target, opened.dim),
+        minutes=minutes,
+        given=given,
+        network=network,
+        recipe=None if recipe is None else load_recipe(recipe),
+        checkpoints=before,
+        init=None if init is None else Path(init),
+        key=key,
+        run_dir=None if run_dir is None else Path(run_dir),
+        unknown=unknown,
+        knn=None if knn is None else Path(knn),
+        reranked=None if reranked is None else Path(reranked),
+        labels_name=str(labels) if isinstance(labels, (str, os.PathLike)) else "labels",
+        on_bad=on_bad,
+        quiet=not progress,
+    )
+
+
+def as_published(recipe: object, given: Given, target: object, minutes: float | None) -> bool:
+    """Tell whether what a user does not give is as published, rather than chosen by the faces."""
+    return (
+        target is None
+        and minutes is None
+        and (recipe is not None or bool({"steps", "epochs"} & given.keys()))
+    )
+
+
+def train_asked(
+    system: System,
+    features: Features,
+    labels: np.ndarray,
+    output: Path,
+    *,
+    target: Features | None,
+    minutes: float | None,
+    given: Given,
+    network: str | None,
+    recipe: Recipe | None,
+    checkpoints: Sequence[Path],
+    init: Path | None,
+    key: str | Sequence[str] | None,
+    run_dir: Path | None,
+    unknown: str,
+    knn: Path | None,
+    reranked: Path | None,
+    labels_name: str,
+    on_bad: str,
+    quiet: bool,
+) -> list[Trained]:
+    """Train as ``train`` does, from features and labels (n,) int64; given: fields of ``Choices`` by name."""
+    if network is not None:
+        training_of(system, network)
+    if not as_published(recipe, given, target, minutes):
+        best = train_best(
+            system,
+            features,
+            labels,
+            output,
+            target=target,
+            minutes=MINUTES if minutes is None else minutes,
+            network=network,
+            recipe=recipe,
+            checkpoints=checkpoints,
+            init=init,
+            key=key,
+            run_dir=run_dir,
+            given=given,
+            unknown=unknown,
+            knn=knn,
+            reranked=reranked,
+            labels_name=labels_name,
+            on_bad=on_bad,
+            bad_list=bad_list_of(output),
+            quiet=quiet,
+        )
+        return list(best.trained)
+    trained = one_network.train(
+        system,
+        features,
+        labels,
+        output,
+        network=network,
+        recipe=recipe,
+        checkpoints=checkpoints,
+        init=init,
+        key=key,
+        run_dir=run_dir,
+        choices=Choices(**given),  # type: ignore[arg-type]
+        unknown=unknown,
+        knn=knn,
+        reranked=reranked,
+        labels_name=labels_name,
+        on_bad=on_bad,
+        bad_list=bad_list_of(output),
+        quiet=quiet,
+    )
+    return [trained]
