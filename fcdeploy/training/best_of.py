@@ -23,7 +23,7 @@ from fcdeploy.training.configuration import is_config
 from fcdeploy.training.faces import Faces, faces_of_training
 from fcdeploy.training.figures import Dealt, Sample, crowd_of, labelled_figures
 from fcdeploy.training.identities import alike_shots, deal_faces
-from fcdeploy.training.places import check_places, claims_of
+from fcdeploy.training.places import check_places, claims_of, make_folder
 from fcdeploy.training.report import Report
 from fcdeploy.training.suited import (
     Suited,
@@ -200,14 +200,15 @@ def chosen_for(
     else:
         tried = [sample.dealt(*one, labelled.boundary) for one in splits_to_try(labelled.typical, features.n)]
         split = closest_split(tried, crowd)
-    suited = suited_to(system.name, networks, labelled, split, crowd)
+    fewest = min(int(chosen.sum()) for chosen in faces.sides.values())
+    suited = suited_to(system.name, networks, labelled, split, crowd, fewest)
     if "albums" in given or "strays" in given:
         return suited
     albums = albums_that_fit(faces, shots, split, suited.longest)
     if albums == split.albums:
         return suited
     split = sample.dealt(albums, split.strays if albums > 1 else 0.0, labelled.boundary)
-    return suited_to(system.name, networks, labelled, split, crowd)
+    return suited_to(system.name, networks, labelled, split, crowd, fewest)
 
 
 def albums_that_fit(faces: Faces, shots: np.ndarray, split: Dealt, k: int) -> int:
@@ -242,7 +243,9 @@ def recipe_chosen(
 
 def kept_best(order: Order, outputs: Mapping[str, Path], minutes: float, report: Report, quiet: bool) -> Best:
     """Train all networks, each behind the best of those before it, and write these to ``outputs``."""
-    made = not order.folder.exists()
+    new = new_folders([order.folder, *(path.parent for path in outputs.values())])
+    for path in outputs.values():
+        make_folder(path.parent, "output")
     progress = begun(order)
     best: dict[str, Trained] = {}
     seeds = {}
@@ -259,11 +262,19 @@ def kept_best(order: Order, outputs: Mapping[str, Path], minutes: float, report:
             if len(found) > 1:
                 report.say(f"{name}: the best of {len(found)} is seed {found.index(best[name])}")
     except InputError:
-        if made and {path.name for path in order.folder.iterdir()} <= {RECORD, CHOSEN}:
+        if order.folder in new and {path.name for path in order.folder.iterdir()} <= {RECORD, CHOSEN}:
             shutil.rmtree(order.folder)
+            for folder in filter(Path.exists, new):
+                folder.rmdir()
         raise
     written = [written_to(outputs[name], trained, order.suited) for name, trained in best.items()]
     return Best(written, seeds, order.suited)
+
+
+def new_folders(wanted: Sequence[Path]) -> list[Path]:
+    """Return the folders that are to be made, with those above them, innermost first."""
+    every = {folder for path in wanted for folder in (path, *path.parents) if not folder.exists()}
+    return sorted(every, key=lambda folder: -len(folder.parts))
 
 
 def seeds_of(

@@ -20,6 +20,7 @@ CLOSE = 1.1  # times the least difference: splits that are about as alike as the
 # Up to so many look-alikes, lists of so many neighbors; where there are as many as are counted, the published 80.
 LISTS = ((4, 24), (MOST - 1, 40))
 LONGEST = 80
+HEADS = 8  # of an attention, which share as many values as a list is long and a feature wide
 FEW_PEOPLE = 2000  # that a network learns by heart
 MIRRORED = 0.15  # of the coordinates
 NOISE = 0.45  # of the distance between two faces of a person
@@ -118,9 +119,13 @@ def closest_split(splits: Sequence[Dealt], target: Crowd) -> Dealt:
     return min(close, key=lambda split: abs(split.crowd.alone - target.alone))
 
 
-def list_length(look_alikes: float) -> int:
-    """Return k: neighbors per face, itself counted, where faces have so many look-alikes."""
-    return next((k for most, k in LISTS if look_alikes <= most), LONGEST)
+def list_length(look_alikes: float, fewest: int) -> int:
+    """Return k: neighbors per face, itself counted, where faces have so many look-alikes.
+
+    fewest: faces on the smaller side, training or validation, more than which no list holds.
+    """
+    wanted = next((k for most, k in LISTS if look_alikes <= most), LONGEST)
+    return max(HEADS, min(wanted, fewest // HEADS * HEADS))
 
 
 def steps_for(habit: Habit, people: int) -> int:
@@ -179,14 +184,19 @@ def noise_for(same: float) -> float:
 
 
 def suited_to(
-    system: str, networks: Sequence[str], labelled: Labelled, split: Dealt, target: Crowd | None
+    system: str,
+    networks: Sequence[str],
+    labelled: Labelled,
+    split: Dealt,
+    target: Crowd | None,
+    fewest: int,
 ) -> Suited:
     """Return the settings that suit the labelled faces, split so, and those to be clustered where these are known.
 
-    networks: those that are trained, see ``networks_of``.
+    networks: those that are trained, see ``networks_of``; fewest: see ``list_length``.
     """
     crowd, faces = (split.crowd, labelled.faces) if target is None else (target, target.faces)
-    k = list_length(crowd.typical)
+    k = list_length(crowd.typical, fewest)
     habits = {
         name: dataclasses.replace(HABITS[system, name], settings=own_settings(system, name, k, labelled))
         for name in networks
