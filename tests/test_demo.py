@@ -82,9 +82,9 @@ def test_readme_s_export_cluster_evaluate_ends_in_the_promised_figures(fcdeploy:
 
 def test_the_training_page_s_pair_networks_end_in_the_promised_figures(fcdeploy: Command, here: Path) -> None:
     """The checkpoints are in half precision."""
-    leave(here / "lce-pcenet/lce.pth", "lce-128.pth", "lce-pcenet-demo.toml")
-    leave(here / "lce-pcenet/pce.pth", "pce-128.pth", "lce-pcenet-demo.toml")
-    export = sequence("docs/how-to/train-each-system.md", "train", "train", "export")[-1:]
+    leave(here / "lce-pcenet/checkpoint-lce.pth", "lce-128.pth", "lce-pcenet-demo.toml")
+    leave(here / "lce-pcenet/checkpoint-pce.pth", "pce-128.pth", "lce-pcenet-demo.toml")
+    export = sequence("docs/how-to/train-each-system.md", "train", "export")[-1:]
     after = sequence("README.md", "cluster", "evaluate")
     text = run(
         fcdeploy, [*export, *(line.replace("pse.onnx", "lce-pcenet.onnx") for line in after)], "--json"

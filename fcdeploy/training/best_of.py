@@ -131,13 +131,14 @@ def train_best(
             f"{faces.left_out:,} faces of unknown identity are left out (--unknown singleton takes them in)"
         )
     lists = {"knn": knn, "reranked": reranked}
-    suited = chosen_for(system, trained_here, faces, target, given, whole=any(lists.values()))
     before = [*checkpoints, *filter(None, [init])]
+    known = recipe_known(system, recipe, before)
+    suited = chosen_for(system, trained_here, faces, target, given, known, whole=any(lists.values()))
     order = Order(
         system=system,
         networks=trained_here,
         faces=faces,
-        recipe=recipe_chosen(system, recipe, before, suited, features.dim),
+        recipe=known or recipe_chosen(system, suited, features.dim),
         suited=suited,
         before=checkpoints,
         keys=key,
@@ -184,10 +185,14 @@ def chosen_for(
     faces: Faces,
     target: Features | None,
     given: Given,
+    recipe: Recipe | None,
     *,
     whole: bool,
 ) -> Suited:
-    """Choose settings by the faces; whole: they stay one set, as lists of all of them were given."""
+    """Choose settings by the faces.
+
+    recipe: one that is not to be chosen; whole: the faces stay one set, as lists of all of them were given.
+    """
     features, identity = faces.features, faces.identity
     shots = alike_shots(features, identity)
     sample = Sample(features, identity, shots)
@@ -204,7 +209,9 @@ def chosen_for(
     suited = suited_to(system.name, networks, labelled, split, crowd, fewest)
     if "albums" in given or "strays" in given:
         return suited
-    albums = albums_that_fit(faces, shots, split, suited.longest)
+    albums = albums_that_fit(
+        faces, shots, split, longest_list(recipe or recipe_chosen(system, suited, features.dim))
+    )
     if albums == split.albums:
         return suited
     split = sample.dealt(albums, split.strays if albums > 1 else 0.0, labelled.boundary)
@@ -221,16 +228,32 @@ def albums_that_fit(faces: Faces, shots: np.ndarray, split: Dealt, k: int) -> in
     return 1
 
 
-def recipe_chosen(
-    system: System, recipe: Recipe | None, before: Sequence[Path], suited: Suited, dim: int
-) -> Recipe:
-    """Return the recipe that was given, else that beside the checkpoints, else the chosen one."""
-    published = system.recipe()
+def longest_list(recipe: Recipe) -> int:
+    """Return how many neighbors a face has in the longest lists of a recipe."""
+    tables: list[object] = [settings_as_dict(recipe)]
+    longest = 1
+    while tables:
+        table = tables.pop()
+        if isinstance(table, dict):
+            k, hops = table.get("k", 1), table.get("hops", [0])
+            longest = max(longest, k, hops[0] + 1)
+            tables.extend(table.values())
+        elif isinstance(table, (list, tuple)):
+            tables.extend(table)
+    return longest
+
+
+def recipe_known(system: System, recipe: Recipe | None, before: Sequence[Path]) -> Recipe | None:
+    """Return the recipe that was given, else that beside the checkpoints, if any."""
     if recipe is not None:
         return recipe
-    if (found := recipe_beside(system, before, lambda: published)) is not None:
-        return found.recipe
-    table = settings_as_dict(published)
+    found = recipe_beside(system, before, system.recipe)
+    return None if found is None else found.recipe
+
+
+def recipe_chosen(system: System, suited: Suited, dim: int) -> Recipe:
+    """Return the recipe of the chosen settings, with the published ones for what is not chosen."""
+    table = settings_as_dict(system.recipe())
     table["feature_dim"] = dim
     for place, value in suited.recipe.items():
         *tables, key = place.split(".")

@@ -16,6 +16,7 @@ from fcdeploy.errors import FcdeployWarning, InputError, MissingDependencyError
 from fcdeploy.packages import import_package
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SIZE, DPI = (8.0, 4.5), 120
@@ -37,37 +38,73 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 def draw_training(path: Path, rows: Sequence[Mapping[str, object]], measures: Sequence[str]) -> None:
     """Draw the loss, as it is and smoothed, and beside it the measures, if any, with the step whose mean is highest."""
-    losses = np.array([row["loss"] for row in rows], dtype=np.float64)
-    steps = [row["step"] for row in rows]
     checked = [row for row in rows if measures and all(name in row for name in measures)]
-    means = [np.array([row[name] for name in measures], dtype=np.float64).mean() for row in checked]
-    best = checked[int(np.argmax(means))] if checked else None
+    best = int(np.argmax([_mean(row, measures) for row in checked])) if checked else None
 
     def draw(figure: "Figure") -> None:
         left, *others = figure.subplots(1, 2 if measures else 1, squeeze=False)[0]
-        left.plot(steps, losses, linewidth=0.8, alpha=0.35, label="raw")
-        left.plot(steps, smoothed(losses), linewidth=2, color="C0", label="smoothed")
-        left.set(xlabel="step", ylabel="training loss")
-        left.legend(loc="upper right")
-        if not others:
-            return
-        (right,) = others
-        shown = {name: name.replace("_f", " F").replace("bcubed", "BCubed") for name in measures}
-        for name in measures:
-            right.plot(
-                [row["step"] for row in checked], [row[name] for row in checked], ".-", label=shown[name]
-            )
-        right.set(xlabel="step", ylabel="F on validation faces", ylim=(0, 1))
-        for axes in (left, right):
+        _draw_loss(left, rows)
+        if others:
+            _draw_measures(others[0], checked, measures, best)
+        for axes in (left, *others):
             axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            if best is not None:
+                axes.axvline(checked[best]["step"], linestyle="--", color="gray", linewidth=1)
         if best is not None:
-            for axes in (left, right):
-                axes.axvline(best["step"], linestyle="--", color="gray", linewidth=1)
-            values = ", ".join(f"{shown[name]} {best[name]:.3f}" for name in measures)
-            figure.suptitle(f"best at step {best['step']:,}: {values} on validation faces")
-            right.legend(loc="lower right")
+            figure.suptitle(conclusion(checked, measures))
 
     _draw(path, draw)
+
+
+def conclusion(checked: Sequence[Mapping[str, object]], measures: Sequence[str]) -> str:
+    """Say which weights were kept, how good they are, and whether more steps might have helped.
+
+    checked: rows of the steps at which people held out were clustered, in order.
+    """
+    means = [_mean(row, measures) for row in checked]
+    best = int(np.argmax(means))
+    row = checked[best]
+    values = " and ".join(f"{_shown(name)} {row[name]:.3f}" for name in measures)
+    if best < len(checked) - 1:
+        after = f"F is {100 * (means[best] - means[-1]):.1f} points lower at the end"
+    elif len(means) > 1 and means[-1] > means[-2]:
+        after = f"the last ones, where F still rose by {100 * (means[-1] - means[-2]):.1f} points"
+    else:
+        after = "the last ones"
+    return f"Kept: the weights of step {row['step']:,} ({after})\n{values} on people held out"
+
+
+def _mean(row: Mapping[str, object], measures: Sequence[str]) -> float:
+    return float(np.array([row[name] for name in measures], dtype=np.float64).mean())
+
+
+def _shown(name: str) -> str:
+    return {"pairwise_f": "pairwise F", "bcubed_f": "BCubed F"}.get(name, name)
+
+
+def _draw_loss(axes: "Axes", rows: Sequence[Mapping[str, object]]) -> None:
+    losses = np.array([row["loss"] for row in rows], dtype=np.float64)
+    steps = np.array([row["step"] for row in rows])
+    axes.plot(steps, losses, linewidth=0.8, alpha=0.35, label="as it is")
+    axes.plot(steps, smoothed(losses), linewidth=2, color="C0", label="smoothed")
+    axes.set(xlabel="training step", ylabel="training loss (lower is better)")
+    axes.legend(loc="upper right", frameon=False)
+
+
+def _draw_measures(
+    axes: "Axes", checked: Sequence[Mapping[str, object]], measures: Sequence[str], best: int | None
+) -> None:
+    steps = np.array([row["step"] for row in checked])
+    for at, name in enumerate(measures):
+        values = np.array([row[name] for row in checked], dtype=np.float64)
+        axes.plot(steps, values, ".-", color=f"C{at}", label=_shown(name))
+        if best is not None:
+            axes.plot(steps[best], values[best], "o", color=f"C{at}", markersize=8)
+    lowest = min((_mean(row, [name]) for row in checked for name in measures), default=0.0)
+    axes.set_ylim(max(0.0, np.floor(10 * lowest - 0.5) / 10), 1)
+    axes.set(xlabel="training step", ylabel="F of clusters of people held out (higher is better)")
+    axes.legend(loc="lower right", frameon=False)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

@@ -70,14 +70,10 @@ class Reason:
 
 @dataclass(frozen=True)
 class Suited:
-    """Settings of a system's training: the split of the faces, the recipe's by their places, networks' own by name.
-
-    longest: of the neighbor lists, so that each album needs so many faces.
-    """
+    """Settings of a system's training: the split of the faces, the recipe's by their places, networks' own by name."""
 
     albums: int
     strays: float
-    longest: int
     recipe: Mapping[str, object]
     networks: Mapping[str, Habit]
     steps: Mapping[str, int]
@@ -209,8 +205,7 @@ def suited_to(
     ]
     for name, habit in habits.items():
         reasons.extend(reasons_of_network(name, habit, steps[name], labelled))
-    longest = LONGEST if system == "gcn-d" else 2 * k if system == "ve-gcn" else k
-    return Suited(split.albums, split.strays, longest, recipe, habits, steps, reasons)
+    return Suited(split.albums, split.strays, recipe, habits, steps, reasons)
 
 
 def reasons_of_split(labelled: Labelled, split: Dealt, target: Crowd | None) -> Iterator[Reason]:

@@ -9,11 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 import fcdeploy as package  # noqa: E402
 from fcdeploy.data.features import features_from_array  # noqa: E402
+from fcdeploy.deploy.checkpoint import load_state_dict  # noqa: E402
 from fcdeploy.deploy.recipe import is_written_recipe, load_recipe  # noqa: E402
+from fcdeploy.deploy.recipe_beside import recipe_beside  # noqa: E402
 from fcdeploy.errors import InputError  # noqa: E402
 from fcdeploy.systems import get_system  # noqa: E402
 from fcdeploy.training import best_of, loop  # noqa: E402
 from fcdeploy.training.best_of import MOST_SEEDS, train_best  # noqa: E402
+from fcdeploy.training.networks import shapes_of  # noqa: E402
 from fcdeploy.training.train import Trained  # noqa: E402
 
 HEADING = "# PSE-GCN, network refine, trained with fcdeploy 0\n# more\n"
@@ -121,11 +124,10 @@ def test_a_target_decides_how_faces_are_split(trainings, trained, vectors):
     """Faces that are all alone, against all in one place."""
     alone = np.linalg.qr(np.random.default_rng(1).standard_normal((16, 16)))[0]
     together = np.ones((50, 16)) + 0.01 * np.random.default_rng(2).standard_normal((50, 16))
-    ks = []
+    ks, given = [], {"validation": 0.0}  # the few faces of that side would make lists shorter
     for target in (alone, together):
-        found = trained(
-            minutes=1, target=features_from_array(target.astype(np.float32)), run_dir=f"{len(ks)}.run"
-        )
+        faces = features_from_array(target.astype(np.float32))
+        found = trained(minutes=1, target=faces, run_dir=f"{len(ks)}.run", given=given)
         ks.append(found.suited.recipe["links.k"])
     assert ks == [24, 80]
 
@@ -185,12 +187,17 @@ def test_the_command_and_python_train_alike_with_nothing_said_of_settings(
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
 
 
-def test_several_networks_are_trained_in_turn_and_can_be_exported(people, fcdeploy):
-    data = ("--features", people / "f.bin", "--labels", people / "f.meta", "--minutes", 0.001, "--quiet")
+def test_several_networks_are_trained_in_turn_and_their_recipes_agree(people, fcdeploy):
+    data = ("--features", people / "f.bin", "--labels", people / "f.meta", "--minutes", 0.001)
     few = [word for name, value in FEW.items() for word in (f"--{name}", value)]
-    assert fcdeploy("train", "nsr-fc", *data, *few, "-o", "n.pth").code == 0
-    done = fcdeploy("export", "--ckpt", "n-lce.pth", "--ckpt", "n-pce.pth", "-o", "n.onnx", "--quiet")
+    done = fcdeploy("train", "nsr-fc", *data, *few, "-o", "n.pth")
     assert done.code == 0, done.err
+    assert "fcdeploy export --ckpt n-lce.pth --ckpt n-pce.pth -o nsr-fc.onnx" in done.out
+    checkpoints = [Path("n-lce.pth"), Path("n-pce.pth")]
+    system = get_system("nsr-fc")
+    assert recipe_beside(system, checkpoints, system.recipe).recipe.pairs.k == 24
+    for name, path in zip(("lce", "pce"), checkpoints, strict=True):
+        assert system.networks[name].widths_from_shapes(shapes_of(load_state_dict(path)))
 
 
 def test_python_refuses_an_option_that_there_is_not(vectors, identities):

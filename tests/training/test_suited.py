@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 from fcdeploy.data.features import features_from_array  # noqa: E402
 from fcdeploy.systems import NAMES, get_system  # noqa: E402
-from fcdeploy.training.best_of import recipe_chosen  # noqa: E402
+from fcdeploy.training.best_of import longest_list, recipe_chosen  # noqa: E402
 from fcdeploy.training.choices import chosen_settings  # noqa: E402
 from fcdeploy.training.figures import (  # noqa: E402
     Crowd,
@@ -69,11 +69,7 @@ def test_three_hundred_people_get_about_what_was_found_good_by_hand(
 
 
 def test_recipes_are_those_of_people_with_tens_of_faces():
-    recipes = {
-        name: recipe_chosen(get_system(name), None, [], suited(name), 256)
-        for name in NAMES
-        if name != "ve-gcn"
-    }
+    recipes = {name: recipe_chosen(get_system(name), suited(name), 256) for name in NAMES if name != "ve-gcn"}
     assert recipes["pse-gcn"].neighborhood.hops == (40, 8)
     assert recipes["l-gcn"].neighborhood.hops == (40, 5)
     assert (recipes["sepfl"].links.k, recipes["sepfl"].links.rho) == (40, 0.7)
@@ -82,11 +78,17 @@ def test_recipes_are_those_of_people_with_tens_of_faces():
     assert {one.max_size for one in recipes["gcn-d"].proposals} == {3000}
 
 
+def test_the_longest_list_of_a_recipe_is_that_of_any_of_its_tables():
+    """L-GCN's are its hops of one, and the face itself."""
+    longest = {name: longest_list(get_system(name).recipe()) for name in NAMES}
+    assert longest == dict.fromkeys(NAMES, 80)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_chosen_settings_are_possible_together_and_each_is_explained(name):
     found = suited(name, crowd(0, 3, 9, faces=20_000))
     system = get_system(name)
-    recipe = recipe_chosen(system, None, [], found, 256)
+    recipe = recipe_chosen(system, found, 256)
     assert recipe.problem() is None
     for network, habit in found.networks.items():
         training = system.trainings()[network]

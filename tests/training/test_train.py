@@ -418,12 +418,10 @@ def test_a_network_that_diverged_by_a_check_is_told_as_one(people, vectors, iden
 
 
 def test_an_interrupt_before_anything_is_kept_promises_nothing(people, fcdeploy, tmp_path, monkeypatch):
-    from fcdeploy.training import train as module
-
     def interrupted(*args, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "train", interrupted)
+    monkeypatch.setattr("fcdeploy.training.asked.train_best", interrupted)
     monkeypatch.chdir(people)
     data = ("--features", "f.bin", "--labels", "f.meta", "-o", tmp_path / "c.pth")
     assert fcdeploy("train", "pse-gcn", *data).err.splitlines()[-1] == "Interrupted."
