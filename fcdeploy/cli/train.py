@@ -28,7 +28,7 @@ GROUPS = {
     ),
     "Training": ("minutes", "validation", "seed"),
     "One network of several": ("network", "checkpoints", "init", "keys", "knn", "reranked"),
-    "Settings that are chosen otherwise": (
+    "Settings, chosen by the faces unless given": (
         *("recipe", "albums", "strays", "steps", "epochs", "batch", "lr", "average", "patience", "settings"),
     ),
     "Machine": ("device", "mixed", "threads"),
@@ -134,7 +134,7 @@ GROUPS = {
 @click.option(
     "--mixed/--no-mixed",
     default=None,
-    help="Mixed precision: matrix products in half precision.  [default: on a GPU]",
+    help="Mixed precision: matrix products in half precision.  [default: on a GPU, and where chosen]",
 )
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"

@@ -235,8 +235,8 @@ def longest_list(recipe: Recipe) -> int:
     while tables:
         table = tables.pop()
         if isinstance(table, dict):
-            k, hops = table.get("k", 1), table.get("hops", [0])
-            longest = max(longest, k, hops[0] + 1)
+            hops = table.get("hops", [0])  # L-GCN's, without a k beside them, do not count the face itself
+            longest = max(longest, table.get("k", hops[0] + 1))
             tables.extend(table.values())
         elif isinstance(table, (list, tuple)):
             tables.extend(table)

@@ -32,7 +32,7 @@ RECIPES = {
 def small(request):
     """What takes longer than the steps of these trainings, made smaller.
 
-    Layers of NSR-FC and VE-GCN are narrower than published, a check tries every fourth value of each setting, and
+    Layers of NSR-FC and VE-GCN are narrower than published, a check tries three or four values of each setting, and
     curves are drawn for who asks for the fixture ``drawn``.
     """
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +47,10 @@ def small(request):
             sweep = loop.sweep
 
             def sparse_sweep(run, truth, tunables, score, **how):
-                few = [dataclasses.replace(tunable, values=tunable.values[::4]) for tunable in tunables]
+                few = [
+                    dataclasses.replace(tunable, values=tunable.values[:: max(4, len(tunable.values) // 3)])
+                    for tunable in tunables
+                ]
                 return sweep(run, truth, few, score, **how)
 
             patch.setattr(loop, "sweep", sparse_sweep)
