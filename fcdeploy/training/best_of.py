@@ -132,13 +132,14 @@ def train_best(
         )
     lists = {"knn": knn, "reranked": reranked}
     before = [*checkpoints, *filter(None, [init])]
-    known = recipe_known(system, recipe, before)
+    known = recipe or recipe_known(system, before, system.recipe())
     suited = chosen_for(system, trained_here, faces, target, given, known, whole=any(lists.values()))
+    chosen = recipe_chosen(system, suited, features.dim)
     order = Order(
         system=system,
         networks=trained_here,
         faces=faces,
-        recipe=known or recipe_chosen(system, suited, features.dim),
+        recipe=recipe or recipe_known(system, before, chosen) or chosen,
         suited=suited,
         before=checkpoints,
         keys=key,
@@ -243,11 +244,9 @@ def longest_list(recipe: Recipe) -> int:
     return longest
 
 
-def recipe_known(system: System, recipe: Recipe | None, before: Sequence[Path]) -> Recipe | None:
-    """Return the recipe that was given, else that beside the checkpoints, if any."""
-    if recipe is not None:
-        return recipe
-    found = recipe_beside(system, before, system.recipe)
+def recipe_known(system: System, before: Sequence[Path], rest: Recipe) -> Recipe | None:
+    """Return the recipe beside the checkpoints, if any; ``rest``: what it is where these are of another system."""
+    found = recipe_beside(system, before, lambda: rest)
     return None if found is None else found.recipe
 
 
