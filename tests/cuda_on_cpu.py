@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fcdeploy.graph.cuda import source_of
+
 FOLDER = Path(__file__).parents[1] / "fcdeploy/graph"
 SOURCE = FOLDER / "kernels.cu"
 SOURCES = tuple(sorted(FOLDER.glob("*.cu")))
@@ -129,12 +131,13 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to compile the kernels with")
-    source = "".join(file.read_text() for file in SOURCES)
+    # Each file for itself, but for the shared memory, of which there is one.
+    source = "".join(f"namespace of_{file.stem} {{ {source_of(file.name)} }}\n" for file in SOURCES)
+    source = re.sub(r"extern __shared__.*;", "", source)
     names = re.findall(r'extern "C" __global__ void (\w+)\(', source)
     kernels = "".join(f"KERNEL({name})\n" for name in names)
-    (folder / "kernels.cpp").write_text(
-        BEFORE + source.replace("extern __shared__", "extern") + AFTER + kernels
-    )
+    spaces = "".join(f"using namespace of_{file.stem};\n" for file in SOURCES)
+    (folder / "kernels.cpp").write_text(BEFORE + source + AFTER + spaces + kernels)
     library = folder / "kernels.so"
     command = [
         compiler,
@@ -254,7 +257,7 @@ class Cupy:
         """Do nothing: everything is done at once."""
 
     def RawModule(self, code: str) -> "Cupy":
-        assert code in [source.read_text() for source in SOURCES]
+        assert code in [source_of(source.name) for source in SOURCES]
         return self
 
     def get_function(self, name: str) -> Any:

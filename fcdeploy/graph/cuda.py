@@ -1,5 +1,6 @@
 """What kernels on a GPU need: CuPy, our own CUDA source compiled, and copies of arrays that stay on the device."""
 
+import re
 import threading
 import weakref
 from collections.abc import Callable, Collection
@@ -28,9 +29,15 @@ def kernel(cupy: ModuleType, name: str, file: str = "kernels.cu") -> Callable[..
     """Return a function of ``file``, which the CUDA driver's compiler takes once a process."""
     with _compiling:
         if (id(cupy), file) not in _modules:
-            source = (resources.files("fcdeploy.graph") / file).read_text(encoding="utf-8")
-            _modules[id(cupy), file] = cupy.RawModule(code=source)
+            _modules[id(cupy), file] = cupy.RawModule(code=source_of(file))
         return _modules[id(cupy), file].get_function(name)
+
+
+def source_of(file: str) -> str:
+    """Return the source of kernels with what it includes in its place: the driver's compiler sees no folders."""
+    folder = resources.files("fcdeploy.graph")
+    text = (folder / file).read_text(encoding="utf-8")
+    return re.sub(r'#include "(.*)"', lambda line: source_of(line[1]), text)
 
 
 @dataclass

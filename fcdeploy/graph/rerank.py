@@ -18,6 +18,7 @@ gives back the face of each place, for ties and for the rows of its vector.
 
 import numpy as np
 
+from fcdeploy.graph.inner_products import inner_product
 from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.marks import new_scratch
 
@@ -121,14 +122,6 @@ def _expand_one(ids: np.ndarray, mutual: np.ndarray, i: int, marks: np.ndarray, 
     for r in range(count):
         marks[out[r]] = 0
     return count
-
-
-@njit(cache=True, nogil=True)
-def _cosine(vectors: np.ndarray, i: int, j: int) -> np.float32:
-    total = np.float32(0)
-    for c in range(vectors.shape[1]):
-        total += vectors[i, c] * vectors[j, c]
-    return total
 
 
 @njit(cache=True, nogil=True, parallel=True)
@@ -241,7 +234,7 @@ def _order_candidates(
         _sort_tied(order, first, near, cosine, candidates)
         if near < min(last, k):
             for t in range(near, last):
-                cosine[order[t]] = _cosine(vectors, i, candidates[order[t]])
+                cosine[order[t]] = inner_product(vectors[i], vectors[candidates[order[t]]])
             _sort_tied(order, near, last, cosine, candidates)
         first = last
     return order

@@ -1,6 +1,7 @@
 """PSE-GCN from features to labels; the algorithm, top to bottom."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from fcdeploy.graph.entering import mark_entering, place_of_denser, place_of_fol
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.graph.rerank import expand_reciprocal, mark_mutual, rank_candidates
+from fcdeploy.graph.rerank_cuda import Ranking, ranking_on_device, reranks_on_device
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.blocks import blocks_of
 from fcdeploy.run.carried import rows_stay
@@ -106,6 +108,9 @@ def reranked_lists(run: Run, vectors: Artifact, cells: Partition, knn: Artifact)
     if "reranked" in run.given:
         return lists_from_file(run, "reranked", run.given["reranked"], vectors, None, cells, "re-ranking")
     k = run.settings.neighborhood.k
+    gpu = run.on_gpu and not run.survey
+    if reranks_on_device(run.n, k, run.features.dim, gpu=gpu, vram=run.options.vram):
+        return reranked_on_device(run, vectors, cells, knn, k)
     placed = knn_by_place(run, cells, knn, k)
     mutual = mutual_neighbors(run, cells, placed, knn)
     sets = reciprocal_sets(run, cells, placed, mutual)
@@ -124,6 +129,35 @@ def reranked_lists(run: Run, vectors: Artifact, cells: Partition, knn: Artifact)
         )
         return {"ids": cells.order[ranked], "sims": overlaps}
 
+    return ranked_by_blocks(run, vectors, cells, knn, k, block, through=(placed, mutual, sets))
+
+
+def reranked_on_device(run: Run, vectors: Artifact, cells: Partition, knn: Artifact, k: int) -> Artifact:
+    """The same on the GPU, where the lists, their sets and the vectors fit."""
+
+    def block(faces: np.ndarray, ranking: Ranking) -> Arrays:
+        ranked, overlaps = ranking.rank(cells.place[faces], knn["sims"][faces][:, :k])
+        return {"ids": cells.order[ranked], "sims": overlaps}
+
+    def opened() -> AbstractContextManager[Ranking]:
+        lists = knn["ids"]
+        return ranking_on_device(lists, k, cells.order, cells.place, vectors.array, run.options.vram)
+
+    return ranked_by_blocks(run, vectors, cells, knn, k, block, opened=opened)
+
+
+def ranked_by_blocks(
+    run: Run,
+    vectors: Artifact,
+    cells: Partition,
+    knn: Artifact,
+    k: int,
+    block: Callable[..., Arrays],
+    *,
+    through: tuple[Artifact, ...] = (),
+    opened: Callable[[], AbstractContextManager[Ranking]] | None = None,
+) -> Artifact:
+    """The re-ranked lists, ids (n, k) int32 and overlaps, wherever blocks are computed."""
     return run.compute(
         Stage(
             name="reranked",
@@ -132,9 +166,10 @@ def reranked_lists(run: Run, vectors: Artifact, cells: Partition, knn: Artifact)
             shapes={"ids": ((run.n, k), np.int32), "sims": ((run.n, k), np.float32)},
             made_from=(vectors, knn),
             settings={"k": k},
-            through=(placed, mutual, sets),
+            through=through,
             rows=run.n,
             visit=cells,
+            opened=opened,
             carry=rows_stay,
         )
     )
