@@ -246,25 +246,30 @@ def write_blocks(output: Path, n: int, columns_of: Callable[[int, int], dict[str
 def write_atlas(output: Path, run: OpenedRun) -> None:
     """Write what Embedding Atlas reads: id, cluster, measures, neighbors, and a thumbnail where there are images.
 
-    Neighbors are rows and cosine distances, as its --neighbors takes them; thumbnails are JPEGs, as its --image does.
+    Neighbors are rows and cosine distances, each row the first of its own, as its --neighbors takes them; thumbnails
+    are JPEGs, as its --image does.
     """
     arrow = import_pyarrow(str(output))
     lists, face, rows = run.placed.evidence.lists, run.placed.face, run.clusters.rows_of_faces
     if run.files is not None:
         import_pillow()
+    width = 1 + min(NEIGHBORS, lists.ids.shape[1])
+
+    def near_row(row: int) -> dict[str, list[Any]]:
+        """The row itself and its neighbors; a short list is filled up with the row, as all have to be equally long."""
+        own = face[row]
+        ids, sims = lists.ids[own], lists.sims[own]
+        kept = np.flatnonzero((ids >= 0) & (ids != own) & (own >= 0))[: width - 1]
+        distances = [0.0, *(1.0 - sims[kept].astype(np.float64)).tolist()]
+        missing = width - len(distances)
+        return {
+            "ids": [row, *rows[ids[kept]].tolist(), *[row] * missing],
+            "distances": distances + distances[-1:] * missing,
+        }
 
     def columns_of(start: int, stop: int) -> dict[str, Any]:
         columns = plain_columns(arrow, run, start, stop)
-        neighbors: list[dict[str, list[Any]]] = []
-        for row in range(start, stop):
-            own = face[row]
-            if own < 0:
-                neighbors.append({"ids": [], "distances": []})
-                continue
-            ids, sims = lists.ids[own], lists.sims[own]
-            kept = np.flatnonzero((ids >= 0) & (ids != own))[:NEIGHBORS]
-            distances = (1.0 - sims[kept].astype(np.float64)).tolist()
-            neighbors.append({"ids": rows[ids[kept]].tolist(), "distances": distances})
+        neighbors = [near_row(row) for row in range(start, stop)]
         kind = arrow.struct(
             [("ids", arrow.list_(arrow.int64())), ("distances", arrow.list_(arrow.float64()))]
         )

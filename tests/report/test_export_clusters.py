@@ -95,14 +95,16 @@ def test_embedding_atlas_gets_neighbors_and_thumbnails(
         made_run, tmp_path / "faces.parquet", to="embedding-atlas", images=coloured_faces
     )
     rows = pyarrow.read_table(output).to_pylist()
+    assert len({len(row["neighbors"][part]) for row in rows for part in ("ids", "distances")}) == 1
     ids, sims = np.load(made_run / "knn/ids.npy"), np.load(made_run / "knn/sims.npy")
     for row in (0, 17, len(rows) - 1):
         assert rows[row]["cluster"] == f"cluster {labels_of_run[row]}"
-        own = ids[row] != row
-        assert rows[row]["neighbors"]["ids"] == ids[row][own][:20].tolist()
-        assert rows[row]["neighbors"]["distances"] == pytest.approx(
-            (1 - sims[row][own][:20]).tolist(), abs=1e-6
-        )
+        others = ids[row] != row
+        near = rows[row]["neighbors"]
+        known = 1 + others.sum()
+        assert near["ids"][:known] == [row, *ids[row][others].tolist()]
+        assert near["distances"][:known] == pytest.approx([0.0, *(1 - sims[row][others]).tolist()], abs=1e-6)
+        assert near["ids"][known:] == [row] * (len(near["ids"]) - known)
         picture = np.asarray(Image.open(io.BytesIO(rows[row]["image"]["bytes"]))).astype(int)
         assert np.abs(picture[48, 48] - colour(row)).max() <= 6
 
