@@ -12,7 +12,7 @@ LOWEST := build/lowest
 AXE := 4.14.1
 QUICK := $(addprefix tests/,clustering data deploy engine graph systems trials test_demo.py)
 
-.PHONY: install demo photos test test-faults test-ray test-lowest test-wheel test-browser check clean docs docs-pictures
+.PHONY: install demo photos test test-faults test-ray test-lowest test-wheel test-browser test-tools check clean docs docs-pictures
 
 install: .venv/installed
 
@@ -70,6 +70,10 @@ test-lowest:
 test-browser: .venv/installed build/axe/package/axe.min.js
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'playwright>=1.49'
 	$(BIN)/python -m pytest -m browser tests/report
+
+# Exports opened in FiftyOne, Embedding Atlas and Spotlight, each in an environment of its own (2 GB).
+test-tools: .venv/installed
+	$(BIN)/python -m pytest -m tools tests/report
 
 build/axe/package/axe.min.js:
 	mkdir -p build/axe
