@@ -99,7 +99,7 @@ MEANING: dict[str, dict[str, str]] = {
         "network.reduce": 'How the faces of a proposal become one vector: `"max"`, `"mean"` or `"sum"`. Fixed by the '
         "weights.",
         "network.propagate_only": "For a network without layers: how often it propagates; true: 4, as published.",
-        "network.featureless": "The network sees ones in the place of features. Fixed by the weights.",
+        "network.featureless": "The network gets ones instead of features. Fixed by the weights.",
         "network.stage": '`"det"` scores proposals, `"seg"` also removes members, `"auto"` does what the bundle can.',
         "segment.seed": 'The face that the input of a segmentation marks: `"degree"`, `"random"` or `"none"`.',
         "segment.select": '`"all"` proposals are segmented, or those whose predicted IoP is in min_iop..max_iop '
