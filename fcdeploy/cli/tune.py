@@ -15,12 +15,15 @@ from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
+    from rich.table import Table
 
     from fcdeploy.data.features import Features
     from fcdeploy.engine.bundle import Bundle
     from fcdeploy.run.options import Options
-    from fcdeploy.training.tune import Tuned
+    from fcdeploy.training.tuned import Tuned
 
 
 @click.command("tune")
@@ -42,10 +45,8 @@ if TYPE_CHECKING:
 @unknown_option
 @click.option(
     "--objective",
-    type=click.Choice(["pairwise", "bcubed"]),
-    default="pairwise",
-    show_default=True,
-    help="Metric to maximise: pairwise F or BCubed F.",
+    type=click.Choice(["mean", "pairwise", "bcubed"]),
+    help="Metric to maximise: pairwise F, BCubed F, or the mean of both.  [default: mean; with --pairs pairwise]",
 )
 @click.option(
     "--min-precision",
@@ -54,12 +55,20 @@ if TYPE_CHECKING:
     help="Precision that is to be reached, of the objective, by a setting that joins faces.  [default: any]",
 )
 @click.option(
+    "--repeats",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="How often the people are dealt into halves, each clustered anew, to tell what the choice is worth on other "
+    "people and to take one that stays good there. 0: take the highest F on these faces.",
+)
+@click.option(
     "-o",
     "--output",
     type=PathType,
     default=Path("tuned.toml"),
     show_default=True,
-    help="Recipe to write; the precision-recall plot goes beside it (.png).",
+    help="Recipe to write; the plot goes beside it (.png).",
 )
 @run_option("inference")
 @run_option("link", help="NSR-FC: which way of making clusters to tune.  [default: the engine's]")
@@ -86,8 +95,9 @@ def command(
     unlabelled: bool,
     label_column: str | None,
     unknown: str,
-    objective: str,
+    objective: str | None,
     min_precision: float,
+    repeats: int,
     output: Path,
     on_bad: str,
     run_dir: Path | None,
@@ -97,8 +107,10 @@ def command(
 ) -> None:
     """Choose the thresholds of an engine on labelled faces, or on pairs of faces that a person has checked.
 
-    Neighbors and the network's outputs are computed once; links and clusters are made again for every setting
-    that is tried. Faces that trained the network say nothing about others: give faces of other people.
+    Links and clusters are made for every setting that is tried, on all faces and on halves of the people, each
+    clustered anew; what is chosen on one half is judged on the other. The setting that stays good everywhere is
+    taken, and the F to expect on other people is printed beside that on these faces and written into the recipe.
+    Faces that trained the network say nothing about others: give faces of other people.
 
     \b
     Example:
@@ -107,32 +119,18 @@ def command(
       fcdeploy tune --engine pse.onnx --features features.bin --unlabelled
       fcdeploy export --ckpt saves/checkpoint.pth --recipe tuned.toml -o pse.onnx
     """
-    from fcdeploy.data.bad_list import bad_list_of, check_bad_list
+    from fcdeploy.data.bad_list import bad_list_of
     from fcdeploy.data.checked_pairs import read_pairs
-    from fcdeploy.data.side_files import check_not_an_input
-    from fcdeploy.deploy.recipe import is_written_recipe
     from fcdeploy.engine.bundle import read_bundle
-    from fcdeploy.errors import InputError
     from fcdeploy.run.options import Options
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
-    from fcdeploy.training.tune import as_dict, check_outputs, tune, write_tuned
+    from fcdeploy.training.tune import tune
+    from fcdeploy.training.tuned_files import as_dict, write_tuned
 
     options = Options(**chosen)
-    check_outputs(output)
-    if (labels is not None) + (pairs is not None) + unlabelled != 1:
-        raise InputError(
-            "give --labels, the true identities of all faces, or --pairs, some that were checked, or --unlabelled."
-        )
-    if unlabelled and (min_precision or objective != "pairwise"):
-        raise InputError(
-            "--unlabelled: knows no precision and no F; leave --min-precision and --objective out."
-        )
-    if pairs is not None and label_column is not None:
-        raise InputError("--label-column is for --labels, which is not given; leave it out.")
-    check_not_an_input(output, (features, labels, pairs))
-    check_default_output("output", output, is_written_recipe)
+    _check(labels, pairs, unlabelled, label_column, objective, min_precision)
+    _check_output(output, (features, labels, pairs))
     bad_list = bad_list_of(output)
-    check_bad_list(bad_list, (features, labels, pairs))
     bundle = read_bundle(engine)
     opened = open_and_tell(
         features,
@@ -144,12 +142,11 @@ def command(
         quiet=quiet,
     )
     if unlabelled:
-        _suggest(opened, bundle, options, features, output, on_bad, bad_list, run_dir, as_json, quiet)
+        _suggest(opened, bundle, options, output, on_bad, bad_list, run_dir, as_json, quiet)
         return
     truth = None if labels is None else _read_truth(labels, opened, label_column)
     checked = None if pairs is None else read_pairs(pairs, opened.n)
-    advice = f"the same command goes on from what {run_dir} holds" if run_dir else ""
-    with resumable(advice), told_of_lost_pages():
+    with resumable(_advice(run_dir)), told_of_lost_pages():
         tuned = tune(
             opened,
             bundle,
@@ -157,6 +154,7 @@ def command(
             pairs=checked,
             objective=objective,
             min_precision=min_precision,
+            repeats=repeats,
             unknown=unknown,
             options=options,
             on_bad=on_bad,
@@ -166,11 +164,51 @@ def command(
             labels_name=str(labels),
             quiet=quiet or as_json,
         )
-    plot = write_tuned(tuned, str(features), output)
+    plot = write_tuned(tuned, output)
     if as_json:
         click.echo(json.dumps(as_dict(tuned), indent=1))
     elif not quiet:
         _print(tuned, output, plot)
+
+
+def _check(
+    labels: Path | None,
+    pairs: Path | None,
+    unlabelled: bool,
+    label_column: str | None,
+    objective: str | None,
+    min_precision: float,
+) -> None:
+    """Raise InputError unless options go together."""
+    from fcdeploy.errors import InputError
+
+    if (labels is not None) + (pairs is not None) + unlabelled != 1:
+        raise InputError(
+            "give --labels, the true identities of all faces, or --pairs, some that were checked, or --unlabelled."
+        )
+    if unlabelled and (min_precision or objective is not None):
+        raise InputError(
+            "--unlabelled: knows no precision and no F; leave --min-precision and --objective out."
+        )
+    if pairs is not None and label_column is not None:
+        raise InputError("--label-column is for --labels, which is not given; leave it out.")
+
+
+def _check_output(output: Path, inputs: tuple[Path | None, ...]) -> None:
+    """Raise InputError when recipe, plot or list of bad rows cannot be written where they are to go."""
+    from fcdeploy.data.bad_list import bad_list_of, check_bad_list
+    from fcdeploy.data.side_files import check_not_an_input
+    from fcdeploy.deploy.recipe import is_written_recipe
+    from fcdeploy.training.tuned_files import check_outputs
+
+    check_outputs(output)
+    check_not_an_input(output, inputs)
+    check_default_output("output", output, is_written_recipe)
+    check_bad_list(bad_list_of(output), inputs)
+
+
+def _advice(run_dir: Path | None) -> str:
+    return f"the same command goes on from what {run_dir} holds" if run_dir else ""
 
 
 def _read_truth(labels: Path, opened: "Features", label_column: str | None) -> "np.ndarray":
@@ -189,7 +227,6 @@ def _suggest(
     opened: "Features",
     bundle: "Bundle",
     options: "Options",
-    features: Path,
     output: Path,
     on_bad: str,
     bad_list: Path,
@@ -204,7 +241,7 @@ def _suggest(
     from fcdeploy.training.unlabelled import tune_unlabelled, unlabelled_as_dict, write_unlabelled
 
     with (
-        resumable(f"the same command goes on from what {run_dir} holds" if run_dir else ""),
+        resumable(_advice(run_dir)),
         told_of_lost_pages(),
     ):
         found = tune_unlabelled(
@@ -217,7 +254,7 @@ def _suggest(
             scratch_dir=output.parent,
             quiet=quiet or as_json,
         )
-    plot = write_unlabelled(found, str(features), output)
+    plot = write_unlabelled(found, opened.name, output)
     if as_json:
         click.echo(json.dumps(unlabelled_as_dict(found), indent=1))
         return
@@ -248,49 +285,85 @@ def _suggest(
 
 
 def _print(tuned: "Tuned", output: Path, plot: Path) -> None:
-    from rich.table import Table
-
-    from fcdeploy.training.tune import describe_values, figures
+    from fcdeploy.training.tuned import TITLES, describe_values
+    from fcdeploy.training.tuned_files import expected_lines, figures_of
 
     console = new_console()
+    console.print(_table(tuned))
+    if len(tuned.tunables) > 1:
+        others = {other.key: tuned.best.values[other.key] for other in tuned.tunables[1:]}
+        console.print(f"with {describe_values(others)}")
+    name = TITLES[tuned.objective]
+    for precision, trial in tuned.at_precision().items():
+        found = figures_of(trial, tuned.objective)
+        click.echo(f"{name} precision {precision} or more: {found}, {describe_values(trial.values)}")
+    click.echo(
+        f"* chosen: {describe_values(tuned.best.values)}, {figures_of(tuned.best, tuned.objective)} on these faces; "
+        f"as it was, {describe_values(tuned.before.values)}, F {tuned.before.f(tuned.objective):.4f}"
+    )
+    for line in expected_lines(tuned):
+        click.echo(line)
+    for line in _worth(tuned):
+        click.echo(line)
+    if left_out := tuned.best.evaluation.unknown:
+        click.echo(f"{left_out:,} faces of unknown identity left out of all figures")
+    click.echo(f"recipe in {output}, plot in {plot}")
+
+
+def _table(tuned: "Tuned") -> "Table":
+    """Return the trade-off: of each measure F, F on halves of the people where it is known, precision and recall."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
-    first, *others = tuned.tunables
+    first = tuned.tunables[0]
+    elsewhere = tuned.on_halves()
     table.add_column(first.key, justify="right", overflow="fold")
     for measure in ("pairwise", "BCubed")[: len(tuned.measures)]:
-        for heading in (f"{measure} F", "precision", "recall"):
+        for heading in (f"{measure} F", *(["halves"] if elsewhere else []), "precision", "recall"):
             table.add_column(heading, justify="right")
     table.add_column("clusters", justify="right")
     for trial in tuned.table():
-        known = [trial.measure(measure) for measure in tuned.measures]
-        cells = [f"{value:.4f}" for m in known for value in (m.f, m.precision, m.recall)]
-        style = "bold" if trial is tuned.best else ""
+        cells = []
+        for name in tuned.measures:
+            known = trial.measure(name)
+            halves = [elsewhere[id(trial)][name]] if elsewhere else []
+            cells += [f"{value:.4f}" for value in (known.f, *halves, known.precision, known.recall)]
         mark = " *" if trial is tuned.best else "  "
         table.add_row(
-            f"{trial.values[first.key]}", *cells, f"{trial.evaluation.clusters:,}{mark}", style=style
+            f"{trial.values[first.key]}",
+            *cells,
+            f"{trial.evaluation.clusters:,}{mark}",
+            style="bold" if trial is tuned.best else "",
         )
-    console.print(table)
-    if others:
-        console.print(
-            f"with {describe_values({other.key: tuned.best.values[other.key] for other in others})}"
+    return table
+
+
+def _worth(tuned: "Tuned") -> "Iterator[str]":
+    """Say how sure the choice is: by halves of the people, or by pairs drawn anew."""
+    first = tuned.tunables[0]
+    if tuned.elsewhere is not None:
+        values = [values[first.key] for values in tuned.elsewhere.chosen]
+        yield (
+            f"(in brackets: 19 in 20 sets of as many people; by {len(values)} choices on half of the people, judged on "
+            f"the others; these chose {first.key} {min(values)} to {max(values)})"
         )
-    name = tuned.objective if tuned.objective == "pairwise" else "BCubed"
-    for precision, trial in tuned.at_precision().items():
-        found = figures(trial.measure(tuned.objective))
-        click.echo(f"{name} precision {precision} or more: {found}, {describe_values(trial.values)}")
-    click.echo(
-        f"* chosen: {describe_values(tuned.best.values)}, {name} {figures(tuned.best.measure(tuned.objective))}; "
-        f"as it was, {describe_values(tuned.before.values)}, F {tuned.before.measure(tuned.objective).f:.4f}"
-    )
+        if tuned.falls_apart:
+            yield (
+                "no setting keeps clusters together: with each of them a cluster has more than 1.5 times the faces of "
+                "the largest person, here or on a half; expect such clusters elsewhere"
+            )
+        elif tuned.excluded:
+            yield (
+                f"{tuned.excluded:,} of {len(tuned.trials):,} settings left out: with them a cluster has more than 1.5 "
+                "times the faces of the largest person, here or on a half"
+            )
+    elif tuned.untold:
+        yield f"not known what this is worth on other people: {tuned.untold}"
     if sure := tuned.estimated:
         low, high = sure.f
         told = f"by {sure.pairs:,} checked pairs, {sure.same:,} of one person: F is {low:.3f} to {high:.3f}"
         if sure.chosen is not None:
             told += f", the best {first.key} {sure.chosen[0]:g} to {sure.chosen[1]:g}"
-        click.echo(f"{told} (19 in 20 draws of such pairs)")
+        yield f"{told} (19 in 20 draws of such pairs)"
         if not sure.weighted:
-            click.echo(
-                "the pairs are not of `fcdeploy pairs`: all figures are of these pairs, not of all faces"
-            )
-    if left_out := tuned.best.evaluation.unknown:
-        click.echo(f"{left_out:,} faces of unknown identity left out of all figures")
-    click.echo(f"recipe in {output}, plot in {plot}")
+            yield "the pairs are not of `fcdeploy pairs`: all figures are of these pairs, not of all faces"

@@ -34,7 +34,8 @@ class Evaluation:
 
     faces: how many were compared.  clusters: how many were predicted of these, faces in no cluster not counted.
     unknown: faces that were left out because their identity is unknown.  pairs: how many pairs of faces were predicted
-    to be one identity; with none, precision is 1 and says nothing.
+    to be one identity; with none, precision is 1 and says nothing.  largest: faces of the largest cluster predicted of
+    those compared.
     """
 
     pairwise: PrecisionRecall
@@ -45,6 +46,7 @@ class Evaluation:
     clusters: int
     unknown: int = 0
     pairs: int = 0
+    largest: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """Give the measures as plain numbers, ready for JSON."""
@@ -148,6 +150,7 @@ def _evaluate(pred: np.ndarray, truth: np.ndarray, unknown: str) -> Evaluation:
         clusters=clusters,
         unknown=left_out,
         pairs=pred_pairs // 2,
+        largest=int(in_pred.max()),
     )
 
 

@@ -13,7 +13,8 @@ from fcdeploy.systems.settings import settings_as_dict, settings_from_dict
 
 # Headings of training.train and training.tune.
 WRITTEN = re.compile(
-    rb"# (.+, network .+, trained with fcdeploy |Tuned on [\d,]+ labelled faces for (pairwise|bcubed) F: )"
+    rb"# (.+, network .+, trained with fcdeploy "
+    rb"|Tuned on [\d,]+ (labelled faces|checked pairs) for (mean|pairwise|bcubed) F: )"
 )
 BUILT_IN = resources.files("fcdeploy.deploy") / "recipes"
 

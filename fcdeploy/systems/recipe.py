@@ -1,7 +1,7 @@
 """What every system's recipe has and does, and how the lengths of weights are told."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field
+from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 Widths = Mapping[str, Any]  # name of a length of the weights -> whole number, or a tuple of them; "dim" first
@@ -30,10 +30,30 @@ class Tolerance(Protocol):
     def relative(self) -> bool: ...
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """On what a recipe's thresholds were chosen, and what F they give: for people, nothing reads it.
+
+    faces of known identity, of so many people; objective: whose F was to be high. pairwise_f, bcubed_f: on these very
+    faces; expected: on other people, as many, and the range in which 19 of 20 such sets lie.
+    """
+
+    faces: int
+    people: int = 0
+    objective: str = "mean"
+    pairwise_f: float | None = None
+    expected_pairwise_f: float | None = None
+    expected_pairwise_range: tuple[float, float] | None = None
+    bcubed_f: float | None = None
+    expected_bcubed_f: float | None = None
+    expected_bcubed_range: tuple[float, float] | None = None
+
+
 class Recipe(Protocol):
     """What every system's recipe has and does: a frozen dataclass of all that checkpoints do not say.
 
     tolerance: a ``Tolerance``, or what the system's own function ``tolerance`` makes one of for each network.
+    tuned: what `fcdeploy tune` says of the thresholds, where it chose them.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field]]
@@ -49,6 +69,9 @@ class Recipe(Protocol):
 
     @property
     def tolerance(self) -> object: ...
+
+    @property
+    def tuned(self) -> Tuning | None: ...
 
     @classmethod
     def for_weights(cls, weights: Weights) -> Self:

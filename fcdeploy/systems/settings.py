@@ -13,6 +13,7 @@ from fcdeploy.errors import InputError
 from fcdeploy.systems import NAMES, Recipe, get_system
 
 R = TypeVar("R", bound=Recipe)
+NO_SETTINGS = ("system", "tuned")  # of a recipe: what it is for, and what is told of it
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,12 @@ def settings_from_dict(table: Mapping[str, object], where: str) -> Recipe:
 
 
 def settings_as_dict(recipe: Recipe) -> dict[str, object]:
-    """Return a recipe as nested tables, the way ``settings_from_dict`` takes them."""
+    """Return a recipe as nested tables, the way ``settings_from_dict`` takes them; what is None is left out."""
     return dataclasses.asdict(
-        recipe, dict_factory=lambda pairs: {k: list(v) if isinstance(v, tuple) else v for k, v in pairs}
+        recipe,
+        dict_factory=lambda pairs: {
+            k: list(v) if isinstance(v, tuple) else v for k, v in pairs if v is not None
+        },
     )
 
 
@@ -64,7 +68,7 @@ def with_settings(recipe: R, values: Mapping[str, object], where: str = "setting
         kind: Kind = type(recipe)
         for name in key.split("."):
             kind = types_of(kind).get(name) if dataclasses.is_dataclass(kind) else None
-        if kind is None or key == "system":
+        if kind is None or key.partition(".")[0] in NO_SETTINGS:
             known = ", ".join(known for known, _ in _kinds(type(recipe)))
             raise InputError(f"{where}: unknown key '{key}'; known for {recipe.system}: {known}.")
         if isinstance(value, str):
@@ -74,11 +78,11 @@ def with_settings(recipe: R, values: Mapping[str, object], where: str = "setting
 
 
 def _kinds(kind: Kind, prefix: str = "") -> Iterator[tuple[str, Kind]]:
-    """Yield the dotted key and type of each setting, tables taken apart; the system itself is none."""
+    """Yield the dotted key and type of each setting, tables taken apart; what ``NO_SETTINGS`` names is none."""
     for name, of in types_of(kind).items():
         if dataclasses.is_dataclass(of):
             yield from _kinds(of, f"{prefix}{name}.")
-        elif (prefix, name) != ("", "system"):
+        elif prefix or name not in NO_SETTINGS:
             yield f"{prefix}{name}", of
 
 

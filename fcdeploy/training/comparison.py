@@ -28,7 +28,8 @@ from fcdeploy.systems import Tunable
 from fcdeploy.training.baselines import METHODS, Method, nearest_neighbors
 from fcdeploy.training.curves import CurveToDraw, draw_compared
 from fcdeploy.training.sweep import OBJECTIVES, Trial, best_trial, curve_through
-from fcdeploy.training.tune import check_truth, describe_values, scored_by, tune
+from fcdeploy.training.tune import check_truth, tune
+from fcdeploy.training.tuned import describe_values, scored_by
 
 DEFAULTS = Options()
 K = 80  # neighbors per face of the methods without a network
@@ -168,6 +169,7 @@ def engine_compared(
         bundle,
         truth,
         objective=objective,
+        repeats=0,  # in-sample, as the methods are
         unknown=unknown,
         options=options,
         scratch_dir=scratch_dir,

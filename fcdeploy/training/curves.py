@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE, DPI = (8.0, 4.5), 120
+WIDE = (12.0, 5.2)  # of two panels
+LABELS, TICKS, CROWDED = 10, 8, 4
 PICTURES = (".png", ".svg")
 INSTALL = "pip install 'fcdeploy[train]'"
 SOFTWARE = "fcdeploy"  # in a picture, by which it is known as ours
@@ -123,24 +125,131 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return means
 
 
-def draw_precision_recall(
-    path: Path,
-    curves: Mapping[str, Sequence[tuple[float, float]]],
-    chosen: Mapping[str, tuple[float, float]],
-    title: str,
-) -> None:
-    """Draw curves of (recall, precision) by name, and mark the chosen point of each."""
+@dataclass(frozen=True)
+class MeasureToDraw:
+    """One measure over the values of a threshold.
+
+    points: (recall, precision) on the faces tuned on. elsewhere: F on halves of the people, (halves, values), no rows
+    where that is not known; expected: F on other people, and between which two 19 of 20 sets of them lie.
+    without: methods without a network at their best: their name, recall and precision.
+    """
+
+    points: Sequence[tuple[float, float]]
+    elsewhere: np.ndarray
+    expected: tuple[float, tuple[float, float]] | None
+    without: Sequence[tuple[str, float, float]]
+
+
+@dataclass(frozen=True)
+class TradeOffToDraw:
+    """What a threshold trades: its name, its values, which of them was chosen, and each measure by its title."""
+
+    key: str
+    values: Sequence[object]
+    chosen: int
+    measures: Mapping[str, MeasureToDraw]
+    title: str
+
+
+def draw_trade_off(path: Path, shown: TradeOffToDraw) -> None:
+    """Draw precision against recall, the threshold at the points, and F over the threshold with what is expected."""
 
     def draw(figure: "Figure") -> None:
-        axes = figure.subplots()
-        for name, points in curves.items():
-            (line,) = axes.plot(*zip(*points, strict=True), ".-", markersize=3, label=name)
-            axes.plot(*chosen[name], "o", color=line.get_color(), markersize=8)
-        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title=title)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower left")
+        figure.set_size_inches(*WIDE)
+        left, right = figure.subplots(1, 2)
+        positions = places_of_values(shown.values)
+        for color, (name, measure) in enumerate(shown.measures.items()):
+            _draw_points(left, shown, name, measure, f"C{color}")
+            _draw_f(right, shown, positions, name, measure, f"C{color}")
+        left.set(xlabel="recall: share of the right joins that are made", xlim=(0, 1.08), ylim=(0, 1.08))
+        left.set(ylabel="precision: share of the joins made that are right")
+        right.axvline(positions[shown.chosen], linestyle="--", color="gray", linewidth=1)
+        right.set(xlabel=shown.key, ylabel="F", ylim=(0, 1.08))
+        if not np.array_equal(positions, shown.values):
+            ticks = spread_out(positions, TICKS)
+            right.set_xticks([positions[at] for at in ticks], [f"{shown.values[at]}" for at in ticks])
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
+            axes.legend(loc="lower left", fontsize="small")
+        figure.suptitle(shown.title)
 
     _draw(path, draw)
+
+
+def _draw_points(axes: "Axes", shown: TradeOffToDraw, name: str, measure: MeasureToDraw, color: str) -> None:
+    """Draw the curve of one measure, the threshold at some of its points, and methods without a network."""
+    recall, precision = np.array(measure.points).T
+    axes.plot(recall, precision, ".-", markersize=3, color=color, label=f"{name}, on the faces tuned on")
+    axes.plot(recall[shown.chosen], precision[shown.chosen], "o", color=color, markersize=8)
+    along = np.concatenate([[0], np.cumsum(np.hypot(np.diff(recall), np.diff(precision)))])
+    side = 1 if color == "C1" else -1  # of the curve: one measure's right of it, the other's left
+    for at in sorted({*spread_out(along, LABELS), shown.chosen}):
+        axes.annotate(
+            f"{shown.values[at]}",
+            (recall[at], precision[at]),
+            xytext=(5 * side, 4 if side > 0 else -9),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            fontsize=7,
+            color=color,
+            weight="bold" if at == shown.chosen else "normal",
+        )
+    for marker, (method, x, y) in zip("^svP", measure.without, strict=False):
+        axes.plot(
+            x, y, marker, color=color, markerfacecolor="none", markersize=7, label=f"{name}, {method} at best"
+        )
+
+
+def _draw_f(
+    axes: "Axes",
+    shown: TradeOffToDraw,
+    positions: np.ndarray,
+    name: str,
+    measure: MeasureToDraw,
+    color: str,
+) -> None:
+    """Draw F of one measure over the threshold: on the faces tuned on, on halves of the people, and as expected."""
+    recall, precision = np.array(measure.points).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f = np.nan_to_num(2 * recall * precision / (recall + precision))
+    axes.plot(positions, f, "-", color=color, label=f"{name} F, on the faces tuned on")
+    if len(measure.elsewhere):
+        low, high = measure.elsewhere.min(axis=0), measure.elsewhere.max(axis=0)
+        axes.fill_between(
+            positions, low, high, color=color, alpha=0.15, label=f"{name} F, on halves of the people"
+        )
+    if measure.expected is not None:
+        expected, (low, high) = measure.expected
+        x = positions[shown.chosen]
+        axes.errorbar(
+            x,
+            expected,
+            yerr=[[max(0, expected - low)], [max(0, high - expected)]],
+            fmt="D",
+            color=color,
+            markerfacecolor="white",
+            capsize=4,
+            label=f"{name} F, expected on other people",
+        )
+
+
+def places_of_values(values: Sequence[object]) -> np.ndarray:
+    """Return where values stand on an axis, (v,): numbers as they are, unless some lie too close together."""
+    if all(isinstance(value, (int, float)) for value in values):
+        numbers = np.array(values, np.float64)
+        if len(numbers) < 2 or np.median(np.diff(numbers)) * CROWDED > np.ptp(numbers) / len(numbers):
+            return numbers
+    return np.arange(len(values), dtype=np.float64)
+
+
+def spread_out(along: np.ndarray, most: int) -> list[int]:
+    """Return the places of some values (v,), ascending, that are as far apart as ``most`` of them can be."""
+    apart = (along[-1] - along[0]) / max(1, most - 1)
+    chosen = [0]
+    for at in range(1, len(along)):
+        if along[at] - along[chosen[-1]] >= apart * (1 - 1e-9) and apart:
+            chosen.append(at)
+    return chosen
 
 
 @dataclass(frozen=True)

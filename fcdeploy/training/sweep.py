@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsRichComparison
 
 OBJECTIVES = ("pairwise", "bcubed")
+MEAN = "mean"  # of the two F
 PARTS = 4  # parts into which the interval between two tried values is cut, near the best
 ROUNDS = 2
 
@@ -37,6 +38,18 @@ class Trial:
         """Return the precision and recall of "pairwise" or "bcubed"."""
         return self.evaluation.pairwise if objective == "pairwise" else self.evaluation.bcubed
 
+    def f(self, objective: str) -> float:
+        """Return the F of "pairwise", of "bcubed", or the "mean" of both."""
+        if objective == MEAN:
+            return (self.evaluation.pairwise.f + self.evaluation.bcubed.f) / 2
+        return self.measure(objective).f
+
+    def precision(self, objective: str) -> float:
+        """Return the precision of "pairwise" or "bcubed"; with "mean", the lower of both."""
+        if objective == MEAN:
+            return min(self.evaluation.pairwise.precision, self.evaluation.bcubed.precision)
+        return self.measure(objective).precision
+
 
 def sweep(
     run: Run,
@@ -54,50 +67,71 @@ def sweep(
     stay as they are.
     """
     recipe = run.settings
-    system = get_system(run.engines.system)
     trials: list[Trial] = []
 
     def attempt(values: Mapping[str, Value]) -> None:
         values = {tunable.key: values[tunable.key] for tunable in tunables}  # named in this order
-        changed = with_settings(recipe, values)
-        if changed.problem():
+        if with_settings(recipe, values).problem():
             return
-        run.settings = changed
-        run.planned.clear()
-        labels = run.labels_of_all(system.cluster(run))
-        trials.append(Trial(values, judge(labels)))
+        trials.append(Trial(values, judge(labels_with(run, values))))
         seen(trials[-1])
 
-    try:
-        # The first tunable varies fastest: products that do not depend on it are then made once.
-        for combination in product(*(tunable.values for tunable in reversed(tunables))):
-            names = [tunable.key for tunable in reversed(tunables)]
-            attempt(dict(zip(names, combination, strict=True)))
-        if not trials:
-            attempt({tunable.key: setting_of(recipe, tunable.key) for tunable in tunables})
+    # The first tunable varies fastest: products that do not depend on it are then made once.
+    for combination in product(*(tunable.values for tunable in reversed(tunables))):
+        names = [tunable.key for tunable in reversed(tunables)]
+        attempt(dict(zip(names, combination, strict=True)))
+    if not trials:
+        attempt({tunable.key: setting_of(recipe, tunable.key) for tunable in tunables})
 
-        def tried_with_best(tunable: Tunable) -> tuple[list[Value], Trial]:
-            best = best_trial(trials, tunables, score)
-            return [trial.values[tunable.key] for trial in curve_through(trials, best, tunable.key)], best
+    def tried_with_best(tunable: Tunable) -> tuple[list[Value], Trial]:
+        best = best_trial(trials, tunables, score)
+        return [trial.values[tunable.key] for trial in curve_through(trials, best, tunable.key)], best
 
-        def complete(tunable: Tunable) -> None:
-            """Try the values of one with the best of the others, which may lie between theirs by now."""
+    def complete(tunable: Tunable) -> None:
+        """Try the values of one with the best of the others, which may lie between theirs by now."""
+        tried, best = tried_with_best(tunable)
+        for value in tunable.values:
+            if value not in tried:
+                attempt({**best.values, tunable.key: value})
+
+    for _ in range(rounds):
+        for tunable in tunables:
+            complete(tunable)
             tried, best = tried_with_best(tunable)
-            for value in tunable.values:
-                if value not in tried:
-                    attempt({**best.values, tunable.key: value})
+            for value in near(tried, best.values[tunable.key]) if tunable.between else ():
+                attempt({**best.values, tunable.key: value})
+    if rounds and tunables:
+        complete(tunables[0])  # what a table and a plot show
+    return trials
 
-        for _ in range(rounds):
-            for tunable in tunables:
-                complete(tunable)
-                tried, best = tried_with_best(tunable)
-                for value in near(tried, best.values[tunable.key]) if tunable.between else ():
-                    attempt({**best.values, tunable.key: value})
-        if rounds and tunables:
-            complete(tunables[0])  # what a table and a plot show
+
+def labels_with(run: Run, values: Mapping[str, Value]) -> np.ndarray:
+    """Return the labels (n,) int64 that a run gives with other settings; its own stay as they are."""
+    recipe = run.settings
+    run.settings = with_settings(recipe, values)
+    run.planned.clear()
+    try:
+        return run.labels_of_all(get_system(run.engines.system).cluster(run))
     finally:
         run.settings = recipe
-    return trials
+
+
+def try_settings(
+    run: Run,
+    settings: Sequence[Mapping[str, Value]],
+    judge: Callable[[np.ndarray], Evaluation],
+    seen: Callable[[Trial], None] = lambda trial: None,
+) -> list[Trial]:
+    """Try settings that are given; the trials in their order."""
+    groups: dict[tuple[Value, ...], list[int]] = {}  # by all but the first: what depends on them is made once
+    for at, values in enumerate(settings):
+        groups.setdefault(tuple(values.values())[1:], []).append(at)
+    trials: dict[int, Trial] = {}
+    for group in groups.values():
+        for at in group:
+            trials[at] = Trial(settings[at], judge(labels_with(run, settings[at])))
+            seen(trials[at])
+    return [trials[at] for at in range(len(settings))]
 
 
 def curve_through(trials: Sequence[Trial], trial: Trial, key: str) -> list[Trial]:

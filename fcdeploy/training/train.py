@@ -110,7 +110,7 @@ def train(
     check_on_bad(on_bad)
     before = (*checkpoints, *filter(None, [init]))
     recipe, note = recipe_to_train_for(system, recipe, before, features.dim)
-    recipe = dataclasses.replace(recipe, feature_dim=features.dim)
+    recipe = dataclasses.replace(recipe, feature_dim=features.dim, tuned=None)
     device = torch_device(choices.device)
     schedule = chosen_schedule(training.schedule, choices)
     settings = chosen_settings(training, choices.settings, f"{system.name} {name}")

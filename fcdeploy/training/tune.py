@@ -3,129 +3,48 @@
 Needs no PyTorch: the engine does the work.
 """
 
-import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from fcdeploy.clustering.metrics import Evaluation, PrecisionRecall, check_unknown, evaluate
-from fcdeploy.data.atomic import atomic_file, check_parent
+from fcdeploy.clustering.metrics import Evaluation, check_unknown, evaluate
 from fcdeploy.data.checked_pairs import CheckedPairs
 from fcdeploy.data.features import Features
 from fcdeploy.data.labels import check_known
-from fcdeploy.data.scratch import scratch_folder
-from fcdeploy.data.side_files import check_replaceable
-from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.engine.bundle import MANIFEST, Bundle
 from fcdeploy.errors import InputError
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
-from fcdeploy.run.folder import SCRATCH_FOLDER, RunFolder, places_of
+from fcdeploy.run.folder import RunFolder
 from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Progress
-from fcdeploy.run.store import MemoryStore, Store
+from fcdeploy.run.run import Run
+from fcdeploy.run.store import Store
 from fcdeploy.runtime.bad_rows import LEFT_OUT, check_on_bad
 from fcdeploy.runtime.checked import Checked, checked_rows
 from fcdeploy.runtime.computed import what_was_computed
-from fcdeploy.runtime.copies import ROWS
 from fcdeploy.runtime.pipeline import begin_run
-from fcdeploy.runtime.prepare import Prepared, prepare
-from fcdeploy.runtime.survey import places_of_run, sum_of_artifacts
+from fcdeploy.runtime.prepare import prepare
 from fcdeploy.systems import NAMES, Recipe, System, get_system
 from fcdeploy.systems.settings import setting_of, settings_from_dict, with_settings
-from fcdeploy.systems.training_types import Tunable, Value
+from fcdeploy.systems.training_types import Tunable
+from fcdeploy.training.baselines import METHODS
 from fcdeploy.training.checked import PairJudge, interval, judge_of
-from fcdeploy.training.curves import draw_precision_recall, is_drawn_here
+from fcdeploy.training.choice import Sample, chosen_of, scores_of
+from fcdeploy.training.elsewhere import HALVES, Elsewhere, Task, judged_elsewhere
 from fcdeploy.training.identities import identities_of
-from fcdeploy.training.sweep import OBJECTIVES, Trial, best_trial, curve_through, sweep
+from fcdeploy.training.stores import opened_store
+from fcdeploy.training.sweep import MEAN, Trial, best_trial, curve_through, sweep
+from fcdeploy.training.tuned import CHOICES, TITLES, Estimated, Tuned, describe_values, scored_by
 
-SHOWN, NEARBY = 12, 3  # rows of the trade-off table over the whole range, and on either side of the best
 DEFAULTS = Options()
-PRECISIONS = (0.9, 0.95, 0.98, 0.99, 0.999)
-
-
-@dataclass(frozen=True)
-class Estimated:
-    """How sure figures from checked pairs are: with how many pairs, how many of them of one person.
-
-    weighted: whether they stand for all pairs of faces (those that `fcdeploy pairs` draws), or for themselves. f: where
-    19 in 20 estimates of the best F lie when pairs are drawn anew; chosen: the same of the first tunable's best value,
-    None where it is no number.
-    """
-
-    pairs: int
-    same: int
-    weighted: bool
-    f: tuple[float, float]
-    chosen: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What was chosen, out of which trials, and the trial of the settings as they were.
-
-    estimated: how sure that is, where it was chosen by checked pairs. seconds: of one clustering, with the settings as
-    they were, from the checked features on.
-    """
-
-    objective: str
-    tunables: Sequence[Tunable]
-    trials: Sequence[Trial]
-    best: Trial
-    before: Trial
-    recipe: Recipe
-    summary: Mapping[str, object] = field(default_factory=dict)
-    estimated: Estimated | None = None
-    seconds: float = 0.0
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """The F that are known: of pairs that were checked the pairwise one alone."""
-        return OBJECTIVES if self.estimated is None else OBJECTIVES[:1]
-
-    def curve(self) -> list[Trial]:
-        """Return the trials that differ from the best in the first tunable only, in its order."""
-        return curve_through(self.trials, self.best, self.tunables[0].key)
-
-    def table(self) -> list[Trial]:
-        """Return what of the curve a person wants to see: some of it over the whole range, and all near the best."""
-        curve = [self.curve()[0]]
-        for trial in self.curve()[1:]:  # what makes no difference, once
-            if trial is self.best or trial.evaluation != curve[-1].evaluation:
-                curve = [*curve[: -1 if curve[-1].evaluation == trial.evaluation else None], trial]
-        at = curve.index(self.best)
-        apart = max(1, len(curve) // SHOWN)
-        return [trial for place, trial in enumerate(curve) if place % apart == 0 or abs(place - at) <= NEARBY]
-
-    def at_precision(self) -> dict[float, Trial]:
-        """Return, for some precisions of the objective, the trial of highest F that reaches them."""
-        found = {}
-        for precision in PRECISIONS:
-            best = best_trial(self.trials, self.tunables, scored_by(self.objective, precision))
-            if best.joins and best.measure(self.objective).precision >= precision:
-                found[precision] = best
-        return found
-
-
-def scored_by(objective: str, min_precision: float) -> Callable[[Trial], tuple[bool, bool, float]]:
-    """Return what makes a trial the best: that it reaches the precision, then F; where none does, precision.
-
-    A setting that joins no two faces makes no wrong pair: that is no precision that anybody could want, and such a
-    setting comes last when a precision was asked for.
-    """
-
-    def score(trial: Trial) -> tuple[bool, bool, float]:
-        measure = trial.measure(objective)
-        joins = trial.joins or not min_precision
-        precise = joins and measure.precision >= min_precision
-        return joins, precise, measure.f if precise else measure.precision
-
-    return score
+PLAIN = ("components", "denser")  # methods to compare with
+REPEATS = 3  # times that the people are dealt into halves
 
 
 def tune(
@@ -134,8 +53,9 @@ def tune(
     truth: np.ndarray | None = None,
     *,
     pairs: CheckedPairs | None = None,
-    objective: str = "pairwise",
+    objective: str | None = None,
     min_precision: float = 0.0,
+    repeats: int = REPEATS,
     unknown: str = "ignore",
     options: Options = DEFAULTS,
     on_bad: str = "stop",
@@ -145,27 +65,26 @@ def tune(
     labels_name: str = "labels",
     quiet: bool = True,
 ) -> Tuned:
-    """Find the settings of links and clusters that give ``features`` the best clusters.
+    """Find the settings of links and clusters that give faces like ``features`` the best clusters.
 
     truth: (n,) identities, -1 where unknown: such faces are clustered with the others and left out of the measures, or,
     with ``unknown`` "singleton", each is an identity of its own. pairs: instead of these, pairs that a person has
-    checked, by which pairwise F is estimated. objective: which F to maximise, "pairwise"
-    or "bcubed", among settings that join faces with a precision of at least ``min_precision``. on_bad: rows that cannot
-    be used raise InputError with 'stop' and are left out, with their labels, with 'skip' and 'zero'; all are listed in
-    the file ``bad_list``, where one is named. With ``run_dir`` products are kept there and taken up again; without it,
-    what does not fit into half of the memory budget lies in a folder that is removed at the end, in ``options.scratch``
-    or ``scratch_dir``, where the output goes. Raises InputError when a system has nothing to choose, no setting is that
-    precise, or the labels, which come from ``labels_name``, cannot tell.
+    checked, by which pairwise F is estimated. objective: which F to maximise, "pairwise", "bcubed" or the "mean" of
+    both (None: the mean, of pairs pairwise F), among settings that join faces with a precision of at least
+    ``min_precision``. repeats: how often the people are dealt into two halves, each clustered anew, to tell what a
+    choice is worth on others and to take a setting that stays good there; with 0, and with pairs, the setting of
+    highest F on these faces is taken. on_bad: rows that cannot be used raise InputError with 'stop' and are left out,
+    with their labels, with 'skip' and 'zero'; all are listed in the file ``bad_list``, where one is named. With
+    ``run_dir`` products are kept there and taken up again; without it, what does not fit into half of the memory budget
+    lies in a folder that is removed at the end, in ``options.scratch`` or ``scratch_dir``, where the output goes.
+    Raises InputError when a system has nothing to choose, no setting is that precise, or the labels, which come from
+    ``labels_name``, cannot tell.
     """
-    if objective not in OBJECTIVES:
-        raise InputError(f"--objective {objective}: is neither {' nor '.join(OBJECTIVES)}.")
-    if not 0 <= min_precision <= 1:
-        raise InputError(f"--min-precision {min_precision}: is no precision (0 to 1).")
-    check_unknown(unknown)
+    objective = objective or (MEAN if pairs is None else "pairwise")
+    check_asked(objective, min_precision, repeats, unknown)
     check_given(truth, pairs, objective)
     if truth is not None:
         check_truth(truth, features, labels_name, unknown)
-    recipe = settings_from_dict(bundle.about.recipe, f"{bundle.path}/{MANIFEST}")
     check_on_bad(on_bad)
     prepared = prepare(features, bundle, options)
     system, features = prepared.system, prepared.features
@@ -177,40 +96,198 @@ def tune(
         truth, pairs = of_good_rows(truth, pairs, checked)
         if truth is not None:
             check_truth(truth, checked.faces, labels_name, unknown)
-    judge: Callable[[np.ndarray], Evaluation]
-    if truth is not None:
-        judge = partial(evaluate, truth=truth, unknown=unknown)
-    else:
-        assert pairs is not None  # see check_given
-        judge = judge_of(pairs)
-    score = scored_by(objective, min_precision)
+    judge = judge_from(truth, pairs, unknown)
+    recipe = settings_from_dict(bundle.about.recipe, f"{bundle.path}/{MANIFEST}")
+    identity = None if truth is None else people_in(truth, unknown)
+    found: Elsewhere | str | None = None
     with (
         threads_limited(options.cores),
         opened_store(prepared, Path(run_dir) if run_dir else None, scratch_dir) as store,
         told_of_compiling(progress.compiling),
     ):
-        started = time.perf_counter()
         run = begin_run(checked, bundle, options, store, progress, final=False)
-        as_they_are = [Tunable(one.key, (setting_of(run.settings, one.key),)) for one in tunables]
-        (before,) = sweep(run, judge, as_they_are, score, rounds=0)
-        seconds = time.perf_counter() - started
-        total = int(np.prod([len(tunable.values) for tunable in tunables]))
-        # Products are there already: what is left shows one bar.
-        run.progress = Progress()
-        with progress.bar("tuning", total, unit="settings") as bar:
-            trials = sweep(run, judge, tunables, score, seen=lambda trial: bar.advance(1))
-        computed = what_was_computed(run, bundle)
-        store.describe(computed)
+        tried = try_all(run, bundle, judge, tunables, objective, min_precision, methods=repeats > 0)
+        store.describe(tried.computed)
+        if identity is not None and repeats:
+            task = Task([trial.values for trial in tried.trials], tunables, objective, min_precision)
+            half = dataclasses.replace(options, memory=options.budget // 2)  # two of them at a time
+            kept = claimed_folder(store) if run_dir else None
+            with progress.bar("halves", 2 * repeats * len(tried.trials), unit="settings") as bar:
+                found = judged_elsewhere(
+                    checked.faces,
+                    identity,
+                    bundle,
+                    task,
+                    repeats,
+                    half,
+                    kept,
+                    scratch_dir,
+                    lambda: bar.advance(1),
+                )
         store.drop_scratch()
-    best = best_reaching(trials, tunables, objective, min_precision)
-    recipe = with_settings(recipe, best.values)
-    told = {"notes": run.notes} if run.notes else {}
-    sure = (
-        estimated(judge, [before, *trials], best, tunables[0].key) if isinstance(judge, PairJudge) else None
+    return told_of(tried, judge, tunables, objective, min_precision, identity, found, recipe)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """The trials on all faces, that of the settings as they were, how long one took, and what the run says of itself.
+
+    without: methods without a network by title, each at its best.
+    """
+
+    trials: Sequence[Trial]
+    before: Trial
+    seconds: float
+    computed: Mapping[str, object]
+    notes: Sequence[str]
+    without: Mapping[str, Trial]
+
+
+def try_all(
+    run: Run,
+    bundle: Bundle,
+    judge: Callable[[np.ndarray], Evaluation],
+    tunables: Sequence[Tunable],
+    objective: str,
+    min_precision: float,
+    *,
+    methods: bool,
+) -> Tried:
+    """Try the settings as they are, and then all others, with further ones near the best.
+
+    methods: whether those without a network are tried, too.
+    """
+    score = scored_by(objective, min_precision)
+    started = time.perf_counter()
+    as_they_are = [Tunable(one.key, (setting_of(run.settings, one.key),)) for one in tunables]
+    (before,) = sweep(run, judge, as_they_are, score, rounds=0)
+    seconds = time.perf_counter() - started
+    total = int(np.prod([len(tunable.values) for tunable in tunables]))
+    progress, run.progress = (
+        run.progress,
+        Progress(),
+    )  # artifacts are there already: what is left shows one bar
+    with progress.bar("tuning", total, unit="settings") as bar:
+        trials = sweep(run, judge, tunables, score, seen=lambda trial: bar.advance(1))
+    computed = what_was_computed(run, bundle)
+    notes = list(run.notes)  # of all faces: methods have none
+    without = methods_at_best(run, judge, objective) if methods else {}
+    return Tried(trials, before, seconds, computed, notes, without)
+
+
+def methods_at_best(run: Run, judge: Callable[[np.ndarray], Evaluation], objective: str) -> dict[str, Trial]:
+    """Return methods without a network that need nothing but the run's lists, each at its best on these faces."""
+    lists = get_system(run.engines.system).neighbors(run).lists
+    found = {}
+    for name in PLAIN:
+        method = METHODS[name]
+        trials = [
+            Trial(values, judge(run.labels_of_all(labels))) for values, labels, _ in method.trials(lists)
+        ]
+        found[method.title] = best_trial(trials, method.settings, scored_by(objective, 0.0))
+    return found
+
+
+def told_of(
+    tried: Tried,
+    judge: Callable[[np.ndarray], Evaluation],
+    tunables: Sequence[Tunable],
+    objective: str,
+    min_precision: float,
+    identity: np.ndarray | None,
+    found: Elsewhere | str | None,
+    recipe: Recipe,
+) -> Tuned:
+    """Choose among what was tried; found: what halves tell of its worth, or why they cannot."""
+    highest = best_reaching(tried.trials, tunables, objective, min_precision)
+    best, excluded, apart = highest, 0, False
+    if isinstance(found, Elsewhere):
+        assert identity is not None
+        best, excluded, apart = flattest(tried.trials, tunables, objective, min_precision, identity, found)
+    people = 0 if identity is None else len(np.unique(identity[identity >= 0]))
+    sure = None
+    if isinstance(judge, PairJudge):
+        sure = estimated(judge, [tried.before, *tried.trials], best, tunables[0].key)
+    tuned = Tuned(
+        objective,
+        tunables,
+        tried.trials,
+        best,
+        tried.before,
+        recipe,
+        highest,
+        {"computed": tried.computed, **({"notes": list(tried.notes)} if tried.notes else {})},
+        people,
+        found if isinstance(found, Elsewhere) else None,
+        found if isinstance(found, str) else "",
+        excluded,
+        apart,
+        tried.without,
+        sure,
+        tried.seconds,
     )
-    return Tuned(
-        objective, tunables, trials, best, before, recipe, {"computed": computed, **told}, sure, seconds
-    )
+    chosen = dataclasses.replace(with_settings(recipe, best.values), tuned=tuned.tuning())
+    return dataclasses.replace(tuned, recipe=chosen)
+
+
+def flattest(
+    trials: Sequence[Trial],
+    tunables: Sequence[Tunable],
+    objective: str,
+    min_precision: float,
+    identity: np.ndarray,
+    found: Elsewhere,
+) -> tuple[Trial, int, bool]:
+    """Return the trial that stays good on all faces and on halves, and how many settings fall apart on any of them.
+
+    And whether all of them do. All faces count as much as all halves together.
+    """
+    everybody = Sample(trials, int(np.bincount(identity[identity >= 0]).max()))
+    samples = [everybody, *found.samples]
+    weights = [len(found.samples), *(1 for _ in found.samples)]
+    scores = scores_of(samples, weights, tunables, objective, min_precision)
+    out = everybody.fell_apart() | found.fell_apart()
+    return trials[chosen_of(trials, tunables, scores)], int(out.sum()), bool(out.all())
+
+
+def claimed_folder(store: Store) -> Path:
+    """Return the folder of the halves inside of a run folder; raises InputError when somebody else's stands there."""
+    assert isinstance(store, RunFolder)
+    store.claims.claim(HALVES)
+    folder = store.path / HALVES
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def judge_from(
+    truth: np.ndarray | None, pairs: CheckedPairs | None, unknown: str
+) -> Callable[[np.ndarray], Evaluation]:
+    """Return what tells how good labels (n,) are: by identities, else by pairs."""
+    if truth is not None:
+        return partial(evaluate, truth=truth, unknown=unknown)
+    assert pairs is not None  # see check_given
+    return judge_of(pairs)
+
+
+def people_in(truth: np.ndarray, unknown: str) -> np.ndarray:
+    """Number people from 0: (n,) int64, -1 for faces of unknown identity, unless each is one of its own."""
+    if unknown == "singleton":
+        return identities_of(truth)
+    identity = np.full(len(truth), -1, np.int64)
+    known = truth != -1
+    identity[known] = identities_of(truth[known])
+    return identity
+
+
+def check_asked(objective: str, min_precision: float, repeats: int, unknown: str) -> None:
+    """Raise InputError unless there is such a measure, such a precision, and so on."""
+    if objective not in CHOICES:
+        raise InputError(f"--objective {objective}: is none of {', '.join(CHOICES)}.")
+    if not 0 <= min_precision <= 1:
+        raise InputError(f"--min-precision {min_precision}: is no precision (0 to 1).")
+    if repeats < 0:
+        raise InputError(f"--repeats {repeats}: is negative; 0 does without halves.")
+    check_unknown(unknown)
 
 
 def check_tunable(system: System, tunables: tuple[Tunable, ...]) -> tuple[Tunable, ...]:
@@ -253,40 +330,21 @@ def estimated(judge: PairJudge, trials: Sequence[Trial], best: Trial, key: str) 
     return Estimated(len(judge.ids), int(judge.same.sum()), judge.weighted, f, chosen)
 
 
-@contextlib.contextmanager
-def opened_store(prepared: Prepared, run_dir: Path | None, scratch_dir: Path | str | None) -> Iterator[Store]:
-    """Open where artifacts are kept: in ``run_dir``, else in memory, or, where they are too large, in a folder.
-
-    That folder is removed at the end. Raises InputError when another's files are in the place of artifacts.
-    """
-    artifacts, options = prepared.artifacts(), prepared.options
-    with contextlib.ExitStack() as stack:
-        folder = run_dir
-        if folder is None and sum_of_artifacts(artifacts) > options.budget // 2:
-            place = scratch_folder(options.scratch, scratch_dir)
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=place)))
-        if folder is None:
-            yield MemoryStore()
-            return
-        store = stack.enter_context(RunFolder(folder))
-        store.check_free([*places_of_run(prepared.system, artifacts), *places_of(ROWS)])
-        yield store
-
-
 def best_reaching(
     trials: Sequence[Trial], tunables: Sequence[Tunable], objective: str, min_precision: float
 ) -> Trial:
     """Return the best trial; raises InputError when none is as precise as it has to be."""
     best = best_trial(trials, tunables, scored_by(objective, min_precision))
+    which = "pairwise and BCubed" if objective == MEAN else TITLES[objective]
     if min_precision and not best.joins:
         raise InputError(
-            f"no setting reaches {objective} precision {min_precision}: none joins two faces of known identity; give "
+            f"no setting reaches {which} precision {min_precision}: none joins two faces of known identity; give "
             "more faces, or the engine of another network."
         )
-    if best.measure(objective).precision < min_precision:
+    if best.precision(objective) < min_precision:
         raise InputError(
-            f"no setting that joins faces reaches {objective} precision {min_precision}: the highest is "
-            f"{best.measure(objective).precision:.4f}, with {describe_values(best.values)} (recall "
+            f"no setting that joins faces reaches {which} precision {min_precision}: the highest is "
+            f"{best.precision(objective):.4f}, with {describe_values(best.values)} (recall "
             f"{best.measure(objective).recall:.4f}); lower --min-precision."
         )
     return best
@@ -321,77 +379,3 @@ def check_number(found: int, features: Features, where: str) -> None:
         raise InputError(
             f"{where}: {found:,} labels for {n:,} faces{width}; give the labels of these very faces{other}."
         )
-
-
-def write_tuned(tuned: Tuned, features: str, output: Path) -> Path:
-    """Write the recipe to ``output`` and the precision-recall plot beside it (``.png``), whose path is returned.
-
-    Raises InputError when another picture is there.
-    """
-    plot = output.with_suffix(".png")
-    check_replaceable(plot, is_drawn_here, "the plot")
-    lines = [
-        f"Tuned on {tuned_on(tuned)} for {tuned.objective} F: {describe_values(tuned.best.values)}.",
-        *(f"{name} {figures(tuned.best.measure(name))}." for name in tuned.measures),
-    ]
-    with atomic_file(output) as file:
-        file.write(recipe_text(tuned.recipe, lines).encode())
-    curve = tuned.curve()
-    draw_precision_recall(
-        plot,
-        {name: [_point(trial.measure(name)) for trial in curve] for name in tuned.measures},
-        {name: _point(tuned.best.measure(name)) for name in tuned.measures},
-        f"{Path(features).name}: {describe_values(tuned.best.values)}",
-    )
-    return plot
-
-
-def tuned_on(tuned: Tuned) -> str:
-    """Say on what settings were chosen: "300 labelled faces"."""
-    if tuned.estimated is not None:
-        return f"{tuned.estimated.pairs:,} checked pairs"
-    return f"{tuned.best.evaluation.faces:,} labelled faces"
-
-
-def check_outputs(output: Path) -> Path:
-    """Return ``output`` when recipe and plot can be written there; raises InputError otherwise."""
-    if output.suffix != ".toml":
-        raise InputError(f"{output}: a recipe is TOML; give a name that ends in .toml.")
-    check_parent(output)
-    plot = check_parent(output.with_suffix(".png"))
-    check_replaceable(plot, is_drawn_here, "the plot")
-    return output
-
-
-def describe_values(values: Mapping[str, Value]) -> str:
-    """Say settings as a recipe has them: "links.tau = 0.74"."""
-    said = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    return ", ".join(f"{key} = {value}" for key, value in said.items())
-
-
-def figures(measure: PrecisionRecall) -> str:
-    """Say a measure as in "F 0.8123 (precision 0.9, recall 0.74)"."""
-    return f"F {measure.f:.4f} (precision {measure.precision:.4f}, recall {measure.recall:.4f})"
-
-
-def as_dict(tuned: Tuned) -> dict[str, object]:
-    """Return what ``fcdeploy tune --json`` prints."""
-    return {
-        "objective": tuned.objective,
-        **({"unknown": unknown} if (unknown := tuned.best.evaluation.unknown) else {}),
-        **({"estimated": asdict(tuned.estimated)} if tuned.estimated is not None else {}),
-        "best": _row(tuned.best, tuned.measures),
-        "before": _row(tuned.before, tuned.measures),
-        **tuned.summary,
-        "trials": [_row(trial, tuned.measures) for trial in tuned.trials],
-    }
-
-
-def _row(trial: Trial, measures: Sequence[str]) -> dict[str, object]:
-    return {"values": dict(trial.values), "clusters": trial.evaluation.clusters} | {
-        name: trial.measure(name).as_dict() for name in measures
-    }
-
-
-def _point(measure: PrecisionRecall) -> tuple[float, float]:
-    return measure.recall, measure.precision

@@ -30,7 +30,9 @@ from fcdeploy.systems import Recipe, System, Tunable
 from fcdeploy.systems.settings import setting_of, settings_from_dict, with_settings
 from fcdeploy.systems.training_types import Value
 from fcdeploy.training.curves import draw_stability, is_drawn_here
-from fcdeploy.training.tune import check_tunable, describe_values, opened_store
+from fcdeploy.training.stores import opened_store
+from fcdeploy.training.tune import check_tunable
+from fcdeploy.training.tuned import describe_values
 
 DEFAULTS = Options()
 HALF = 0.5  # of its neighbors: a part that more of them speak for joining should be joined

@@ -7,16 +7,20 @@ import pytest
 
 import fcdeploy
 from fcdeploy.cli import main
+from fcdeploy.clustering.by_identity import spread_of
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.checked_pairs import CheckedPairs
 from fcdeploy.data.features import features_from_array
 from fcdeploy.errors import InputError
 from fcdeploy.run.folder import RunFolder
 from fcdeploy.run.options import Options
-from fcdeploy.systems.settings import settings_as_dict
-from fcdeploy.training import tune as tuning
+from fcdeploy.systems.settings import settings_as_dict, settings_from_dict
+from fcdeploy.training import stores
+from fcdeploy.training.halves import halves_of
 from fcdeploy.training.sweep import Trial, best_trial, near
-from fcdeploy.training.tune import as_dict, describe_values, tune
+from fcdeploy.training.tune import tune
+from fcdeploy.training.tuned import describe_values
+from fcdeploy.training.tuned_files import as_dict, write_tuned
 from fcdeploy.training.unlabelled import tune_unlabelled, unlabelled_as_dict, write_unlabelled
 
 pytest.importorskip("onnxscript")
@@ -57,7 +61,7 @@ def test_trials_are_those_of_whole_runs_and_the_best_of_them_is_chosen(objective
     fcdeploy.cluster(features, engine=bundle.path, threads=1)
     once = len(calls)
     calls.clear()
-    tuned = tune(features_from_array(features), bundle, truth, objective=objective, options=ONE)
+    tuned = tune(features_from_array(features), bundle, truth, objective=objective, repeats=0, options=ONE)
     assert len(calls) == once  # however many settings were tried
     assert len(tuned.trials) > 50
     f = {trial.values["links.tau"]: trial.measure(objective).f for trial in tuned.trials}
@@ -77,8 +81,9 @@ def test_trials_are_those_of_whole_runs_and_the_best_of_them_is_chosen(objective
 
 def test_the_highest_f_among_settings_of_the_precision_asked_for(bundle, faces):
     features, truth = features_from_array(faces[0]), faces[1]
-    free = tune(features, bundle, truth, options=ONE)
-    strict = tune(features, bundle, truth, min_precision=0.93, options=ONE)
+    few = {"objective": "pairwise", "repeats": 0, "options": ONE}
+    free = tune(features, bundle, truth, **few)
+    strict = tune(features, bundle, truth, min_precision=0.93, **few)
     assert free.best.evaluation.pairwise.precision < 0.93
     fitting = [trial for trial in strict.trials if trial.evaluation.pairwise.precision >= 0.93]
     assert strict.best.evaluation.pairwise.f == max(trial.evaluation.pairwise.f for trial in fitting)
@@ -88,7 +93,7 @@ def test_the_highest_f_among_settings_of_the_precision_asked_for(bundle, faces):
     with pytest.raises(
         InputError, match=r"no setting that joins faces reaches pairwise precision 1\.0: the highest is"
     ):
-        tune(features, bundle, mixed, min_precision=1.0, options=ONE)
+        tune(features, bundle, mixed, min_precision=1.0, **few)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +114,51 @@ def test_a_run_folder_takes_up_what_was_made(bundle, faces, tmp_path, monkeypatc
     from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 
     features, truth = features_from_array(faces[0]), faces[1]
-    first = tune(features, bundle, truth, run_dir=tmp_path / "run", options=ONE)
+    first = tune(features, bundle, truth, run_dir=tmp_path / "run", repeats=1, options=ONE)
     monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda *args: pytest.fail("refined again"))
-    again = tune(features, bundle, truth, run_dir=tmp_path / "run", options=ONE, min_precision=0.93)
+    again = tune(
+        features, bundle, truth, run_dir=tmp_path / "run", repeats=1, options=ONE, min_precision=0.93
+    )
     assert [trial.evaluation for trial in again.trials[:50]] == [
         trial.evaluation for trial in first.trials[:50]
     ]
+    for one, other in zip(again.elsewhere.samples, first.elsewhere.samples, strict=True):
+        assert one.trials[:50] == other.trials[:50]
+
+
+def test_the_choice_stays_on_halves_of_the_people_each_clustered_anew(bundle, faces, tmp_path):
+    """What is chosen is no mega-cluster anywhere; trials of a half are those of its faces clustered alone."""
+    features, truth = faces
+    tuned = tune(features_from_array(features), bundle, truth, repeats=2, options=ONE)
+    assert len(tuned.elsewhere.samples) == 4
+    at = next(at for at, trial in enumerate(tuned.trials) if trial is tuned.best)
+    assert not tuned.elsewhere.fell_apart()[at]
+    assert tuned.best.evaluation.largest <= 1.5 * np.bincount(truth).max()
+    half = halves_of(truth, 0)[0]
+    alone = fcdeploy.cluster(
+        features[half.faces], engine=bundle.path, tau=tuned.best.values["links.tau"], threads=1
+    )
+    assert (
+        evaluate(alone, half.identity).clusters == tuned.elsewhere.samples[0].trials[at].evaluation.clusters
+    )
+    pairwise, bcubed = spread_of(alone, half.identity).measures(len(truth) / len(half.faces))
+    assert tuned.elsewhere.samples[0].trials[at].evaluation.pairwise == pairwise
+    assert tuned.elsewhere.samples[0].trials[at].evaluation.bcubed == bcubed
+    for name in tuned.measures:
+        assert tuned.expected[name].f <= tuned.best.measure(name).f
+    assert settings_from_dict(settings_as_dict(tuned.recipe), "here") == tuned.recipe
+    write_tuned(tuned, tmp_path / "tuned.toml")
+    assert load_recipe(tmp_path / "tuned.toml") == tuned.recipe
+    json.dumps(as_dict(tuned), allow_nan=False)
+
+
+def test_too_few_people_are_told_and_tuned_all_the_same(bundle, faces):
+    truth = np.minimum(np.searchsorted([0, 100, 200], np.arange(FACES), side="right"), 3)
+    tuned = tune(features_from_array(faces[0]), bundle, truth, options=ONE)
+    assert tuned.elsewhere is None
+    assert tuned.best is tuned.highest
+    assert "too few people" in tuned.untold
+    assert tuned.recipe.tuned.expected_pairwise_f is None
 
 
 def test_the_command_prints_the_trade_off_and_writes_recipe_and_plot(
@@ -125,7 +169,19 @@ def test_the_command_prints_the_trade_off_and_writes_recipe_and_plot(
     faces[0].tofile("f.bin")
     np.save("l.npy", faces[1])
     np.save("short.npy", faces[1][1:])
-    data = ("tune", "--engine", bundle.path, "--features", "f.npy", "--labels", "l.npy", "--threads", 1)
+    data = (
+        "tune",
+        "--engine",
+        bundle.path,
+        "--features",
+        "f.npy",
+        "--labels",
+        "l.npy",
+        "--threads",
+        1,
+        "--repeats",
+        1,
+    )
     done = fcdeploy(*data, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -133,6 +189,13 @@ def test_the_command_prints_the_trade_off_and_writes_recipe_and_plot(
     assert written.links.tau == found["best"]["values"]["links.tau"]
     assert written.neighborhood.hops == (20, 5)
     assert found["before"]["values"] == {"links.tau": 0.3}
+    expected = found["expected"]["pairwise"]
+    assert written.tuned.expected_pairwise_f == pytest.approx(expected["f"], abs=1e-4)
+    assert written.tuned.expected_pairwise_range == pytest.approx(expected["interval"], abs=1e-4)
+    assert written.tuned.pairwise_f == pytest.approx(found["best"]["pairwise"]["f"], abs=1e-4)
+    assert written.tuned.people == len(np.unique(faces[1]))
+    done = fcdeploy(*data)
+    assert f"Expected on other people: pairwise F {expected['f']:.3f}" in done.out
     assert (tmp_path / "tuned.png").read_bytes().startswith(b"\x89PNG")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for options, says in (
@@ -206,11 +269,11 @@ def test_what_does_not_fit_into_memory_lies_in_scratch_until_the_end(bundle, fac
     """What a run over 300 faces makes is more than half of a budget of 100 kB, and the trials are the same."""
     features, truth = faces
     rooms = []
-    monkeypatch.setattr(tuning, "RunFolder", lambda folder: rooms.append(folder) or RunFolder(folder))
-    in_memory = tune(features_from_array(features), bundle, truth, options=ONE)
+    monkeypatch.setattr(stores, "RunFolder", lambda folder: rooms.append(folder) or RunFolder(folder))
+    in_memory = tune(features_from_array(features), bundle, truth, repeats=0, options=ONE)
     assert rooms == []
     little = Options(threads=1, memory=100_000, scratch=tmp_path)
-    on_disk = tune(features_from_array(features), bundle, truth, options=little)
+    on_disk = tune(features_from_array(features), bundle, truth, repeats=0, options=little)
     assert [room.parent for room in rooms] == [tmp_path]
     assert on_disk.trials == in_memory.trials
     assert not list(tmp_path.iterdir())
@@ -246,7 +309,7 @@ def test_pairs_of_fcdeploy_pairs_answered_by_the_truth_choose_nearly_the_best_th
     assert tuned.measures == ("pairwise",)
     low, high = tuned.estimated.f
     assert 0 < low <= tuned.best.measure("pairwise").f <= high <= 1
-    whole = tune(features_from_array(features), bundle, truth, options=ONE)
+    whole = tune(features_from_array(features), bundle, truth, repeats=0, options=ONE)
     f = {trial.values["links.tau"]: trial.measure("pairwise").f for trial in whole.trials}
     labels = fcdeploy.cluster(features, engine=bundle.path, tau=tuned.recipe.links.tau)
     assert evaluate(labels, truth).pairwise.f >= max(f.values()) - 0.05
@@ -261,7 +324,9 @@ def test_all_pairs_give_the_figures_of_all_labels(bundle, faces):
     same = truth[ids[:, 0]] == truth[ids[:, 1]]
     pairs = CheckedPairs("pairs", ids, same, np.arange(len(ids)), 0, {})
     by_pairs = tune(features_from_array(features), bundle, pairs=pairs, options=ONE)
-    by_labels = tune(features_from_array(features), bundle, truth, options=ONE)
+    by_labels = tune(
+        features_from_array(features), bundle, truth, objective="pairwise", repeats=0, options=ONE
+    )
     assert not by_pairs.estimated.weighted
     for one, other in zip(by_pairs.trials, by_labels.trials, strict=True):
         assert one.values == other.values
@@ -275,7 +340,7 @@ def test_without_labels_a_value_is_suggested_where_neighbors_agree(bundle, faces
     assert found.best.votes == max(point.votes for point in found.points)
     labels = fcdeploy.cluster(features, engine=bundle.path, tau=found.best.value, threads=1)
     assert found.best.clusters == labels.max() + 1
-    whole = tune(features_from_array(features), bundle, truth, options=ONE)
+    whole = tune(features_from_array(features), bundle, truth, repeats=0, options=ONE)
     assert evaluate(labels, truth).pairwise.f >= whole.best.measure("pairwise").f - 0.1
     plot = write_unlabelled(found, "features.npy", tmp_path / "tuned.toml")
     assert load_recipe(tmp_path / "tuned.toml").links.tau == found.best.value

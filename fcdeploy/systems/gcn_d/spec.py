@@ -11,6 +11,7 @@ from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
 from fcdeploy.run.options import Options
 from fcdeploy.systems import Network, Weights, Widths
+from fcdeploy.systems.recipe import Tuning
 from fcdeploy.systems.training_types import Tunable, thresholds
 
 DETECT, PURITY, SEGMENT = "detect", "purity", "segment"  # predict IoU, IoP, and the members of a proposal
@@ -163,6 +164,7 @@ class Recipe:
     segment: SegmentSettings = field(default_factory=SegmentSettings)
     overlap: OverlapSettings = field(default_factory=OverlapSettings)
     tolerance: ToleranceSettings = field(default_factory=ToleranceSettings)
+    tuned: Tuning | None = None
 
     @classmethod
     def for_weights(cls, weights: Weights) -> "Recipe":

@@ -8,6 +8,7 @@ from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
 from fcdeploy.run.options import Options
 from fcdeploy.systems import Network, Weights, Workload
+from fcdeploy.systems.recipe import Tuning
 
 WIDTHS = (512, 512, 256, 256)  # of the outputs of conv1 to conv4, in both releases
 KERNEL_SECONDS = 6e-6  # of one core a face of a sub-graph, measured on an EPYC of 2023
@@ -72,6 +73,7 @@ class Recipe:
     neighborhood: NeighborhoodSettings = field(default_factory=NeighborhoodSettings)
     propagation: PropagationSettings = field(default_factory=PropagationSettings)
     tolerance: ToleranceSettings = field(default_factory=ToleranceSettings)
+    tuned: Tuning | None = None
 
     @classmethod
     def for_weights(cls, weights: Weights) -> "Recipe":

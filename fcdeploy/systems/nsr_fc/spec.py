@@ -10,7 +10,7 @@ from fcdeploy.run.options import Options
 from fcdeploy.systems import Network, Weights, Workload
 from fcdeploy.systems.pse_gcn.spec import NETWORK as REFINE
 from fcdeploy.systems.pse_gcn.spec import FeatureSettings, NeighborhoodSettings
-from fcdeploy.systems.recipe import TensorShapes
+from fcdeploy.systems.recipe import TensorShapes, Tuning
 from fcdeploy.systems.training_types import Tunable, probabilities, thresholds
 
 HEADS = 8  # of every published attention; no shape of a checkpoint says it
@@ -90,6 +90,7 @@ class Recipe:
     density_peaks: DensityPeaksSettings = field(default_factory=DensityPeaksSettings)
     pairs: PairSettings = field(default_factory=PairSettings)
     tolerance: ToleranceSettings = field(default_factory=ToleranceSettings)
+    tuned: Tuning | None = None
 
     @classmethod
     def for_weights(cls, weights: Weights) -> "Recipe":

@@ -6,6 +6,7 @@ from typing import ClassVar
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
 from fcdeploy.systems import Network, Weights
+from fcdeploy.systems.recipe import Tuning
 
 TABLES = (
     "local",
@@ -96,6 +97,7 @@ class Recipe:
     neighborhood: NeighborhoodSettings = field(default_factory=NeighborhoodSettings)
     links: LinkSettings = field(default_factory=LinkSettings)
     tolerance: ToleranceSettings = field(default_factory=ToleranceSettings)
+    tuned: Tuning | None = None
 
     @classmethod
     def for_weights(cls, weights: Weights) -> "Recipe":

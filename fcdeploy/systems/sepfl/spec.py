@@ -6,6 +6,7 @@ from typing import ClassVar
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
 from fcdeploy.systems import Network, Weights
+from fcdeploy.systems.recipe import Tuning
 
 ACCEPTED = 0.5  # probability from which a link is accepted
 
@@ -59,6 +60,7 @@ class Recipe:
     features: FeatureSettings = field(default_factory=FeatureSettings)
     links: LinkSettings = field(default_factory=LinkSettings)
     tolerance: ToleranceSettings = field(default_factory=ToleranceSettings)
+    tuned: Tuning | None = None
 
     @classmethod
     def for_weights(cls, weights: Weights) -> "Recipe":

@@ -7,7 +7,7 @@ from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError
 from fcdeploy.run.options import Options
 from fcdeploy.systems import Network, Weights, Workload
-from fcdeploy.systems.recipe import Tolerance
+from fcdeploy.systems.recipe import Tolerance, Tuning
 
 INPUT, TRANSFORMED = FEATURES = ("input", "transformed")
 EDGE_K, EDGE_TAU = 160, 0.8  # of GCN-E, published for MS1M
@@ -86,6 +86,7 @@ class Recipe:
     links: LinkSettings = field(default_factory=LinkSettings)
     edge: EdgeSettings = field(default_factory=EdgeSettings)
     tolerance: ToleranceSettings = field(default_factory=ToleranceSettings)
+    tuned: Tuning | None = None
 
     @classmethod
     def for_weights(cls, weights: Weights) -> "Recipe":
