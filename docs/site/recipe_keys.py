@@ -110,6 +110,7 @@ MEANING: dict[str, dict[str, str]] = {
         "segment.keep_outlier": "Removed members form a cluster of their own, ranked last.",
         "overlap.min_score": "Score a proposal needs.",
         "overlap.max_iou": "IoU with a better proposal above which one is dropped; 1: none is.",
+        "overlap.min_cohesion": "Mean similarity of a proposal's pairs of faces that it needs; -1: any.",
     },
     "ve-gcn": {
         "graph.k": "Neighbors per face of which GCN-V's graph is made; the face itself counts.",

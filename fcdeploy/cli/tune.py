@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from fcdeploy.data.features import Features
     from fcdeploy.engine.bundle import Bundle
-    from fcdeploy.run.options import Options
     from fcdeploy.training.tuned import Tuned
 
 
@@ -130,19 +129,19 @@ def command(
     options = Options(**chosen)
     _check(labels, pairs, unlabelled, label_column, objective, min_precision)
     _check_output(output, (features, labels, pairs))
-    bad_list = bad_list_of(output)
     bundle = read_bundle(engine)
-    opened = open_and_tell(
-        features,
-        None,
-        width=bundle.feature_dim,
-        column=column,
-        output=output,
-        scratch=options.scratch,
-        quiet=quiet,
-    )
+    place: dict[str, Any] = {"output": output, "scratch": options.scratch}
+    opened = open_and_tell(features, None, width=bundle.feature_dim, column=column, quiet=quiet, **place)
+    surroundings: dict[str, Any] = {
+        "options": options,
+        "on_bad": on_bad,
+        "bad_list": bad_list_of(output),
+        "run_dir": run_dir,
+        "scratch_dir": output.parent,
+        "quiet": quiet or as_json,
+    }
     if unlabelled:
-        _suggest(opened, bundle, options, output, on_bad, bad_list, run_dir, as_json, quiet)
+        _suggest(opened, bundle, surroundings, output, as_json, quiet)
         return
     truth = None if labels is None else _read_truth(labels, opened, label_column)
     checked = None if pairs is None else read_pairs(pairs, opened.n)
@@ -156,13 +155,8 @@ def command(
             min_precision=min_precision,
             repeats=repeats,
             unknown=unknown,
-            options=options,
-            on_bad=on_bad,
-            bad_list=bad_list,
-            run_dir=run_dir,
-            scratch_dir=output.parent,
             labels_name=str(labels),
-            quiet=quiet or as_json,
+            **surroundings,
         )
     plot = write_tuned(tuned, output)
     if as_json:
@@ -226,34 +220,22 @@ def _read_truth(labels: Path, opened: "Features", label_column: str | None) -> "
 def _suggest(
     opened: "Features",
     bundle: "Bundle",
-    options: "Options",
+    surroundings: dict[str, Any],
     output: Path,
-    on_bad: str,
-    bad_list: Path,
-    run_dir: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Suggest a threshold without labels, and print how stable clusters are over its values."""
+    """Suggest a threshold without labels, and print how stable clusters are over its values.
+
+    surroundings: options of the run and where it keeps what, as for ``tune``.
+    """
     from rich.table import Table
 
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.training.unlabelled import tune_unlabelled, unlabelled_as_dict, write_unlabelled
 
-    with (
-        resumable(_advice(run_dir)),
-        told_of_lost_pages(),
-    ):
-        found = tune_unlabelled(
-            opened,
-            bundle,
-            options=options,
-            on_bad=on_bad,
-            bad_list=bad_list,
-            run_dir=run_dir,
-            scratch_dir=output.parent,
-            quiet=quiet or as_json,
-        )
+    with resumable(_advice(surroundings["run_dir"])), told_of_lost_pages():
+        found = tune_unlabelled(opened, bundle, **surroundings)
     plot = write_unlabelled(found, opened.name, output)
     if as_json:
         click.echo(json.dumps(unlabelled_as_dict(found), indent=1))

@@ -10,7 +10,7 @@ that the other does not hold.
 
 import numpy as np
 
-from fcdeploy.graph.kernels import njit
+from fcdeploy.graph.kernels import njit, prange
 
 UNCOVERED = -1
 
@@ -150,6 +150,82 @@ def first_holders(n: int, offsets: np.ndarray, nodes: np.ndarray, order: np.ndar
         for t in range(offsets[p], offsets[p + 1]):
             if holder[nodes[t]] == UNCOVERED:
                 holder[nodes[t]] = p
+    return holder
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def lengths_of(vectors: np.ndarray) -> np.ndarray:
+    """Return the 2-norm of each row of (n, d) float32, (n,) float64."""
+    lengths = np.empty(len(vectors), dtype=np.float64)
+    for face in prange(len(vectors)):
+        total = 0.0
+        for value in vectors[face]:
+            total += np.float64(value) * np.float64(value)
+        lengths[face] = np.sqrt(total)
+    return lengths
+
+
+@njit(cache=True, nogil=True)
+def _cohesion(faces: np.ndarray, vectors: np.ndarray, lengths: np.ndarray, sums: np.ndarray) -> float:
+    """Return the mean cosine similarity between two of some faces, 1 of a single one; sums (d,) float64 is scratch.
+
+    The squared length of the sum of unit vectors holds every pair twice, and each face with itself.
+    """
+    if len(faces) < 2:
+        return 1.0
+    sums[:] = 0.0
+    for face in faces:
+        for at in range(len(sums)):
+            sums[at] += vectors[face, at] / lengths[face]
+    total = 0.0
+    for at in range(len(sums)):
+        total += sums[at] * sums[at]
+    return (total - len(faces)) / (float(len(faces)) * (len(faces) - 1))
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def cohesion_of(
+    offsets: np.ndarray, nodes: np.ndarray, order: np.ndarray, vectors: np.ndarray, lengths: np.ndarray
+) -> np.ndarray:
+    """Return how alike the faces of each proposal in ``order`` (r,) are, (r,) float64: the mean cosine of its pairs.
+
+    A proposal of one face or none has 1. vectors: (n, d) float32; lengths: their 2-norms.
+    """
+    found = np.ones(len(order), dtype=np.float64)
+    for rank in prange(len(order)):
+        sums = np.empty(vectors.shape[1], dtype=np.float64)
+        found[rank] = _cohesion(
+            nodes[offsets[order[rank]] : offsets[order[rank] + 1]], vectors, lengths, sums
+        )
+    return found
+
+
+@njit(cache=True, nogil=True)
+def first_cohesive_holders(
+    n: int,
+    offsets: np.ndarray,
+    nodes: np.ndarray,
+    order: np.ndarray,
+    vectors: np.ndarray,
+    lengths: np.ndarray,
+    min_cohesion: float,
+) -> np.ndarray:
+    """Return the proposal that each face belongs to, as ``first_holders``, but none gets faces that are not alike.
+
+    What better ones have left of a proposal has to have a mean cosine similarity of at least ``min_cohesion``;
+    otherwise its faces stay free for those behind it. vectors: (n, d) float32; lengths: their 2-norms.
+    """
+    holder = np.full(n, UNCOVERED, dtype=np.int64)
+    sums = np.empty(vectors.shape[1], dtype=np.float64)
+    free = np.empty(n, dtype=np.int64)
+    for p in order:
+        count = 0
+        for t in range(offsets[p], offsets[p + 1]):
+            if holder[nodes[t]] == UNCOVERED:
+                free[count] = nodes[t]
+                count += 1
+        if _cohesion(free[:count], vectors, lengths, sums) >= min_cohesion:
+            holder[free[:count]] = p
     return holder
 
 

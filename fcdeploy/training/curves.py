@@ -165,7 +165,7 @@ def draw_trade_off(path: Path, shown: TradeOffToDraw) -> None:
         left.set(ylabel="precision: share of the joins made that are right")
         right.axvline(positions[shown.chosen], linestyle="--", color="gray", linewidth=1)
         right.set(xlabel=shown.key, ylabel="F", ylim=(0, 1.08))
-        if not np.array_equal(positions, shown.values):
+        if [*positions] != [*shown.values]:  # each value where it comes, not where it stands
             ticks = spread_out(positions, TICKS)
             right.set_xticks([positions[at] for at in ticks], [f"{shown.values[at]}" for at in ticks])
         for axes in (left, right):

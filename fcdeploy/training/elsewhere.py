@@ -84,12 +84,18 @@ def mean_of(measures: Sequence[PrecisionRecall], part: str) -> float:
 
 @dataclass(frozen=True)
 class Task:
-    """What halves are asked: settings, tried on each of them, and how the best is chosen."""
+    """What halves are asked: settings, tried on each of them, how one is chosen, and how often people are dealt."""
 
     settings: Sequence[Mapping[str, Value]]
     tunables: Sequence[Tunable]
     objective: str
     min_precision: float
+    repeats: int
+
+    @property
+    def trials(self) -> int:
+        """How many settings are tried on halves in all."""
+        return 2 * self.repeats * len(self.settings)
 
     def chosen(self, sample: Sample) -> int:
         """Return the place of the setting that some faces alone would choose."""
@@ -102,13 +108,12 @@ def judged_elsewhere(
     identity: np.ndarray,
     bundle: Bundle,
     task: Task,
-    repeats: int,
     options: Options,
     kept: Path | None,
     scratch_dir: Path | str | None,
     seen: Callable[[], None],
 ) -> Elsewhere | str:
-    """Choose on one half of the people and judge on the other, and the other way round, as often as ``repeats``.
+    """Choose on one half of the people and judge on the other, and the other way round, as often as the task says.
 
     faces: good rows; identity: (n,) int64 of these, -1 where unknown; kept: a folder in which
     the halves' run folders go, to be taken up again. Returns a sentence where halves cannot be judged.
@@ -117,7 +122,7 @@ def judged_elsewhere(
     others: dict[str, list[PrecisionRecall]] = {name: [] for name in OBJECTIVES}
     draws: list[tuple[float, float]] = []
     samples, chosen = [], []
-    for repeat in range(repeats):
+    for repeat in range(task.repeats):
         halves = halves_of(identity, repeat)
         if halves is None:
             return "there are too few people with several faces to judge a choice on others"

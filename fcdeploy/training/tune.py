@@ -109,21 +109,14 @@ def tune(
         tried = try_all(run, bundle, judge, tunables, objective, min_precision, methods=repeats > 0)
         store.describe(tried.computed)
         if identity is not None and repeats:
-            task = Task([trial.values for trial in tried.trials], tunables, objective, min_precision)
-            half = dataclasses.replace(options, memory=options.budget // 2)  # two of them at a time
+            task = Task([trial.values for trial in tried.trials], tunables, objective, min_precision, repeats)
+            # Two halves at a time, computed the way that all faces are.
+            way = prepared.options.inference
+            half = dataclasses.replace(options, memory=options.budget // 2, inference=way)
             kept = claimed_folder(store) if run_dir else None
-            with progress.bar("halves", 2 * repeats * len(tried.trials), unit="settings") as bar:
-                found = judged_elsewhere(
-                    checked.faces,
-                    identity,
-                    bundle,
-                    task,
-                    repeats,
-                    half,
-                    kept,
-                    scratch_dir,
-                    lambda: bar.advance(1),
-                )
+            with progress.bar("halves", task.trials, unit="settings") as bar:
+                seen = partial(bar.advance, 1)
+                found = judged_elsewhere(checked.faces, identity, bundle, task, half, kept, scratch_dir, seen)
         store.drop_scratch()
     return told_of(tried, judge, tunables, objective, min_precision, identity, found, recipe)
 

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcdeploy.clustering.overlap import UNCOVERED, first_holders, rank_proposals, select_members, suppress
+from fcdeploy.clustering.overlap import (
+    UNCOVERED,
+    cohesion_of,
+    first_cohesive_holders,
+    first_holders,
+    lengths_of,
+    rank_proposals,
+    select_members,
+    suppress,
+)
 
 
 def as_arrays(proposals):
@@ -96,3 +105,39 @@ def test_thousands_of_proposals_round_few_faces_are_kept_alike(max_iou):
     expected = oracles_gcn_d.suppress(proposals, max_iou)
     assert kept(220, proposals, max_iou) == expected
     assert 20 < len(expected) < 780
+
+
+def mean_cosine(faces, vectors):
+    """The mean cosine of all pairs, one by one; of a single face 1."""
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    pairs = [float(unit[a] @ unit[b]) for a in faces for b in faces if a < b]
+    return sum(pairs) / len(pairs) if pairs else 1.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(sets_of_faces, st.floats(-0.3, 0.6), st.integers(0, 99))
+def test_what_a_proposal_gets_is_alike_and_what_is_not_stays_free(proposals, least, seed):
+    """As going through the proposals one by one, with every pair compared; vectors of any length."""
+    vectors = np.random.default_rng(seed).normal(0.4, 1, (12, 3)).astype(np.float32)
+    holder = {}
+    for at, faces in enumerate(proposals):
+        free = [face for face in sorted(faces) if face not in holder]
+        cohesion = mean_cosine(free, vectors)
+        if abs(cohesion - least) < 1e-6:
+            return  # rounding decides
+        if cohesion >= least:
+            holder |= dict.fromkeys(free, at)
+    offsets, nodes = as_arrays(proposals)
+    lengths, order = lengths_of(vectors), np.arange(len(proposals))
+    found = first_cohesive_holders(12, offsets, nodes, order, vectors, lengths, least)
+    assert found.tolist() == [holder.get(face, UNCOVERED) for face in range(12)]
+    whole = cohesion_of(offsets, nodes, order, vectors, lengths)
+    np.testing.assert_allclose(whole, [mean_cosine(sorted(faces), vectors) for faces in proposals], atol=1e-6)
+
+
+def test_the_lowest_cohesion_asks_nothing():
+    proposals = [{0, 1, 2}, {2, 3}, {4}]
+    vectors = np.random.default_rng(0).normal(0, 1, (6, 4)).astype(np.float32)
+    arrays, order = as_arrays(proposals), np.array([1, 0, 2])
+    found = first_cohesive_holders(6, *arrays, order, vectors, lengths_of(vectors), -1.0)
+    np.testing.assert_array_equal(found, first_holders(6, *arrays, order))

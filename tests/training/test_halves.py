@@ -164,8 +164,8 @@ def test_a_choice_is_judged_on_the_people_it_was_not_made_on(monkeypatch):
     monkeypatch.setattr(
         elsewhere, "spread_with", lambda run, half, values: spread_of(half.identity, half.identity)
     )
-    task = Task([{"tau": 0.1}, {"tau": 0.4}], [Tunable("tau", (0.1, 0.2, 0.3, 0.4))], "mean", 0.0)
-    found = judged_elsewhere(None, identity, None, task, 1, None, None, None, lambda: None)
+    task = Task([{"tau": 0.1}, {"tau": 0.4}], [Tunable("tau", (0.1, 0.2, 0.3, 0.4))], "mean", 0.0, 1)
+    found = judged_elsewhere(None, identity, None, task, None, None, None, lambda: None)
     assert not set(asked[0].identity) & set(asked[1].identity)
     assert [values["tau"] for values in found.chosen] == [0.1, 0.4]
     assert [one.f for one in found.own["pairwise"]] == pytest.approx([0.9, 0.8])

@@ -36,7 +36,7 @@ from fcdeploy.run.stage import Stage
 from fcdeploy.run.store import Arrays
 from fcdeploy.systems.gcn_d.decode import labels_from_scores
 from fcdeploy.systems.gcn_d.inputs import Graphs, Proposals, proposal_graphs, seeds_of
-from fcdeploy.systems.gcn_d.spec import DETECT, PURITY, SEGMENT, MergeSettings, ProposalSettings
+from fcdeploy.systems.gcn_d.spec import ANY_COHESION, DETECT, PURITY, SEGMENT, MergeSettings, ProposalSettings
 from fcdeploy.systems.limits import nearest_similarities, note_divided, note_united, persons_divided
 
 FACES_BLOCK = 4096
@@ -63,7 +63,7 @@ def cluster(run: Run) -> np.ndarray:
     members = None
     if SEGMENT in tables:
         members = member_probabilities(run, vectors, knn, proposed, scores, tables[SEGMENT])
-    return clusters(run, proposed, scores, members)
+    return clusters(run, vectors, proposed, scores, members)
 
 
 def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
@@ -415,7 +415,9 @@ def to_segment(run: Run, chosen: np.ndarray, scores: Artifact) -> np.ndarray:
 
 
 @step("clusters")
-def clusters(run: Run, proposed: Artifact, scores: Artifact, members: Artifact | None) -> np.ndarray:
+def clusters(
+    run: Run, vectors: Artifact, proposed: Artifact, scores: Artifact, members: Artifact | None
+) -> np.ndarray:
     """Labels (n,) int64: proposals by their scores, the highest first; see ``labels_from_scores``."""
     probability = None if members is None else members["probability"]
     labels = labels_from_scores(
@@ -425,6 +427,7 @@ def clusters(run: Run, proposed: Artifact, scores: Artifact, members: Artifact |
         probability,
         run.settings,
         run.options.uncovered or "singleton",
+        vectors.array if run.settings.overlap.min_cohesion > ANY_COHESION else None,
     )
     largest = max(base.max_size for base in run.settings.proposals)
     note_divided(run, labels, divided_of(proposed), MAX_SIZE, largest)

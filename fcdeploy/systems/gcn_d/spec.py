@@ -24,6 +24,7 @@ STAGES = {
 }
 SEEDS = ("degree", "random", "none")
 SELECTIONS = ("all", "iop")
+ANY_COHESION = -1.0  # two faces can be no less alike
 PUBLISHED_DEPTH = 4  # how often a network that only propagates does so if its recipe says just "true"
 
 
@@ -124,10 +125,15 @@ class SegmentSettings:
 
 @dataclass(frozen=True)
 class OverlapSettings:
-    """min_score that a proposal needs; max_iou with a better one, above which it is dropped (1: none is)."""
+    """min_score that a proposal needs; max_iou with a better one, above which it is dropped (1: none is).
+
+    min_cohesion: mean cosine similarity of its pairs of faces that it needs, with all of them, and with those that
+    better ones have left of it (-1, as published: any).
+    """
 
     min_score: float = -1.0
     max_iou: float = 1.0
+    min_cohesion: float = ANY_COHESION
 
 
 @dataclass(frozen=True)
@@ -236,6 +242,8 @@ class Recipe:
             return f"segment.min_iop = {self.segment.min_iop}, max_iop = {self.segment.max_iop}: no range in 0..1"
         if not self.overlap.max_iou >= 0:
             return f"overlap.max_iou = {self.overlap.max_iou} is negative"
+        if not -1 <= self.overlap.min_cohesion <= 1:
+            return f"overlap.min_cohesion = {self.overlap.min_cohesion} is no cosine similarity (-1 to 1)"
         if np.isnan(self.overlap.min_score):
             return "overlap.min_score is not a number"
         return None
@@ -322,10 +330,11 @@ def tunable(weights: Weights, options: Options) -> tuple[Tunable, ...]:
     The published th_outlier comes first: where segments make no difference it stays.
     """
     overlap = (
-        Tunable("overlap.min_score", (-1.0, *thresholds(0.0, 0.95, 0.05)), between=True),
-        Tunable("overlap.max_iou", (0.5, 0.7, 1.0)),
+        Tunable("overlap.min_cohesion", (ANY_COHESION, *thresholds(0.1, 0.7, 0.05)), between=True),
+        Tunable("overlap.min_score", (-1.0, 0.2, 0.4, 0.6)),
+        Tunable("overlap.max_iou", (0.5, 1.0)),
     )
-    segment = Tunable("segment.th_outlier", (0.5, 0.3, 0.1, 0.02, 0.0), between=True)
+    segment = Tunable("segment.th_outlier", (0.5, 0.1, 0.0))
     return (*overlap, segment) if SEGMENT in weights else overlap
 
 

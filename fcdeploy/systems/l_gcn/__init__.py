@@ -14,6 +14,8 @@ from fcdeploy.systems.l_gcn.flow import assign, cluster, evidence, neighbors
 from fcdeploy.systems.l_gcn.spec import NETWORK, Recipe, workload
 from fcdeploy.systems.training_types import Tunable
 
+# What is tried of a cluster's largest size, each half as large again as the one before it.
+SIZES = (2, 5, 10, 20, 50, 100, 150, 225, 340, 500, 750, 1100, 1700, 2500, 3800, 5700, 8500)
 SYSTEM = System(
     name="l-gcn",
     title="L-GCN",
@@ -28,7 +30,7 @@ SYSTEM = System(
     workload=workload,
     pooled=lambda n, settings: n * settings.neighborhood.hops[0],
     tunable=lambda weights, options: (
-        Tunable("propagation.max_size", (2, 5, 10, 20, 50, 100, 300, 1000, 3000, 10000), between=True),
+        Tunable("propagation.max_size", SIZES, between=True),
         Tunable("propagation.step", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), between=True),
     ),
     fit_lists=Recipe.for_lists,
