@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import torch
+from latency_plot import plot
 from report import RESULTS, write_report
 
 from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
@@ -184,113 +185,6 @@ def rows_of(report: Report, *, runs: bool = False) -> Iterator[dict[str, Any]]:
                 "compute_ms": 1e3 * row.parts.compute,
                 "per_s": row.per_second,
             }
-
-
-SIZES = {
-    "m": "faces or links per call",
-    "b": "faces, links or neighborhoods per call",
-    "s": "faces per batch",
-}
-Curve = list[dict[str, Any]]
-
-
-def curves_of(rows: Sequence[dict[str, Any]]) -> dict[str, Curve]:
-    """Return the rows of one pass as curves by name, the sizes of each growing."""
-    found: dict[str, Curve] = {}
-    for row in rows:
-        _, *others = sizes_of(row)
-        where = [] if row["opened"].startswith("CPU") else [row["opened"].replace("ExecutionProvider", "")]
-        name = ", ".join([row["precision"], *(f"{size} = {row[size]}" for size in others), *where])
-        found.setdefault(name, []).append(row)
-    return {name: sorted(curve, key=first_size) for name, curve in found.items()}
-
-
-def sizes_of(row: dict[str, Any]) -> list[str]:
-    return [name for name in row if name not in FIELDS]
-
-
-def first_size(row: dict[str, Any]) -> int:
-    size: int = row[sizes_of(row)[0]]
-    return size
-
-
-def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw latency and throughput over the batch, two panels per pass; whole runs of one size are bars."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = list(dict.fromkeys((row["system"], row["what"]) for row in rows))
-    across = min(3, len(panels))
-    lines = -(-len(panels) // across)
-    figure = pyplot.figure(figsize=(4.4 * across, 4.6 * lines), layout="constrained")
-    parts = figure.subfigures(lines, across, squeeze=False).flat
-    for part, (system, what) in zip(parts, panels, strict=False):
-        curves = curves_of([row for row in rows if (row["system"], row["what"]) == (system, what)])
-        part.suptitle(f"{system}: {what}", fontsize=11)
-        if all(len(curve) == 1 for curve in curves.values()):
-            _draw_bars(part.subplots(), curves)
-        else:
-            _draw_curves(part.subplots(2, 1, sharex=True), curves)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def _draw_curves(axes: Any, curves: dict[str, Curve]) -> None:
-    """Draw the median in milliseconds with a band up to the 99th percentile, and below it the throughput."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    above, below = axes
-    for at, (name, curve) in enumerate(curves.items()):
-        sizes, color = [first_size(row) for row in curve], f"C{at % 10}"
-        style = {"ls": "-" if "fp32" in name else "--", "marker": "o", "ms": 3, "color": color}
-        above.plot(sizes, [row["p50_ms"] for row in curve], label=name, **style)
-        above.fill_between(
-            sizes, *([row[f"p{p}_ms"] for row in curve] for p in (50, 99)), color=color, alpha=0.15, lw=0
-        )
-        below.plot(sizes, [row["per_s"] for row in curve], **style)
-    ticks = sorted({first_size(row) for curve in curves.values() for row in curve})
-    size = sizes_of(next(iter(curves.values()))[0])[0]
-    above.set(xscale="log", yscale="log", ylabel="milliseconds per call,\nmedian to 99 %")
-    below.set(xscale="log", ylabel="throughput per second", xlabel=SIZES.get(size, size))
-    below.set_ylim(bottom=0, top=1.12 * below.get_ylim()[1])
-    below.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    for axis in axes:
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axis.grid(alpha=0.3)
-    above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    above.yaxis.set_minor_formatter(NullFormatter())
-    above.legend(fontsize=6, framealpha=0.6)
-
-
-def _draw_bars(axis: Any, curves: dict[str, Curve]) -> None:
-    """Draw the median seconds of whole runs, with a line up to the 99th percentile and the throughput beside it."""
-    for at, (name, (row,)) in enumerate(curves.items()):
-        middle, late = row["p50_ms"] / 1e3, row["p99_ms"] / 1e3
-        axis.barh(
-            at, middle, xerr=[[0], [max(0.0, late - middle)]], color=f"C{at % 10}", height=0.5, capsize=3
-        )
-        told = f"{name}: {middle:.3g} s, {row['per_s']:,.0f} faces per second"
-        axis.text(0, at + 0.36, told, fontsize=7).set_in_layout(False)
-    size = f"{first_size(row):,} faces"
-    axis.set(xlabel=f"seconds per run of {size}, median to 99 %", yticks=[], ylim=(-0.6, len(curves) - 0.2))
-    axis.set_xlim(left=0)
-
-
-FIELDS = (
-    "system",
-    "precision",
-    "opened",
-    "what",
-    "calls",
-    *(f"p{p}_ms" for p in (50, 90, 99)),
-    "host_ms",
-    "copies_ms",
-    "compute_ms",
-    "per_s",
-)
 
 
 if __name__ == "__main__":

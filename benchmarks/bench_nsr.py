@@ -5,7 +5,7 @@
 Weights are random and of the published shapes (d = 256, k = 80, batches of 512; the pair networks' encoders have three
 layers); arithmetic does not depend on them, and quality is not what is measured here. Runs are commands in processes
 of their own, after a warm-up of 2,000 faces that compiles the kernels: one that links by pairs, then one by density
-peaks in the same run folder, which takes up what the first one re-scored.
+peaks in the same run folder, which reuses what the first one re-scored.
 """
 
 import json

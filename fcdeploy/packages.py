@@ -40,7 +40,7 @@ def tell_if_broken(error: MissingDependencyError, outcome: str) -> None:
 
 def _broken(title: str, install: str, error: BaseException) -> BrokenDependencyError:
     return BrokenDependencyError(
-        f"{title} is installed, but does not load ({reason_of(error)}); mend its installation, or install it again "
+        f"{title} is installed, but does not load ({reason_of(error)}); repair its installation, or install it again "
         f"with `{install}`."
     )
 

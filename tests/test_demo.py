@@ -72,7 +72,7 @@ def test_the_card_promises_what_the_pages_say() -> None:
 
 
 def test_readme_s_export_cluster_evaluate_ends_in_the_promised_figures(fcdeploy: Command, here: Path) -> None:
-    """With the recipe beside the checkpoint, as train leaves it; with the published settings F is 0.145."""
+    """With the recipe beside the checkpoint, as `fcdeploy train` writes it; with the published settings F is 0.145."""
     leave(here / "saves/checkpoint.pth", "pse-gcn-128.pth", "pse-gcn-demo.toml")
     text = run(fcdeploy, sequence("README.md", "export", "cluster", "evaluate"), "--json")
     assert figures(text) == pytest.approx(promised()[0], abs=0.003)

@@ -1,4 +1,4 @@
-"""The ``fcdeploy`` command: one module a verb, imported only when that verb is called."""
+"""The ``fcdeploy`` command: one module per verb, imported only when that verb is called."""
 
 import importlib
 import signal
@@ -22,29 +22,40 @@ from fcdeploy.cli.streams import STANDARD_OUTPUT, give_up_stdout, mend_streams
 from fcdeploy.cli.text import one_line
 from fcdeploy.errors import FcdeployWarning, speaking_flags
 
-VERBS = {
-    "export": "Turn authors' checkpoints into an ONNX bundle.",
-    "build": "Compile an ONNX bundle into TensorRT plans for one GPU.",
-    "faces": "Find the faces in photos, and write them as aligned crops.",
-    "embed": "Turn aligned face crops into a features file.",
-    "cluster": "Cluster a features file, or a list of face crops, with an engine.",
-    "assign": "Assign new faces to the clusters of a finished run.",
-    "update": "Add faces to a finished run, or remove some; clusters keep their numbers.",
-    "bench": "Measure latency and throughput of bundles.",
-    "triton": "Write a model repository for Triton Inference Server.",
-    "estimate": "Estimate the files, memory and time of a run.",
-    "train": "Train a network on your own labelled faces.",
-    "tune": "Choose the thresholds of an engine on labelled faces.",
-    "compare": "Compare engines, and methods without a network, on labelled faces.",
-    "pairs": "Draw the pairs of faces that are most worth checking by a person.",
-    "report": "Write a page to look at the clusters of a run.",
-    "review": "Look at the clusters of a run, and correct them, in a web browser.",
-    "export-clusters": "Write the clusters of a run as folders of images, or for another tool.",
-    "evaluate": "Compare predicted clusters with the truth.",
-    "inspect": "Show the contents of a bundle and its measured accuracy.",
-    "recipe": "Print a built-in export recipe.",
-    "doctor": "Tell what is installed, what works, and what is missing.",
+CHAPTERS = {  # verbs and what they do, in the order and under the titles of the help
+    "Cluster faces": {
+        "faces": "Detect the faces in photos, and write them as aligned crops.",
+        "embed": "Compute the embeddings of aligned face crops.",
+        "cluster": "Cluster faces: a features file, face crops, or photos.",
+        "estimate": "Estimate the files, memory and time of a run.",
+    },
+    "Work with the clusters": {
+        "report": "Write an HTML page that shows the clusters of a run.",
+        "review": "View and correct the clusters of a run in a web browser.",
+        "export-clusters": "Export the clusters of a run as folders of images, as a table, or for another tool.",
+        "evaluate": "Measure the quality of predicted clusters against true identities.",
+        "pairs": "Select the pairs of faces that are most worth checking by a person.",
+        "assign": "Assign new faces to the clusters of a finished run.",
+        "update": "Add faces to a finished run, or remove some; clusters keep their numbers.",
+    },
+    "Make engines": {
+        "export": "Export PyTorch checkpoints to an engine bundle of ONNX graphs.",
+        "build": "Compile an ONNX bundle into TensorRT plans for one GPU.",
+        "inspect": "Show the contents of a bundle and its measured accuracy.",
+        "recipe": "Print a built-in recipe for export.",
+        "bench": "Measure latency and throughput of bundles.",
+        "triton": "Write a model repository for Triton Inference Server.",
+    },
+    "Fit to your own faces": {
+        "compare": "Compare engines, and methods without a network, on labelled faces.",
+        "tune": "Choose the thresholds of an engine on your own faces.",
+        "train": "Train a network on your own labelled faces.",
+    },
+    "Installation": {
+        "doctor": "Show what is installed, what works, and what is missing.",
+    },
 }
+VERBS = {verb: line for chapter in CHAPTERS.values() for verb, line in chapter.items()}
 
 
 RENAMED = {"plan": "estimate"}  # verbs of earlier versions, which work for one more
@@ -65,8 +76,10 @@ class LazyGroup(click.Group):
         return importlib.import_module(f"fcdeploy.cli.{cmd_name.replace('-', '_')}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+        widest = max(map(len, VERBS))  # lines begin in one column in all chapters
+        for title, verbs in CHAPTERS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{verb:<{widest}}", line) for verb, line in verbs.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

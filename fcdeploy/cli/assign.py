@@ -5,10 +5,18 @@ from pathlib import Path
 import click
 
 from fcdeploy.cli.features import column_option, id_column_option, open_and_tell
-from fcdeploy.cli.types import Bytes, PathType
+from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.types import PathType
+
+GROUPS = {
+    "Input": ("run_dir", "engine", "column", "id_column"),
+    "Output": ("output", "unmatched", "quiet"),
+    "Machine": ("threads", "memory", "device"),
+}
 
 
-@click.command("assign")
+@click.command("assign", cls=grouped(GROUPS))
 @click.argument("features", type=PathType)
 @click.option(
     "--run-dir", required=True, type=PathType, help="Folder of a finished `fcdeploy cluster --run-dir`."
@@ -19,23 +27,23 @@ from fcdeploy.cli.types import Bytes, PathType
     type=PathType,
     default=Path("assigned.csv"),
     show_default=True,
-    help="Table to write (.csv, .tsv, .parquet): id, cluster, similarity, margin.",
+    help="Table to write (.csv, .tsv, .parquet), with columns id, cluster, similarity, margin.",
 )
 @click.option(
     "--unmatched",
     type=click.Choice(["-1", "singleton"]),
     default="-1",
     show_default=True,
-    help="Faces that no stored face is linked to: in no cluster (-1), or each in a new one.",
+    help="Unassigned faces: label -1, or a new cluster of their own (singleton).",
 )
-@click.option("--engine", type=PathType, help="Bundle folder.  [default: where it was when the run was made]")
+@click.option(
+    "--engine", type=PathType, help="Engine bundle, if it was moved since the run.  [default: the run's]"
+)
 @column_option
 @id_column_option
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
-)
-@click.option("--memory", type=Bytes(), default=0, help="Memory budget, e.g. 4G.  [default: half of RAM]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where the engine runs.  [default: cpu]")
+@run_option("threads")
+@run_option("memory")
+@run_option("device")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def command(
     features: Path,
@@ -52,9 +60,9 @@ def command(
 ) -> None:
     """Assign new faces to the clusters of a finished run.
 
-    Each face gets the cluster that the system's own link rule gives it against the stored faces, by the numbers of that
-    run's labels. The run folder is never changed. As with hdbscan's approximate_predict, clusters are not necessarily
-    those that clustering all faces together would give; `fcdeploy update` adds faces to the run itself.
+    Each new face is linked to the stored faces by the system's own rule, and gets the label of its cluster in that run.
+    The run folder is never changed. As with hdbscan's approximate_predict, clusters are not necessarily those that
+    clustering all faces together would give; `fcdeploy update` adds faces to the run itself.
 
     \b
     Example:

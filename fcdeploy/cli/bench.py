@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
@@ -14,29 +16,25 @@ if TYPE_CHECKING:
     from fcdeploy.runtime.bench import Report
 
 
-@click.command("bench")
+@click.command("bench", cls=grouped())
 @click.argument("bundles", nargs=-1, required=True, type=PathType, metavar="BUNDLE...")
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="Where the engine runs.  [default: cpu, or cuda for TensorRT plans]",
-)
+@run_option("device")
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
-    help="Faces, links or neighborhoods per engine call.  [default: by the size of the tensors]",
+    help="Faces, links or neighborhoods per engine call.  [default: chosen by the size of the tensors]",
 )
 @click.option(
     "--nodes",
     type=click.IntRange(min=1),
-    help="Length of every other free axis, e.g. faces per neighborhood.  [default: 128]",
+    help="Length of every other free axis of the inputs, e.g. faces per neighborhood.  [default: 128]",
 )
 @click.option(
     "--faces",
     type=click.IntRange(min=0),
     default=500,
     show_default=True,
-    help="Number of generated faces in whole runs; 0 measures passes only.",
+    help="Number of generated faces in whole runs; 0: measure passes only.",
 )
 @click.option(
     "--pass",
@@ -50,12 +48,10 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0),
     default=2.0,
     show_default=True,
-    help="Seconds per measurement; at least 10 calls or 3 runs.",
+    help="Duration of each measurement in seconds; at least 10 calls or 3 runs.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@run_option("threads")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def command(
     bundles: tuple[Path, ...],
     device: str | None,
@@ -69,8 +65,9 @@ def command(
 ) -> None:
     """Measure latency and throughput of bundles: every pass, and whole runs.
 
-    Passes are given random inputs, runs generated faces. Latency is that of a warm engine, split in host (preparing,
-    and in runs everything that is not the engine), copies and compute. Several bundles are compared with the first.
+    Passes get random inputs, whole runs get generated faces. Latency is measured on a warm engine, and split into host
+    (preparing inputs; in runs, everything outside the engine), copies and compute. Several bundles are compared with
+    the first.
 
     \b
     Example:

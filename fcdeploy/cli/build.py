@@ -4,27 +4,26 @@ from pathlib import Path
 
 import click
 
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.types import PathType
 
 
-@click.command("build")
+@click.command("build", cls=grouped())
 @click.argument("bundle", type=PathType)
-@click.option(
-    "-o", "--output", type=PathType, help="Bundle folder to write.  [default: BUNDLE's name with .plan]"
-)
+@click.option("-o", "--output", type=PathType, help="Engine bundle to write.  [default: BUNDLE with .plan]")
 @click.option(
     "--profile",
     default="rtx3090",
     show_default=True,
     metavar="FILE|NAME",
-    help="Build profile: a TOML file, or a built-in name (cpu, h200, rtx3090).",
+    help="Build profile of the target GPU: a TOML file, or a built-in name (cpu, h200, rtx3090).",
 )
 @click.option(
     "--compute-capability",
     metavar="X.Y",
     help="Compute capability of the target GPU, e.g. 8.9.  [default: the profile's]",
 )
-@click.option("--log-file", type=PathType, help="File for the builder's log.  [default: OUTPUT.log]")
+@click.option("--log-file", type=PathType, help="Log file of the builder.  [default: OUTPUT.log]")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     bundle: Path,
@@ -36,8 +35,8 @@ def command(
 ) -> None:
     """Compile an ONNX bundle into TensorRT plans for one GPU.
 
-    TensorRT for RTX, the flavour of the profile rtx3090, needs no GPU to compile; TensorRT builds on the GPU itself.
-    The precision is that of the ONNX graphs.
+    With the profile rtx3090, TensorRT for RTX compiles on any machine, without a GPU; with the others, TensorRT needs
+    the target GPU. The precision is that of the ONNX graphs.
 
     \b
     Example:

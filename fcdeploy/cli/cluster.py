@@ -10,12 +10,14 @@ from click.core import ParameterSource
 
 from fcdeploy.cli.face_options import GATES, SEARCH, face_options, search_and_gates
 from fcdeploy.cli.features import column_option, id_column_option, open_and_tell, path_column_option
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.outputs import check_default_output
-from fcdeploy.cli.run_options import run_options
+from fcdeploy.cli.run_options import RUN_SECTIONS, run_options
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
+from fcdeploy.run.options import CLUSTERS, ENGINE, MACHINE, NEIGHBORS, WORKERS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,45 +31,60 @@ if TYPE_CHECKING:
 
 
 AUTO = Path("auto")  # of --same-photo: the photos that faces were found in
+GROUPS = {
+    "Input": ("dim", "column", "id_column", "embedder", "path_column", "on_bad"),
+    "Photos": ("detector", *SEARCH, *GATES),
+    ENGINE: ("engine", *RUN_SECTIONS[ENGINE]),
+    NEIGHBORS: RUN_SECTIONS[NEIGHBORS],
+    CLUSTERS: (*RUN_SECTIONS[CLUSTERS], "pairs", "same_photo", "drop_flagged"),
+    "Output": ("output", "table", "clusters_table", "run_dir", "as_json", "quiet"),
+    "Quality": ("truth", "label_column", "unknown"),
+    MACHINE: RUN_SECTIONS[MACHINE],
+    WORKERS: RUN_SECTIONS[WORKERS],
+}
 
 
-@click.command("cluster")
+@click.command("cluster", cls=grouped(GROUPS))
 @click.argument("features", type=PathType)
-@click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
+@click.option("--engine", required=True, type=PathType, help="Engine bundle: its folder, or a file in it.")
 @click.option(
     "-o",
     "--output",
     type=PathType,
     default=Path("pred_labels.meta"),
     show_default=True,
-    help="Where the labels go: .meta (a label per line), .npy, clusters.txt (a cluster per line), or a table of "
-    "ids and labels (.csv, .tsv, .parquet).",
+    help="Labels to write: .meta (one label per line), .npy, .txt (one cluster per line), or a table of ids and labels "
+    "(.csv, .tsv, .parquet).",
 )
 @run_options
 @click.option(
-    "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
+    "--dim",
+    type=click.IntRange(min=1),
+    help="Number of columns of a .bin file.  [default: the engine's feature width]",
 )
 @column_option
 @id_column_option
-@click.option("--embedder", type=PathType, help="ONNX face embedder, for a list or folder of face crops.")
+@click.option(
+    "--embedder", type=PathType, help="ONNX face embedder, for FEATURES that are face crops or photos."
+)
 @click.option(
     "--detector",
     type=PathType,
-    help="ONNX face detector, for photos (see `fcdeploy faces`); needs --embedder.",
+    help="ONNX face detector, for FEATURES that are photos (see `fcdeploy faces`); needs --embedder.",
 )
 @face_options
 @path_column_option
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip", "zero"]),
-    help="Rows with NaN, infinity or zeros only, and images that cannot be embedded: stop, leave them in no cluster "
-    "(-1), or give each a cluster of its own. All are listed in OUTPUT.bad.txt.  [default: stop; for photos, skip]",
+    help="Rows with NaN, infinity or zeros only, and images that cannot be embedded: stop, skip them (label -1), or "
+    "give each a cluster of its own (zero). All are listed in OUTPUT.bad.txt.  [default: stop; for photos, skip]",
 )
 @click.option(
     "--labels",
     "truth",
     type=PathType,
-    help="True identities, to report quality; never needed. FEATURES itself where its folders are people.",
+    help="True identities, to report the quality of the clusters. FEATURES itself if its folders are identities.",
 )
 @label_column_option
 @unknown_option
@@ -75,34 +92,39 @@ AUTO = Path("auto")  # of --same-photo: the photos that faces were found in
     "--table",
     type=PathType,
     metavar="FILE",
-    help="Write a row per face: id, cluster, confidence, margin, similarity, flags (.csv, .tsv, .parquet).",
+    help="Also write a table of faces (.csv, .tsv, .parquet): id, cluster, confidence, margin, similarity, flags.",
 )
 @click.option(
     "--clusters-table",
     type=PathType,
     metavar="FILE",
-    help="Write a row per cluster, the largest first: size, weakest link, cohesion, nearest cluster, flags.",
+    help="Also write a table of clusters, the largest first: size, weakest link, cohesion, nearest cluster, flags.",
 )
 @click.option(
     "--drop-flagged",
     multiple=True,
     metavar="FLAG",
-    help="Take clusters with this flag (garbage, mega-cluster, chain, duplicate, copies) apart into single faces; may "
-    "be repeated.",
+    help="Split clusters with this flag (garbage, mega-cluster, chain, duplicate, copies) into single faces; may be "
+    "repeated.",
 )
 @click.option(
     "--pairs",
     type=PathType,
     metavar="FILE",
-    help="Pairs that a person has checked: a table of a, b, and same or different. They hold, whatever links say.",
+    help="Pairs of faces that a person has checked, which clusters then respect: a table with columns a and b (ids of "
+    "faces) and answer (same or different).",
 )
 @click.option(
     "--same-photo",
     type=PathType,
     metavar="FILE|auto",
-    help="The photo of face i in line i: faces of one photo become different persons. With --detector, auto.",
+    help="Keep faces of the same photo apart: a file with the photo of face i in line i; with --detector, auto.",
 )
-@click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
+@click.option(
+    "--run-dir",
+    type=PathType,
+    help="Folder that keeps all results, for the other commands and to continue an interrupted run.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def command(
@@ -129,15 +151,18 @@ def command(
     quiet: bool,
     **chosen: Any,
 ) -> None:
-    """Cluster a features file, face crops, or the faces in photos, with an engine.
+    """Cluster faces: a features file, face crops, or photos.
 
-    FEATURES is a file in any form that docs/reference/files.md lists, e.g. .npy (n, d), .bin (raw float32 rows), .npz,
-    .safetensors or Parquet; a folder, a list (.txt) or a quoted pattern of such files, row after row; or - for a pipe.
-    With --embedder it is a text file with the path of an aligned face crop per line, or a folder or archive of such
-    (see `fcdeploy embed`). Ids in clusters.txt are rows of the features, or lines of that list, from 0; for a folder or
-    archive it is written beside the clusters. With --detector as well, FEATURES are photos in any of these forms: the
-    faces in them are found, aligned and embedded first. An id is the path of a photo and the number of a face in it
-    then, and clusters.faces.csv, beside the clusters, says where these faces are.
+    FEATURES is a features file, e.g. .npy (n, d), .bin (raw float32 rows), .npz, .pt, .safetensors or Parquet
+    (docs/reference/files.md lists all forms); a folder, a list (.txt) or a quoted pattern of such files; or - for a
+    pipe. Ids of faces are row numbers from 0.
+
+    With --embedder it is a list of aligned face crops (a text file with one path per line, a folder or an archive, see
+    `fcdeploy embed`), which are embedded first. Ids are line numbers from 0; for a folder or archive, the list is
+    written beside the clusters.
+
+    With --detector as well, it is a list of photos, in which faces are detected first. Ids are the path of the photo
+    and the number of the face in it; clusters.faces.csv, beside the clusters, lists their boxes.
 
     \b
     Example:
@@ -200,7 +225,7 @@ def command(
 
 @dataclass(frozen=True)
 class Asked:
-    """What ``fcdeploy cluster`` was given, but the engine and the options of a run."""
+    """The arguments of ``fcdeploy cluster`` besides the engine and the options of a run."""
 
     features: Path
     output: Path
@@ -274,12 +299,10 @@ def check_asked(asked: Asked, options: "Options") -> None:
     is_list = embedder is not None or (features.suffix.lower() == ".txt" and not is_feature_list(features))
     check_embedder(features, is_list, embedder, asked.dim, asked.column or asked.id_column)
     if asked.detector is not None and embedder is None:
-        raise InputError(
-            f"--detector {asked.detector}: finds faces, which need an embedder, too; give --embedder MODEL.onnx."
-        )
+        raise InputError(f"--detector {asked.detector}: needs an embedder, too; give --embedder MODEL.onnx.")
     if asked.same_photo == AUTO and asked.detector is None and not AUTO.exists():
         raise InputError(
-            "--same-photo auto: is for photos, which need --detector; give the file with the photo of each face."
+            "--same-photo auto: needs photos and a --detector; without them, give a file with the photo of each face."
         )
     if asked.path_column is not None and embedder is None:
         raise InputError(
@@ -287,7 +310,7 @@ def check_asked(asked: Asked, options: "Options") -> None:
         )
     if asked.id_column is not None and written_form(output) != "table":
         raise InputError(
-            f"{output}: holds no ids, which --id-column asks for; name the output .csv, .tsv, .parquet or .feather."
+            f"{output}: cannot hold the ids of --id-column; name the output .csv, .tsv, .parquet or .feather."
         )
     inputs = (features, embedder, asked.truth, asked.pairs, asked.same_photo, *options.lists.values())
     check_not_an_input(output, inputs)
@@ -330,7 +353,7 @@ def cluster_photos_in(asked: Asked, of_faces: dict[str, Any], bundle: "Bundle", 
     assert asked.detector is not None
     if asked.truth is not None:
         raise InputError(
-            f"--labels {asked.truth}: which faces there are is not known before they are found; run `fcdeploy faces` "
+            f"--labels {asked.truth}: the faces are not known before they are detected; run `fcdeploy faces` "
             "first, label faces.txt, and cluster that."
         )
     if asked.on_bad == "zero":
@@ -473,7 +496,7 @@ def labels_of_list(files: "Filelist") -> "np.ndarray":
     from fcdeploy.errors import InputError
 
     if files.labels is None:
-        raise InputError(f"{files.name}: says nothing of people; give the file of their labels.")
+        raise InputError(f"{files.name}: holds no labels; give a labels file.")
     return files.labels
 
 
@@ -493,10 +516,10 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         table.add_row(name, f"{stage['seconds']:.2f}", f"{stage['faces_per_s']:,.0f}")
     table.add_row("total", f"{sum(stage['seconds'] for stage in summary['stages'].values()):.2f}", "")
     console.print(table)
-    dropped = f", {summary['uncovered']:,} faces in none" if "uncovered" in summary else ""
+    dropped = f", {summary['uncovered']:,} faces unassigned" if "uncovered" in summary else ""
     console.print(
-        f"{summary['faces']:,} faces in {summary['clusters']:,} clusters, {summary['singletons']:,} of them of one "
-        f"face{dropped}; peak memory {summary['peak_bytes'] / 1e9:.2f} GB"
+        f"{summary['faces']:,} faces in {summary['clusters']:,} clusters, {summary['singletons']:,} of them "
+        f"singletons{dropped}; peak memory {summary['peak_bytes'] / 1e9:.2f} GB"
     )
     if photos := summary.get("photos"):
         console.print(
@@ -528,7 +551,9 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         told = ", ".join(f"{name} {count:,}" for name, count in flagged.items())
         console.print(f"flagged clusters: {told}")
     for name, counts in summary.get("dropped", {}).items():
-        console.print(f"{counts['clusters']:,} clusters flagged {name} taken apart, {counts['rows']:,} faces")
+        console.print(
+            f"{counts['clusters']:,} clusters flagged {name} split into {counts['rows']:,} single faces"
+        )
     if known := summary.get("constraints"):
         console.print(
             f"constraints: {known['same']:,} pairs same, {known['different']:,} different, {known['refused']:,} links "

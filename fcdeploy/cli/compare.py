@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcdeploy.cli.features import column_option, open_and_tell
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.run_options import run_option
@@ -16,20 +17,33 @@ from fcdeploy.cli.types import PathType
 if TYPE_CHECKING:
     from fcdeploy.training.comparison import Comparison
 
+GROUPS = {
+    "Input": ("column", "dim", "label_column", "unknown", "on_bad", "duplicates"),
+    "Engines and methods": ("engines", "methods", "k", "objective"),
+    "Output": ("output", "plot", "as_json", "quiet"),
+    "Machine": ("threads", "memory", "scratch"),
+}
 
-@click.command("compare")
+
+@click.command("compare", cls=grouped(GROUPS))
 @click.argument("features", type=PathType)
 @click.argument("labels", type=PathType)
-@click.option("--engine", "engines", multiple=True, type=PathType, help="Bundle to compare; may be repeated.")
+@click.option(
+    "--engine", "engines", multiple=True, type=PathType, help="Engine bundle to compare; may be repeated."
+)
 @click.option(
     "--methods",
     default="components,denser,dbscan,hdbscan",
     show_default=True,
     metavar="NAME,...",
-    help="Methods without a network, or none. DBSCAN and HDBSCAN need scikit-learn.",
+    help="Methods without a network to compare with, or none. dbscan and hdbscan need scikit-learn.",
 )
 @column_option
-@click.option("--dim", type=click.IntRange(1), help="Width of a raw file's rows, where no --engine says it.")
+@click.option(
+    "--dim",
+    type=click.IntRange(1),
+    help="Number of columns of a .bin file.  [default: the engines' feature width]",
+)
 @label_column_option
 @unknown_option
 @click.option(
@@ -37,30 +51,33 @@ if TYPE_CHECKING:
     type=click.Choice(["pairwise", "bcubed"]),
     default="pairwise",
     show_default=True,
-    help="Metric that makes settings the best: pairwise F or BCubed F.",
+    help="Metric by which the best settings are chosen: pairwise F or BCubed F.",
 )
 @click.option(
     "--k",
     type=click.IntRange(2),
     default=80,
     show_default=True,
-    help="Number of nearest neighbors per face for the methods without a network.",
+    help="Number of nearest neighbors per face, for the methods without a network.",
 )
-@click.option("-o", "--output", type=PathType, help="JSON file of all figures.")
-@click.option("--plot", type=PathType, help="Plot of precision against recall (.png or .svg).")
-@run_option("duplicates", help="Copies of a face, as in `fcdeploy cluster`.")
+@click.option("-o", "--output", type=PathType, help="JSON file to write, with all results.")
+@click.option("--plot", type=PathType, help="Plot of precision against recall to write (.png, .svg).")
+@run_option(
+    "duplicates",
+    help="Copies of a face: count them once (merge), or treat every row as a face of its own (as-published).",
+)
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip", "zero"]),
     default="stop",
     show_default=True,
-    help="Rows with NaN, infinity or zeros only: stop, or leave them and their labels out (skip and zero alike). With "
-    "-o all are listed in OUTPUT.bad.txt.",
+    help="Rows with NaN, infinity or zeros only: stop, or leave them out with their labels (skip or zero). With -o, "
+    "they are listed in OUTPUT.bad.txt.",
 )
 @run_option("threads")
 @run_option("memory")
 @run_option("scratch")
-@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all results as JSON.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     features: Path,
@@ -82,9 +99,9 @@ def command(
 ) -> None:
     """Compare engines, and methods without a network, on labelled faces.
 
-    FEATURES are those of a sample of your own faces, LABELS their true identities, -1 where unknown. Each engine is
-    measured at its own threshold and at its best, each method without a network at its best. The best settings are
-    chosen on these very faces: expect less on others.
+    FEATURES holds a sample of your own faces, LABELS their true identities, -1 where unknown. Each engine is measured
+    with the settings of its recipe and with its best settings, each method without a network with its best. The best
+    settings are chosen on these same faces: expect lower quality on others.
 
     \b
     Example:
@@ -172,8 +189,8 @@ def _print(found: "Comparison") -> None:
     measure = "pairwise" if found.objective == "pairwise" else "BCubed"
     known = f"{found.faces:,} faces of {found.identities:,} people"
     click.echo(
-        f"best: the settings of highest {measure} F on these very labels (in-sample), {known}; expect less on other "
-        "faces"
+        f"best: the settings of highest {measure} F on these same labels (in-sample), {known}; expect lower quality on "
+        "other faces"
     )
     if any(row.own is not None for row in found.rows):
         click.echo(

@@ -11,6 +11,9 @@ from typing import TypedDict
 
 import click
 
+from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.run_options import run_option
+
 # What a person can do, the packages behind it, and the command that brings them.
 ABILITIES = (
     (
@@ -56,18 +59,18 @@ class Findings(TypedDict):
     problems: list[str]
 
 
-@click.command("doctor")
-@click.option(
-    "--ray",
-    metavar="auto|HOST:PORT|local:N",
-    help="Compare the machines of a Ray cluster with this one instead: versions, code and processors.",
+@click.command("doctor", cls=grouped())
+@run_option(
+    "ray",
+    help="Check the machines of a Ray cluster instead: do versions, code and processors equal those of this one?",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def command(ray: str | None, as_json: bool) -> None:
-    """Tell what is installed, what works, and what is missing.
+    """Show what is installed, what works, and what is missing.
 
-    Packages are imported and execution providers tried by opening a graph on them, not read off a list: ONNX Runtime
-    names providers that it cannot open. Cores and memory are those that this process may use.
+    Every package is imported, and every execution provider opens a graph, since ONNX Runtime lists providers that it
+    cannot open. Cores and memory are those available to this process. What is missing comes with the command that
+    installs it.
 
     \b
     Example:

@@ -7,22 +7,33 @@ from pathlib import Path
 import click
 
 from fcdeploy.cli.features import path_column_option
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.types import Numbers, PathType, Size
 
 RAY = (
-    "Let workers on a Ray cluster embed: the one that runs here, one by its address, or N workers on this machine. "
+    "Embed on a Ray cluster: the one that runs here (auto), the one at an address, or N workers on this machine. "
     "OUTPUT and the images have to be in folders that all machines see."
 )
+GROUPS = {
+    "Input": ("path_column", "max_pixels", "on_bad"),
+    "Embedder": ("model", "layout", "size", "channels", "mean", "scale", "output_tensor", "batch"),
+    "Output": ("output", "write_labels", "as_json", "quiet"),
+    "Machine": ("device", "threads"),
+    "Many machines": ("ray", "ray_cpus", "ray_gpus", "strict"),
+}
 ON_BAD = click.Choice(["stop", "skip", "zero"])
 
 
-@click.command("embed")
+@click.command("embed", cls=grouped(GROUPS))
 @click.argument("images", type=PathType)
 @click.option(
-    "--model", required=True, type=PathType, help="ONNX face embedder; settings in a .toml beside it."
+    "--model",
+    required=True,
+    type=PathType,
+    help="ONNX face embedder; a .toml beside it may hold its settings.",
 )
 @click.option(
     "-o",
@@ -30,32 +41,46 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
     type=PathType,
     default=Path("features.bin"),
     show_default=True,
-    help="Where the features go: .bin (raw float32 rows) or .npy.",
+    help="Features file to write: .bin (raw float32 rows) or .npy.",
 )
 @click.option(
     "--on-bad",
     type=ON_BAD,
     default="stop",
     show_default=True,
-    help="Images that cannot be embedded: stop and write nothing, skip them, or write rows of zeros.",
+    help="Images that cannot be embedded: stop and write nothing, skip them, or write a row of zeros for each.",
 )
 @click.option(
     "--layout",
     type=click.Choice(["NCHW", "NHWC"], case_sensitive=False),
-    help="Axes of the model's input.  [default: the graph's]",
+    help="Order of the axes of the model's input.  [default: the graph's]",
 )
-@click.option("--size", type=Size(), help="Size of the model's input.  [default: the graph's, or 112]")
 @click.option(
-    "--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of the channels.  [default: rgb]"
+    "--size", type=Size(), help="Size of the model's input, height first.  [default: the graph's, or 112]"
 )
-@click.option("--mean", type=Numbers(), help="Subtracted from pixels (0 to 255).  [default: 127.5]")
-@click.option("--scale", type=Numbers(), help="What that is divided by.  [default: 127.5]")
+@click.option(
+    "--channels",
+    type=click.Choice(["rgb", "bgr", "gray"]),
+    help="Color channels of the model's input, in their order.  [default: rgb]",
+)
+@click.option(
+    "--mean",
+    type=Numbers(),
+    help="Value subtracted from pixels (0 to 255), one or one per channel.  [default: 127.5]",
+)
+@click.option(
+    "--scale", type=Numbers(), help="Value by which pixels are divided after that.  [default: 127.5]"
+)
 @click.option(
     "--write-labels",
     type=PathType,
-    help="Where the people go that IMAGES says, by its folders or labels: .meta or .npy, a label per row.",
+    help="Also write the identities that the folders or labels of IMAGES tell, a label per row (.meta, .npy).",
 )
-@click.option("--output-tensor", metavar="NAME", help="Which of several outputs is the embedding.")
+@click.option(
+    "--output-tensor",
+    metavar="NAME",
+    help="Name of the output that is the embedding, for a model with several.",
+)
 @click.option(
     "--batch", type=click.IntRange(1, 4096), help="Images per engine call.  [default: 32, or the graph's]"
 )
@@ -64,22 +89,14 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
     type=click.IntRange(1, 178_956_970),
     default=25_000_000,
     show_default=True,
-    help="An image of more pixels is not decoded.",
+    help="Refuse images of more pixels than this without decoding them.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
-)
+@run_option("threads")
 @run_option("ray", help=RAY)
 @run_option("ray_cpus")
 @run_option("ray_gpus")
 @run_option("strict")
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="Where the embedder runs.",
-)
+@run_option("device", default="cpu", show_default=True, help="Device to run the embedder on.")
 @path_column_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
@@ -107,18 +124,17 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Turn aligned face crops into a features file.
+    """Compute the embeddings of aligned face crops, and write them as a features file.
 
-    IMAGES is a text file with one image path per line, relative to its own folder, a folder, which stands for all
-    images below it in natural order, or an archive of images (.tar, .zip, .rec; several as 'shard-{000..010}.tar');
-    row i of the features is image i, counted from 0. The images have to be crops of one face each, aligned as the model
-    was trained (to 112 x 112 pixels, by convention): nothing is detected or aligned here, and an image of another size
-    is resized.
+    IMAGES is a text file with one image path per line, relative to its own folder; a folder, with all images below it
+    in natural order; or an archive of images (.tar, .zip, .rec; several as 'shard-{000..010}.tar'). Row i of the
+    features is image i, counted from 0. Each image has to be the crop of one face, aligned as the model was trained
+    (usually 112 x 112 pixels): `fcdeploy faces` makes such crops from photos. Images of another size are resized.
 
-    Lines that cannot be embedded are listed in features.bad.txt (line, path, reason). For folders and archives, the
-    images that rows stand for are listed in features.filelist.txt, and --write-labels takes folders for people
-    (person/name.jpg), or what archives and tables (.lst, .csv) say. An interrupted run goes on when the same command is
-    given again.
+    Images that cannot be embedded are listed in features.bad.txt (line, path, reason). For a folder or archive, the
+    images of the rows are listed in features.filelist.txt, and --write-labels takes its folders as identities
+    (person/name.jpg), or the labels of the archive or table (.lst, .csv). To continue an interrupted run, repeat the
+    command.
 
     \b
     Example:

@@ -7,25 +7,37 @@ from typing import Any
 import click
 
 from fcdeploy.cli.features import column_option, open_and_tell
-from fcdeploy.cli.run_options import run_options
+from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.run_options import RUN_SECTIONS, run_options
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
+from fcdeploy.run.options import ENGINE, WORKERS
+
+GROUPS = {
+    "Input": ("dim", "column"),
+    **RUN_SECTIONS,
+    ENGINE: ("engine", *RUN_SECTIONS[ENGINE]),
+    WORKERS: (*RUN_SECTIONS[WORKERS], "workers"),
+    "Output": ("run_dir", "as_json"),
+}
 
 
-@click.command("estimate")
+@click.command("estimate", cls=grouped(GROUPS))
 @click.argument("features", type=PathType)
-@click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
+@click.option("--engine", required=True, type=PathType, help="Engine bundle: its folder, or a file in it.")
 @run_options
 @click.option(
-    "--dim", type=click.IntRange(min=1), help="Width of a .bin file's rows.  [default: the engine's]"
+    "--dim",
+    type=click.IntRange(min=1),
+    help="Number of columns of a .bin file.  [default: the engine's feature width]",
 )
 @column_option
-@click.option("--run-dir", type=PathType, help="Estimate for keeping every stage's result.")
+@click.option("--run-dir", type=PathType, help="Estimate for a run that keeps all results in a run folder.")
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
     default=0,
-    help="Estimate for so many machines like this one, as workers of a cluster.  [default: none]",
+    help="Number of machines like this one to share the work.  [default: none but this one]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
 def command(
@@ -40,8 +52,8 @@ def command(
 ) -> None:
     """Estimate the files, memory and time of a run.
 
-    Options are those of `fcdeploy cluster`. Sizes are exact; times are estimated from short measurements on this
-    machine, within a factor of two or so.
+    Give it the options of `fcdeploy cluster` that you want to use. Sizes are exact; times are extrapolated from short
+    measurements on this machine, to within about a factor of two.
 
     \b
     Example:
@@ -66,7 +78,9 @@ def command(
     for name, (size, kept) in estimated.files.items():
         table.add_row(name, f"{size / 1e6:,.1f}", "kept with --run-dir" if kept else "scratch")
     table.add_row(
-        "together", f"{sum(size for size, _ in estimated.files.values()) / 1e6:,.1f}", "never all at one time"
+        "together",
+        f"{sum(size for size, _ in estimated.files.values()) / 1e6:,.1f}",
+        "not all at the same time",
     )
     console.print(table)
     each = " per worker" if workers else ""
@@ -77,6 +91,7 @@ def command(
         shared = sum(estimated.shared.values())
         scratch = sum(size for size, _ in estimated.files.values()) / 1e9
         console.print(
-            f"with {workers:,} workers: about {estimated.elapsed:.0f} s; {shared:.0f} s of the above are shared out, "
+            f"with {workers:,} workers: about {estimated.elapsed:.0f} s; {shared:.0f} s of the above are shared among "
+            "them, "
             f"and --scratch takes up to {scratch:,.1f} GB on each machine"
         )

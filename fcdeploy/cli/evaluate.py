@@ -4,23 +4,24 @@ from pathlib import Path
 
 import click
 
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.text import new_console
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=grouped())
 @click.argument("pred", type=click.Path(path_type=Path))
 @click.argument("truth", type=click.Path(path_type=Path))
 @label_column_option
 @unknown_option
 @click.option("--json", "as_json", is_flag=True, help="Print the measures as JSON.")
 def command(pred: Path, truth: Path, label_column: str | None, unknown: str, as_json: bool) -> None:
-    """Compare predicted clusters with the truth.
+    """Measure the quality of predicted clusters against true identities.
 
-    PRED and TRUTH are label files of the same faces, in any form: .meta or ...labels.txt (one label per line),
-    .npy, .npz, CSV, TSV, MXNet .lst, Parquet, Feather, or any other .txt (one cluster per line). Labels are whole
-    numbers or names. A face labelled -1 in PRED, or in no line of its cluster file, counts as a cluster of one.
-    Faces whose identity in TRUTH is unknown (-1, empty, NaN) are left out.
+    PRED and TRUTH are label files of the same faces: .meta or ...labels.txt (one label per line), .npy, .npz, CSV, TSV,
+    MXNet .lst, Parquet, Feather, or any other .txt (one cluster per line). Labels are whole numbers or names. A face
+    without a cluster in PRED (label -1, or in no line) counts as a cluster of its own. Faces whose identity in TRUTH is
+    unknown (-1, empty, NaN) are left out, unless --unknown says otherwise.
 
     \b
     Example:

@@ -4,55 +4,57 @@ from pathlib import Path
 
 import click
 
+from fcdeploy.cli.grouped import grouped
 
-@click.command("export")
+
+@click.command("export", cls=grouped())
 @click.option(
     "--ckpt",
     "checkpoints",
     required=True,
     multiple=True,
     type=click.Path(path_type=Path),
-    help="PyTorch checkpoint; give it once per network of a system with several.",
+    help="PyTorch checkpoint; repeat it for a system of several networks.",
 )
 @click.option(
     "--key",
     "keys",
     multiple=True,
     help="Key of the weights in a checkpoint that holds several, e.g. ema or ema.shadow; once for all checkpoints, or "
-    "once per --ckpt.",
+    "once per --ckpt in the same order.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: SYSTEM.onnx]"
+    "-o", "--output", type=click.Path(path_type=Path), help="Engine bundle to write.  [default: SYSTEM.onnx]"
 )
 @click.option(
     "--recipe",
-    help="TOML file or built-in name.  [default: the .toml beside the checkpoint, as train leaves it, else the "
-    "published MS1M settings]",
+    help="Recipe with the settings of the system: a TOML file or a built-in name.  [default: the .toml beside the "
+    "checkpoint, as `fcdeploy train` writes it, else the published MS1M settings]",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),
     default="fp32",
     show_default=True,
-    help="Precision of matrix products; inputs, outputs and everything else stay float32.",
+    help="Precision of matrix products; inputs, outputs and all other operations stay float32.",
 )
 @click.option(
     "--keep",
     type=click.Choice(["decisions", "similarities"]),
     default="decisions",
     show_default=True,
-    help="With fp16, matrix products that stay float32: all that an edge depends on (decisions), or only those that "
-    "are compared (similarities).",
+    help="With fp16, matrix products that stay float32: all that decide on links (decisions), or only those of "
+    "similarities that are compared (similarities, faster).",
 )
 @click.option(
     "--agreement",
     type=click.Path(path_type=Path),
-    help="Features on which the clusters of fp16 and fp32 are compared.  [default: generated faces]",
+    help="Features on which to compare the clusters of fp16 with those of fp32.  [default: generated faces]",
 )
 @click.option(
     "--allow-mismatch",
     is_flag=True,
-    help="Write the bundle even if its error exceeds the recipe's tolerance.",
+    help="Write the bundle even if the difference exceeds the recipe's tolerance.",
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
@@ -66,11 +68,12 @@ def command(
     allow_mismatch: bool,
     quiet: bool,
 ) -> None:
-    """Turn authors' checkpoints into an ONNX bundle.
+    """Export PyTorch checkpoints to an engine bundle of ONNX graphs.
 
-    The system and its feature width are recognised from the weights. The graphs are compared with the PyTorch
-    network before anything is written; exit code 3 means that the error exceeds the recipe's tolerance. With
-    fp16, the clusters are compared as well.
+    Checkpoints are those of the authors' code or of `fcdeploy train`; the system and its feature width are recognised
+    from the weights. The outputs of the graphs are compared with those of the PyTorch network before anything is
+    written; exit code 3 means that the difference exceeds the recipe's tolerance. With fp16, the clusters are compared
+    as well.
 
     \b
     Example:

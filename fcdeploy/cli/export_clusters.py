@@ -5,22 +5,23 @@ from pathlib import Path
 import click
 
 from fcdeploy.cli.features import path_column_option
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.types import PathType
 
 
-@click.command("export-clusters")
+@click.command("export-clusters", cls=grouped())
 @click.argument("run_dir", type=PathType, metavar="DIR")
 @click.option(
     "--to",
     required=True,
     type=click.Choice(["folders", "csv", "parquet", "jsonl", "fiftyone", "embedding-atlas", "spotlight"]),
-    help="What is written: a folder of images per cluster, a table of faces, or what a tool reads.",
+    help="Form of the output: a folder of images per cluster, a table of faces, or the data format of a tool.",
 )
 @click.option(
-    "-o", "--output", required=True, type=PathType, help="File or folder to write; nothing is replaced."
+    "-o", "--output", required=True, type=PathType, help="File or folder to write; it must not exist yet."
 )
 @click.option(
-    "--images", type=PathType, help="Images of the faces: a list, a folder or an archive, one per row."
+    "--images", type=PathType, help="Images of the faces, one per row: a list, a folder or an archive."
 )
 @path_column_option
 @click.option(
@@ -28,7 +29,7 @@ from fcdeploy.cli.types import PathType
     type=click.Choice(["symlink", "hardlink", "copy"]),
     default="symlink",
     show_default=True,
-    help="What folders hold: links to the images, or copies of them.",
+    help="With --to folders: link to the images, or copy them.",
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
@@ -40,7 +41,7 @@ def command(
     files: str,
     quiet: bool,
 ) -> None:
-    """Write the clusters of a run as folders of images, or for another tool.
+    """Export the clusters of a run as folders of images, as a table, or for another tool.
 
     DIR is the --run-dir of a finished `fcdeploy cluster`.
 

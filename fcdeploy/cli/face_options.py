@@ -1,4 +1,4 @@
-"""Options of verbs that look for faces in photos: what to find, and what a face needs to be clustered."""
+"""Options of commands that detect faces in photos: which to find, and which are good enough to be clustered."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,62 +18,62 @@ _OPTIONS = (
         type=click.FloatRange(0, 1),
         default=0.6,
         show_default=True,
-        help="Least score of a face.",
+        help="Minimum detection score of a face.",
     ),
     click.option(
         "--nms-threshold",
         type=click.FloatRange(0, 1),
         default=0.3,
         show_default=True,
-        help="Intersection over union beyond which two boxes are one face.",
+        help="Overlap (intersection over union) above which two boxes count as one face.",
     ),
     click.option(
         "--top-k",
         type=click.IntRange(min=1),
         default=5000,
         show_default=True,
-        help="Candidates kept before that, the best ones.",
+        help="Number of best-scored candidates kept before overlapping ones are removed.",
     ),
     click.option(
         "--min-face",
         type=click.IntRange(1, 100_000),
         metavar="PIXELS",
-        help="Smallest face to look for in photos of more than 2048 pixels, or (for speed) in any.  "
-        "[default: photos are looked at at 2048 pixels or less]",
+        help="Smallest face to find, in pixels of the photo: smaller finds more in large photos, larger is faster.  "
+        "[default: photos are searched at 2048 pixels or less]",
     ),
     click.option(
         "--refine/--no-refine",
         default=True,
         show_default=True,
-        help="Look for the points of each face a second time, upright, before it is aligned.",
+        help="Detect the landmarks of each face a second time, on the upright face, before it is aligned.",
     ),
     click.option(
         "--min-size",
         type=click.FloatRange(min=0),
         metavar="PIXELS",
-        help="Least size of a face, the shorter side of its box.",
+        help="Minimum size of a face: the shorter side of its box.",
     ),
     click.option(
         "--min-sharpness",
         type=click.FloatRange(min=0),
-        help="Least sharpness of a face, the variance of its Laplacian.",
+        help="Minimum sharpness of a face: the variance of its Laplacian.",
     ),
     click.option(
         "--max-yaw",
         type=click.FloatRange(0, 90),
         metavar="DEGREES",
-        help="How far a face may be turned to either side.",
+        help="Maximum angle that a face is turned to either side.",
     ),
     click.option(
         "--min-norm",
         type=click.FloatRange(min=0),
-        help="Least length of a face's embedding (needs --embedder).",
+        help="Minimum norm of a face's embedding (needs --embedder).",
     ),
 )
 
 
 def face_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of a search for faces, and of the gates behind it."""
+    """Give a command the options of face detection, and of the quality gates behind it."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

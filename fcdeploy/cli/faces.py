@@ -6,19 +6,30 @@ from typing import Any
 
 import click
 
-from fcdeploy.cli.face_options import face_options, search_and_gates
+from fcdeploy.cli.face_options import GATES, SEARCH, face_options, search_and_gates
 from fcdeploy.cli.features import path_column_option
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.interrupts import resumable
+from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.types import PathType
 
+GROUPS = {
+    "Input": ("path_column", "max_pixels", "on_bad"),
+    "Detection": ("detector", *SEARCH),
+    "Quality gates": GATES,
+    "Output": ("output", "form", "shards", "embedder", "as_json", "quiet"),
+    "Machine": ("device", "threads"),
+}
 
-@click.command("faces")
+
+@click.command("faces", cls=grouped(GROUPS))
 @click.argument("photos", type=PathType)
 @click.option(
     "--detector",
     required=True,
     type=PathType,
-    help="ONNX face detector with five points: YuNet, SCRFD, RetinaFace, or any that a .toml beside it describes.",
+    help="ONNX face detector with five landmarks: YuNet, SCRFD, RetinaFace, or another one described by a .toml beside "
+    "it.",
 )
 @click.option(
     "-o",
@@ -26,43 +37,37 @@ from fcdeploy.cli.types import PathType
     type=PathType,
     default=Path("crops"),
     show_default=True,
-    help="Folder for crops and lists.",
+    help="Folder to write, with the crops and lists of them.",
 )
 @face_options
-@click.option("--embedder", type=PathType, help="ONNX face embedder, to write features.bin, too.")
+@click.option(
+    "--embedder", type=PathType, help="ONNX face embedder: also embed the crops, and write features.bin."
+)
 @click.option(
     "--format",
     "form",
     type=click.Choice(["jpg", "png"]),
     default="jpg",
     show_default=True,
-    help="Format of the crops.",
+    help="Image format of the crops.",
 )
-@click.option("--shards", is_flag=True, help="Pack crops into tar archives, rather than a file each.")
+@click.option("--shards", is_flag=True, help="Pack the crops into tar archives instead of one file each.")
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip"]),
     default="skip",
     show_default=True,
-    help="Photos that cannot be read: leave them out, or write no lists. All are listed in photos.bad.txt.",
+    help="Photos that cannot be read: stop and write no lists, or skip them. All are listed in photos.bad.txt.",
 )
 @click.option(
     "--max-pixels",
     type=click.IntRange(1, 178_956_970),
     default=100_000_000,
     show_default=True,
-    help="A photo of more pixels is not decoded.",
+    help="Refuse photos of more pixels than this without decoding them.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
-)
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="Where detector and embedder run.",
-)
+@run_option("threads")
+@run_option("device", default="cpu", show_default=True, help="Device to run the detector and embedder on.")
 @path_column_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
@@ -82,17 +87,16 @@ def command(
     quiet: bool,
     **chosen: Any,
 ) -> None:
-    """Find the faces in photos, and write them as aligned crops.
+    """Detect the faces in photos, and write them as aligned crops.
 
-    PHOTOS is a folder, which stands for all images below it, a text file with one image path per line, relative to its
-    own folder, or an archive of images, as for `fcdeploy embed`. Each face becomes a crop of 112 x 112 pixels with
-    eyes, nose and mouth where face embedders expect them. The output folder gets faces.csv (a row per face: photo, box,
-    points, score and quality), faces.txt (the crops, for `fcdeploy embed` and `fcdeploy cluster`) and photos.txt (the
-    photo of each face).
+    PHOTOS is a folder, with all images below it; a text file with one image path per line, relative to its own folder;
+    or an archive of images, as for `fcdeploy embed`. Each face becomes a crop of 112 x 112 pixels with eyes, nose and
+    mouth where face embedders expect them. The output folder has faces.csv (one row per face: photo, box, landmarks,
+    score and quality), faces.txt (the crops, for `fcdeploy embed` and `fcdeploy cluster`) and photos.txt (the photo of
+    each face).
 
-    Faces that --min-size, --min-sharpness, --max-yaw or --min-norm leave out are listed in gated.csv and gated.txt.
-    Photos that cannot be read are listed in photos.bad.txt (line, path, reason). An interrupted run goes on when the
-    same command is given again.
+    Faces that fail a quality gate are listed in gated.csv and gated.txt, photos that cannot be read in photos.bad.txt
+    (line, path, reason). To continue an interrupted run, repeat the command.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The features that a command is given: which column of a table they are, and how they were understood."""
+"""The features that a command is given: which column of a table they are, and how the file was read."""
 
 import warnings
 from pathlib import Path
@@ -13,21 +13,21 @@ FORMS = "Features: a file (.npy, .bin, .npz, .pt, .safetensors, .fvecs, Parquet,
 column_option = click.option(
     "--column",
     metavar="NAME",
-    help="Which array of an archive, or column of a table, holds the features; a pattern such as 'f*' for many.",
+    help="Array of an archive, or column of a table, that holds the features; a pattern such as 'f*' for several.",
 )
 
 
 id_column_option = click.option(
     "--id-column",
     metavar="NAME",
-    help="Column of a table that holds ids, which go into the labels; then -o is a .csv, .tsv or .parquet file.",
+    help="Column of a table that holds ids, to be written with the labels; -o has to be .csv, .tsv or .parquet then.",
 )
 
 
 path_column_option = click.option(
     "--path-column",
     metavar="NAME",
-    help="Column of image paths in a list that is a .csv or .tsv file: its heading, or its number from 1.",
+    help="Column of a .csv or .tsv list that holds the image paths: its heading, or its number from 1.",
 )
 
 
@@ -42,11 +42,10 @@ def open_and_tell(
     scratch: Path | None = None,
     quiet: bool = False,
 ) -> "Features":
-    """Open features, and say on stderr how a file was read that does not say it of itself.
+    """Open features, and say on stderr how a file was read whose form is ambiguous.
 
-    dim: the width that the user gave; width: the one that is expected otherwise. output: what will be written, which
-    must be none of the files that are read; beside it, or in
-    ``scratch``, lies what has to be unpacked.
+    dim: the width that the user gave; width: the one that is expected otherwise. output: the file that will be written;
+    archives are unpacked beside it, or in ``scratch``. Raises InputError when it is one of the files that are read.
     """
     from fcdeploy.data.features import open_features
     from fcdeploy.data.scratch import scratch_folder

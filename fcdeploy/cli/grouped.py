@@ -1,28 +1,52 @@
-"""Long help in sections: a command whose options are listed by what they are for."""
+"""Help in sections: a command whose options are listed by what they are for, with their ranges in words."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import click
 
+RANGES = (  # as click writes them, and in words
+    (re.compile(r"([^\s\[]+)<=x<=([^\s\]]+)"), r"\1 to \2"),
+    (re.compile(r"([^\s\[]+)<=x<([^\s\]]+)"), r"\1 to less than \2"),
+    (re.compile(r"x>=([^\s\]]+)"), r"\1 or more"),
+    (re.compile(r"x>([^\s\]]+)"), r"more than \1"),
+)
 
-def grouped(groups: Mapping[str, Sequence[str]]) -> type[click.Command]:
+
+def grouped(groups: Mapping[str, Sequence[str]] | None = None) -> type[click.Command]:
     """Return a class of commands whose help lists options in sections; those in no section come last.
 
     groups: names of parameters, as the command's function has them, by the title of their section. An option is
-    listed in the order of its section. Give it to a command: ``@click.command("train", cls=grouped({...}))``.
+    listed in the order of its section. Without groups there is one section, "Options". Give it to a command:
+    ``@click.command("train", cls=grouped({...}))``.
     """
+    sections = dict(groups or {})
 
     class GroupedCommand(click.Command):
         def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
             by_name = {
                 option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)
             }
-            placed = {name for names in groups.values() for name in names}
+            placed = {name for names in sections.values() for name in names}
             rest = [name for name in by_name if name and name not in placed]
-            for title, names in {**groups, "Other options": rest}.items():
+            last = "Other options" if sections else "Options"
+            for title, names in {**sections, last: rest}.items():
                 records = (by_name[name].get_help_record(ctx) for name in names)
-                if shown := [record for record in records if record is not None]:
+                if shown := [in_words(record) for record in records if record is not None]:
                     with formatter.section(title):
                         formatter.write_dl(shown)
 
     return GroupedCommand
+
+
+def in_words(record: tuple[str, str]) -> tuple[str, str]:
+    """Return an option's names and help with its range in words, in one bracket with its default.
+
+    ``--k INTEGER RANGE``, ``Number.  [default: 80]  [x>=1]`` becomes ``--k N``, ``Number.  [default: 80; 1 or more]``.
+    """
+    names, text = record
+    names = names.replace(" INTEGER RANGE", " N").replace(" FLOAT RANGE", " X")
+    body, bracket, end = text.rpartition("[")  # where click puts a range
+    for pattern, words in RANGES:
+        end = pattern.sub(words, end)
+    return names, f"{body}{bracket}{end}".replace("]  [", "; ")

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.text import new_console, printable
 
 if TYPE_CHECKING:
     from fcdeploy.engine.bundle import Bundle
 
 
-@click.command("inspect")
+@click.command("inspect", cls=grouped())
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the manifest and the results of the checks as JSON."
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 def command(bundle: Path, as_json: bool) -> None:
     """Show the contents of a bundle and its measured accuracy.
 
-    Every graph file is hashed and compared with the manifest; exit code 2 means that one was changed.
+    Shows the graphs with their inputs and outputs, the recipe, and the difference from the PyTorch network. Every graph
+    file is hashed and compared with the manifest; exit code 2 means that one was changed.
 
     \b
     Example:

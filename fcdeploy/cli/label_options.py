@@ -5,12 +5,13 @@ import click
 label_column_option = click.option(
     "--label-column",
     metavar="NAME|NUMBER",
-    help="Column of a table that holds the labels: its heading, or its number from 1.",
+    help="Column of the labels in a table: its heading, or its number from 1.",
 )
 unknown_option = click.option(
     "--unknown",
     type=click.Choice(["ignore", "singleton"]),
     default="ignore",
     show_default=True,
-    help="Faces labelled -1, empty or NaN: ignored in the measures, or each an identity of its own (singleton).",
+    help="Faces of unknown identity (-1, empty, NaN): leave them out of the measures (ignore), or count each as an "
+    "identity of its own (singleton).",
 )

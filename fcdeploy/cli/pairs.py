@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.types import PathType
 
 
-@click.command("pairs")
+@click.command("pairs", cls=grouped())
 @click.argument("run_dir", type=PathType, metavar="DIR")
 @click.option(
     "-n", "--count", type=click.IntRange(min=1), default=200, show_default=True, help="Number of pairs."
@@ -18,17 +19,17 @@ from fcdeploy.cli.types import PathType
     type=PathType,
     default=Path("pairs.csv"),
     show_default=True,
-    help="Table to write (.csv, .tsv): a, b, answer, and what `fcdeploy tune --pairs` needs.",
+    help="Table to write (.csv, .tsv), with columns a, b, answer, and those that `fcdeploy tune --pairs` needs.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(run_dir: Path, count: int, output: Path, seed: int, quiet: bool) -> None:
-    """Draw the pairs of faces that are most worth checking by a person.
+    """Select the pairs of faces that are most worth checking by a person.
 
-    DIR is the --run-dir of a finished `fcdeploy cluster`. Write "same" or "different" into the column answer, or
-    nothing where you cannot tell; then `fcdeploy tune --pairs` chooses the engine's threshold, and `fcdeploy cluster
-    --pairs` holds to the answers. Faces are row numbers from 0 (lines, for a list of images), or
-    the ids of `fcdeploy update` in a folder that it has updated.
+    DIR is the --run-dir of a finished `fcdeploy cluster`. Write "same" or "different" into the column answer, or leave
+    it empty where you cannot tell. Then `fcdeploy tune --pairs` chooses the engine's threshold by the answers, and
+    `fcdeploy cluster --pairs` respects them. Faces are given by row number from 0 (line number, for a list of images),
+    or by the ids of `fcdeploy update` in a run that it has updated.
 
     \b
     Example:

@@ -2,11 +2,13 @@
 
 import click
 
+from fcdeploy.cli.grouped import grouped
 
-@click.command("recipe")
+
+@click.command("recipe", cls=grouped())
 @click.argument("name", required=False)
 def command(name: str | None) -> None:
-    """Print a built-in export recipe, or list all names.
+    """Print a built-in recipe for `fcdeploy export`, or list their names.
 
     \b
     Example:

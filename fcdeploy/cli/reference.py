@@ -1,4 +1,4 @@
-"""The page docs/reference/cli.md, made of the commands' own help; ``python -m fcdeploy.cli.reference`` prints it."""
+"""The page docs/reference/cli.md, generated from the commands' own help; ``-m fcdeploy.cli.reference`` prints it."""
 
 import click
 
@@ -7,7 +7,7 @@ from fcdeploy.cli import VERBS, cli
 WIDTH = 80  # of the column of a page, in letters of code
 HEAD = """# The commands
 
-Made from the commands' own help by `python -m fcdeploy.cli.reference > docs/reference/cli.md`.
+Generated from the commands' own help by `python -m fcdeploy.cli.reference > docs/reference/cli.md`.
 
 Results on stdout, messages on stderr. Exit codes: 0 done; 1 something failed that is not your mistake; 2 the input or
 the command line cannot be used, said in one sentence; 3 an exported graph misses its tolerance; 130 interrupted,

@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from fcdeploy.cli.features import path_column_option
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.label_options import label_column_option
 from fcdeploy.cli.types import PathType
 
 
-@click.command("report")
+@click.command("report", cls=grouped())
 @click.argument("run_dir", type=PathType, metavar="DIR")
 @click.option(
     "-o",
@@ -17,16 +18,20 @@ from fcdeploy.cli.types import PathType
     type=PathType,
     default=Path("report"),
     show_default=True,
-    help="Folder to write: index.html and a few files beside it.",
+    help="Folder to write, with index.html and the files it needs.",
 )
 @click.option(
-    "--images", type=PathType, help="Images of the faces: a list, a folder or an archive, one per row."
+    "--images", type=PathType, help="Images of the faces, one per row: a list, a folder or an archive."
 )
 @path_column_option
-@click.option("--labels", type=PathType, help="True identities, to show quality and mark wrong faces.")
+@click.option("--labels", type=PathType, help="True identities, to report quality and mark wrong faces.")
 @label_column_option
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of the sample."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Random seed of the random sample of clusters.",
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
@@ -39,11 +44,11 @@ def command(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Write a page to look at the clusters of a run.
+    """Write an HTML page that shows the clusters of a run.
 
-    DIR is the --run-dir of a finished `fcdeploy cluster`. The page opens from disk, without a server or a network: what
-    was run, sizes, confidence, the largest clusters, suspicious ones, clusters that may be one person, single faces
-    near a cluster, a random sample, and a search over the rest.
+    DIR is the --run-dir of a finished `fcdeploy cluster`. The page opens from disk, without a server or a network. It
+    shows the settings of the run, cluster sizes, confidence, the largest clusters, suspicious ones, clusters that may
+    be the same person, single faces near a cluster, a random sample, and a search over all the others.
 
     \b
     Example:

@@ -5,16 +5,17 @@ from pathlib import Path
 import click
 
 from fcdeploy.cli.features import path_column_option
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.types import PathType
 
 
-@click.command("review")
+@click.command("review", cls=grouped())
 @click.argument("run_dir", type=PathType, metavar="DIR")
 @click.option(
     "--images",
     required=True,
     type=PathType,
-    help="Images of the faces: a list, a folder or an archive, one per row.",
+    help="Images of the faces, one per row: a list, a folder or an archive.",
 )
 @path_column_option
 @click.option(
@@ -22,13 +23,17 @@ from fcdeploy.cli.types import PathType
     type=PathType,
     default=Path("decisions.csv"),
     show_default=True,
-    help="Table that decisions are added to, for `cluster --pairs`, `update --pairs` and `tune --pairs`.",
+    help="Table to which decisions are appended, for `cluster --pairs`, `update --pairs` and `tune --pairs`.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine.  [default: a free one]"
+    "--port", type=click.IntRange(0, 65535), default=0, help="Local port to serve on.  [default: a free one]"
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of the sample."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Random seed of the random sample of clusters.",
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the web browser.")
 def command(
@@ -40,10 +45,10 @@ def command(
     seed: int,
     open_browser: bool,
 ) -> None:
-    """Look at the clusters of a run, and correct them, in a web browser.
+    """View and correct the clusters of a run in a web browser.
 
     DIR is the --run-dir of a finished `fcdeploy cluster`. The page is that of `fcdeploy report`, served to this machine
-    alone; every decision is on disk at once. Ctrl-C ends it.
+    only; every decision is saved at once. Stop with Ctrl-C.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Options of a run, made of their definitions in ``fcdeploy.run.options``; `cluster` and `estimate` take all alike."""
+"""Options of a run, from their definitions in ``fcdeploy.run.options``; `cluster` and `estimate` take all of them."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from fcdeploy.run.options import (
     HOPS,
     PATH,
     REAL,
+    SECTIONS,
     SETTINGS,
     SWITCH,
     WHOLE,
@@ -21,10 +22,13 @@ from fcdeploy.run.options import (
 )
 
 Command = TypeVar("Command", bound=Callable[..., object])
+RUN_SECTIONS = {  # of the help, for ``grouped``: names of options by title
+    title: tuple(name for name, one in DESCRIBED.items() if one.section == title) for title in SECTIONS
+}
 
 
 def run_option(name: str, **changed: Any) -> Callable[[Command], Command]:
-    """Give a command one option of a run; changed: what is otherwise for this command, as for ``click.option``."""
+    """Give a command one option of a run; changed: arguments of ``click.option`` that differ for this command."""
     described, default = DESCRIBED[name], getattr(Options(), name)
     shown = f"  [default: {described.usual}]" if described.usual else ""
     settings: dict[str, object] = {
@@ -42,7 +46,7 @@ def run_option(name: str, **changed: Any) -> Callable[[Command], Command]:
 
 
 def kind_of(described: Described) -> click.ParamType | None:
-    """Return what click makes of an option's value."""
+    """Return click's type of an option's value."""
     if described.choices:
         return click.Choice(described.choices)
     if described.kind == WHOLE:

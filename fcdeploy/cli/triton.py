@@ -4,25 +4,31 @@ from pathlib import Path
 
 import click
 
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.types import PathType
 
 
-@click.command("triton")
+@click.command("triton", cls=grouped())
 @click.argument("bundle", type=PathType, required=False)
 @click.option(
     "--assign",
     "run_dir",
     type=PathType,
-    help="Folder of a finished `fcdeploy cluster --run-dir`: write a model that assigns faces to its clusters.",
+    help="Instead of a bundle, the --run-dir of a finished `fcdeploy cluster`: write a model that assigns faces to its "
+    "clusters.",
 )
-@click.option("--engine", type=PathType, help="With --assign: the bundle, if it was moved since the run.")
+@click.option(
+    "--engine",
+    type=PathType,
+    help="With --assign: the engine bundle, if it was moved since the run.  [default: the run's]",
+)
 @click.option(
     "-o",
     "--output",
     type=PathType,
     default=Path("model_repository"),
     show_default=True,
-    help="Model repository to write.",
+    help="Model repository (folder) to write.",
 )
 @click.option("--prefix", help="Prefix of the models' names.  [default: the system's name]")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -36,9 +42,9 @@ def command(
 ) -> None:
     """Write a model repository for Triton Inference Server.
 
-    Every pass of the bundle becomes a model with its config.pbtxt: ONNX graphs for the ONNX Runtime backend, plans
-    for TensorRT's. With --assign it is one model for the Python backend instead: embeddings in, clusters, confidence
-    and margin out, by `fcdeploy assign`'s rules.
+    Each pass of the bundle becomes a model with its config.pbtxt: ONNX graphs for the ONNX Runtime backend, plans for
+    the TensorRT backend. With --assign there is one model instead, for the Python backend: it takes embeddings and
+    returns clusters, confidence and margin as `fcdeploy assign` does.
 
     \b
     Example:

@@ -8,7 +8,7 @@ PathType = click.Path(path_type=Path)
 
 
 class Hops(click.ParamType):
-    """Two whole numbers with a comma between, as in 80,10."""
+    """Two whole numbers with a comma between, e.g. 80,10."""
 
     name = "K0,K1"
 
@@ -20,7 +20,7 @@ class Hops(click.ParamType):
         try:
             first, second = (int(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"'{value}' is not two whole numbers with a comma between, as in 80,10.", param, ctx)
+            self.fail(f"'{value}' is not two whole numbers with a comma between, e.g. 80,10.", param, ctx)
         return first, second
 
 
@@ -40,7 +40,7 @@ class Size(click.ParamType):
             lengths = []
         if len(lengths) not in (1, 2) or not all(1 <= length <= 4096 for length in lengths):
             self.fail(
-                f"'{value}' is not a size; write pixels, as in 112, or height x width, as in 112x96.",
+                f"'{value}' is not a size; write pixels, e.g. 112, or height x width, e.g. 112x96.",
                 param,
                 ctx,
             )
@@ -78,7 +78,7 @@ class Bytes(click.ParamType):
             size = int(float(text.rstrip("KMGT")) * 1024**power)
         except (ValueError, OverflowError):
             self.fail(
-                f"'{value}' is not a size; write a number with K, M, G or T behind it, as in 4G.", param, ctx
+                f"'{value}' is not a size; write a number with K, M, G or T behind it, e.g. 4G.", param, ctx
             )
         if size < 0:
             self.fail(f"'{value}' is negative.", param, ctx)
@@ -86,7 +86,7 @@ class Bytes(click.ParamType):
 
 
 class Settings(click.ParamType):
-    """A dotted key of a recipe and a value for it, as in links.tau=0.8."""
+    """A dotted key of a recipe and a value for it, e.g. links.tau=0.8."""
 
     name = "KEY=VALUE"
 
@@ -97,5 +97,5 @@ class Settings(click.ParamType):
             return value
         key, equals, given = str(value).partition("=")
         if not (key.strip() and equals):
-            self.fail(f"'{value}' is no setting; write KEY=VALUE, as in links.tau=0.8.", param, ctx)
+            self.fail(f"'{value}' is not a setting; write KEY=VALUE, e.g. links.tau=0.8.", param, ctx)
         return key.strip(), given.strip()

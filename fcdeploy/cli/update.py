@@ -6,46 +6,54 @@ from typing import TYPE_CHECKING
 import click
 
 from fcdeploy.cli.features import column_option, id_column_option, open_and_tell
-from fcdeploy.cli.types import Bytes, PathType
+from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
     from fcdeploy.clustering.identity import Change, Decide
 
 DECISIONS = ("apply", "ask", "never")
+GROUPS = {
+    "Changes": ("add", "column", "id_column", "remove", "pairs", "same_photo", "merges", "splits", "on_bad"),
+    "Engine": ("engine",),
+    "Output": ("output", "as_json", "quiet"),
+    "Machine": ("threads", "memory", "device"),
+}
 
 
-@click.command("update")
+@click.command("update", cls=grouped(GROUPS))
 @click.argument("run_dir", type=PathType)
 @click.option(
-    "--add", type=PathType, help="Features of faces to add, of any form that `fcdeploy cluster` takes."
+    "--add", type=PathType, help="Features of the faces to add, in any form that `fcdeploy cluster` takes."
 )
-@click.option("--remove", type=PathType, help="Text file with the id of a face to remove per line.")
+@click.option("--remove", type=PathType, help="Text file with the ids of the faces to remove, one per line.")
 @click.option(
     "--pairs",
     type=PathType,
     metavar="FILE",
-    help="Pairs that a person has checked: a table of a, b, and same or different, by ids of faces. They hold, "
-    "whatever links say.",
+    help="Pairs of faces that a person has checked, which clusters then respect: a table with columns a and b (ids of "
+    "faces) and answer (same or different).",
 )
 @click.option(
     "--same-photo",
     type=PathType,
     metavar="FILE",
-    help="Text file with the photo of every face to add, one per line: two faces of one photo are different persons.",
+    help="Keep added faces of the same photo apart: a text file with the photo of each face to add, one per line.",
 )
 @click.option(
     "--merges",
     type=click.Choice(DECISIONS),
     default="apply",
     show_default=True,
-    help="When old clusters turn out to be one: make it so, ask for each, or leave them apart.",
+    help="Clusters that new faces connect: merge them, ask for each merge, or never merge.",
 )
 @click.option(
     "--splits",
     type=click.Choice(DECISIONS),
     default="apply",
     show_default=True,
-    help="When an old cluster comes apart: make it so, ask for each part, or leave it whole.",
+    help="Clusters that fall apart: split them, ask for each split, or never split.",
 )
 @click.option(
     "-o",
@@ -53,23 +61,23 @@ DECISIONS = ("apply", "ask", "never")
     type=PathType,
     default=Path("updated.csv"),
     show_default=True,
-    help="Table of all faces to write (.csv, .tsv, .parquet): id, label.",
+    help="Table of all faces to write (.csv, .tsv, .parquet), with columns id and label.",
 )
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip"]),
     default="stop",
     show_default=True,
-    help="New rows with NaN, infinity or zeros only: stop, or leave them in no cluster (-1).",
+    help="Rows to add with NaN, infinity or zeros only: stop, or skip them (label -1).",
 )
-@click.option("--engine", type=PathType, help="Bundle folder.  [default: where it was when the run was made]")
+@click.option(
+    "--engine", type=PathType, help="Engine bundle, if it was moved since the run.  [default: the run's]"
+)
 @column_option
 @id_column_option
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
-)
-@click.option("--memory", type=Bytes(), default=0, help="Memory budget, e.g. 4G.  [default: half of RAM]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where the engine runs.  [default: cpu]")
+@run_option("threads")
+@run_option("memory")
+@run_option("device")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def command(
@@ -93,11 +101,10 @@ def command(
 ) -> None:
     """Add faces to a finished run, or remove some; clusters keep their numbers.
 
-    RUN_DIR becomes as if all faces that it has then had been clustered together, reusing what was computed of the old
-    ones. An id is that of --id-column, where the first run was given such, or else the number of a face's row in the
-    first run; added ones get the next free numbers. Merges and splits
-    of old clusters are listed in RUN_DIR/changes.csv, all that ever changed in RUN_DIR/history.csv. The folder is
-    replaced as a whole, and stays as it was if the command is stopped.
+    The result is that of clustering all remaining faces together, but what was computed for old faces is reused. The id
+    of a face is that of --id-column, where the first run was given one, or else its row number in the first run; added
+    faces get the next free numbers. Merges and splits are listed in RUN_DIR/changes.csv, those of all updates in
+    RUN_DIR/history.csv. RUN_DIR is replaced as a whole at the end, and stays as it was if the command is stopped.
 
     \b
     Example:
@@ -163,7 +170,7 @@ def decider(choice: str, flag: str) -> "Decide":
     from fcdeploy.errors import InputError
 
     if choice == "ask" and not sys.stdin.isatty():
-        raise InputError(f"{flag} ask: asks on a terminal, and there is none; give apply or never.")
+        raise InputError(f"{flag} ask: needs a terminal to ask on; give apply or never.")
 
     def ask(change: "Change") -> bool:
         what = "be merged into" if change.kind == "merge" else "be split off into"

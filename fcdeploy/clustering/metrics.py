@@ -120,7 +120,7 @@ def _evaluate(pred: np.ndarray, truth: np.ndarray, unknown: str) -> Evaluation:
             f"pred has {n:,} labels and truth has {len(truth):,}; give the labels of the same faces."
         )
     if not n:
-        raise InputError("there are no labels to compare; give one label a face.")
+        raise InputError("there are no labels to compare; give one label per face.")
     check_known(truth, "truth", unknown)
     left_out = int(np.count_nonzero(truth == -1)) if unknown == "ignore" else 0
     if left_out:

@@ -120,7 +120,7 @@ def filelist_from_archives(paths: Sequence[Path], name: str) -> Filelist:
     readers: dict[str | None, Callable[[Path], Found]] = {"tar": _in_tar, "zip": _in_zip, "rec": _in_records}
     kinds = [archive_kind(path) for path in paths]
     if None in kinds:
-        raise InputError(f"{paths[kinds.index(None)]}: is no archive of images (tar, zip or RecordIO).")
+        raise InputError(f"{paths[kinds.index(None)]}: is not an archive of images (tar, zip or RecordIO).")
     found = [readers[kind](path) for kind, path in zip(kinds, paths, strict=True)]
     names = [each for one in found for each in one.names]
     passed = {kind: sum(one.passed[kind] for one in found) for kind in ("hidden", "other")}
@@ -161,14 +161,14 @@ def opened_lines(files: Filelist) -> Filelist:
         archive, into, member = files.line(at).partition(b".tar/")
         if not into:
             raise InputError(
-                f"{files.name}: line {at}, counted from 0, {files.shown(at)!r}, leads into no archive, as the lines "
-                "before it do; list members of archives, or files."
+                f"{files.name}: line {at}, counted from 0, {files.shown(at)!r}, is not in an archive, as the lines "
+                "before it do; list members of archives only, or files only."
             )
         wanted.append((archives.setdefault(archive + b".tar", len(archives)), member))
     paths = [Path(os.fsdecode(os.path.join(files.folder, one))) for one in archives]
     for path in paths:
         if not path.is_file() or archive_kind(path) != "tar":
-            raise InputError(f"{files.name}: leads into {path}, which is no tar archive.")
+            raise InputError(f"{files.name}: is in {path}, which is not a tar archive.")
     found = [_in_tar(path) for path in paths]
     members = members_of(tuple(paths), found)
     names = [(number, name) for number, one in enumerate(found) for name in one.names]

@@ -70,7 +70,8 @@ def _as_array(given: Any, name: str) -> np.ndarray:
         raise
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise InputError(
-            f"{name}: a {type(given).__name__} that gives no array ({reason_of(error)}); give a NumPy array."
+            f"{name}: a {type(given).__name__} that cannot be converted to an array ({reason_of(error)}); give a NumPy "
+            "array."
         ) from error
     if isinstance(given, Iterable):
         return _from_sequence(list(given), name)
@@ -118,7 +119,7 @@ def _from_columns(columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     if text or not columns:
         raise InputError(
             f"{name}: the column {text[0] if text else '(none)'} holds no numbers; give the columns of the features "
-            "only, such as df.filter(like='f'), or the one column of rows."
+            "only, e.g. df.filter(like='f'), or the one column of rows."
         )
     return np.stack(list(columns.values()), axis=1)
 
@@ -160,13 +161,13 @@ def _stacked(rows: Iterable[object], name: str, dim: int | None) -> np.ndarray:
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{where} is no row of numbers ({reason_of(error)}).") from error
+            raise InputError(f"{where} is not a row of numbers ({reason_of(error)}).") from error
         if values.dtype.kind == "O":
             try:
                 values = values.astype(np.float64)
             except (TypeError, ValueError):
                 raise InputError(
-                    f"{where} holds something that is no number; give floats, NaN where missing."
+                    f"{where} holds something that is not a number; give floats, NaN where missing."
                 ) from None
         values = values.reshape(-1) if values.ndim and values.size == max(values.shape) else values
         if values.ndim != 1 or not values.size:
@@ -195,5 +196,5 @@ def _refuse_masked(rows: list[int], n: int, name: str) -> None:
         shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (", ..." if len(rows) > SHOWN_ROWS else "")
         raise InputError(
             f"{name}: {len(rows):,} of {n:,} rows have masked values (row {shown}, counted from 0); remove these "
-            "faces, or give x.filled(numpy.nan) and say what becomes of bad rows."
+            "faces, or give x.filled(numpy.nan) and choose what to do with bad rows."
         )

@@ -100,7 +100,7 @@ def open_own(path: Path, flags: int) -> int:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise InputError(f"{path}: is a symbolic link, and is not written through; remove it.") from None
+        raise InputError(f"{path}: is a symbolic link, which is not followed; remove it.") from None
 
 
 def begins_with(path: Path, *beginnings: bytes) -> bool:

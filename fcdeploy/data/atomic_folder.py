@@ -119,7 +119,7 @@ def _take_along(old: Path, new: Path, ours: Collection[str]) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise InputError(
-            f"{error.filename}: was not written by fcdeploy and cannot be taken along when {old} is replaced "
+            f"{error.filename}: was not written by fcdeploy and cannot be moved along when {old} is replaced "
             f"({error.strerror}); move it elsewhere or choose another output."
         ) from error
 

@@ -23,11 +23,12 @@ def check_bad_list(path: Path, inputs: Iterable[Path | None] = ()) -> None:
     """
     if any(given is not None and is_same(path, given) for given in inputs):
         raise InputError(
-            f"{path}: is an input, and where what cannot be used would be listed; choose another output."
+            f"{path}: is an input, and the list of what cannot be used would replace it; choose another output."
         )
     if path.exists() and not path.is_symlink() and not is_bad_list(path):
         raise InputError(
-            f"{path}: is no list of what could not be used, which would take its place; move it, or choose another "
+            f"{path}: is not a list of what could not be used, and would be replaced by one; move it, or choose "
+            "another "
             "output."
         )
 

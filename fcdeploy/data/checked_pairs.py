@@ -103,8 +103,8 @@ def read_pairs(path: Path | str, n: int, ids: np.ndarray | None = None) -> Check
             continue
         if answer not in ANSWERS:
             raise InputError(
-                f"{path}: line {line:,} says {shortened(row[columns[ANSWER]])}; write {SAME} or {DIFFERENT}, or "
-                "nothing where nobody knows."
+                f"{path}: line {line:,} says {shortened(row[columns[ANSWER]])}; write {SAME} or {DIFFERENT}, or leave "
+                "it empty where it is not known."
             )
         if faces[0] == faces[1]:
             raise InputError(f"{path}: line {line:,} pairs {row[columns['a']]} with itself; give two faces.")

@@ -32,7 +32,7 @@ def check_table_path(path: Path | str) -> Path:
 def _table_path(path: Path | str) -> Path:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: is no name of a table; end it in {', '.join(SUFFIXES)}.")
+        raise InputError(f"{path}: is not the name of a table; end it in {', '.join(SUFFIXES)}.")
     if path.suffix.lower() not in TEXT:
         import_pyarrow(str(path))
     return check_parent(path)

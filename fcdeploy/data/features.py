@@ -335,7 +335,7 @@ def _kind(path: Path, name: str) -> str:
         head = opened.read(HEAD)
     by_name = "" if content.told else ", by its name,"
     raise InputError(
-        f"{name}: is{by_name} {content.kind} and no form of features that is read; "
+        f"{name}: is{by_name} {content.kind} and not a form of features that can be read; "
         f"{conversion(content.kind, name, head)}."
     )
 
@@ -353,7 +353,7 @@ def _read(
     if column is not None and kind in ("npy", "raw", "vecs", "bigann"):
         raise InputError(f"{name}: holds a single array; leave out --column {column}.")
     if id_column is not None and kind not in ("npz", "parquet", "arrow"):
-        raise InputError(f"{name}: has no columns to take ids from; leave out --id-column {id_column}.")
+        raise InputError(f"{name}: has no columns, so no ids; leave out --id-column {id_column}.")
     if kind in ("parquet", "arrow"):
         from fcdeploy.data.forms.tables import read_table
 
@@ -395,7 +395,7 @@ def _doubt(path: Path, name: str, dim: int, sure: bool) -> str:
     if certain and not sure:
         raise InputError(
             f"{name}: rows of {width} values are all of unit length, rows of {dim} are not; these features seem to be "
-            f"{width} wide. Give features of {dim} values per face (--dim {dim} to read them so all the same)."
+            f"{width} wide. Give features of {dim} values per face (--dim {dim} to read them so anyway)."
         )
     why = "rows of that width are all of unit length" if certain else "values repeat with that period"
     return f"; they seem to be {width} wide ({why})"

@@ -94,7 +94,7 @@ def read_filelist(path: Path | str) -> Filelist:
     folder = os.fsencode(path.parent)
     starts, ends = _lines(text)
     if not len(starts):
-        raise InputError(f"{path}: is empty; expected one image path a line.")
+        raise InputError(f"{path}: is empty; expected one image path per line.")
     return Filelist(folder, text, starts, ends, str(path))
 
 
@@ -113,7 +113,7 @@ def read_text(path: Path) -> bytes:
     if text.startswith(UTF16_MARKS):
         raise InputError(f"{path}: is UTF-16 text; save it as UTF-8.")
     if b"\0" in text[:HEAD]:
-        raise InputError(f"{path}: is not a text file; give one with one image path a line.")
+        raise InputError(f"{path}: is not a text file; give one with one image path per line.")
     return text.removeprefix(BYTE_ORDER_MARK)
 
 

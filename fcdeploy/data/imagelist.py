@@ -113,7 +113,7 @@ def _column_of_paths(path: Path, head: list[str], headings: list[str], asked: st
     columns = [at for at, heading in enumerate(headings) if heading in PATHS]
     if len(columns) != 1:
         raise InputError(
-            f"{path}: the columns are {', '.join(head)}; say which holds the paths of the images with --path-column."
+            f"{path}: the columns are {', '.join(head)}; choose the column of the image paths with --path-column."
         )
     return columns[0]
 

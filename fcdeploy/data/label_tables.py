@@ -39,7 +39,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(
-            f"{path}: line {line:,} is no UTF-8 text; convert it, e.g. with "
+            f"{path}: line {line:,} is not UTF-8 text; convert it, e.g. with "
             f"`iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name}`."
         ) from error
 
@@ -137,7 +137,8 @@ def _column_of(
         if len(named) == 1:
             return named[0], True
         raise InputError(
-            f"{path}: has {width} columns ({_columns(first, heading)}); say which holds the labels with --label-column."
+            f"{path}: has {width} columns ({_columns(first, heading)}); choose the column of the labels with "
+            "--label-column."
         )
     if first.count(column) == 1 and not (column.isdigit() and not heading):
         return first.index(column), True
@@ -191,7 +192,7 @@ def _column_of_lst(rows: Sequence[Sequence[str]], path: Path) -> int:
             f"{path}: holds an index and a path in every line, and no label; give a list with labels."
         )
     raise InputError(
-        f"{path}: has {len(numeric)} columns, of which several may be labels; say which with --label-column, a number "
+        f"{path}: has {len(numeric)} columns, of which several may be labels; choose one with --label-column, a number "
         "from 1."
     )
 
@@ -228,7 +229,8 @@ def _named(names: Sequence[str], column: str | None, path: Path) -> str:
         if len(likely) == 1:
             return likely[0]
         raise InputError(
-            f"{path}: has {len(names)} columns ({', '.join(names)}); say which holds the labels with --label-column."
+            f"{path}: has {len(names)} columns ({', '.join(names)}); choose the column of the labels with "
+            "--label-column."
         )
     if column in names:
         return column

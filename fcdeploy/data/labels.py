@@ -317,8 +317,8 @@ def _read_integer_lines(path: Path) -> np.ndarray:
 
 def _several_in_a_line(path: Path, line: int) -> InputError:
     return InputError(
-        f"{path}: line {line:,} holds more than one integer; write one label a line "
-        "(a file of one cluster a line is named clusters.txt)."
+        f"{path}: line {line:,} holds more than one integer; write one label per line "
+        "(a file of one cluster per line is named clusters.txt)."
     )
 
 
@@ -328,7 +328,7 @@ def _read_text_lines(path: Path, n: int | None) -> np.ndarray:
     kept = last + 1 if n is None else min(len(texts), max(last + 1, n))
     texts = texts[:kept]
     if last < 0 and (n is None or kept < n):
-        raise InputError(f"{path}: is empty; expected one label a line.")
+        raise InputError(f"{path}: is empty; expected one label per line.")
     for at, text in enumerate(texts):
         words = text.split()
         if len(words) > 1 and all(_is_integer(word) for word in words):
@@ -336,14 +336,15 @@ def _read_text_lines(path: Path, n: int | None) -> np.ndarray:
     for delimiter, name in (("\t", "tabs"), (",", "commas")):
         if all(delimiter in text and f"{delimiter} " not in text for text in texts):
             raise InputError(
-                f"{path}: has several columns, with {name} between; say which holds the labels with --label-column, "
+                f"{path}: has several columns, with {name} between; choose the column of the labels with "
+                "--label-column, "
                 "its number from 1 or its heading."
             )
     first = 0
     if _is_heading(texts, n):
         first = 1
         warnings.warn(
-            f"{path}: line 1, {shortened(texts[0])}, is taken for a heading and not for the label of a face.",
+            f"{path}: line 1, {shortened(texts[0])}, is read as a heading and not as the label of a face.",
             FcdeployWarning,
             stacklevel=4,
         )
@@ -410,7 +411,7 @@ def _read_archive(path: Path, column: str | None) -> np.ndarray:
                     likely = [name for name in names if name in ("labels", "label")]
                 if len(likely) != 1:
                     raise InputError(
-                        f"{path}: holds {', '.join(names) or 'no array'}; say which are the labels with --label-column."
+                        f"{path}: holds {', '.join(names) or 'no array'}; choose the labels with --label-column."
                     )
                 with archive.open(f"{likely[0]}.npy") as member:
                     array = np.lib.format.read_array(member, allow_pickle=False)
@@ -459,7 +460,7 @@ def _read_clusters(path: Path, n: int | None) -> np.ndarray:
     if not id_blocks:
         if n is not None:  # of faces that are all in no cluster
             return np.full(n, -1, np.int64)
-        raise InputError(f"{path}: is empty; expected one cluster a line, face ids separated by spaces.")
+        raise InputError(f"{path}: is empty; expected one cluster per line, face ids separated by spaces.")
     ids, lines = np.concatenate(id_blocks), np.concatenate(line_blocks)  # (t,) each
 
     if (wrong := ids < 0).any():
@@ -475,7 +476,7 @@ def _read_clusters(path: Path, n: int | None) -> np.ndarray:
         faces = f"a file of {len(ids):,} ids" if n is None else f"{n:,} faces (ids count from 0)"
         raise InputError(
             f"{path}: line {lines[at]:,} holds the face id {ids[at]}, too large for {faces}; "
-            "give the clusters of these very faces."
+            "give the clusters of these same faces."
         )
 
     n = int(ids.max()) + 1 if n is None else n
@@ -487,7 +488,7 @@ def _read_clusters(path: Path, n: int | None) -> np.ndarray:
         raise InputError(
             f"{path}: line {lines[at]:,} holds the face id {ids[at]} again, after line "
             f"{lines[first[ids[at]]]:,}; write a face in one cluster only "
-            "(a file of one label a line is named .meta or ...labels.txt)."
+            "(a file of one label per line is named .meta or ...labels.txt)."
         )
     labels = np.full(n, -1, np.int64)
     labels[ids] = lines - 1

@@ -93,7 +93,7 @@ class Lock:
                 return
             if host != host_name():
                 raise BusyError(
-                    f"process {process} on {host}, or it ended without a word); if it is not running, delete "
+                    f"process {process} on {host}, or it ended without deleting it); if it is not running, delete "
                     f"{place}, or "
                 )
             if _started(int(process)) == int(started):

@@ -26,7 +26,7 @@ def scratch_folder(
     if given is not None:
         given = Path(given)
         if not given.is_dir():
-            raise InputError(f"--scratch {given}: is no folder; create it or choose another.")
+            raise InputError(f"--scratch {given}: is not a folder; create it or choose another.")
         if not os.access(given, os.W_OK | os.X_OK):
             raise InputError(f"--scratch {given}: is not writable; choose another.")
         remove_leftovers(given)

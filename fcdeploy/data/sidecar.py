@@ -111,6 +111,6 @@ def check_hash(name: str, sidecar: Sidecar, found: str) -> None:
     if found != sidecar.hash:
         beside = sidecar_path(Path(name))
         raise InputError(
-            f"{name}: its values are not those that {beside} tells of; the file was changed or replaced since it was "
+            f"{name}: its values are not those that {beside} describes; the file was changed or replaced since it was "
             f"embedded. Embed again, or delete {beside} if the new values are meant."
         )

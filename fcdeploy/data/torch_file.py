@@ -188,7 +188,7 @@ class TorchFile:
         if tensor.kind in (*COMPLEX, *QUANTIZED):
             raise ValueError(STRANGE)
         if tensor.kind not in DTYPES:
-            raise ValueError(f"is of dtype {tensor.kind}, which is not read")
+            raise ValueError(f"has dtype {tensor.kind}, which cannot be read")
         name = DTYPES[tensor.kind].replace("bfloat16", "u2")
         return np.dtype(name).newbyteorder(">" if self.big else "<"), tensor.storage
 
@@ -199,7 +199,7 @@ def _view(tensor: Tensor, dtype: np.dtype, content: bytes | np.ndarray) -> np.nd
         return np.empty(tensor.shape, dtype)
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     if (last + 1) * dtype.itemsize > len(content):
-        raise ValueError("reaches beyond the values that the file holds")
+        raise ValueError("reaches beyond the end of the file")
     strides = tuple(step * dtype.itemsize for step in tensor.strides)
     return np.ndarray(tensor.shape, dtype, content, tensor.offset * dtype.itemsize, strides)
 
@@ -245,7 +245,7 @@ def read_safetensors_file(path: Path) -> TorchFile:
                 or 8 + length + end > size
                 or end < begin
             ):
-                raise ValueError("it ends before its header says")
+                raise ValueError("it is shorter than its header says")
             strides = tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
             kind = SAFETENSORS.get(entry["dtype"], str(entry["dtype"]))
             places[name] = 8 + length + begin, end - begin
@@ -273,7 +273,7 @@ def _read_archive(path: Path, largest: int | None) -> TorchFile:
         if pickled is None:
             raise DamagedError("it is a zip archive without data.pkl")
         if largest is not None and members[pickled].file_size > largest:
-            raise DamagedError("it holds far more than tensors")
+            raise DamagedError("it holds much more than tensors")
         prefix = pickled.removesuffix("data.pkl")
         big = f"{prefix}byteorder" in members and archive.read(f"{prefix}byteorder") == b"big"
         with archive.open(pickled) as file:
@@ -356,7 +356,7 @@ class _Machine:
             elif name in _STEPS:
                 _STEPS[name](self, argument)
             elif name not in ("PROTO", "FRAME"):
-                raise DamagedError(f"it has an instruction {name}, which no checkpoint needs")
+                raise DamagedError(f"it has an instruction {name}, which checkpoints do not need")
         raise DamagedError("it ends in the middle")
 
     def pop_mark(self) -> list[object]:
@@ -396,7 +396,7 @@ class _Machine:
             or pid[0] != "storage"
             or not isinstance(pid[1], _Global)
         ):
-            raise DamagedError("it refers to what is not in the file")
+            raise DamagedError("it refers to data that is not in the file")
         storage = Storage(str(pid[2]), pid[1].name.rpartition(".")[2])
         return self.storages.setdefault(storage.key, storage)
 

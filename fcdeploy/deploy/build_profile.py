@@ -141,11 +141,11 @@ def profile_from_dict(table: Mapping[str, object], name: str, where: str) -> Bui
     if target.flavour != "onnxruntime":
         check_capability(target.compute_capability, f"{where}: target.compute_capability")
     elif len(table) > 1 or target != Target("onnxruntime"):
-        raise InputError(f"{where}: for onnxruntime there is nothing to set beside target.flavour.")
+        raise InputError(f"{where}: for onnxruntime there is nothing to set besides target.flavour.")
     passes = {}
     for system, tables in written.systems.items():
         if system not in NAMES:
-            raise InputError(f"{where}: systems.{system} is no known system; known: {', '.join(NAMES)}.")
+            raise InputError(f"{where}: systems.{system} is not a known system; known: {', '.join(NAMES)}.")
         for of, ranges in tables.items():
             key = f"systems.{system}.{of}"
             passes[system, of] = _pass_ranges(ranges, where, key, f"{key}.groups")

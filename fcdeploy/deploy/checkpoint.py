@@ -114,7 +114,8 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
         total += array.size * np.dtype(DTYPES[tensor.kind].replace("bfloat16", "f2")).itemsize
         if total > MOST_SHARED * size:
             raise InputError(
-                f"{path}: its tensors are of {total:,} bytes and more, the file is of {size:,}; it is no network's."
+                f"{path}: its tensors are of {total:,} bytes and more, the file is of {size:,}; it does not hold a "
+                "network."
             )
         if tensor.floating and not np.isfinite(array).all():
             raise InputError(f"{path}: {name} holds NaN or infinite weights; the training run diverged.")
@@ -243,7 +244,7 @@ def _by_key(path: Path, found: object, key: str) -> _Found:
         repr(one.key) if one.key else "the weights at the top, without --key" for one in _state_dicts(found)
     ]
     raise InputError(
-        f"{path}: --key {key}: no state_dict stands there; there are {', '.join(known[:SHOWN]) or 'none'}."
+        f"{path}: --key {key}: there is no state_dict under it; the keys are {', '.join(known[:SHOWN]) or 'none'}."
     )
 
 

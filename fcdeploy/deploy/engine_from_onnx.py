@@ -76,7 +76,7 @@ def build_bundle(
     profile = _chosen_profile(profile, compute_capability, log_file)
     output = Path(output or bundle.path.with_suffix(f".{PLAN}").name)
     if output.exists() and output.samefile(bundle.path):
-        raise InputError(f"{output}: is the bundle to build from; choose another output.")
+        raise InputError(f"{output}: is the bundle to be built; choose another output.")
     kind = ONNX if profile.flavour == "onnxruntime" else PLAN
     check_bundle_path(output, bundle.passes, kind)
     if kind == ONNX:
@@ -141,7 +141,7 @@ def _ranges_of_passes(profile: BuildProfile, bundle: Bundle) -> dict[str, list[R
     for system, name in profile.passes:
         if system == bundle.system and name not in bundle.passes:
             raise InputError(
-                f"profile {profile.name}: systems.{system}.{name} is no pass of {bundle.path}; "
+                f"profile {profile.name}: systems.{system}.{name} is not a pass of {bundle.path}; "
                 f"it has {', '.join(bundle.passes)}."
             )
     return {name: profile.ranges(bundle.system, spec) for name, spec in bundle.passes.items()}

@@ -70,7 +70,7 @@ def recipe_beside(
         if trained:
             raise InputError(
                 f"{file} and {base_file}: recipes beside checkpoints that are to run together differ in "
-                f"{_describe(trained, file, base_file)}; say which settings they were trained with: --recipe FILE."
+                f"{_describe(trained, file, base_file)}; give the settings they were trained with: --recipe FILE."
             )
         if differing:
             notes.append(
@@ -141,8 +141,8 @@ def _one_beside(checkpoint: Path, published: Callable[[], Recipe]) -> tuple[Path
             except InputError as error:
                 reason = str(error).removeprefix(f"{file}: ").rstrip(".")
                 raise InputError(
-                    f"{file}: lies beside {path}, where `fcdeploy train` leaves the recipe, and is none that can be "
-                    f"used: {reason}. Give one with --recipe FILE or NAME."
+                    f"{file}: lies beside {path}, where `fcdeploy train` writes the recipe, and cannot be used: "
+                    f"{reason}. Give one with --recipe FILE or NAME."
                 ) from error
     if checkpoint.name in TRAINED_WEIGHTS and (table := _trained_for(checkpoint.parent / TRAINING)):
         config = checkpoint.parent / TRAINING

@@ -116,7 +116,7 @@ def _alike(shapes: TensorShapes, where: str) -> list[_Candidate]:
     if not alike:
         shown = ", ".join(list(shapes)[:4]) + (", ..." if len(shapes) > 4 else "")
         raise InputError(
-            f"{where}: its {len(shapes)} tensors ({shown or 'none'}) are those of no known system; "
+            f"{where}: its {len(shapes)} tensors ({shown or 'none'}) match no known system; "
             f"known: {', '.join(NAMES)}."
         )
     return sorted(alike, key=lambda one: -one.common)  # stable: equally alike ones stay in the order of NAMES

@@ -45,7 +45,7 @@ def write_assign_model(
     folder = Path(run_dir).resolve()
     if not str(folder).isprintable() or '"' in str(folder):
         raise InputError(
-            f"{folder}: has a character that no model configuration can hold; rename the folder."
+            f"{folder}: has a character that a model configuration cannot hold; rename the folder."
         )
     output = Path(output)
     source = Served(

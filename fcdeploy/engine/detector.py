@@ -45,7 +45,7 @@ class Detector:
         if len(inputs) != 1 or inputs[0].type not in DTYPES or len(inputs[0].shape) != 4:
             told = ", ".join(f"{tensor.name} {tensor.shape} {tensor.type}" for tensor in inputs)
             raise InputError(
-                f"{path}: expected one input of pictures with four axes, found {told}; give an ONNX face detector."
+                f"{path}: expected one input of images with four axes, found {told}; give an ONNX face detector."
             )
         self._input = inputs[0].name
         self._dtype = DTYPES[inputs[0].type]

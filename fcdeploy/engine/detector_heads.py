@@ -103,7 +103,7 @@ def _rows(output: np.ndarray, at: int) -> np.ndarray:
 
 
 def recognise(outputs: Rows, size: tuple[int, int], settings: DetectorSettings, where: str) -> Head:
-    """Return the head of a graph by what it gave for a picture of ``size`` (height, width).
+    """Return the head of a graph by what it gave for an image of ``size`` (height, width).
 
     Raises InputError when outputs are those of no known head, or not those of the one that ``settings`` names.
     """
@@ -123,14 +123,14 @@ def recognise(outputs: Rows, size: tuple[int, int], settings: DetectorSettings, 
         found = "retinaface"
     if found is None and any(4 in kind for kind in kinds) and not any(10 in kind for kind in kinds):
         raise InputError(
-            f"{where}: finds boxes without points of the face ({shapes}), by which crops are aligned; give a detector "
-            "with five points, or say in its .toml where they are."
+            f"{where}: finds boxes without landmarks of the face ({shapes}), by which crops are aligned; give a "
+            "detector with five landmarks, or name their output in its .toml."
         )
     if found is None or asked not in (None, found):
         told = f"those of head {asked!r}" if asked else "those of YuNet, SCRFD or RetinaFace"
         raise InputError(
-            f"{where}: its outputs are not {told} ({shapes}, for a picture of {size[0]} x {size[1]}); say in the "
-            ".toml beside it where scores, boxes and points are (docs/how-to/photos.md)."
+            f"{where}: its outputs are not {told} ({shapes}, for an image of {size[0]} x {size[1]}); name the outputs "
+            "of scores, boxes and points in the .toml beside it (docs/how-to/photos.md)."
         )
     if found == "retinaface":
         return _head_of_priors(outputs, size, settings, where)
@@ -211,8 +211,8 @@ def _head_of_priors(outputs: Rows, size: tuple[int, int], settings: DetectorSett
     found, wanted = len(outputs[names[4]]), len(priors_of(size, settings))
     if found != wanted:
         raise InputError(
-            f"{where}: gives {found:,} candidates for a picture of {size[0]} x {size[1]}, and anchors "
-            f"{[list(sides) for sides in settings.anchors]} at strides {list(settings.strides)} are {wanted:,}; say "
+            f"{where}: gives {found:,} candidates for an image of {size[0]} x {size[1]}, and anchors "
+            f"{[list(sides) for sides in settings.anchors]} at strides {list(settings.strides)} are {wanted:,}; set "
             "anchors and strides in the .toml beside it."
         )
     centre, side = settings.variances
@@ -248,14 +248,14 @@ def _head_of_faces(outputs: Rows, settings: DetectorSettings, where: str) -> Hea
         return rows[name][:, columns]
 
     if (found := values(outputs, "boxes").shape[1]) != 4:
-        raise InputError(f"{where}: outputs.boxes is of {found} columns, where 4 are needed.")
+        raise InputError(f"{where}: outputs.boxes has {found} columns; 4 are needed.")
     width = values(outputs, "points").shape[1]
     per_point = settings.point_values or (3 if width % 2 else 2)
     count = width // per_point
     if width % per_point or max(settings.point_order) >= count:
         raise InputError(
             f"{where}: outputs.points is of {width} columns, {per_point} per point, and point_order names point "
-            f"{max(settings.point_order)}, counted from 0; say point_values (2 for x and y, 3 with a score) and "
+            f"{max(settings.point_order)}, counted from 0; set point_values (2 for x and y, 3 with a score) and "
             "point_order in the .toml beside it."
         )
 
@@ -327,8 +327,8 @@ def _groups(
             break
     else:
         raise InputError(
-            f"{where}: outputs of {', '.join(map(str, lengths))} rows for a picture of {size[0]} x {size[1]} are of no "
-            f"strides that are powers of two; say strides in the .toml beside it."
+            f"{where}: outputs of {', '.join(map(str, lengths))} rows for an image of {size[0]} x {size[1]} fit no "
+            "strides that are powers of two; set strides in the .toml beside it."
         )
     groups = []
     for stride, n in zip(strides, lengths, strict=True):

@@ -178,7 +178,7 @@ class Embedder:
         self._input = tensor.name
         if tensor.type not in DTYPES or len(shape) != 4:
             raise InputError(
-                f"{path}: expected an input of pictures with four axes, found {tensor.name} {shape} {tensor.type}; "
+                f"{path}: expected an input of images with four axes, found {tensor.name} {shape} {tensor.type}; "
                 "give an ONNX face embedder."
             )
         self._dtype = DTYPES[tensor.type]
@@ -306,7 +306,7 @@ class Embedder:
                 moved, length = np.linalg.norm(alone - among), np.linalg.norm(alone)
             if moved > ALIKE * length:
                 raise InputError(
-                    f"{self.path}: an embedding changes with the other pictures of its batch of {batch}; export the "
+                    f"{self.path}: an embedding changes with the other images of its batch of {batch}; export the "
                     "model in evaluation mode (model.eval()), or with a batch axis that is free or 1."
                 )
         return len(alone)
@@ -330,7 +330,7 @@ class Embedder:
         open_ = [tensor for tensor in tensors if tensor.name not in inputs]
         if not open_:
             raise InputError(
-                f"{self.path}: every input has a value in [inputs], and none is left for pictures."
+                f"{self.path}: every input has a value in [inputs], and none is left for the images."
             )
         if len(open_) == 1:
             return open_[0]
@@ -339,7 +339,7 @@ class Embedder:
         lines = ", ".join(f"{tensor.name} = {_example(tensor.type)}" for tensor in others)
         told = ", ".join(f"{tensor.name} {tensor.shape} {tensor.type}" for tensor in others)
         raise InputError(
-            f"{self.path}: takes more than pictures: {told}; give each a constant value in "
+            f"{self.path}: takes more inputs than the images: {told}; give each a constant value in "
             f"{self.path.with_suffix('.toml').name} beside it, under [inputs]: {lines}."
         )
 
@@ -353,7 +353,9 @@ class Embedder:
         for name, value in inputs.items():
             tensor = tensors[name]
             if tensor.type not in CONSTANT_DTYPES:
-                raise InputError(f"{self.path}: input {name} is of {tensor.type}, which no constant can be.")
+                raise InputError(
+                    f"{self.path}: input {name} has the type {tensor.type}, which cannot be a constant."
+                )
             dtype = np.dtype(CONSTANT_DTYPES[tensor.type])
             try:
                 array = _as_dtype(value, dtype)
@@ -397,7 +399,7 @@ class Embedder:
         if len(said) == 1:
             return said[0]
         raise InputError(
-            f"{self.path}: its input {shape} does not say which axis holds the channels; say --layout NCHW or NHWC."
+            f"{self.path}: its input {shape} does not tell which axis holds the channels; give --layout NCHW or NHWC."
         )
 
     def _size(self, at: Mapping[str, int | str], given: tuple[int, int] | None) -> tuple[int, int]:
@@ -425,7 +427,7 @@ class Embedder:
         if len(numbers) not in (1, CHANNELS[self.channels]):
             raise InputError(
                 f"{self.path}: {len(numbers)} numbers of {name} for {CHANNELS[self.channels]} channels; give one, or "
-                "one a channel."
+                "one per channel."
             )
         return numbers
 

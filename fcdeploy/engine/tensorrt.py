@@ -255,7 +255,7 @@ class TensorRtEngine:
             )
             raise FcdeployError(
                 f"{self._where}: a batch of {given} is outside what the plan was built for ({known}); "
-                "build it with a profile that reaches further, or give smaller --hops or --k."
+                "build it with a profile of longer ranges, or give smaller --hops or --k."
             )
         at = -best[2]
         assert axis is not None

@@ -31,7 +31,7 @@ class ChosenLists:
             short = int(np.argmin(left))
             raise InputError(
                 f"{self._lists.path}: the list of row {self.chosen[faces[short]]} holds {left[short]} neighbors that "
-                f"are no bad rows, {k} are needed; give a smaller k, or make the lists of the good rows alone."
+                f"are not bad rows, {k} are needed; give a smaller k, or make the lists of the good rows alone."
             )
         return ids, sims, none
 

@@ -174,7 +174,9 @@ def _rows_at(lists: ListsFile, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
             return np.concatenate(ids), np.concatenate(values) if values else None
         except MemoryError as error:
             if rows == 1:
-                raise FcdeployError(f"{lists.path}: there is no memory for one list at a time.") from error
+                raise FcdeployError(
+                    f"{lists.path}: there is not enough memory for one list at a time."
+                ) from error
             rows //= 2
 
 
@@ -207,7 +209,7 @@ def _check_near(sample: Sample, where: str, name: str, n: int, k: int) -> None:
     own = np.nanmean(sample.cosines[row])
     other = np.nanmean(sample.others[row])
     raise InputError(
-        f"{where}: {int(wrong.sum())} of {len(wrong)} lists looked at hold neighbors no nearer than random faces; "
+        f"{where}: {int(wrong.sum())} of {len(wrong)} lists checked hold neighbors no nearer than random faces; "
         f"those of row {sample.faces[row]}, counted from 0, have the mean cosine similarity {own:.2f}, and random "
         f"faces {other:.2f}, by {name}. The lists belong to other faces or to another order of them; make them again "
         "from these features, or leave them out."
@@ -251,7 +253,7 @@ def _check_values(sample: Sample, where: str, name: str, lists: ListsFile, unit:
         what, advice = other
         raise InputError(f"{where}: holds {what} where {_plural(holds)} are expected: {told}. {advice}")
     raise InputError(
-        f"{where}: {told}; {int(bad.sum())} of {len(bad)} lists looked at differ like this. {_fits(by)}The lists "
+        f"{where}: {told}; {int(bad.sum())} of {len(bad)} lists checked differ like this. {_fits(by)}The lists "
         "belong to other faces or to another order of them; make them again from these features, or leave them out."
     )
 
@@ -367,7 +369,7 @@ def _check_order_of_ids(sample: Sample, where: str, name: str, least: float) -> 
         f"{where}: is not sorted by similarity: in the list of row {sample.faces[row]}, counted from 0, neighbor "
         f"{sample.ids[row, best]} (column {sample.columns[best]}) has the similarity {values[best]:.4g} by {name}, and "
         f"{sample.ids[row, first]} (column {sample.columns[first]}), which stands before it, {values[first]:.4g}. "
-        f"{_fits(by)}Put the most similar first, or make lists of these very faces."
+        f"{_fits(by)}Put the most similar first, or make lists of these same faces."
     )
 
 

@@ -135,7 +135,7 @@ class ListsFile:
                 if not finite.all():
                     face = start + int(np.argmin(finite))
                     raise InputError(
-                        f"{self.path}: face {face} has a similarity that is no finite number; make the lists again."
+                        f"{self.path}: face {face} has a similarity that is not a finite number; make the lists again."
                     )
                 yield start, ids, sims
         except InputError:
@@ -173,7 +173,7 @@ class ListsFile:
                 wanted = math.prod(shape) * dtype.itemsize
                 if wanted > LARGEST_TRANSPOSED:
                     raise InputError(
-                        f"{self.path}: '{name}' lies in column order and is too large to be turned; write it again "
+                        f"{self.path}: '{name}' lies in column order and is too large to be transposed; write it again "
                         "from np.ascontiguousarray."
                     )
                 data = file.read(wanted)
@@ -263,11 +263,11 @@ def check_lists(ids: np.ndarray, start: int, n: int, where: str) -> np.ndarray:
         row, column = (int(at[0]) for at in np.nonzero(bad))
         if ids[row, column] == -1:
             raise InputError(
-                f"{where}: face {start + row} has the neighbor {ids[row, column]}, nobody, as searches write where "
-                "they found too few; make full lists, or search with --knn ivf or exact."
+                f"{where}: face {start + row} has the neighbor {ids[row, column]}, which searches write where they "
+                "found too few; make full lists, or search with --knn ivf or exact."
             )
         raise InputError(
-            f"{where}: face {start + row} has the neighbor {ids[row, column]}, which is no face of 0..{n - 1}; "
+            f"{where}: face {start + row} has the neighbor {ids[row, column]}, which is not a face of 0..{n - 1}; "
             "the lists belong to other features."
         )
     checked = np.ascontiguousarray(ids, dtype=np.int32)

@@ -124,7 +124,7 @@ class DecisionLog:
     def _check_seen(self, revision: int) -> None:
         if revision != self._last:
             raise StaleError(
-                f"something was decided elsewhere in the meantime (revision {self._last}, not {revision}); look again, "
+                f"another decision was saved in the meantime (revision {self._last}, not {revision}); reload the page, "
                 "and repeat it."
             )
 
@@ -145,14 +145,15 @@ class DecisionLog:
         if found is not None:
             a, b = pairs[DIFFERENT][found[0]].tolist()
             raise InputError(
-                f"this contradicts earlier decisions: faces {self._name(a)} and {self._name(b)} would be one person "
-                "and two; undo one of them first."
+                f"this contradicts earlier decisions: faces {self._name(a)} and {self._name(b)} would be both the same "
+                "person and different ones; undo one of them first."
             )
         gone = {face for one in (*others, decision) for face, _, answer in one.said if answer == NOT_A_FACE}
         both = {face for one, a, b, answer in said if answer == SAME for face in (a, b)} & gone
         if both:
             raise InputError(
-                f"face {self._name(min(both))} would be the same as another, and no face; undo one of them first."
+                f"face {self._name(min(both))} would be the same as another face, and not a face; undo one of them "
+                "first."
             )
 
     def _name(self, face: int) -> str:
@@ -242,7 +243,8 @@ class DecisionLog:
                 named = [*told, *(self._row(one) for one in (a, b) if one)]
                 if not all(0 <= one < self.n for one in named):
                     raise InputError(
-                        f"{self.path}: line {number:,} names a face that this run has not; it is of another run, give "
+                        f"{self.path}: line {number:,} names a face that this run does not have; the table is of "
+                        "another run, give "
                         "another --decisions."
                     )
                 found[int(revision)] = Decision(
@@ -256,7 +258,8 @@ class DecisionLog:
                 if isinstance(error, InputError):
                     raise
                 raise InputError(
-                    f"{self.path}: line {number:,} is none that `fcdeploy review` writes; mend it, or give another "
+                    f"{self.path}: line {number:,} is not one that `fcdeploy review` writes; correct it, or give "
+                    "another "
                     "--decisions."
                 ) from None
         return list(found.values()), undone

@@ -78,14 +78,14 @@ def check_asked(output: Path, to: str, images: Path | str | None, files: str) ->
     if os.path.lexists(output) and not (
         output.is_dir() and not output.is_symlink() and not any(output.iterdir())
     ):
-        raise InputError(f"{output}: exists; an export replaces nothing, choose another output or remove it.")
+        raise InputError(f"{output}: exists; nothing is replaced; choose another output or remove it.")
     if to in ("folders", "fiftyone"):
         if images is None:
-            raise InputError(f"--to {to}: is made of images; give the list of them with --images.")
+            raise InputError(f"--to {to}: needs the images; give the list of them with --images.")
         return
     suffixes = SUFFIXES.get(to, PARQUET)
     if output.suffix.lower() not in suffixes:
-        raise InputError(f"{output}: {to} is written to a file; end its name in {' or '.join(suffixes)}.")
+        raise InputError(f"{output}: {to} is a file; end its name in {' or '.join(suffixes)}.")
     if output.is_dir():
         raise InputError(f"{output}: is a folder, and {to} is a file; choose another output.")
     if suffixes == PARQUET:
@@ -294,7 +294,7 @@ def write_spotlight(output: Path, run: OpenedRun) -> None:
     files = run.files
     if files is not None and files.members is not None:
         raise InputError(
-            f"{files.name}: images lie in archives, and Spotlight reads files; unpack them first."
+            f"{files.name}: the images are in archives, and Spotlight reads files only; unpack them first."
         )
 
     def columns_of(start: int, stop: int) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def images_of(images: Path | str, n: int, path_column: str | None = None) -> Fil
     files = open_images(Path(images), path_column)
     if files.n != n:
         raise InputError(
-            f"{images}: lists {files.n:,} images, and the run is of {n:,} faces; give the list that it was made from, "
+            f"{images}: lists {files.n:,} images, and the run has {n:,} faces; give the list that it was made from, "
             "one image per row of the features."
         )
     return files

@@ -257,7 +257,7 @@ def serve(desk: Desk, port: int = 0, told: Callable[[str], None] = lambda addres
             listening.bind((HOST, port))
         except OSError as error:
             raise InputError(
-                f"--port {port}: cannot be listened on ({error.strerror}); give another one, or none for a free one."
+                f"--port {port}: cannot be used ({error.strerror}); give another one, or leave it out for a free one."
             ) from None
         token, port = secrets.token_urlsafe(24), listening.getsockname()[1]
         config = uvicorn.Config(

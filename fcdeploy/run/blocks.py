@@ -116,7 +116,8 @@ def smaller(stage: Stage, rows: int, error: MemoryError) -> int:
     if half >= rows:
         some = "one face" if stage.whole == 1 else f"{stage.whole:,} faces, which belong together,"
         raise FcdeployError(
-            f"{stage.text}: there is no memory for {some} at a time ({str(error) or 'out of memory'}); close other "
+            f"{stage.text}: there is not enough memory for {some} at a time ({str(error) or 'out of memory'}); close "
+            "other "
             "programs, or use a machine with more."
         ) from error
     return half

@@ -7,13 +7,10 @@ has a new one in its list, so that what is said of a new face does not depend on
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.cells import Cells, cell_count
@@ -117,12 +114,12 @@ class StoredSearch:
     """Finds the nearest of the n stored faces for any rows, each row itself first; see ``Search``."""
 
     name, in_cells, block = "stored", False, 8192
-    settings: Mapping[str, Any] = {}
+    settings: Mapping[str, object] = {}
 
     def __init__(self, n: int) -> None:
         self._n = n
 
-    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, Any]:
+    def decides(self, cells: Callable[[], Cells]) -> Mapping[str, object]:
         return {}
 
     @contextlib.contextmanager
@@ -218,18 +215,12 @@ class Extended(Run):
             self._steps.append(compute)
         return _artifact(stage.name, stage.shapes, made.arrays)
 
-    def collect(
+    def stored_artifact(
         self,
         name: str,
         make: Callable[[], Arrays],
-        *,
-        made_from: tuple[Artifact, ...] = (),
-        settings: Mapping[str, Any] | None = None,
-        through: tuple[Artifact, ...] = (),
-        shapes: Shapes | None = None,
-        scratch: bool = False,
-        then: Callable[[Arrays], None] | None = None,
-        rows: Callable[[np.ndarray], Arrays] | None = None,
+        shapes: Shapes | None,
+        rows: Callable[[np.ndarray], Arrays] | None,
     ) -> Artifact:
         """Return an artifact of the stored faces, with spare rows where it is known how to compute some ``rows``."""
         if shapes is not None and shapes.keys() == {"centroids", "cell", "nearest"}:
@@ -253,9 +244,6 @@ class Extended(Run):
     def drop(self, *artifacts: Artifact) -> None:
         """Do nothing: new rows are computed from all of them."""
 
-    def stage(self, name: str) -> AbstractContextManager[None]:
-        return self.progress.stage(name)
-
 
 def one_cell(shapes: Shapes, rows: int) -> Arrays:
     """Return the partition of all rows into a single cell."""
@@ -267,5 +255,5 @@ def one_cell(shapes: Shapes, rows: int) -> Arrays:
     }
 
 
-def _artifact(name: str, shapes: Mapping[str, tuple[Any, npt.DTypeLike]], arrays: Arrays) -> Artifact:
+def _artifact(name: str, shapes: Shapes, arrays: Arrays) -> Artifact:
     return Artifact(name, shapes, (), True, lambda: name, lambda _: arrays)

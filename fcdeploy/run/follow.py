@@ -68,14 +68,16 @@ class Line:
 
 
 class FollowedStore:
-    """The finished artifacts of a driver, see ``Store``; copies: where they are copied to before they are read."""
+    """The finished artifacts of a driver, see ``Store``; what is written, the driver writes.
+
+    copies: where artifacts are copied to before they are read.
+    """
 
     def __init__(self, folder: Path, line: Line, own: Path, copies: Path | None = None) -> None:
         self.folder, self._line, self._own, self._copies = folder, line, own, copies
         self._maps = Maps()
 
     def load(self, name: str, key: str) -> Arrays | None:
-        """Map a finished artifact, None when it is none yet."""
         return self.kept(self._line.ask(messages.FIND, name, key), name, key)
 
     def kept(self, reply: Reply, name: str, key: str) -> Arrays | None:
@@ -115,7 +117,6 @@ class FollowedStore:
         return []
 
     def drop(self, name: str) -> None:
-        """Delete copies of an artifact that no later stage reads."""
         if self._copies is not None:
             for copy in self._copies.glob(f"{name}-*"):
                 if len(copy.name) == len(name) + 1 + 16:
@@ -125,13 +126,11 @@ class FollowedStore:
         """Do nothing: it is the driver who keeps artifacts."""
 
     def scratch_file(self, name: str) -> Path | None:
-        """Return where a file may be kept for a while, on this machine."""
         path = self._own / name
         remove_folder(path)
         return path
 
     def release_pages(self) -> None:
-        """Let go of all mapped pages that this process has touched; they are read again when needed."""
         self._maps.release_pages()
 
     def describe(self, computed: Mapping[str, Any]) -> None:

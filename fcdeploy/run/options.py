@@ -1,4 +1,4 @@
-"""What a user may choose for a run, whatever the system: search, threads, memory, device, where files go.
+"""The options of a run, whatever the system: neighbor search, threads, memory, device, where files go.
 
 An option is defined here and nowhere else: the command line, the Python interface, checks and their pages are made
 from ``Options``.
@@ -18,15 +18,19 @@ KNN_METHODS = ("auto", "exact", "ivf", "cells")
 MERGE, AS_PUBLISHED = DUPLICATES = ("merge", "as-published")
 WHOLE, REAL, TEXT, PATH, BYTES, HOPS, SETTINGS = "whole", "real", "text", "path", "bytes", "hops", "settings"
 SWITCH = "switch"
+ENGINE, NEIGHBORS, CLUSTERS = "Engine", "Neighbors", "Links and clusters"
+MACHINE, WORKERS = "Machine", "Many machines"
+SECTIONS = (ENGINE, NEIGHBORS, CLUSTERS, MACHINE, WORKERS)  # of the help, in this order
 
 
 @dataclass(frozen=True)
 class Described:
-    """An option for people: help, kind of its value, what it may be, what stands for it, and its default in words.
+    """How an option is shown: section of the help, help, kind and range of its value, and its default in words.
 
     of_system: whether it is a shorthand for settings that not every system has.
     """
 
+    section: str
     help: str
     kind: str
     choices: tuple[str, ...] = ()
@@ -37,9 +41,11 @@ class Described:
     of_system: bool = False
 
 
-def option(default: Any, help: str, kind: str, **more: Any) -> Any:  # as dataclasses.field, which it is
+def option(
+    section: str, default: Any, help: str, kind: str, **more: Any
+) -> Any:  # as dataclasses.field, which it is
     """Return a field of ``Options`` with its description."""
-    described = Described(help, kind, **more)
+    described = Described(section, help, kind, **more)
     if kind == SETTINGS:
         return field(default_factory=dict, metadata={"option": described})
     return field(default=default, metadata={"option": described})
@@ -47,45 +53,55 @@ def option(default: Any, help: str, kind: str, **more: Any) -> Any:  # as datacl
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose for a run; None means what the bundle's recipe says."""
+    """The options of a run; None stands for the value in the bundle's recipe."""
 
     knn: str = option(
+        NEIGHBORS,
         "auto",
-        "How neighbors are found, or a file of neighbor lists.",
+        "Neighbor search, or a file of neighbor lists to use instead. auto compares all pairs up to 50,000 faces and "
+        "searches in cells beyond (ivf on a GPU).",
         TEXT,
         metavar="auto|exact|ivf|cells|FILE",
     )
     recall: float | None = option(
+        NEIGHBORS,
         None,
-        "Share of the true neighbors that a search in cells has to find, as in 0.99.",
+        "Recall that a search in cells has to reach, e.g. 0.99.",
         REAL,
         least=0,
         most=1,
         usual="0.98",
     )
     reranked: Path | None = option(  # noqa: RUF009 - it is a field
-        None, "File of re-ranked lists made elsewhere (.npy, .npz).", PATH, of_system=True
+        NEIGHBORS,
+        None,
+        "File of re-ranked neighbor lists (.npy, .npz) to use instead of re-ranking.",
+        PATH,
+        of_system=True,
     )
     settings: Mapping[str, object] = option(
+        ENGINE,
         {},
-        "Another value for a key of the recipe, as in links.tau=0.8; may be repeated. `fcdeploy inspect` lists the "
-        "keys of an engine.",
+        "Override a key of the recipe, e.g. links.tau=0.8; may be repeated. `fcdeploy inspect` lists the keys of an "
+        "engine.",
         SETTINGS,
         metavar="KEY=VALUE",
     )
     k: int | None = option(
-        None, "Number of nearest neighbors per face.", WHOLE, least=1, usual="the recipe's"
+        NEIGHBORS, None, "Number of nearest neighbors per face.", WHOLE, least=1, usual="the recipe's"
     )
     hops: tuple[int, int] | None = option(
+        NEIGHBORS,
         None,
-        "Neighbors per face in the first and second hop, as in 80,10.",
+        "Neighbors per face in the first and second hop, e.g. 80,10.",
         HOPS,
         usual="the recipe's",
         of_system=True,
     )
     tau: float | None = option(
+        CLUSTERS,
         None,
-        "Similarity a link needs; with density peaks, the distance it stays below.",
+        "Minimum similarity of a link (for density peaks, its maximum distance).",
         REAL,
         least=-1,
         most=1,
@@ -93,30 +109,34 @@ class Options:
         of_system=True,
     )
     link: str | None = option(
+        CLUSTERS,
         None,
-        "How NSR-FC makes clusters.",
+        "NSR-FC only: cluster by density peaks, or by its pair networks.",
         TEXT,
         choices=("density-peaks", "pairs"),
-        usual="pairs when the engine has both pair networks",
+        usual="pairs if the engine has both pair networks",
         of_system=True,
     )
     duplicates: str = option(
+        CLUSTERS,
         MERGE,
-        "Copies of a face: equal rows, and near-copies that fill neighbor lists, count once and get one label; or all "
-        "rows are computed on as they are.",
+        "Copies of a face (equal rows, and near-copies that would fill neighbor lists): count them once and give them "
+        "one label (merge), or treat every row as a face of its own (as-published).",
         TEXT,
         choices=DUPLICATES,
     )
     min_probability: float | None = option(
+        CLUSTERS,
         None,
-        "Probability a link needs, where the network decides on links.",
+        "Minimum probability of a link, for systems whose network classifies links.",
         REAL,
         least=0,
         most=1,
-        usual="that it is accepted",
+        usual="the recipe's",
         of_system=True,
     )
     uncovered: str | None = option(
+        CLUSTERS,
         None,
         "Unassigned faces: a cluster of their own (singleton) or label -1 (drop).",
         TEXT,
@@ -125,59 +145,82 @@ class Options:
         of_system=True,
     )
     inference: str = option(
+        ENGINE,
         "auto",
-        "As published, or each layer once per face; auto is exact up to 20,000 faces.",
+        "Evaluate the network on the neighborhood of each face, as published (exact), or layer by layer, once per face "
+        "(layerwise, much faster). auto is exact up to 20,000 faces.",
         TEXT,
         choices=("auto", "exact", "layerwise"),
     )
     tables: str = option(
+        ENGINE,
         "float32",
-        "Dtype of activations stored between layers in layer-wise inference; float16 is rounded.",
+        "Dtype of activations stored between layers in layer-wise inference; float16 rounds them and takes half the "
+        "space.",
         TEXT,
         choices=("float32", "float16"),
     )
-    threads: int = option(0, "Threads to use.", WHOLE, least=0, usual="all cores it may use")
-    batch: int | None = option(None, "Neighborhoods per engine call.", WHOLE, least=1, usual="by size")
+    threads: int = option(MACHINE, 0, "Number of threads.", WHOLE, least=0, usual="all available cores")
+    batch: int | None = option(
+        ENGINE, None, "Neighborhoods per engine call.", WHOLE, least=1, usual="chosen by size"
+    )
     memory: int = option(
+        MACHINE,
         0,
         "Memory budget, e.g. 4G.",
         BYTES,
         least=0,
         metavar="SIZE",
-        usual="half of the memory that the process may use",
+        usual="half of the available memory",
     )
     device: str | None = option(
-        None, "Where the engine runs.", TEXT, choices=("cpu", "cuda"), usual="cpu, or cuda for TensorRT plans"
+        MACHINE,
+        None,
+        "Device to run the engine on.",
+        TEXT,
+        choices=("cpu", "cuda"),
+        usual="cuda for TensorRT plans, else cpu",
     )
     vram: int = option(
+        MACHINE,
         0,
-        "Device memory budget, e.g. 8G, shared by all that is open.",
+        "GPU memory budget, e.g. 8G, for everything that runs on the GPU together.",
         BYTES,
         least=0,
         metavar="SIZE",
-        usual="all",
+        usual="all of it",
     )
     scratch: Path | None = option(  # noqa: RUF009
+        MACHINE,
         None,
-        "Folder for what does not fit into memory, deleted at the end; workers on other machines keep their copies of "
-        "artifacts there.",
+        "Folder for temporary files larger than memory, deleted at the end. Workers on other machines keep their "
+        "copies of artifacts there.",
         PATH,
         metavar="DIR",
         usual="beside the output",
     )
     ray: str | None = option(
+        WORKERS,
         None,
-        "Let workers on a Ray cluster compute: the one that runs here, one by its address, or N workers on this "
-        "machine. Needs --run-dir, in a folder that all machines see.",
+        "Compute on a Ray cluster: the one that runs here (auto), the one at an address, or N workers on this machine. "
+        "Needs --run-dir, in a folder that all machines see.",
         TEXT,
         metavar="auto|HOST:PORT|local:N",
     )
     ray_cpus: float | None = option(
-        None, "CPUs per worker.", REAL, least=0.01, usual="all of a machine's, for one worker"
+        WORKERS,
+        None,
+        "CPUs per worker.",
+        REAL,
+        least=0.01,
+        usual="all of a machine's, for one worker per machine",
     )
-    ray_gpus: float = option(0.0, "GPUs per worker, as in 1 or 0.5.", REAL, least=0)
+    ray_gpus: float = option(WORKERS, 0.0, "GPUs per worker, e.g. 1 or 0.5.", REAL, least=0)
     strict: bool = option(
-        False, "Refuse workers whose versions, processor or execution provider differ.", SWITCH
+        WORKERS,
+        False,
+        "Refuse workers whose versions, processor or execution provider differ from this machine's.",
+        SWITCH,
     )
 
     @property
@@ -225,7 +268,7 @@ def check_values(options: Options) -> None:
         if described.kind in (WHOLE, BYTES) and not isinstance(value, numbers.Integral):
             raise InputError(f"{flag} {value}: should be a whole number.")
         if described.kind == HOPS and [type(hop) for hop in value] != [int, int]:
-            raise InputError(f"{flag} {value}: should be two whole numbers, as in 80,10.")
+            raise InputError(f"{flag} {value}: should be two whole numbers, e.g. 80,10.")
         least, most = described.least, described.most
         if least is not None and value < least and most is None:
             raise InputError(f"{flag} {value}: should be {least:g} or more.")

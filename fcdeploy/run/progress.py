@@ -45,7 +45,7 @@ class Progress:
     def compiling(self) -> None:
         """Say that kernels are being compiled, which makes a first run wait where nothing else shows; once."""
         if not self.quiet and not self._compiles and sys.stderr is not None:
-            print("compiling kernels, which later runs find in a cache", file=sys.stderr)
+            print("compiling kernels (cached for later runs)", file=sys.stderr)
         self._compiles = True
 
     @contextlib.contextmanager

@@ -124,7 +124,7 @@ def _check_reached(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host:
         if not port.isdecimal():
-            raise ValueError(f"{port} is no port")
+            raise ValueError(f"{port} is not a port")
         socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
 
 

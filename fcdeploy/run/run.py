@@ -243,6 +243,9 @@ class Run:
         rows: the arrays of some rows (m,) int32 while all others stay as they are, where it has such; see ``Extended``.
         """
 
+        if (stored := self.stored_artifact(name, make, shapes, rows)) is not None:
+            return stored
+
         def key() -> str:
             return self._key_from(name, made_from, settings or {}, passes)
 
@@ -261,6 +264,16 @@ class Run:
 
         passes = tuple(sorted({one for artifact in through for one in artifact.passes}))
         return self._planned(Artifact(name, shapes or {}, passes, scratch, key, self._or_refused(work)))
+
+    def stored_artifact(
+        self,
+        name: str,
+        make: Callable[[], Arrays],
+        shapes: Shapes | None,
+        rows: Callable[[np.ndarray], Arrays] | None,
+    ) -> Artifact | None:
+        """Return the artifact to use in place of what ``collect`` would compute; None where there is none."""
+        return None
 
     def keep(self, name: str, key: str, made: Arrays, *, scratch: bool = False) -> Arrays:
         """Keep arrays under a name and a key; returns them as they are kept."""
@@ -320,8 +333,8 @@ class Run:
         """Raise FcdeployError when what an engine gave for a row that is no face's holds NaN or infinity."""
         if not all(np.isfinite(output).all() for output in outputs.values()):
             raise FcdeployError(
-                f"{self.engines.path}: the engine gave values that are not finite for a made-up row; stopped before "
-                "linking."
+                f"{self.engines.path}: the engine gave values that are not finite for a placeholder row; stopped "
+                "before linking."
             )
 
     def finite(self, outputs: Arrays, faces: np.ndarray, what: str) -> Arrays:

@@ -225,8 +225,7 @@ class SharedBlocks:
             found = read_block_file(product.blocks, span, product.partial.key)
             if found is None:
                 raise FcdeployError(
-                    f"{product.blocks}: a block of {product.stage.text} that was written there is gone or damaged; run "
-                    "the same command again."
+                    f"{product.blocks}: a block of {product.stage.text} is gone or damaged; run the same command again."
                 )
             self._commit(product, span, found)
             end = product.at[0][1]

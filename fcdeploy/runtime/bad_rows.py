@@ -58,10 +58,10 @@ def good_faces(
     told = f"{features.name}: {told}{listed}"
     if on_bad == "stop":
         raise InputError(
-            f"{told}; remove or recompute these faces, or say what becomes of them with --on-bad skip or zero."
+            f"{told}; remove or recompute these faces, or choose what to do with them by --on-bad skip or zero."
         )
     if len(bad) == features.n:
-        raise InputError(f"{told}; there is nothing to go on with.")
+        raise InputError(f"{told}; nothing is left.")
     told = f"{told}; {outcomes[on_bad]}."
     warnings.warn(told, FcdeployWarning, stacklevel=3)
     return features.select(scan.good), told

@@ -81,21 +81,15 @@ def cluster_images(
     files, n = job.files, job.files.n
     places = check_clustering(files, bundle, options, run_dir)
     progress = Progress(quiet)
-    folder = run_dir or part_of(output)
+    folder, named = run_dir or part_of(output), "--run-dir" if run_dir else "output"
     bad_list, line_list = output.with_suffix(".bad.txt"), output.with_suffix(".filelist.txt")
-    for path in (output, bad_list) if files.is_text else (output, bad_list, line_list):
-        check_not_an_input(path, inputs_of(job))
-    check_replaceable(bad_list, is_bad_list, "the list of bad lines")
-    if not files.is_text:
-        check_replaceable(line_list, lambda path: lists_lines_of(path, job), "the list of the lines")
-    check_run_folder(folder, "--run-dir" if run_dir else "output")
+    check_outputs(job, output, bad_list, None if files.is_text else line_list)
+    check_run_folder(folder, named)
     if not folder.exists():
         open_for(bundle, job).close()  # what does not fit is said before anything is made
     with contextlib.ExitStack() as stack:
         # Left open for the whole run, where it is not the folder that the clustering itself is going to use.
-        shared = options.ray is not None
-        opened_folder = RunFolder(folder, "--run-dir" if run_dir else "output", shared=shared)
-        place = stack.enter_context(opened_folder)
+        place = stack.enter_context(RunFolder(folder, named, shared=options.ray is not None))
         place.check_free([*places_of(LINES), *places_of(FEATURES), *(places if run_dir else ())])
         if run_dir:
             place.claims.claim(SUMMARY)
@@ -121,10 +115,34 @@ def cluster_images(
         with atomic_file(line_list) as file:
             for line in range(n):
                 file.write(files.line(line) + b"\n")
+    placed = labels_of_lines(result, job, states, on_bad, progress.seconds["embed"])
+    if truth is not None:
+        placed.summary["quality"] = evaluate(placed.labels, truth, unknown=unknown).as_dict()
+    if run_dir:
+        with atomic_file(run_dir / SUMMARY) as file:
+            file.write(json.dumps(placed.summary, indent=1).encode())
+    return placed
+
+
+def check_outputs(job: Job, output: Path, bad_list: Path, line_list: Path | None) -> None:
+    """Raise InputError where an output would replace an input, or a list a file that is none of ours."""
+    for path in (output, bad_list, line_list):
+        if path is not None:
+            check_not_an_input(path, inputs_of(job))
+    check_replaceable(bad_list, is_bad_list, "the list of bad lines")
+    if line_list is not None:
+        check_replaceable(line_list, lambda path: lists_lines_of(path, job), "the list of the lines")
+
+
+def labels_of_lines(result: Result, job: Job, states: np.ndarray, on_bad: str, seconds: float) -> Result:
+    """Return the result of a clustering of good lines as one of all lines, with their states (n,) and what they took.
+
+    on_bad: 'skip' leaves bad lines in no cluster (-1), 'zero' gives each one of its own.
+    """
+    n = job.files.n
+    good, bad = np.flatnonzero(states < FIRST_BAD), np.flatnonzero(states >= FIRST_BAD)
     labels = np.full(n, -1, np.int64)
     labels[good] = result.labels
-    bad = np.flatnonzero(states >= FIRST_BAD)
-    seconds = progress.seconds["embed"]
     stages = {"embed": {"seconds": seconds, "faces_per_s": n / seconds if seconds else 0.0}}
     summary = {**result.summary, "stages": stages | result.summary["stages"]}
     if on_bad == "zero":
@@ -135,11 +153,6 @@ def cluster_images(
     summary |= told
     if notes := [*told.get("notes", []), *result.summary.get("notes", [])]:
         summary["notes"] = notes
-    if truth is not None:
-        summary["quality"] = evaluate(labels, truth, unknown=unknown).as_dict()
-    if run_dir:
-        with atomic_file(run_dir / SUMMARY) as file:
-            file.write(json.dumps(summary, indent=1).encode())
     reviewed = None if result.reviewed is None else result.reviewed.of_lines(good, labels)
     return Result(labels, summary, reviewed)
 

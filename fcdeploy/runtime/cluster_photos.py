@@ -135,7 +135,7 @@ def check_clustering_of_photos(
     for option, path in options.lists.items():
         ListsFile(path)
         raise InputError(
-            f"{option} {path}: neighbor lists are of faces that are known beforehand; for photos leave it out."
+            f"{option} {path}: neighbor lists need faces that are known before the run; leave it out for photos."
         )
     folder = crops_folder(output, run_dir)
     if run_dir is None or run_dir.is_dir():

@@ -131,7 +131,7 @@ def new_job(files: Filelist, model: Path, given: EmbedderSettings | None = None,
     if files.folder and len(outside := lines_outside(files)):
         warnings.warn(
             f"{files.name}: {len(outside):,} of {files.n:,} lines lead out of its folder (the first is line "
-            f"{outside[0]}, counted from 0, {files.shown(outside[0])!r}); they are read all the same.",
+            f"{outside[0]}, counted from 0, {files.shown(outside[0])!r}); they are read anyway.",
             FcdeployWarning,
             stacklevel=2,
         )
@@ -139,7 +139,7 @@ def new_job(files: Filelist, model: Path, given: EmbedderSettings | None = None,
     if settings.scale and min(map(abs, settings.scale)) < 1:
         warnings.warn(
             f"pixels, 0 to 255, are divided by the scale; one below 1 ({min(settings.scale, key=abs):g}) is rarely "
-            "meant.",
+            "intended.",
             FcdeployWarning,
             stacklevel=2,
         )
@@ -531,7 +531,7 @@ def report_bad_lines(
     stretched = np.flatnonzero(states == State.STRETCHED)
     if len(stretched):
         warnings.warn(
-            f"{len(stretched):,} of {files.n:,} images are of another shape than the embedder's input and were "
+            f"{len(stretched):,} of {files.n:,} images have another aspect ratio than the embedder's input and were "
             f"stretched (the first is line {stretched[0]}, counted from 0, {files.shown(stretched[0])!r}); aligned "
             "face crops are expected.",
             FcdeployWarning,
@@ -555,10 +555,10 @@ def report_bad_lines(
         f"{bad[0]}, counted from 0, {files.shown(bad[0])!r}){listed}"
     )
     if len(bad) == files.n:
-        raise InputError(f"{told}; there is nothing to go on with.")
+        raise InputError(f"{told}; nothing is left.")
     if on_bad == "stop":
         choice = "on_bad='zero'" if bad_list is None else "--on-bad skip or zero (what is done is kept)"
-        raise InputError(f"{told}; mend them, or say {choice}.")
+        raise InputError(f"{told}; fix them, or give {choice}.")
     warnings.warn(f"{told}; {outcomes[on_bad]}.", FcdeployWarning, stacklevel=2)
 
 
@@ -573,8 +573,8 @@ def check_outputs(job: Job, output: Path, on_bad: str, labels: Path | None = Non
         check_labels_path(labels)
         if job.files.labels is None:
             raise InputError(
-                f"{job.files.name}: says nothing of people; leave out --write-labels, or give a folder with a folder "
-                "per person."
+                f"{job.files.name}: holds no labels; leave out --write-labels, or give a folder with a folder per "
+                "person."
             )
     if output.suffix not in SUFFIXES:
         raise InputError(f"{output}: name the output .bin (raw float32 rows) or .npy.")

@@ -142,7 +142,7 @@ def new_faces_job(photos: Filelist, detector: Path, **options: Any) -> FacesJob:
         check_model_path(job.embedder)
     elif job.gates.min_norm is not None:
         raise InputError(
-            f"--min-norm {job.gates.min_norm:g}: is of embeddings; give --embedder, too, or leave it out."
+            f"--min-norm {job.gates.min_norm:g}: is for embeddings; give --embedder, too, or leave it out."
         )
     return job
 
@@ -230,7 +230,7 @@ def begin(folder: RunFolder, job: FacesJob, stamps: np.ndarray, names: np.ndarra
     folder.claims.claim(ROWS, FOLDER)
     for path in (folder.path / ROWS, folder.path / FOLDER):
         if path.is_symlink():
-            raise InputError(f"{path}: is a symbolic link, and is not written through; remove it.")
+            raise InputError(f"{path}: is a symbolic link, which is not followed; remove it.")
     new = not partial.finished
     if new:
         partial.arrays["names"][:] = names
@@ -442,9 +442,9 @@ def tell_of_bad_photos(job: FacesJob, found: Found, on_bad: str, bad_list: Path)
         f"{bad[0]}, counted from 0, {job.photos.shown(bad[0])!r}), listed in {bad_list}"
     )
     if len(bad) == job.photos.n:
-        raise InputError(f"{told}; there is nothing to go on with.")
+        raise InputError(f"{told}; nothing is left.")
     if on_bad == "stop":
-        raise InputError(f"{told}; mend them, or say --on-bad skip (what is done is kept).")
+        raise InputError(f"{told}; fix them, or give --on-bad skip (what is done is kept).")
     warnings.warn(f"{told}; they are left out.", FcdeployWarning, stacklevel=2)
 
 

@@ -125,7 +125,7 @@ def _embedded(
     states = np.array(partial.arrays["states"])
     if (states >= FIRST_BAD).all():
         raise InputError(
-            f"{job.embedder}: gives none of {len(states):,} faces an embedding; see its settings."
+            f"{job.embedder}: computed a usable embedding for none of {len(states):,} faces; check its settings."
         )
     embedded = Embedded(partial.arrays["features"], states, made_by)
     return embedded, {"embedder": {"file": str(job.embedder), "sha256": made_by, "input": described}}

@@ -18,7 +18,7 @@ def check_pairs_path(path: Path | str) -> Path:
     path = Path(path)
     if path.suffix.lower() not in WRITTEN:
         raise InputError(
-            f"{path}: pairs are a table that people edit; give a name that ends in .csv or .tsv."
+            f"{path}: pairs are written as a table to edit; give a name that ends in .csv or .tsv."
         )
     return check_table_path(path)
 
@@ -41,9 +41,7 @@ def pairs(
     placed = read_placed(run_dir)
     drawn = draw_pairs(placed.evidence, n, seed)
     if not len(drawn.ids):
-        raise InputError(
-            f"{run_dir}: holds no two faces that a link leads between; there are no pairs to check."
-        )
+        raise InputError(f"{run_dir}: holds no linked faces; there are no pairs to check.")
     mixed = np.random.default_rng(seed).permutation(
         len(drawn.ids)
     )  # who checks half of them has some of all strata

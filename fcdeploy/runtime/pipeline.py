@@ -9,6 +9,7 @@ import dataclasses
 import json
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,69 +100,38 @@ def run_clustering(
     """
     check_on_bad(on_bad)
     check_shared(options, run_dir)
-    asked = options
     if run_dir:
         check_not_kept_in(Path(run_dir), options)  # before the lists are compared with the features
-    prepared, given_ids = prepare(features, bundle, options), features.ids
-    system, features, options = prepared.system, prepared.features, prepared.options
-    artifacts = prepared.artifacts()
-    places = places_of_clusters(system, artifacts)
+    prepared = prepare(features, bundle, options)
     if run_dir:
-        check_not_kept_in(Path(run_dir), options, features, places)
+        places = places_of_clusters(prepared.system, prepared.artifacts())
+        check_not_kept_in(Path(run_dir), prepared.options, prepared.features, places)
     progress = Progress(quiet)
     with progress.stage("features"), told_of_compiling(progress.compiling):
-        checked = checked_rows(features, options.duplicates, on_bad, bad_list, IN_NO_CLUSTER)
+        checked = checked_rows(
+            prepared.features, prepared.options.duplicates, on_bad, bad_list, IN_NO_CLUSTER
+        )
     with contextlib.ExitStack() as stack:
-        folder = Path(run_dir) if run_dir else None
-        if folder is None and sum_of_artifacts(artifacts) > options.budget // 2:
-            folder = Path(
-                stack.enter_context(
-                    tempfile.TemporaryDirectory(
-                        prefix=SCRATCH_FOLDER, dir=scratch_folder(options.scratch, scratch_dir)
-                    )
-                )
-            )
-        store: Store = MemoryStore()
-        if folder:
-            store = stack.enter_context(RunFolder(folder, shared=options.ray is not None))
-            store.check_free(places)
-            if run_dir:
-                store.claims.claim(SUMMARY)
-                drop_state(store)
-        stack.enter_context(threads_limited(options.cores))
+        store = stack.enter_context(store_of_run(prepared, run_dir, scratch_dir))
+        stack.enter_context(threads_limited(prepared.options.cores))
         stack.enter_context(told_of_compiling(progress.compiling))
-        workers = None
-        if options.ray is not None and isinstance(store, RunFolder):
-            about = {"engine": str(bundle.path.absolute()), "device": asked.device or ""}
-            own = fingerprint_of_bundle(bundle, asked.device)
-            workers = stack.enter_context(workers_for(store, asked, about, own, tell))
-        run = begin_run(checked, bundle, asked, store, progress, workers=workers, keeps=bool(run_dir))
+        workers = workers_of_run(stack, store, bundle, options)
+        run = begin_run(checked, bundle, options, store, progress, workers=workers, keeps=bool(run_dir))
         if checked.told:
             run.notes.insert(0, checked.told)  # which the user has been told by now
         store.describe(what_was_computed(run, bundle))
-        found = system.cluster(run)
-        note_extremes(
-            found, run, system
-        )  # of different faces: a thousand copies of one are no sign of a wrong threshold
+        found = prepared.system.cluster(run)
+        # of different faces: a thousand copies of one are no sign of a wrong threshold
+        note_extremes(found, run, prepared.system)
         labels = labels_with_bad_rows(run.labels_of_all(found), checked.scan, on_bad)
         reviewed = None
         if run_dir or wanted.wanted:
-            reviewed = review(run, system, labels, checked.faces.chosen, wanted, given_ids)
+            reviewed = review(run, prepared.system, labels, checked.faces.chosen, wanted, features.ids)
             labels = reviewed.placed.labels
         store.drop_scratch()
-        summary = _summary(labels, run, bundle)
-        if reviewed is not None:
-            summary |= reviewed.figures
+        summary = _summary(labels, run, bundle) | ({} if reviewed is None else reviewed.figures)
         store.describe(summary["computed"])
-        if len(checked.scan.bad):
-            summary |= counts_of_rows(checked.scan)
-            if on_bad == "skip":
-                left_out = int(
-                    np.count_nonzero(labels[checked.scan.bad] < 0)
-                )  # a person may have placed some
-                summary["faces"] -= left_out
-                if others := summary.pop("uncovered", 0) - left_out:
-                    summary["uncovered"] = others
+        count_bad_rows(summary, labels, checked, on_bad)
         if workers is not None:
             summary["workers"] = workers.blocks.summary
         if truth is not None:
@@ -171,6 +141,55 @@ def run_clustering(
                 file.write(json.dumps(summary, indent=1).encode())
             keep_state(store, run, bundle, rows_of_run(run, checked.faces, labels), known=wanted)
     return Result(labels, summary, reviewed)
+
+
+@contextlib.contextmanager
+def store_of_run(
+    prepared: Prepared, run_dir: Path | str | None, scratch_dir: Path | str | None
+) -> Iterator[Store]:
+    """Open where a run keeps its artifacts: the run folder, memory, or a folder that is removed at the end.
+
+    Memory is for artifacts that fit into half of the budget together. scratch_dir: see ``run_clustering``. Raises
+    InputError for a run folder that cannot be used.
+    """
+    options, artifacts = prepared.options, prepared.artifacts()
+    with contextlib.ExitStack() as stack:
+        folder = Path(run_dir) if run_dir else None
+        if folder is None and sum_of_artifacts(artifacts) > options.budget // 2:
+            place = scratch_folder(options.scratch, scratch_dir)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH_FOLDER, dir=place)))
+        if folder is None:
+            yield MemoryStore()
+            return
+        store = stack.enter_context(RunFolder(folder, shared=options.ray is not None))
+        store.check_free(places_of_clusters(prepared.system, artifacts))
+        if run_dir:
+            store.claims.claim(SUMMARY)
+            drop_state(store)
+        yield store
+
+
+def workers_of_run(
+    stack: contextlib.ExitStack, store: Store, bundle: Bundle, options: Options
+) -> Workers | None:
+    """Start the workers of ``options.ray`` until ``stack`` is closed; None where this process computes alone."""
+    if options.ray is None or not isinstance(store, RunFolder):
+        return None
+    about = {"engine": str(bundle.path.absolute()), "device": options.device or ""}
+    own = fingerprint_of_bundle(bundle, options.device)
+    return stack.enter_context(workers_for(store, options, about, own, tell))
+
+
+def count_bad_rows(summary: dict[str, Any], labels: np.ndarray, checked: Checked, on_bad: str) -> None:
+    """Add what bad rows there were to a summary; with 'skip' they are not among its faces."""
+    if not len(checked.scan.bad):
+        return
+    summary |= counts_of_rows(checked.scan)
+    if on_bad == "skip":
+        left_out = int(np.count_nonzero(labels[checked.scan.bad] < 0))  # a person may have placed some
+        summary["faces"] -= left_out
+        if others := summary.pop("uncovered", 0) - left_out:
+            summary["uncovered"] = others
 
 
 def begin_run(

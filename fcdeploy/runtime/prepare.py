@@ -135,7 +135,7 @@ def check_networks(system: System, bundle: Bundle, recipe: Recipe) -> None:
         found, wanted = ({key: type(width) for key, width in of.items()} for of in (widths, known))
         if found != wanted:
             raise InputError(
-                f"{file}: '{name}' with the widths {', '.join(widths)} is no network of {system.title}; "
+                f"{file}: '{name}' with the widths {', '.join(widths)} is not a network of {system.title}; "
                 f"{bundle.remake}."
             )
     if problem := system.problem(bundle.weights):
@@ -153,14 +153,14 @@ def check_not_kept_in(
     folder = run_dir.resolve()
     if features is not None and inside(Path(features.name), folder) in places:
         raise InputError(
-            f"{features.name}: lies in the run folder, which would write over it; choose another --run-dir."
+            f"{features.name}: lies in the run folder, where the run would overwrite it; choose another --run-dir."
         )
     recorded = (folder / RECORD).is_file()
     for name, given in options.lists.items():
         if given.resolve().parent == folder or (recorded and given.resolve().parent.parent == folder):
             raise InputError(
-                f"{name} {given}: lies in the run folder, which takes up its own lists again without being told; "
-                f"leave {name} out, or choose another --run-dir."
+                f"{name} {given}: lies in the run folder, which reuses its own lists anyway; leave {name} out, or "
+                "choose another --run-dir."
             )
 
 

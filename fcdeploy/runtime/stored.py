@@ -205,7 +205,9 @@ def open_stored(path: Path | str, engine: Path | str | None = None, *, locked: b
     for name, entry in entries.items():
         whole = entry is not None and size_on_disk(path / name, entry.parts) == entry.bytes
         if entry is None or not whole or entry.key != state.artifacts[name]:
-            raise InputError(f"{path}: '{name}' is missing, or of a later run; {_remake(path, state)}.")
+            raise InputError(
+                f"{path}: '{name}' is missing, or belongs to a later run; {_remake(path, state)}."
+            )
     bundle = _bundle_of(state, path, engine)
     settings = settings_from_dict(state.settings, str(path / STATE))
     parts = {name: entry.parts for name, entry in entries.items() if entry is not None}
@@ -219,7 +221,7 @@ def read_rows(path: Path | str) -> tuple[State, Rows]:
     state = read_state(path, locked=True)
     entry = _record_of(path).artifacts.get(LABELS)
     if entry is None or entry.key != state.artifacts.get(LABELS):
-        raise InputError(f"{path}: '{LABELS}' is missing, or of a later run; {_remake(path, state)}.")
+        raise InputError(f"{path}: '{LABELS}' is missing, or belongs to a later run; {_remake(path, state)}.")
     return state, _rows_of(path, state, entry.parts)
 
 
@@ -256,7 +258,7 @@ def read_state(path: Path, *, locked: bool = False) -> State:
         if _record_of(path).artifacts or (path / RECORD).is_file():
             why = "the run in it has not ended, or was of an earlier version of fcdeploy"
         else:
-            why = "it is no run folder"
+            why = "it is not a run folder"
         raise InputError(
             f"{path}: holds no {STATE}, the state of its clusters: {why}; run `fcdeploy cluster FEATURES --engine "
             f"ENGINE --run-dir {path}` to its end."
@@ -293,7 +295,7 @@ def _bundle_of(state: State, path: Path, engine: Path | str | None) -> Bundle:
         if engine is not None:
             raise
         raise InputError(
-            f"{path}: was clustered with an engine that is gone: {error} Give --engine."
+            f"{path}: was clustered with an engine that is no longer there: {error} Give --engine."
         ) from None
     if bundle.digest() != state.engine_digest:
         raise InputError(

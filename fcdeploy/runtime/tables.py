@@ -39,7 +39,7 @@ class Tables:
         several = [os.path.abspath(path) for path in (*given, *([output] if output else []))]
         for name in several:
             if several.count(name) > 1:
-                raise InputError(f"{name}: is the name of two outputs; give each its own.")
+                raise InputError(f"{name}: is the name of two outputs; give each a name of its own.")
 
 
 def refused_list_of(output: Path) -> Path:

@@ -203,7 +203,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _planned(stored: Stored, add: Features | None, remove: np.ndarray | None, on_bad: str) -> Plan:
     rows, state = stored.rows, stored.state
     if (add is None or not add.n) and (remove is None or not len(remove)):
-        raise InputError(f"{stored.path}: there is nothing to add (--add) and nobody to remove (--remove).")
+        raise InputError(f"{stored.path}: there is nothing to add (--add) and nothing to remove (--remove).")
     gone = np.zeros(len(rows.faces), bool)
     if remove is not None and len(remove):
         gone[_places_of(stored, remove)] = True
@@ -318,7 +318,7 @@ def _run_over(plan: Plan, stored: Stored, options: Options, folder: RunFolder, p
     if features.n < needed:
         raise InputError(
             f"{stored.path}: {features.n:,} different faces would be left, fewer than the {needed} neighbors that its "
-            "lists hold; cluster them anew."
+            "lists hold; cluster them again."
         )
     moved = Moved(before, after, stored.arrays)
     return Run(

@@ -30,8 +30,8 @@ def check_shared(options: Options, run_dir: Path | str | None) -> None:
     """Raise InputError when workers are asked for and there is no folder that they can see."""
     if options.ray is not None and run_dir is None:
         raise InputError(
-            f"--ray {options.ray}: workers need a folder that all of them see; give --run-dir DIR, on a file system "
-            "that every machine has mounted at the same place."
+            f"--ray {options.ray}: workers need a shared folder; give --run-dir DIR, on a file system that every "
+            "machine mounts at the same path."
         )
     if options.ray is not None:
         from fcdeploy.run.ray_crew import check_address, import_ray

@@ -170,7 +170,7 @@ def get_system(name: str, where: str = "") -> System:
     if name not in NAMES:
         prefix = f"{where}: " if where else ""
         part = "; its networks are those of nsr-fc" if name == "lce-pcenet" else ""
-        raise InputError(f"{prefix}'{name}' is no known system{part}; known: {', '.join(NAMES)}.")
+        raise InputError(f"{prefix}'{name}' is not a known system{part}; known: {', '.join(NAMES)}.")
     return importlib.import_module(_package(name)).SYSTEM
 
 

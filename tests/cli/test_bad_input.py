@@ -328,7 +328,10 @@ def test_an_id_that_is_no_face_is_named_with_its_row(
         features,
         option,
         here / "lists.npz",
-        says=("lists.npz: face 42 has the neighbor ", "nobody" if value == -1 else "0..199"),
+        says=(
+            "lists.npz: face 42 has the neighbor ",
+            "which searches write" if value == -1 else "0..199",
+        ),
     )
 
 
@@ -344,7 +347,7 @@ def test_an_integer_id_that_is_no_face_is_named_with_its_row(
         features,
         option,
         here / "lists.npy",
-        says=(f"face 42 has the neighbor {value}", "nobody" if value == -1 else "0..199"),
+        says=(f"face 42 has the neighbor {value}", "which searches write" if value == -1 else "0..199"),
     )
 
 
@@ -850,8 +853,8 @@ def test_run_folder_that_another_process_uses(refuse_cluster: Refuse, features: 
         ("active = 10", "active = 21", ("active = 21 is more than", "k = 20")),
         ("feature_dim = 32", "feature_dim = -32", ("must be positive",)),
         ('system = "pse-gcn"', "", ("no key 'system'", "pse-gcn")),
-        ('system = "pse-gcn"', 'system = "gcn-x"', ("'gcn-x' is no known system", "known: pse-gcn")),
-        ('system = "pse-gcn"', "system = 5", ("'5' is no known system",)),
+        ('system = "pse-gcn"', 'system = "gcn-x"', ("'gcn-x' is not a known system", "known: pse-gcn")),
+        ('system = "pse-gcn"', "system = 5", ("'5' is not a known system",)),
         ("[links]", "[links", ("is not valid TOML", "line 9")),
         ("[links]", "[neighborhood]", ("is not valid TOML",)),
         ("[neighborhood]", "neighborhood = 3\n[tolerance]", ("neighborhood should be a table",)),

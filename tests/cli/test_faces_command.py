@@ -147,7 +147,7 @@ def test_photos_of_every_kind_are_answered(album: Path, fcdeploy: Command) -> No
     assert "3 of 9 photos could not be read" in done.err
     stopped = fcdeploy("faces", folder, "--detector", DETECTOR, "-o", "other", "--on-bad", "stop", "--quiet")
     assert stopped.code == 2
-    assert "say --on-bad skip" in stopped.sentence
+    assert "--on-bad skip" in stopped.sentence
     assert not Path("other/faces.csv").exists()
     assert Path("other/photos.bad.txt").read_text().splitlines() == bad
 
@@ -200,8 +200,8 @@ def test_packed_crops_are_the_same_faces(album: Path, fcdeploy: Command) -> None
             "faces/000000.tar/no.jpg",
             "line 1, counted from 0, 'faces/000000.tar/no.jpg': there is no such member",
         ),
-        ("faces/a.jpg", "line 1, counted from 0, 'faces/a.jpg', leads into no archive"),
-        ("faces/000009.tar/a.jpg", "000009.tar, which is no tar archive"),
+        ("faces/a.jpg", "line 1, counted from 0, 'faces/a.jpg', is not in an archive"),
+        ("faces/000009.tar/a.jpg", "000009.tar, which is not a tar archive"),
     ],
 )
 def test_a_list_that_leads_into_archives_names_the_line_that_does_not(
@@ -436,13 +436,13 @@ CASES: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "a norm without an embedder": (
         ("faces", "album", "--detector", DETECTOR, "--min-norm", 3),
-        "is of embeddings; give --embedder",
+        "--min-norm 3.0: is for embeddings; give --embedder",
     ),
     "somebody's folder": (("faces", "album", "--detector", DETECTOR, "-o", "mine"), "mine: holds note.txt"),
     "no photos": (("faces", "mine", "--detector", DETECTOR), "holds no images"),
     "no embedder": (
         ("cluster", "album", "--detector", DETECTOR, "--engine", "BUNDLE", "-o", "a.csv"),
-        "need an embedder, too; give --embedder",
+        "needs an embedder, too; give --embedder",
     ),
     "an embedder of another width": (
         *(("cluster", "album", "--detector", DETECTOR, "--embedder", "wide.onnx", "--engine", "BUNDLE"),),
@@ -459,11 +459,11 @@ CASES: dict[str, tuple[tuple[Any, ...], str]] = {
                 *("--engine", "BUNDLE", "--labels", "truth.meta"),
             ),
         ),
-        "which faces there are is not known before they are found",
+        "run `fcdeploy faces` first",
     ),
     "bad photos only": (
         ("faces", "broken", "--detector", DETECTOR, "--quiet"),
-        "there is nothing to go on with",
+        "nothing is left",
     ),
 }
 

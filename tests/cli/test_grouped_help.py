@@ -3,9 +3,10 @@
 import re
 
 import click
+import pytest
 
 from fcdeploy.cli import VERBS, cli
-from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.grouped import grouped, in_words
 
 
 @click.command("try", cls=grouped({"Second": ("late", "early"), "First": ("one",)}))
@@ -20,7 +21,10 @@ def trial(**_: object) -> None:
 
 
 def help_of(command: click.Command) -> str:
-    return command.get_help(click.Context(command, info_name="try", terminal_width=100))
+    """The help as the command line shows it: click keeps the help option of the first context that asks."""
+    return command.get_help(
+        click.Context(command, info_name="try", terminal_width=100, **cli.context_settings)
+    )
 
 
 def test_options_stand_in_their_sections_in_the_order_given_and_the_rest_comes_last() -> None:
@@ -31,6 +35,30 @@ def test_options_stand_in_their_sections_in_the_order_given_and_the_rest_comes_l
     assert order == sorted(order)
     assert "--hidden" not in text
     assert text.rstrip().endswith("Show this message and exit.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "metavar", "words"),
+    [
+        (click.IntRange(1), "N", "Count.  [default: many; 1 or more]"),
+        (click.IntRange(1, 4096), "N", "Count.  [default: many; 1 to 4096]"),
+        (click.FloatRange(0, 0.5), "X", "Count.  [default: many; 0 to 0.5]"),
+        (click.FloatRange(0, min_open=True), "X", "Count.  [default: many; more than 0]"),
+        (click.FloatRange(0, 1, max_open=True), "X", "Count.  [default: many; 0 to less than 1]"),
+        (click.INT, "INTEGER", "Count.  [default: many]"),
+    ],
+)
+def test_a_range_is_said_in_words_beside_the_default(kind: click.ParamType, metavar: str, words: str) -> None:
+    option = click.Option(["--count"], type=kind, help="Count.  [default: many]")
+    record = option.get_help_record(click.Context(trial))
+    assert record is not None
+    assert in_words(record) == (f"--count {metavar}", words)
+
+
+def test_every_verb_stands_in_one_chapter_of_the_help() -> None:
+    text = cli.get_help(click.Context(cli, info_name="fcdeploy", **cli.context_settings))
+    listed = re.findall(r"^  ([a-z][\w-]+) +\S", text.partition("Options:")[2], re.MULTILINE)
+    assert sorted(listed) == sorted(VERBS)
 
 
 def test_no_option_of_any_command_is_missing_from_its_help_or_listed_twice() -> None:

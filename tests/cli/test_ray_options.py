@@ -18,7 +18,7 @@ def test_without_a_run_folder_it_is_one_sentence(fcdeploy, bundle, few, tmp_path
         "cluster", tmp_path / "f.npy", "--engine", bundle, "--ray", "auto", "-o", tmp_path / "x.meta"
     )
     assert outcome.code == 2
-    assert "--ray auto: workers need a folder that all of them see; give --run-dir DIR" in outcome.err
+    assert "--ray auto: workers need a shared folder; give --run-dir DIR" in outcome.err
     assert {path.name for path in tmp_path.iterdir()} == {"f.npy"}
 
 

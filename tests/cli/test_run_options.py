@@ -91,7 +91,7 @@ def test_a_setting_is_what_its_shorthand_is(bundle, few):
     [
         ({"links.taus": 0.5}, ("settings: unknown key 'links.taus'", "links.tau")),
         ({"links.tau": "much"}, ("links.tau should be a number",)),
-        ({"links.tau": 7.0}, ("links.tau = 7.0 is no cosine similarity",)),
+        ({"links.tau": 7.0}, ("links.tau = 7.0 is not a cosine similarity",)),
         ({"feature_dim": 7}, ("settings:", "7-d features")),
         ({"system": "sepfl"}, ("settings: unknown key 'system'",)),
     ],

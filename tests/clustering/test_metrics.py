@@ -207,7 +207,7 @@ def test_the_ari_of_a_hundred_million_faces_is_exact_next_to_chance():
             [0] * 1100,
             "pred has 1,200 labels and truth has 1,100; give the labels of the same faces.",
         ),
-        ([], [], "there are no labels to compare; give one label a face."),
+        ([], [], "there are no labels to compare; give one label per face."),
         (
             [0.5, 1.0],
             [0, 1],

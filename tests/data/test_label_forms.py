@@ -60,7 +60,7 @@ def test_names_in_an_array_are_identities(dtype, tmp_path):
 def test_an_archive_of_several_arrays_needs_to_be_told_which(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, features=np.zeros((6, 2)), person=np.array(NUMBERS))
-    with pytest.raises(InputError, match=r"a\.npz: holds features, person; say which .*--label-column"):
+    with pytest.raises(InputError, match=r"a\.npz: holds features, person; .*--label-column"):
         read_labels(path)
     assert read_labels(path, 6, "person").tolist() == NUMBERS
     np.savez(path, features=np.zeros((6, 2)), labels=np.array(NUMBERS))
@@ -126,7 +126,7 @@ def test_a_txt_is_clusters_unless_its_lines_can_only_be_labels(tmp_path):
 
 def test_a_heading_is_told_from_a_label_by_the_number_of_faces(tmp_path):
     numbers = written(tmp_path / "a.meta", "label\n3\n4\n3\n")
-    with pytest.warns(FcdeployWarning, match=r"a\.meta: line 1, 'label', is taken for a heading"):
+    with pytest.warns(FcdeployWarning, match=r"a\.meta: line 1, 'label', is read as a heading"):
         assert read_labels(numbers, 3).tolist() == [3, 4, 3]
     names = written(tmp_path / "b.meta", "who\nann\nbob\nann\n")
     with pytest.warns(FcdeployWarning, match="line 1, 'who'"):
@@ -185,7 +185,7 @@ def test_a_table_of_one_column_needs_no_choice(tmp_path):
 @pytest.mark.parametrize(
     ("text", "column", "says"),
     [
-        (table([(0, 1, 2)] * 3, heading=("id", "x", "z")), None, "has 3 columns (id, x, z); say which"),
+        (table([(0, 1, 2)] * 3, heading=("id", "x", "z")), None, "has 3 columns (id, x, z);"),
         (table([(0, 1, 2)] * 3), None, "has 3 columns (without headings, the first row being '0', '1', '2')"),
         (table([(0, 1, 2)] * 3, heading=("id", "x", "z")), "y", "has no column 'y', but id, x, z; give one"),
         (table([(0, 1, 2)] * 3, heading=("id", "x", "z")), "4", "has no column '4', but id, x, z; give one"),
@@ -197,7 +197,7 @@ def test_a_table_of_one_column_needs_no_choice(tmp_path):
         (table([(0, 1), (0, 2.5), (0, 1)], heading=("a", "b")), "b", "line 3 holds '2.5', which is not a whole"),
         (table([(0, 1)] * 2, heading=("a", "b")), "b", "2 labels for 3 faces"),
         ("", "b", "is empty; expected a table with one row per face"),
-        (b"a,b\n1,\xe9\n", "b", "line 2 is no UTF-8 text; convert it"),
+        (b"a,b\n1,\xe9\n", "b", "line 2 is not UTF-8 text; convert it"),
         (b"a,b\0\n1,2\n", "b", "holds bytes that are not text"),
     ],
 )  # fmt: skip

@@ -189,8 +189,8 @@ def test_faces_in_no_line_of_a_clusters_file_get_minus_one(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "is empty; expected one label a line."),
-        ("\n \n\r\n", "is empty; expected one label a line."),
+        ("", "is empty; expected one label per line."),
+        ("\n \n\r\n", "is empty; expected one label per line."),
         *(
             (
                 f"1\n{word}\n",
@@ -221,13 +221,14 @@ def test_faces_in_no_line_of_a_clusters_file_get_minus_one(tmp_path):
         ),
         (
             "5\tann\n6\tbob\n",
-            "has several columns, with tabs between; say which holds the labels with --label-column, its number from 1 "
+            "has several columns, with tabs between; choose the column of the labels with --label-column, its number "
+            "from 1 "
             "or its heading.",
         ),
         (
             "1\n2 3\n4\n",
-            "line 2 holds more than one integer; write one label a line "
-            "(a file of one cluster a line is named clusters.txt).",
+            "line 2 holds more than one integer; write one label per line "
+            "(a file of one cluster per line is named clusters.txt).",
         ),
         (
             "1\n9223372036854775808\n",
@@ -364,7 +365,7 @@ def test_an_array_of_pickles_is_refused_and_never_run(tmp_path):
 @pytest.mark.parametrize(
     ("text", "n", "sentence"),
     [
-        ("", None, "is empty; expected one cluster a line, face ids separated by spaces."),
+        ("", None, "is empty; expected one cluster per line, face ids separated by spaces."),
         ("0 1\nx 2\n", None, "line 2 holds 'x', which is not an integer; write integers only."),
         ("0 1\n\n2\n", None, "line 2 is blank; remove it, or write what is missing there."),
         ("\n2\n", None, "line 1 is blank; remove it, or write what is missing there."),
@@ -377,25 +378,25 @@ def test_an_array_of_pickles_is_refused_and_never_run(tmp_path):
             "0 1\n2\n3 1\n",
             None,
             "line 3 holds the face id 1 again, after line 1; write a face in one cluster only "
-            "(a file of one label a line is named .meta or ...labels.txt).",
+            "(a file of one label per line is named .meta or ...labels.txt).",
         ),
         (
             "0\n2 2\n",
             3,
             "line 2 holds the face id 2 again, after line 2; write a face in one cluster only "
-            "(a file of one label a line is named .meta or ...labels.txt).",
+            "(a file of one label per line is named .meta or ...labels.txt).",
         ),
         (
             "0 1\n2 2670\n",
             2670,
             "line 2 holds the face id 2670, too large for 2,670 faces (ids count from 0); "
-            "give the clusters of these very faces.",
+            "give the clusters of these same faces.",
         ),
         (
             "0 1\n2 4000000000000\n",
             None,
             "line 2 holds the face id 4000000000000, too large for a file of 4 ids; "
-            "give the clusters of these very faces.",
+            "give the clusters of these same faces.",
         ),
     ],
 )

@@ -260,7 +260,7 @@ def test_what_cannot_be_built_from_or_to(source, plan, command, tmp_path):
         return failure(command, tmp_path, "build", *args)
 
     assert "holds plans already" in fails(plan, "-o", tmp_path / "x.plan")
-    assert "is the bundle to build from" in fails(source, "-o", source)
+    assert "is the bundle to be built" in fails(source, "-o", source)
     assert "the folder " in fails(source, "-o", tmp_path / "no/x.plan")
     assert "no such engine" in fails(tmp_path / "no.onnx", "-o", tmp_path / "x.plan")
     assert "no such build profile" in fails(source, "-o", tmp_path / "x.plan", "--profile", "rtx1")
@@ -274,7 +274,7 @@ def test_what_cannot_be_built_from_or_to(source, plan, command, tmp_path):
         '[target]\nflavour = "tensorrt-rtx"\ncompute_capability = "8.6"\n[systems.sepfl.far]\nm = [1, 2, 3]\n'
     )
     err = fails(source, "-o", tmp_path / "x.plan", "--profile", tmp_path / "wrong.toml")
-    assert "systems.sepfl.far is no pass of" in err
+    assert "systems.sepfl.far is not a pass of" in err
 
 
 def test_a_failed_build_leaves_the_plans_of_an_earlier_one(write_bundle, plan, tmp_path):

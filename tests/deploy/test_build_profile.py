@@ -122,7 +122,7 @@ def test_an_axis_that_is_named_nowhere_needs_a_range(profile):
         ("[groups]\nn = [1, 2, 3]", "groups should be an array of tables"),
         ("[[groups]]\nn = [3, 2, 1]", r"groups\[0\].n should be"),
         ("[[groups]]", r"groups\[0\] should name axes"),
-        ("[systems.gcn-x.encode]\nm = [1, 2, 3]", "systems.gcn-x is no known system; known: pse-gcn"),
+        ("[systems.gcn-x.encode]\nm = [1, 2, 3]", "systems.gcn-x is not a known system; known: pse-gcn"),
         ("[systems.pse-gcn]\nm = [1, 2, 3]", "systems.pse-gcn.m should be a table"),
         ("[systems.pse-gcn.encode]\nm = [1, 2]", "systems.pse-gcn.encode.m should be"),
         ("[axes", "is not valid TOML"),

@@ -60,7 +60,7 @@ def test_it_is_found_beside_what_a_link_points_to_unless_one_lies_beside_the_lin
     ("content", "says"),
     [
         (b"[tool.black]\nline-length = 88\n", "no key 'system'"),
-        (b'system = "x"\n', "'x' is no known system"),
+        (b'system = "x"\n', "'x' is not a known system"),
         (b"lr: 0.1\n", "not valid TOML"),
         (b"", "no key 'system'"),
         (b"\xff\xfe", "not a text file"),

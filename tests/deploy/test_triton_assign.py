@@ -111,6 +111,6 @@ def test_it_stands_beside_an_engines_models_and_is_replaced_by_itself_only(
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="it is no run folder"):
+    with pytest.raises(InputError, match="it is not a run folder"):
         write_assign_model(tmp_path, tmp_path / "models")
     assert not (tmp_path / "models").exists()

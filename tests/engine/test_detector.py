@@ -145,7 +145,7 @@ points = "out[5:20]"
 
 def test_boxes_without_points_are_refused(tmp_path: Path) -> None:
     path = write_detector(tmp_path / "a.onnx", "scrfd", points=False)
-    with pytest.raises(InputError, match=r"a\.onnx: finds boxes without points of the face"):
+    with pytest.raises(InputError, match=r"a\.onnx: finds boxes without landmarks of the face"):
         Detector(path, DetectorSettings())
 
 

@@ -58,7 +58,7 @@ def test_many_views_of_one_tensor_are_no_network(tmp_path: Path) -> None:
     """Each would become a copy, were they in half precision."""
     whole = torch.ones(1000, dtype=torch.float16)
     (tmp_path / "c.pth").write_bytes(saved({f"{at}": whole for at in range(2000)}))
-    with pytest.raises(InputError, match="it is no network's"):
+    with pytest.raises(InputError, match="it does not hold a network"):
         load_state_dict(tmp_path / "c.pth")
 
 

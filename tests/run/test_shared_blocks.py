@@ -503,7 +503,7 @@ def test_blocks_for_which_a_worker_has_no_memory_are_halved(tmp_path: Path, alon
 
 
 def test_no_memory_for_the_smallest_block_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FcdeployError, match="sums: there is no memory for 7 faces"):
+    with pytest.raises(FcdeployError, match="sums: there is not enough memory for 7 faces"):
         driven(tmp_path / "run", flow=failing("sums", lambda rows: MemoryError("none")))
 
 

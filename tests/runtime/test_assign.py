@@ -191,7 +191,7 @@ def test_what_is_wrong_with_a_folder_is_said(runs: Any, faces: Any, exported: An
     rows, new = faces
     _, whole, _ = runs(CASES[0])
     refused(tmp_path / "none", rows, "no such folder")
-    refused(tmp_path, rows, "it is no run folder")
+    refused(tmp_path, rows, "it is not a run folder")
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     with open(folder / "run.lock") as lock:

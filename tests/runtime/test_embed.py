@@ -299,7 +299,7 @@ def test_embeddings_that_are_not_finite_or_zero_are_bad_by_line(run: Any, faces:
     assert np.isfinite(rows).all()
     assert "\n5\tfaces/05.png\tembedding all zero\n" in (faces.parent / "features.bad.txt").read_text()
     write_embedder(faces.parent / "embedder.onnx", factor=np.nan)
-    with pytest.raises(InputError, match=r"40 embedding not finite;.*nothing to go on with"):
+    with pytest.raises(InputError, match=r"40 embedding not finite;.*nothing is left"):
         run(on_bad="zero")
 
 
@@ -360,7 +360,7 @@ def test_an_output_is_no_input(run: Any, faces: Path, monkeypatch: pytest.Monkey
     faces.unlink()
     (faces.parent / "features.filelist.txt").rename(faces.parent / "features.bad.txt")
     faces.symlink_to("features.bad.txt")
-    with pytest.raises(InputError, match=r"features\.bad\.txt: is no list of what could not be used"):
+    with pytest.raises(InputError, match=r"features\.bad\.txt: is not a list of what could not be used"):
         run()
     assert len((faces.parent / "features.bad.txt").read_text().splitlines()) == N
 

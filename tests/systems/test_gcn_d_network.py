@@ -279,7 +279,7 @@ def test_a_recipe_survives_the_manifest_with_merges_of_merges():
         ({"network": {"reduce": "median"}}, "network.reduce = 'median' is none of max, mean, sum"),
         ({"network": {"propagate_only": "yes"}}, "should be true, false or a whole number"),
         ({"network": {"stage": "both"}}, "network.stage = 'both'"),
-        ({"segment": {"th_outlier": 2.0}}, "segment.th_outlier = 2.0 is no probability"),
+        ({"segment": {"th_outlier": 2.0}}, "segment.th_outlier = 2.0 is not a probability"),
         ({"segment": {"min_iop": 0.9, "max_iop": 0.1}}, "no range in 0..1"),
         ({"overlap": {"max_iou": -0.1}}, "overlap.max_iou = -0.1 is negative"),
     ],

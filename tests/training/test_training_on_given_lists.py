@@ -152,7 +152,7 @@ def test_features_that_are_unpacked_go_where_scratch_says(people, fcdeploy, tmp_
     done = fcdeploy(*line, "--scratch", tmp_path / "none")
     assert (done.code, done.err) == (
         2,
-        f"Error: --scratch {tmp_path}/none: is no folder; create it or choose another.\n",
+        f"Error: --scratch {tmp_path}/none: is not a folder; create it or choose another.\n",
     )
     assert fcdeploy(*line, "--scratch", tmp_path / "room").code == 0
     assert opened == [tmp_path / "room"]

@@ -287,7 +287,7 @@ def test_the_command_takes_scratch(bundle, faces, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr("sys.argv", [*map(str, line)])
     with pytest.raises(SystemExit):
         main()
-    assert f"--scratch {tmp_path}/none: is no folder" in capsys.readouterr().err
+    assert f"--scratch {tmp_path}/none: is not a folder" in capsys.readouterr().err
 
 
 # Without identities: checked pairs, or nothing

@@ -344,7 +344,7 @@ def test_inputs_without_a_value_are_named_with_what_to_write(
         ("steps = [[1], [2, 3]]", "steps is ['n', 1]"),
         ("other = 1", "no input 'other'"),
         ("factor = 2000-01-01", "inputs should be"),
-        ("pictures = 0", "none is left for pictures"),
+        ("pictures = 0", "none is left for the images"),
     ],
 )
 def test_values_that_do_not_fit_are_refused_by_name(

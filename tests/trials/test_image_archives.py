@@ -403,12 +403,12 @@ def test_lists_that_say_people_are_lists_with_labels(
         (
             "a.csv",
             "name,where\nx,y\n",
-            "name, where; say which holds the paths of the images with --path-column",
+            "name, where; choose the column of the image paths with --path-column",
         ),
         (
             "a.csv",
             "path,image\nx,y\n",
-            "path, image; say which holds the paths of the images with --path-column",
+            "path, image; choose the column of the image paths with --path-column",
         ),
         ("a.csv", "path,label\nx\n", "row 0, counted from 0, has 1 cells"),
         ("a.csv", "path\n", "is empty"),

@@ -98,7 +98,7 @@ def test_clusters_of_a_folder_are_of_the_list_beside_them(
     assert any("passed over" in note for note in json.loads(out)["notes"])
     lists = fcdeploy("cluster", "c.filelist.txt", *args, "-o", "d.meta", "--labels", "c.filelist.txt")
     assert lists[0] == 2
-    assert "says nothing of people" in lists[2]
+    assert "holds no labels" in lists[2]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_clusters_of_a_folder_are_of_the_list_beside_them(
     [
         (("empty",), "holds no images"),
         (("flat/a.png",), "flat/a.png: is an image"),
-        (("flat", "--write-labels", "l.meta"), "says nothing of people"),
+        (("flat", "--write-labels", "l.meta"), "holds no labels"),
         (("people", "--write-labels", "l.h5"), "form of labels"),
         (("people", "--write-labels", "none/l.meta"), "none does not exist"),
         (("people", "-o", "x.npy", "--write-labels", "x.npy"), "another output"),

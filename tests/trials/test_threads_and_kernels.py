@@ -333,7 +333,7 @@ for quiet in (True, False):
         f(1 if quiet else 1.5), f(2 if quiet else 2.5), f(b"x"[0] if quiet else 1j)
 """
     done = python(code)
-    assert done.stderr == "compiling kernels, which later runs find in a cache\n"
+    assert done.stderr == "compiling kernels (cached for later runs)\n"
 
 
 SEARCH = """

@@ -71,9 +71,9 @@ def _checked(path: Path) -> Path:
         raise InputError(f"{path}: no such file.")
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         what = "a terminal" if os.path.samefile(path, "/dev/stdin") or "tty" in str(path) else "a device"
-        raise InputError(f"{path}: is {what} and no file of features; {FORMS}.")
+        raise InputError(f"{path}: is {what} and not a file of features; {FORMS}.")
     if path.is_dir():
-        raise InputError(f"{path}: is a folder, where a file of features is expected.")
+        raise InputError(f"{path}: is a folder, where a features file is expected.")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: may not be read; change its permissions or copy it.")
     return path
@@ -89,8 +89,8 @@ def _files_in(folder: Path) -> list[Path]:
     suffixes = Counter(path.suffix.lower() for path in files)
     if not files:
         raise InputError(
-            f"{folder}: is a folder without files of features; give a .bin (raw float32) or .npy features file, or a "
-            "folder of such shards (images: --embedder MODEL.onnx)."
+            f"{folder}: is a folder without features files; give a .bin (raw float32) or .npy features file, or a "
+            "folder of such files (images: --embedder MODEL.onnx)."
         )
     if len(suffixes) > 1:
         found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
@@ -102,16 +102,15 @@ def _files_in(folder: Path) -> list[Path]:
 def _files_of_list(path: Path) -> list[Path]:
     if not is_feature_list(path):
         raise InputError(
-            f"{path}: is no features file but, by its name, a list of images; make features of it with "
-            "`fcdeploy embed`, or give --embedder MODEL to `fcdeploy cluster`. A list of files of features names "
-            "them with their suffixes."
+            f"{path}: is not a features file but, by its name, a list of images; embed them with `fcdeploy embed`, or "
+            "give --embedder MODEL to `fcdeploy cluster`. A list of features files names them with their suffixes."
         )
     if path.stat().st_size > LARGEST_LIST:
         raise InputError(f"{path}: is too large for a list of files; {FORMS}.")
     try:
         lines = path.read_bytes().decode().splitlines()
     except UnicodeDecodeError:
-        raise InputError(f"{path}: is no text; {FORMS}.") from None
+        raise InputError(f"{path}: is not text; {FORMS}.") from None
     files = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -51,7 +51,9 @@ def read_npz(
             info = members[key]
             size = math.prod(shape) * dtype.itemsize
             if info.file_size < skip + size:
-                raise InputError(f"{name}: the array '{key}' ends before its header says; write it again.")
+                raise InputError(
+                    f"{name}: the array '{key}' is shorter than its header says; write it again."
+                )
             if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
                 at = offset_of(path, info) + skip
                 if at + size > path.stat().st_size:
@@ -100,7 +102,9 @@ def choose_array(
         raise InputError(
             f"{name}: is {what} without an (n, d) array of real numbers; it holds {listed or 'nothing'}."
         )
-    raise InputError(f"{name}: is {what} of several arrays ({listed}); say which with --column {fitting[0]}.")
+    raise InputError(
+        f"{name}: is {what} of several arrays ({listed}); choose one with --column {fitting[0]}."
+    )
 
 
 def offset_of(path: Path, info: zipfile.ZipInfo) -> int:
@@ -152,6 +156,6 @@ def _blocks(
         while left:
             data = file.read(min(block, left))
             if len(data) != min(block, left):
-                raise EOFError("it ends before its header says")
+                raise EOFError("it is shorter than its header says")
             left -= len(data)
             yield np.frombuffer(data, dtype).reshape(-1, shape[1])

@@ -58,7 +58,7 @@ def open_raw(path: Path, name: str, dim: int | None) -> np.ndarray:
     """
     size = path.stat().st_size
     if dim is None:
-        raise InputError(f"{name}: a raw features file does not say how wide its rows are; give --dim.")
+        raise InputError(f"{name}: a raw features file does not say the width of its rows; give --dim.")
     if dim < 1:
         raise InputError(f"{name}: a feature width of {dim} is not possible; give --dim 1 or more.")
     if size == 0:
@@ -67,8 +67,8 @@ def open_raw(path: Path, name: str, dim: int | None) -> np.ndarray:
         what, dtype = found
         line = f"; convert it: {CONVERT.format(file=name, dtype=dtype, dim=dim)}" if dtype else ""
         raise InputError(
-            f"{name}: does not hold float32 values but, by their magnitudes, {what}{line} (if they are float32 all the "
-            "same, save them as .npy)."
+            f"{name}: does not hold float32 values but, by their magnitudes, {what}{line} (if they are float32 anyway, "
+            "save them as .npy)."
         )
     if size % (4 * dim):
         raise InputError(

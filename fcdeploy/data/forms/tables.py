@@ -96,16 +96,17 @@ def choose_columns(
         chosen = [field for field in others if _is_list(types, field.type)]
         if len(chosen) > 1:
             raise InputError(
-                f"{name}: has several columns of lists ({listed}); say which with --column {chosen[0].name}."
+                f"{name}: has several columns of lists ({listed}); choose one with --column {chosen[0].name}."
             )
         chosen = chosen or [field for field in others if types.is_floating(field.type)]
         if not chosen:
             raise InputError(
-                f"{name}: has no column of lists or of floats; it has {listed}; say which holds features with --column."
+                f"{name}: has no column of lists or of floats; it has {listed}; choose that of the features with "
+                "--column."
             )
     lists = [field for field in chosen if _is_list(types, field.type)]
     if lists and len(chosen) > 1:
-        raise InputError(f"{name}: --column {column} means several columns of lists ({listed}); name one.")
+        raise InputError(f"{name}: --column {column} matches several columns of lists ({listed}); name one.")
     for field in chosen:
         held = field.type.value_type if _is_list(types, field.type) else field.type
         if not (types.is_floating(held) or types.is_integer(held) or types.is_boolean(held)):
@@ -134,7 +135,7 @@ def rows_from_batch(
         if dim is not None and rows.shape[1] != dim:
             raise InputError(
                 f"{name}: expected (n, {dim}) features, found {len(columns)} columns of numbers ({columns[0]} to "
-                f"{columns[-1]}); say which with --column PATTERN, such as 'f*'."
+                f"{columns[-1]}); choose one with --column PATTERN, such as 'f*'."
             )
         return rows
     lists = batch.column(columns[0])

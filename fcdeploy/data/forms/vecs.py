@@ -47,7 +47,7 @@ def read_vecs(path: Path, name: str, dim: int | None) -> np.ndarray:
         raise InputError(f"{name}: is empty.")
     if not 1 <= width <= WIDEST:
         raise InputError(
-            f"{name}: is no .fvecs file: its first row would be {width:,} wide; name raw float32 rows .bin."
+            f"{name}: is not an .fvecs file: its first row would be {width:,} wide; name raw float32 rows .bin."
         )
     stored = np.memmap(path, np.uint8, "r", shape=(size // row, row))
     for start in range(0, len(stored), CHECKED_ROWS):
@@ -72,7 +72,8 @@ def read_bigann(path: Path, name: str, dim: int | None) -> np.ndarray:
     if not is_bigann(path, dtype.itemsize):
         n, width = np.frombuffer(_head(path, 8).ljust(8, b"\0"), "<u4").tolist()
         raise InputError(
-            f"{name}: its head says {n:,} rows of {width:,} {dtype.name} values, its {path.stat().st_size:,} bytes say "
+            f"{name}: its header says {n:,} rows of {width:,} {dtype.name} values, its {path.stat().st_size:,} bytes "
+            "say "
             "another number; name raw float32 rows .bin."
         )
     n, width = np.frombuffer(_head(path, 8), "<u4").tolist()

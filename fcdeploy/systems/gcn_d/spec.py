@@ -182,7 +182,7 @@ class Recipe:
         detect = weights[DETECT]
         if not detect["hidden"]:
             raise InputError(
-                "the checkpoint has no layers; say in a recipe how often its network propagates, as in "
+                "the checkpoint has no layers; set in a recipe how often its network propagates, as in "
                 "[network] propagate_only = 2."
             )
         featureless = detect["dim"] == 1
@@ -237,7 +237,7 @@ class Recipe:
             if problem := _problem_of(settings):
                 return f"{name}: {problem}"
         if not 0 <= self.segment.th_outlier <= 1:
-            return f"segment.th_outlier = {self.segment.th_outlier} is no probability (0 to 1)"
+            return f"segment.th_outlier = {self.segment.th_outlier} is not a probability (0 to 1)"
         if not 0 <= self.segment.min_iop <= self.segment.max_iop <= 1:
             return f"segment.min_iop = {self.segment.min_iop}, max_iop = {self.segment.max_iop}: no range in 0..1"
         if not self.overlap.max_iou >= 0:

@@ -140,7 +140,7 @@ class Recipe:
         if not 0 <= peaks.tau <= 1:
             return f"density_peaks.tau = {peaks.tau} is no distance (0 to 1)"
         if not 0 <= pairs.min_probability <= 1:
-            return f"pairs.min_probability = {pairs.min_probability} is no probability (0 to 1)"
+            return f"pairs.min_probability = {pairs.min_probability} is not a probability (0 to 1)"
         weights = pairs.certain_weights
         if len(weights) >= pairs.k:
             return f"pairs.certain_weights has {len(weights)} values, and pairs.k = {pairs.k} leaves {pairs.k - 1}"

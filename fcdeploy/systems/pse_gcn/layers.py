@@ -193,6 +193,6 @@ def halved(run: Run, rows: np.ndarray) -> np.ndarray:
     """Round a table to half precision; raises FcdeployError for values too large for it."""
     if (largest := np.abs(rows).max()) > LARGEST:
         raise FcdeployError(
-            f"{run.engines.path}: gives values up to {largest:.3g}, too large for float16; give --tables float32."
+            f"{run.engines.path}: has activations up to {largest:.3g}, too large for float16; give --tables float32."
         )
     return halves_from_floats(rows)

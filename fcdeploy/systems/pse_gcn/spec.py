@@ -54,7 +54,8 @@ class NeighborhoodSettings:
         """Raise InputError when re-ranked lists of k, made elsewhere, are too short for the hops."""
         if self.hops[0] > k or self.hops[1] >= k:
             raise InputError(
-                f"{where}: its lists of {k} are too short for hops {self.hops[0]},{self.hops[1]}; give --hops."
+                f"{where}: its lists of {k} neighbors are too short for hops {self.hops[0]},{self.hops[1]}; give "
+                "--hops."
             )
 
 
@@ -115,7 +116,7 @@ class Recipe:
         if problem := self.neighborhood.problem():
             return problem
         if not -1 <= self.links.tau <= 1:
-            return f"links.tau = {self.links.tau} is no cosine similarity (-1 to 1)"
+            return f"links.tau = {self.links.tau} is not a cosine similarity (-1 to 1)"
         return None
 
     def for_run(

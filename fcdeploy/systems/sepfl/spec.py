@@ -79,9 +79,9 @@ class Recipe:
         if min(self.links.k, self.feature_dim) < 1:
             return "feature_dim and k must be positive"
         if not -1 <= self.links.rho <= 1:
-            return f"links.rho = {self.links.rho} is no cosine similarity (-1 to 1)"
+            return f"links.rho = {self.links.rho} is not a cosine similarity (-1 to 1)"
         if not 0 <= self.links.min_probability <= 1:
-            return f"links.min_probability = {self.links.min_probability} is no probability (0 to 1)"
+            return f"links.min_probability = {self.links.min_probability} is not a probability (0 to 1)"
         return None
 
     def for_run(self, n: int, *, k: int | None = None) -> tuple["Recipe", list[str]]:

@@ -121,7 +121,7 @@ class Recipe:
             if not 0 <= value <= 1:
                 return f"{name} = {value} does not lie in 0 to 1"
         if not -1 <= self.links.tau <= 1:
-            return f"links.tau = {self.links.tau} is no cosine similarity (-1 to 1)"
+            return f"links.tau = {self.links.tau} is not a cosine similarity (-1 to 1)"
         return None
 
     def for_run(
