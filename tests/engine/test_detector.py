@@ -151,7 +151,7 @@ def test_boxes_without_points_are_refused(tmp_path: Path) -> None:
 
 def test_other_outputs_are_named_with_the_way_to_describe_them(tmp_path: Path) -> None:
     path = write_faces_detector(tmp_path / "a.onnx", np.ones((3, 15)))
-    with pytest.raises(InputError, match=r"out \(3, 15\).*say in the \.toml beside it"):
+    with pytest.raises(InputError, match=r"out \(3, 15\).*in the \.toml beside it"):
         Detector(path, DetectorSettings())
 
 
@@ -166,7 +166,7 @@ def test_other_outputs_are_named_with_the_way_to_describe_them(tmp_path: Path) -
         ("[outputs]\nscores = 'out'", "outputs.boxes should be"),
         ("given = ['mean']", "unknown key 'given'"),
         ('[outputs]\nscores="no"\nboxes="out[0:4]"\npoints="out[5:15]"', "has no output 'no'"),
-        ('[outputs]\nscores="out[4]"\nboxes="out[0:3]"\npoints="out[5:15]"', "of 3 columns, where 4"),
+        ('[outputs]\nscores="out[4]"\nboxes="out[0:3]"\npoints="out[5:15]"', "outputs.boxes has 3 columns; 4 are needed"),
         ('[outputs]\nscores="out[4]"\nboxes="out[0:4]"\npoints="out[5:99]"', "has 15 columns"),
         ('[outputs]\nscores="out[4]"\nboxes="out[0:4]"\npoints="out[5:13]"', "point_order names point 4"),
     ],

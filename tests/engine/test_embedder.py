@@ -111,7 +111,7 @@ def test_of_several_outputs_one_has_to_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("graph", "settings", "says"),
     [
-        ({"said": False}, {}, "say --layout"),
+        ({"said": False}, {}, "give --layout"),
         ({}, {"layout": "NHWC"}, "which is not NHWC"),
         ({}, {"size": (112, 112)}, "16 x 16 (height x width), not 112 x 112"),
         ({"channels": 2}, {}, "no axis of 3 channels"),
