@@ -12,7 +12,7 @@ LOWEST := build/lowest
 AXE := 4.14.1
 QUICK := $(addprefix tests/,clustering data deploy engine graph systems trials test_demo.py)
 
-.PHONY: install demo photos test test-faults test-ray test-lowest test-wheel test-browser test-tools check clean docs docs-pictures
+.PHONY: install demo photos test test-faults test-ray test-lowest test-wheel test-browser test-tools check clean docs docs-pictures gpu-carry
 
 install: .venv/installed
 
@@ -97,6 +97,13 @@ docs-pictures: .venv/installed
 	$(BIN)/python docs/pictures/make.py
 	$(BIN)/python -m fcdeploy.cli.reference > docs/reference/cli.md
 	$(BIN)/python docs/site/recipe_keys.py > docs/reference/recipe-keys.md
+
+# What benchmarks/gpu_check.sh needs on a machine with a GPU and without a network, in build/gpu: wheels for its Python,
+# but for the packages that it has, and an engine.
+GPU_PYTHON ?= 3.12
+GPU_HAS ?= torch numpy
+gpu-carry: .venv/installed
+	$(BIN)/python benchmarks/gpu_carry.py --python $(GPU_PYTHON) $(addprefix --there ,$(GPU_HAS))
 
 clean:
 	rm -rf .venv build

@@ -10,18 +10,19 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 from latency_plot import plot
 from report import RESULTS, write_report
 
-from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 from fcdeploy.engine.bundle import Bundle, read_bundle
 from fcdeploy.errors import FcdeployError
 from fcdeploy.runtime.bench import BenchOptions, Report, bench_bundles, free_axes
 from fcdeploy.systems import NAMES, get_system
+
+if TYPE_CHECKING:
+    import torch
 
 NAME = "latency"
 Place = tuple[Bundle, str]  # and its device
@@ -96,6 +97,10 @@ def main(
 
 def random_bundles(system: str, dim: int, folder: Path) -> list[Bundle]:
     """Export networks with random weights in both precisions."""
+    import torch
+
+    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+
     record = get_system(system)
     torch.manual_seed(1)
     checkpoints = []
@@ -114,8 +119,10 @@ def random_bundles(system: str, dim: int, folder: Path) -> list[Bundle]:
     ]
 
 
-def random_tensor(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+def random_tensor(key: str, shape: tuple[int, ...]) -> "torch.Tensor":
     """A parameter as after initialisation; statistics of a BatchNorm are not trivial, and never negative."""
+    import torch
+
     if key.endswith("running_var"):
         return torch.rand(shape) + 0.5
     if key.endswith("num_batches_tracked"):

@@ -22,12 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from bench_refine import random_network
 from faces import generate
 from report import write_report
-
-from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
 
 SIZES = (10_000, 100_000, 584_000)
 WARM_UP = 6_000  # more than one cell
@@ -38,6 +34,9 @@ WARM_UP = 6_000  # more than one cell
     "--faces", "sizes", multiple=True, type=int, default=SIZES, show_default=True, help="Faces; repeatable."
 )
 @click.option("--dim", default=256, show_default=True)
+@click.option(
+    "--engine", type=click.Path(path_type=Path), help="A bundle of --dim.  [default: random weights]"
+)
 @click.option("--inference", default="layerwise", show_default=True)
 @click.option("--tables", default="float32", show_default=True)
 @click.option("--knn", default="auto", show_default=True)
@@ -51,6 +50,7 @@ WARM_UP = 6_000  # more than one cell
 def main(
     sizes: tuple[int, ...],
     dim: int,
+    engine: Path | None,
     inference: str,
     tables: str,
     knn: str,
@@ -61,19 +61,16 @@ def main(
     folder: Path | None,
 ) -> None:
     """Measure whole runs of PSE-GCN with the published settings (k = 80, hops 80,10)."""
-    torch.manual_seed(1)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         place = Path(scratch)
-        checkpoint = place / "checkpoint.pth"
-        torch.save(random_network(dim).state_dict(), checkpoint)
-        bundle, _ = export_checkpoint(checkpoint, place / "pse.onnx")
+        bundle = engine or random_bundle(dim, place)
         options = ["--inference", inference, "--tables", tables, "--knn", knn, "--memory", memory]
         options += ["--threads", str(threads), "--device", device]
-        cluster(place, bundle.path, WARM_UP, dim, options)
+        cluster(place, bundle, WARM_UP, dim, options)
         if knn == "auto":  # which compares all pairs of so few
-            cluster(place, bundle.path, WARM_UP, dim, [*options, "--knn", "cells"])
+            cluster(place, bundle, WARM_UP, dim, [*options, "--knn", "cells"])
         runs = [
-            median_of([cluster(place, bundle.path, faces, dim, options) for _ in range(repeat)])
+            median_of([cluster(place, bundle, faces, dim, options) for _ in range(repeat)])
             for faces in sorted(sizes)
         ]
     rows = []
@@ -102,6 +99,19 @@ def main(
         rows,
         {**arguments, "memory": memory, "threads": threads, "repeat": repeat, "runs": runs},
     )
+
+
+def random_bundle(dim: int, place: Path) -> Path:
+    """Export a network with random weights to ``place``; needs PyTorch."""
+    import torch
+    from bench_refine import random_network
+
+    from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+
+    torch.manual_seed(1)
+    checkpoint = place / "checkpoint.pth"
+    torch.save(random_network(dim).state_dict(), checkpoint)
+    return export_checkpoint(checkpoint, place / "pse.onnx")[0].path
 
 
 def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from fcdeploy.graph.best_cuda import (
 from fcdeploy.graph.cell_search import FIRST, RECALL, SAMPLE, SPARE, Reach
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.codes import CodeScale, code_scale, codes_of_rows
-from fcdeploy.graph.cuda import UPLOAD_ROWS, DeviceArray, device_budget, download, import_cupy, upload
+from fcdeploy.graph.cuda import UPLOAD_ROWS, DeviceArray, copied, device_budget, download, import_cupy, upload
 from fcdeploy.graph.products_cuda import EIGHT, FOUR, DeviceProducts, padded
 from fcdeploy.packages import tell_if_broken
 
@@ -169,6 +169,7 @@ def rows_on_device(cupy: ModuleType, vectors: np.ndarray) -> DeviceArray:
         if width > d:
             part = np.pad(part, ((0, 0), (0, width - d)))
         there[start : start + len(part)].set(part)
+        copied.there += part.nbytes
     cupy.cuda.get_current_stream().synchronize()
     return there
 

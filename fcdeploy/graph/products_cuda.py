@@ -4,6 +4,7 @@ Codes are integers of at most 8 bits and their sums stay below 2^24 (see ``codes
 in which they are added up, the others, so that the scores are those of the CPU.
 """
 
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
@@ -28,6 +29,17 @@ def padded(length: int, to: int) -> int:
     return -(-length // to) * to
 
 
+@dataclass
+class Multiplied:
+    """How many scores this process has computed on the device, and the multiplications and additions of all."""
+
+    scores: int = 0
+    operations: int = 0
+
+
+multiplied = Multiplied()
+
+
 class DeviceProducts:
     """Multiplies rows in device memory, on the current stream of the calling thread."""
 
@@ -47,6 +59,8 @@ class DeviceProducts:
 
         itemsize: 2 for rows of float16, 4 for rows of float32.
         """
+        multiplied.scores += m * s
+        multiplied.operations += 2 * m * s * stride
         cublas, kind = self._cublas, self._kinds[itemsize]
         # cuBLAS counts columns first: out^T = others ones^T.
         cublas.gemmEx(
