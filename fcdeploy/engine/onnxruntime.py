@@ -10,7 +10,7 @@ import numpy as np
 
 from fcdeploy import machine
 from fcdeploy.engine.batching import ahead, gathered
-from fcdeploy.engine.tensors import Feeds, PassSpec, Timing, check_feeds
+from fcdeploy.engine.tensors import Feeds, PassSpec, Places, Timing, check_feeds, check_places
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.packages import import_package
 
@@ -72,6 +72,22 @@ class OnnxRuntimeEngine:
         alone = self._threads if self.device == "cpu" else 0
         for key, feeds in ahead(((key, gathered(feeds)) for key, feeds in batches), threads=alone):
             yield key, self.run(feeds)
+
+    def run_there(self, inputs: Places, outputs: Places) -> None:
+        """Evaluate the graph from arrays on its device to others there; they are complete when this returns.
+
+        Raises what ``run`` does.
+        """
+        check_places(inputs, outputs, self.spec, self._where)
+        binding = self._session.io_binding()
+        for places, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
+            for name, place in places.items():
+                bind(name, self.device, 0, np.float32, place.shape, place.address)
+        try:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            raise run_error(error, self._where) from error
 
     def timed_run(self, feeds: Feeds) -> tuple[dict[str, np.ndarray], Timing]:
         """Evaluate the graph like ``run``, without overlap, and return how long each step took."""

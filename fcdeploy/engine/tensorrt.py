@@ -19,7 +19,15 @@ from msgspec import Meta
 from fcdeploy.engine.batching import Rows, ahead
 from fcdeploy.engine.cuda import Gpu, find_gpu
 from fcdeploy.engine.tensorrt_library import DTYPES, TITLES, error_from_log, import_tensorrt, logger_of
-from fcdeploy.engine.tensors import Feeds, PassSpec, TensorSpec, check_feeds, divisible_axis
+from fcdeploy.engine.tensors import (
+    Feeds,
+    PassSpec,
+    Places,
+    TensorSpec,
+    check_feeds,
+    check_places,
+    divisible_axis,
+)
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.cuda import DeviceArrays, import_cupy, kernel
 
@@ -175,6 +183,38 @@ class TensorRtEngine:
         while busy:
             yield from finish()
 
+    def run_there(self, inputs: Places, outputs: Places) -> None:
+        """Evaluate the plan from arrays on the device to others there; they are complete when this returns.
+
+        Raises what ``run`` does.
+        """
+        check_places(inputs, outputs, self.spec, self._where)
+        lengths = lengths_of(self.spec.inputs, inputs)
+        if 0 in lengths.values():
+            return
+        context, start = self._context, 0
+        profile, most = self._choose(lengths)
+        total = lengths[self._axis] if self._axis else 0
+        count = math.ceil(total / most) if self._axis else 1
+        try:
+            self._use_profile(profile)
+            for at in range(count):
+                stop = total * (at + 1) // count
+                for spec in self.spec.inputs + self.spec.outputs:
+                    place = inputs[spec.name] if spec.name in inputs else outputs[spec.name]
+                    if self._axis and spec.axes[:1] == (self._axis,):
+                        place = place.rows(start, stop)
+                    if spec.name in inputs:
+                        self._check(context.set_input_shape(spec.name, place.shape), f"shape {spec.name}")
+                    self._check(context.set_tensor_address(spec.name, place.address), f"bind {spec.name}")
+                self._check(context.execute_async_v3(self._compute.ptr), "start the computation")
+                start = stop
+            self._compute.synchronize()
+        except self._cupy.cuda.memory.OutOfMemoryError as error:
+            raise self._full() from error
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            raise FcdeployError(f"{self._where}: CUDA failed ({error}).") from error
+
     def close(self) -> None:
         """Wait for the device and free everything on it."""
         if self._engine is None:
@@ -309,9 +349,7 @@ class TensorRtEngine:
                 slot.device[name].copy_to_host_async(host.ctypes.data, host.nbytes, stream)
             slot.done.record(stream)
         except self._cupy.cuda.memory.OutOfMemoryError as error:
-            raise FcdeployError(
-                f"{self._where}: the device memory is full; give a smaller --batch, or --vram to take batches in parts."
-            ) from error
+            raise self._full() from error
         except self._cupy.cuda.runtime.CUDARuntimeError as error:
             raise FcdeployError(f"{self._where}: CUDA failed ({error}).") from error
 
@@ -372,6 +410,11 @@ class TensorRtEngine:
         if not done:
             raise self._failed(what)
 
+    def _full(self) -> FcdeployError:
+        return FcdeployError(
+            f"{self._where}: the device memory is full; give a smaller --batch, or --vram to take batches in parts."
+        )
+
     def _failed(self, what: str) -> FcdeployError:
         return FcdeployError(
             f"{self._where}: TensorRT could not {what} ({error_from_log(self._log.errors)})."
@@ -409,7 +452,7 @@ class _Slot:
         return self.device[spec.name]
 
 
-def lengths_of(specs: Iterable[TensorSpec], arrays: Feeds) -> dict[str, int]:
+def lengths_of(specs: Iterable[TensorSpec], arrays: Feeds | Places) -> dict[str, int]:
     """Return the lengths of the dynamic axes of ``arrays``, by axis name."""
     return {
         axis: length

@@ -1,5 +1,6 @@
 """What goes into and comes out of an engine: names, axes, dtypes, and the one check of what it is given."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -73,6 +74,27 @@ class Timing:
 Feeds = Mapping[str, np.ndarray | Rows]  # by the names of inputs
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a contiguous array of float32 lies in the memory of an engine's device: its address and shape."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def rows(self, start: int, stop: int) -> "Place":
+        """Return the place of some rows."""
+        row = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+        return Place(self.address + start * row, (stop - start, *self.shape[1:]), self.dtype)
+
+
+Places = Mapping[str, Place]  # by the names of inputs or outputs
+
+
 class Engine(Protocol):
     """One loaded graph; a ``with`` frees it. The arrays that ``run`` returns are new each time and yours to keep.
 
@@ -96,6 +118,16 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class DeviceEngine(Engine, Protocol):
+    """An engine that takes arrays as they lie in the memory of its device."""
+
+    def run_there(self, inputs: Places, outputs: Places) -> None:
+        """Evaluate the graph from arrays on its device to others there, which are complete when this returns.
+
+        What writes the inputs must be done. Raises FcdeployError when they are not what ``spec`` says.
+        """
 
 
 TensorSpecs = Annotated[tuple[TensorSpec, ...], Meta(min_length=1, description="a list of tensors")]
@@ -130,7 +162,14 @@ def divisible_axis(spec: PassSpec) -> str | None:
     return str(axis) if alone else None
 
 
-def check_feeds(feeds: Feeds, inputs: Sequence[TensorSpec], where: str) -> None:
+def check_places(inputs: Places, outputs: Places, spec: PassSpec, where: str) -> None:
+    """Raise FcdeployError unless places are of exactly the inputs and outputs of ``spec``, of lengths that fit."""
+    names = {tensor.name for tensor in spec.inputs} & {tensor.name for tensor in spec.outputs}
+    assert not names, names
+    check_feeds({**inputs, **outputs}, (*spec.inputs, *spec.outputs), where)
+
+
+def check_feeds(feeds: Feeds | Places, inputs: Sequence[TensorSpec], where: str) -> None:
     """Raise FcdeployError unless ``feeds`` holds exactly ``inputs``: names, dtypes, ranks and lengths."""
     if feeds.keys() != {spec.name for spec in inputs}:
         expected = ", ".join(spec.name for spec in inputs)

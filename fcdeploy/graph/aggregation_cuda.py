@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
 from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph import aggregation
-from fcdeploy.graph.cuda import DeviceArray, DeviceArrays, import_cupy, kernel
+from fcdeploy.graph.cuda import DeviceArray, DeviceArrays, download, import_cupy, kernel, upload
 from fcdeploy.graph.neighborhoods import largest_neighborhood
 from fcdeploy.packages import tell_if_broken
 
@@ -94,15 +95,12 @@ class DeviceSums:
         held = self._arrays.get(ranked, ids, sims, table) if slots else None
         if held is None:
             return aggregation.sum_connected(ranked, ids, sims, faces, hops, active, times, table, scratch)
-        on_device, near, weights, rows = held
         out = self._out(faces, table)
-        arguments = (
-            *(on_device, np.int32(ranked.shape[1]), near, weights, np.int32(ids.shape[1]), np.int32(active)),
-            *(self._faces(faces), np.int32(hops[0]), np.int32(hops[1]), np.int32(slots), np.int32(times)),
-            *(aggregation.SUM_EPS, rows, np.int32(table.shape[1]), out),
+        on_device, near, weights, rows = held
+        launch_sum_connected(
+            self._cupy, on_device, near, weights, rows, self._faces(faces), hops, active, times, out
         )
-        self._launch(f"sum_connected_{_kind(table)}", len(faces), hops, slots, arguments)
-        return out.get()
+        return download(out)
 
     def sum_similar(
         self,
@@ -118,15 +116,10 @@ class DeviceSums:
         held = self._arrays.get(ranked, directions, table) if slots else None
         if held is None:
             return aggregation.sum_similar(ranked, faces, hops, directions, table, scratch)
-        on_device, across, rows = held
         out = self._out(faces, table)
-        arguments = (
-            *(on_device, np.int32(ranked.shape[1]), self._faces(faces), np.int32(hops[0]), np.int32(hops[1])),
-            *(np.int32(slots), aggregation.THRESHOLD, aggregation.SUM_EPS),
-            *(across, np.int32(directions.shape[1]), rows, np.int32(table.shape[1]), out),
-        )
-        self._launch(f"sum_similar_{_kind(table)}", len(faces), hops, slots, arguments)
-        return out.get()
+        on_device, across, rows = held
+        launch_sum_similar(self._cupy, on_device, across, rows, self._faces(faces), hops, out)
+        return download(out)
 
     def close(self) -> None:
         """Free the device memory."""
@@ -134,19 +127,63 @@ class DeviceSums:
         self._cupy.get_default_memory_pool().free_all_blocks()
 
     def _faces(self, faces: np.ndarray) -> DeviceArray:
-        copy = self._cupy.empty(faces.shape, np.int32)
-        copy.set(np.ascontiguousarray(faces, dtype=np.int32))
-        return copy
+        return upload(self._cupy, faces, np.int32)
 
     def _out(self, faces: np.ndarray, table: np.ndarray) -> DeviceArray:
         return self._cupy.empty((len(faces), table.shape[1]), np.float32)
 
-    def _launch(
-        self, name: str, faces: int, hops: tuple[int, int], slots: int, arguments: tuple[object, ...]
-    ) -> None:
-        if faces:
-            shared = _shared_bytes(hops, slots)
-            kernel(self._cupy, name)((faces,), (THREADS,), arguments, shared_mem=shared)
+
+def launch_sum_connected(
+    cupy: ModuleType,
+    ranked: DeviceArray,
+    ids: DeviceArray,
+    sims: DeviceArray,
+    table: DeviceArray,
+    faces: DeviceArray,
+    hops: tuple[int, int],
+    active: int,
+    times: int,
+    out: DeviceArray,
+) -> None:
+    """Put ``DeviceSums.sum_connected`` on the current stream; all arrays are on the device."""
+    slots = slots_for(hops)
+    arguments = (
+        *(ranked, np.int32(ranked.shape[1]), ids, sims, np.int32(ids.shape[1]), np.int32(active)),
+        *(faces, np.int32(hops[0]), np.int32(hops[1]), np.int32(slots), np.int32(times)),
+        *(aggregation.SUM_EPS, table, np.int32(table.shape[1]), out),
+    )
+    _launch(cupy, f"sum_connected_{_kind(table)}", len_of(faces), hops, slots, arguments)
+
+
+def launch_sum_similar(
+    cupy: ModuleType,
+    ranked: DeviceArray,
+    directions: DeviceArray,
+    table: DeviceArray,
+    faces: DeviceArray,
+    hops: tuple[int, int],
+    out: DeviceArray,
+) -> None:
+    """Put ``DeviceSums.sum_similar`` on the current stream; all arrays are on the device."""
+    slots = slots_for(hops)
+    arguments = (
+        *(ranked, np.int32(ranked.shape[1]), faces, np.int32(hops[0]), np.int32(hops[1])),
+        *(np.int32(slots), aggregation.THRESHOLD, aggregation.SUM_EPS),
+        *(directions, np.int32(directions.shape[1]), table, np.int32(table.shape[1]), out),
+    )
+    _launch(cupy, f"sum_similar_{_kind(table)}", len_of(faces), hops, slots, arguments)
+
+
+def _launch(
+    cupy: ModuleType, name: str, faces: int, hops: tuple[int, int], slots: int, arguments: tuple[object, ...]
+) -> None:
+    if faces:
+        kernel(cupy, name)((faces,), (THREADS,), arguments, shared_mem=_shared_bytes(hops, slots))
+
+
+def len_of(array: DeviceArray) -> int:
+    """Return how many rows an array on the device has."""
+    return int(array.shape[0])
 
 
 def slots_for(hops: tuple[int, int]) -> int:
@@ -159,5 +196,5 @@ def _shared_bytes(hops: tuple[int, int], slots: int) -> int:
     return 8 * (int(largest_neighborhood(hops)) + slots)
 
 
-def _kind(table: np.ndarray) -> str:
+def _kind(table: DeviceArray) -> str:
     return "float16" if table.dtype == np.uint16 else "float32"

@@ -29,6 +29,24 @@ extern "C" __global__ void gather_rows(
     }
 }
 
+// Rows of ``rows`` at places of ``out``.
+extern "C" __global__ void scatter_rows(
+    const float* rows, const int* places, float* out, long long count, int width)
+{
+    for (long long row = blockIdx.x; row < count; row += gridDim.x)
+        for (int c = threadIdx.x; c < width; c += blockDim.x)
+            out[(long long)places[row] * width + c] = rows[row * width + c];
+}
+
+// Add 1 to ``found`` for every number that is infinite or NaN.
+extern "C" __global__ void count_not_finite(const float* numbers, long long count, int* found)
+{
+    const long long step = (long long)gridDim.x * blockDim.x;
+    for (long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += step)
+        if ((__float_as_int(numbers[at]) & 0x7f800000) == 0x7f800000)
+            atomicAdd(found, 1);
+}
+
 // The p-th place of a face's neighborhood: itself, its first hop, then the second hop of all but the first of these.
 __device__ int member(const int* ranked, int k, int face, int first_hop, int second_hop, int p)
 {

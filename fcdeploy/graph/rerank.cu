@@ -49,6 +49,15 @@ extern "C" __global__ void lists_by_place(
         ids[at] = place[lists[(long long)order[at / k] * stride + at % k]];
 }
 
+// Numbers (n, stride) by face as (n, k) by place.
+extern "C" __global__ void numbers_by_place(
+    const float* numbers, int stride, const int* order, float* out, int k, long long entries)
+{
+    const long long step = (long long)gridDim.x * blockDim.x;
+    for (long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x; at < entries; at += step)
+        out[at] = numbers[(long long)order[at / k] * stride + at % k];
+}
+
 // Mark which neighbors of each face have it as a neighbor, too: marks (n, k); a warp a neighbor.
 extern "C" __global__ void mark_mutual(const int* ids, int k, mark* marks)
 {

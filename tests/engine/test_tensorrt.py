@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fcdeploy.engine.batching import Rows
 from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from fcdeploy.engine.tensorrt import PlanTarget, TensorRtEngine
-from fcdeploy.engine.tensors import PassSpec, TensorSpec, divisible_axis
+from fcdeploy.engine.tensors import PassSpec, Place, TensorSpec, divisible_axis
 from fcdeploy.errors import FcdeployError, InputError, MissingDependencyError
 
 onnx = pytest.importorskip("onnx")
@@ -261,7 +261,7 @@ def test_device_memory_is_bounded_and_batches_are_cut_to_fit(open_engine, trt, t
     assert trt.memory.peak <= trt.workspace + 2 * 3 * each < unbounded + 2 * each
     with (
         open_engine(vram=size + trt.workspace) as engine,
-        pytest.raises(FcdeployError, match=r"needs at least .* MB of device memory, and vram allows"),
+        pytest.raises(FcdeployError, match=r"needs at least .* MB of device memory, and (--)?vram allows"),
     ):
         engine.run(feeds)
 
@@ -387,3 +387,59 @@ def test_onnx_runtime_runs_batches_one_after_the_other_too(graph):
         found = list(engine.run_each(batches))
     assert [key for key, _ in found] == [0, 1, 2]
     assert all(same(outputs, feeds) for (_, outputs), (_, feeds) in zip(found, batches, strict=True))
+
+
+def places_on(memory, arrays):
+    """Copies of arrays in the stand-in's memory: what holds them, and their places."""
+    held = {name: fake_gpu.Pointer(memory, array.nbytes) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        fake_gpu.ctypes.memmove(held[name].ptr, array.ctypes.data, array.nbytes)
+    return held, {name: Place(held[name].ptr, array.shape) for name, array in arrays.items()}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@given(b=st.integers(1, 40), n=st.integers(1, 9))
+def test_arrays_that_lie_on_the_device_are_computed_there(open_engine, trt, b, n):
+    """In parts where the plan's ranges end, and without a copy."""
+    feeds = feeds_of(b, n)
+    expected = answer(feeds)
+    with open_engine() as engine:
+        held, inputs = places_on(trt.memory, feeds)
+        got, outputs = places_on(trt.memory, {name: np.zeros_like(array) for name, array in expected.items()})
+        engine.run_there(inputs, outputs)
+        for name, array in expected.items():
+            held_bytes = (fake_gpu.ctypes.c_char * array.nbytes).from_address(got[name].ptr)
+            assert np.array_equal(np.frombuffer(held_bytes, np.float32).reshape(array.shape), array)
+        assert same(engine.run(feeds), feeds)  # the engine's own buffers again
+    assert len(held) == 3
+
+
+def test_places_of_other_shapes_than_the_plan_takes_are_refused(open_engine, trt):
+    feeds = feeds_of(2, 3)
+    with open_engine() as engine:
+        held, inputs = places_on(trt.memory, feeds)
+        got, outputs = places_on(trt.memory, answer(feeds))
+        wrong = {**outputs, "sums": outputs["sums"].rows(0, 1)}
+        for given_outputs, found in (
+            (wrong, r"found \(1, 3\)"),
+            ({"y": outputs["y"]}, "expected the inputs"),
+        ):
+            with pytest.raises(FcdeployError, match=found):
+                engine.run_there(inputs, given_outputs)
+        trt.fail.add("the computation")
+        with pytest.raises(FcdeployError, match="CUDA failed"):
+            engine.run_there(inputs, outputs)
+    assert (len(held), len(got)) == (3, 2)
+
+
+def test_onnx_runtime_computes_arrays_where_they_lie(graph):
+    feeds = feeds_of(7, 4)
+    outputs = {name: np.full_like(array, np.nan) for name, array in answer(feeds).items()}
+    with OnnxRuntimeEngine(graph, spec_of()) as engine:
+        engine.run_there(
+            *(
+                {name: Place(array.ctypes.data, array.shape) for name, array in side.items()}
+                for side in (feeds, outputs)
+            )
+        )
+    assert same(outputs, feeds)

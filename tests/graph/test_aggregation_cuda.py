@@ -1,5 +1,6 @@
 """The CUDA kernels, run on the CPU, against the numba ones."""
 
+import ctypes
 import re
 import shutil
 import subprocess
@@ -154,6 +155,75 @@ def test_a_layerwise_run_on_the_gpu_gives_the_clusters_of_the_cpu(cupy, golden, 
         *("sum_connected_float32", "sum_similar_float32", "sum_connected_float32", "sum_similar_float32")
     ]
     assert 1 < expected.max() < 58
+
+
+@pytest.fixture
+def everywhere(cupy, monkeypatch):
+    """Let every module find the stand-in."""
+    from fcdeploy.graph import cell_search_cuda, products_cuda, rerank_cuda
+    from fcdeploy.systems.pse_gcn import layers_cuda
+
+    for module in (cell_search_cuda, rerank_cuda, layers_cuda):
+        monkeypatch.setattr(module, "import_cupy", lambda: cupy)
+    monkeypatch.setattr(products_cuda, "import_cublas", lambda: cupy.cublas)
+    return cupy
+
+
+def test_a_layerwise_run_that_stays_on_the_gpu_gives_the_clusters_of_the_cpu(
+    everywhere, golden, pse_bundle, monkeypatch, tmp_path
+):
+    """Search, re-ranking, sums and passes over arrays on the device, in blocks of 16 faces; only lists come back."""
+    import fcdeploy
+    from fcdeploy.graph import cuda
+    from fcdeploy.run.run import Run
+    from fcdeploy.systems.pse_gcn import layers, layers_cuda
+
+    monkeypatch.setattr(layers, "ENGINE_ROWS", 16)
+    monkeypatch.setattr(layers_cuda, "ENGINE_ROWS", 16)
+    faces = np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(-1, 32)[:60]
+    options = {"engine": pse_bundle.path, "k": 12, "hops": (8, 2), "inference": "layerwise", "tau": 0.8}
+    expected = fcdeploy.cluster(faces, **options)
+    assert everywhere.launches == []
+    monkeypatch.setattr(Run, "on_gpu", True)
+    copied = cuda.Copied()
+    monkeypatch.setattr(cuda, "copied", copied)
+    assert np.array_equal(fcdeploy.cluster(faces, **options, run_dir=tmp_path / "run"), expected)
+    names = [name for name, *_ in everywhere.launches]
+    assert {"keep_floats", "order_candidates", "mark_mutual", "rank_candidates"} < set(names)
+    assert names.count("sum_connected_float32") == names.count("sum_similar_float32") == 2 * 4
+    assert names.count("count_not_finite") == 6
+    # Lists of 12 twice, re-ranked ones and their overlaps, refined features; cells, sizes of sets, and six flags.
+    assert copied.back == 60 * 12 * 8 * 2 + 60 * 12 * 12 + 60 * 64 * 4 + 60 * 4 + 60 * 4 + 6 * 4
+    launched = len(names)
+    monkeypatch.setattr(layers_cuda, "device_budget", lambda cupy, vram: 0)
+    assert np.array_equal(fcdeploy.cluster(faces, **options, run_dir=tmp_path / "other"), expected)
+    again = [name for name, *_ in everywhere.launches[launched:]]
+    assert again.count("sum_connected_float32") == 8
+    assert "count_not_finite" not in again
+    # Tables that lie on the host between the layers give the same, to the bit.
+    lists = [np.load(tmp_path / run / "refined_knn/sims.npy") for run in ("run", "other")]
+    assert np.array_equal(*lists)
+
+
+def test_tables_that_are_not_finite_are_told_by_face(everywhere, golden, pse_bundle, monkeypatch):
+    import fcdeploy
+    from fcdeploy.engine.onnxruntime import OnnxRuntimeEngine
+    from fcdeploy.errors import FcdeployError
+    from fcdeploy.run.run import Run
+
+    def run_there(self, inputs, outputs, run=OnnxRuntimeEngine.run_there):
+        run(self, inputs, outputs)
+        if "near2" in outputs:
+            place = outputs["near2"]
+            numbers = (ctypes.c_float * (place.shape[0] * place.shape[1])).from_address(place.address)
+            numbers[5 * place.shape[1] + 3] = float("nan")
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run_there", run_there)
+    monkeypatch.setattr(Run, "on_gpu", True)
+    faces = np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(-1, 32)[:60]
+    options = {"engine": pse_bundle.path, "k": 12, "hops": (8, 2), "inference": "layerwise"}
+    with pytest.raises(FcdeployError, match=r"a value that is not finite for 1 of 60 faces \(rows 5 of"):
+        fcdeploy.cluster(faces, **options)
 
 
 def test_published_neighborhoods_fit_into_shared_memory_and_huge_ones_do_not():

@@ -27,6 +27,7 @@ from fcdeploy.run.stage import Stage
 from fcdeploy.run.store import Arrays
 from fcdeploy.systems.pse_gcn.inputs import neighborhood_batches
 from fcdeploy.systems.pse_gcn.layers import Layers, lists_by_place, shapes_of
+from fcdeploy.systems.pse_gcn.layers_cuda import layers_fit, refined_on_device
 from fcdeploy.systems.pse_gcn.spec import TABLES
 
 REFINE_BLOCK = 2048
@@ -318,6 +319,8 @@ def refined_layerwise(
     Not the published function: a neighbor's x1 is the one computed with that neighbor as the centre; see
     docs/explanation/inference.md for how much its clusters differ.
     """
+    if layers_fit(run):
+        return refined_on_device(run, vectors, cells, knn, ranked)
     layers = Layers(run, vectors, cells, lists_by_place(run, cells, knn, ranked))
     near = layers.near1()
     similar = layers.similar1(near)
