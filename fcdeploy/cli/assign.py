@@ -1,11 +1,13 @@
 """``fcdeploy assign``."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from fcdeploy.cli.features import column_option, id_column_option, open_and_tell
 from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.types import PathType
 
@@ -13,7 +15,13 @@ GROUPS = {
     "Input": ("run_dir", "engine", "column", "id_column"),
     "Output": ("output", "unmatched", "quiet"),
     "Machine": ("threads", "memory", "device"),
+    "Many machines": ("ray", "ray_cpus", "ray_gpus", "strict", "scratch"),
 }
+
+RAY = (
+    "Assign on a Ray cluster: the one that runs here (auto), the one at an address, or N workers on this machine. "
+    "FEATURES, the run folder and OUTPUT have to be in folders that all machines see."
+)
 
 
 @click.command("assign", cls=grouped(GROUPS))
@@ -44,6 +52,11 @@ GROUPS = {
 @run_option("threads")
 @run_option("memory")
 @run_option("device")
+@run_option("ray", help=RAY)
+@run_option("ray_cpus")
+@run_option("ray_gpus")
+@run_option("strict")
+@run_option("scratch", help="Folder on each worker's own disk for temporary files.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def command(
     features: Path,
@@ -55,6 +68,11 @@ def command(
     id_column: str | None,
     threads: int,
     memory: int,
+    ray: str | None,
+    ray_cpus: float | None,
+    ray_gpus: float,
+    strict: bool,
+    scratch: Path | None,
     device: str | None,
     quiet: bool,
 ) -> None:
@@ -74,7 +92,9 @@ def command(
     from fcdeploy.cli.outputs import check_default_output
     from fcdeploy.data.columns import check_table_path, write_columns
     from fcdeploy.data.side_files import check_not_an_input
-    from fcdeploy.runtime.assign import assign_features
+    from fcdeploy.run.options import Options
+    from fcdeploy.runtime.assigning import assign_features
+    from fcdeploy.runtime.embed import part_of
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
     from fcdeploy.runtime.stored import read_state
 
@@ -85,15 +105,24 @@ def command(
     opened = open_and_tell(
         features, None, width=state.dim, column=column, id_column=id_column, output=output, quiet=quiet
     )
-    with told_of_lost_pages():
+    options = Options(
+        ray=ray,
+        ray_cpus=ray_cpus,
+        ray_gpus=ray_gpus,
+        strict=strict,
+        scratch=scratch,
+        threads=threads,
+        memory=memory,
+    )
+    part = part_of(output)
+    with resumable(f"the same command continues from {part}" if ray else ""), told_of_lost_pages():
         found = assign_features(
             opened,
             run_dir,
             engine=engine,
             unmatched=unmatched,
-            threads=threads,
-            device=device,
-            memory=memory,
+            options=replace(options, device=device),
+            part=part,
             quiet=quiet,
         )
     ids = np.arange(opened.n) if opened.ids is None else opened.ids

@@ -37,7 +37,7 @@ from fcdeploy.run.options import (
 )
 from fcdeploy.runtime.assign import Assigned as Assigned
 from fcdeploy.runtime.assign import Assigner as Assigner
-from fcdeploy.runtime.assign import assign_features
+from fcdeploy.runtime.assigning import assign_features
 from fcdeploy.runtime.embed import embed_to_array, new_job
 from fcdeploy.runtime.embed_workers import embedding_workers
 from fcdeploy.runtime.evidence import read_placed
@@ -253,6 +253,10 @@ def assign(
     threads: int = 0,
     device: str | None = None,
     memory: int = 0,
+    ray: str | None = None,
+    ray_cpus: float | None = None,
+    ray_gpus: float = 0.0,
+    strict: bool = False,
     progress: bool = False,
 ) -> Assigned:
     """Assign new faces to the clusters of a finished run, whose folder stays as it is.
@@ -261,16 +265,25 @@ def assign(
     faces together would give. features: as for ``fcdeploy.cluster``. run_dir: the folder of a finished ``cluster``;
     engine: the bundle, where it is no longer where the run found it. unmatched: faces that no stored face is linked to
     are in no cluster with '-1', and each in a new one with 'singleton'. Returns their labels, similarity and margin.
-    For a service, which assigns again and again, open an ``Assigner``. Raises fcdeploy.errors.InputError (a ValueError)
-    for input that cannot be used.
+    ray, ray_cpus, ray_gpus, strict: workers on a cluster, as of ``cluster``; they see the folder that ``run_dir`` is
+    in. For a service, which assigns again and again, open an ``Assigner``. Raises fcdeploy.errors.InputError (a
+    ValueError) for input that cannot be used.
     """
     if _are_paths(features):
         opened = open_features(features, read_state(Path(run_dir)).dim, column=column)
     else:
         opened = features_from_array(features, read_state(Path(run_dir)).dim)
-    limits = {"threads": _whole("threads", threads) or 0, "memory": _whole("memory", memory) or 0}
+    options = Options(
+        threads=_whole("threads", threads) or 0,
+        memory=_whole("memory", memory) or 0,
+        device=device,
+        ray=ray,
+        ray_cpus=ray_cpus,
+        ray_gpus=ray_gpus,
+        strict=strict,
+    )
     return assign_features(
-        opened, run_dir, engine=engine, unmatched=unmatched, device=device, quiet=not progress, **limits
+        opened, run_dir, engine=engine, unmatched=unmatched, options=options, quiet=not progress
     )
 
 

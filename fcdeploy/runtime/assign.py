@@ -26,8 +26,6 @@ from fcdeploy.systems import get_system
 
 ROOM = 256  # new faces that are computed together at most
 FEW = 16  # faces that one thread computes
-UNMATCHED = ("-1", "singleton")
-DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
@@ -205,31 +203,3 @@ def assigned_from_offers(offers: Offers, labels: np.ndarray) -> Assigned:
         margin = np.where(both, ahead - behind, np.nan)
     value = np.where(np.isfinite(value), value, np.nan)
     return Assigned(taken.astype(np.int64), value.astype(np.float32), margin.astype(np.float32))
-
-
-def check_unmatched(unmatched: str) -> None:
-    """Raise InputError when ``unmatched`` is no choice."""
-    if unmatched not in UNMATCHED:
-        raise InputError(f"--unmatched {unmatched}: should be {' or '.join(UNMATCHED)}.")
-
-
-def assign_features(
-    features: Features,
-    run_dir: Path | str,
-    *,
-    engine: Path | str | None = None,
-    unmatched: str = UNMATCHED[0],
-    threads: int = 0,
-    device: str | None = None,
-    memory: int = 0,
-    quiet: bool = True,
-) -> Assigned:
-    """Assign faces to the clusters of a run folder, see ``Assigner``.
-
-    unmatched: "-1", or "singleton" for a new number each.
-    """
-    check_unmatched(unmatched)
-    limits = {"threads": threads, "memory": memory}
-    with Assigner(run_dir, engine=engine, device=device, progress=not quiet, **limits) as assigner:
-        found = assigner.assign_features(features)
-        return found.with_new(assigner.next_label) if unmatched == "singleton" else found

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fcdeploy import machine
-from fcdeploy.data.features import Source, stamp_of
+from fcdeploy.data.features import Features, Source, stamp_of
 from fcdeploy.data.leftovers import remove_leftovers, temporary_folder_in
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.engine.embedder import settings_from_table
@@ -36,6 +36,8 @@ from fcdeploy.run.follow import (
 from fcdeploy.run.messages import Ask
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.ray_worker import Send
+from fcdeploy.runtime.assign import Assigner
+from fcdeploy.runtime.assign_workers import stage_of_assigning
 from fcdeploy.runtime.embed import Job, no_engine, stage_of
 from fcdeploy.runtime.embed_workers import fingerprint_of_embedder, told_files
 from fcdeploy.runtime.pipeline import run_of
@@ -144,10 +146,7 @@ def own_fingerprint(about: Mapping[str, str]) -> dict[str, str]:
 
 def follow_clustering(told: Told, line: Line, place: Place) -> None:
     """Go through the flow of a clustering."""
-    source = told["features"]
-    features = Source(**{**source, "paths": tuple(source["paths"])}).open(place.folder.own)
-    if told["chosen"]:
-        features = features.select(np.load(Path(told["told"]) / told["chosen"]))
+    features = told_features(told, place)
     options = options_from_plain(told["options"], threads=place.threads, memory=place.memory)
     prepared = prepare(features, read_bundle(told["engine"]), options)
     store = FollowedStore(Path(told["folder"]), line, place.folder.own, place.folder.copies)
@@ -157,6 +156,29 @@ def follow_clustering(told: Told, line: Line, place: Place) -> None:
     run.blocks = FollowedBlocks(line, options.budget, place.name)
     run.follows = Follower(line, store, told["identity"])
     prepared.system.cluster(run)
+
+
+def told_features(told: Told, place: Place) -> Features:
+    """Open the features that ``Workers.about_features`` tells of."""
+    source = told["features"]
+    features = Source(**{**source, "paths": tuple(source["paths"])}).open(place.folder.own)
+    return features.select(np.load(Path(told["told"]) / told["chosen"])) if told["chosen"] else features
+
+
+def follow_assigning(told: Told, line: Line, place: Place) -> None:
+    """Assign the faces that are given to the clusters of a run folder."""
+    features = told_features(told, place)
+    store = FollowedStore(Path(told["folder"]), line, place.folder.own)
+    with Assigner(
+        told["run_dir"],
+        engine=told["engine"],
+        threads=place.threads,
+        memory=place.memory,
+        device=told["device"],
+    ) as assigner:
+        stage = stage_of_assigning(features, assigner)
+        partial = store.begin(stage.name, told["key"], stage.shapes)
+        FollowedBlocks(line, place.memory, place.name).compute(stage, partial, no_engine, store, Progress())
 
 
 def follow_embedding(told: Told, line: Line, place: Place) -> None:
@@ -172,4 +194,4 @@ def follow_embedding(told: Told, line: Line, place: Place) -> None:
         FollowedBlocks(line, place.memory, place.name).compute(stage, partial, no_engine, store, Progress())
 
 
-WAYS = {"cluster": follow_clustering, "embed": follow_embedding}
+WAYS = {"cluster": follow_clustering, "embed": follow_embedding, "assign": follow_assigning}

@@ -57,27 +57,30 @@ class Workers:
 
     def share(self, run: Run, engine: Path) -> None:
         """Let workers compute the blocks of a run, and of none before it."""
-        self._told += 1
-        if self._source is None:
-            self._source = run.features.source or self._written(run.features)
-        chosen = ""
-        if run.features.chosen is not None:
-            chosen = f"chosen-{self._told}.npy"
-            np.save(self.folder / chosen, run.features.chosen)
         self.blocks.begin(
             {
                 "kind": "cluster",
                 "folder": str(self.run_folder.path.absolute()),
                 "told": str(self.folder),
-                "features": dataclasses.asdict(self._source),
+                **self.about_features(run.features),
                 "features_hash": run.features_hash,
-                "chosen": chosen,
                 "engine": str(engine.absolute()),
                 "options": plain_options(run.asked),
                 "identity": run.identity,
             }
         )
         run.blocks = self.blocks
+
+    def about_features(self, features: Features) -> dict[str, object]:
+        """Return how workers open features, plain values; what is in memory only is written for them."""
+        self._told += 1
+        if self._source is None:
+            self._source = features.source or self._written(features)
+        chosen = ""
+        if features.chosen is not None:
+            chosen = f"chosen-{self._told}.npy"
+            np.save(self.folder / chosen, features.chosen)
+        return {"features": dataclasses.asdict(self._source), "chosen": chosen}
 
     def _written(self, features: Features) -> Source:
         """Write features that are nowhere else than in memory, as they are, for workers to read."""

@@ -166,7 +166,10 @@ def test_other_outputs_are_named_with_the_way_to_describe_them(tmp_path: Path) -
         ("[outputs]\nscores = 'out'", "outputs.boxes should be"),
         ("given = ['mean']", "unknown key 'given'"),
         ('[outputs]\nscores="no"\nboxes="out[0:4]"\npoints="out[5:15]"', "has no output 'no'"),
-        ('[outputs]\nscores="out[4]"\nboxes="out[0:3]"\npoints="out[5:15]"', "outputs.boxes has 3 columns; 4 are needed"),
+        (
+            '[outputs]\nscores="out[4]"\nboxes="out[0:3]"\npoints="out[5:15]"',
+            "outputs.boxes has 3 columns; 4 are needed",
+        ),
         ('[outputs]\nscores="out[4]"\nboxes="out[0:4]"\npoints="out[5:99]"', "has 15 columns"),
         ('[outputs]\nscores="out[4]"\nboxes="out[0:4]"\npoints="out[5:13]"', "point_order names point 4"),
     ],

@@ -204,6 +204,28 @@ def test_copies_of_faces_count_once_with_workers_too(
     check_folder(tmp_path / "run", kept_in(tmp_path / "alone"))
 
 
+def test_new_faces_are_assigned_by_workers(cluster: Any, pse: Any, faces: Path, tmp_path: Path) -> None:
+    rows = np.fromfile(faces, "<f4").reshape(-1, 32)
+    rows[:900].tofile(tmp_path / "old.bin")
+    new = np.concatenate([rows[900:] + np.float32(at / 100) for at in range(4)])
+    new.tofile(tmp_path / "new.bin")
+    clustered(tmp_path / "old.bin", pse, tmp_path / "run")
+    line = ("assign", tmp_path / "new.bin", "--run-dir", tmp_path / "run", "--unmatched", "singleton")
+    for name, more in (("alone", ()), ("shared", ("--ray", cluster.address))):
+        (tmp_path / name).mkdir()
+        done = command(*line, "-o", tmp_path / name / "assigned.csv", *more)
+        _, err = done.communicate(timeout=300)
+        assert done.returncode == 0, err
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["assigned.csv"]
+    wanted = (tmp_path / "alone/assigned.csv").read_bytes()
+    assert (tmp_path / "shared/assigned.csv").read_bytes() == wanted
+    found = fcdeploy.assign(new, run_dir=tmp_path / "run", ray=cluster.address)
+    alone = fcdeploy.assign(new, run_dir=tmp_path / "run")
+    for part in ("labels", "similarity", "margin"):
+        assert np.array_equal(getattr(found, part), getattr(alone, part), equal_nan=True), part
+    assert {path.name for path in tmp_path.iterdir()} == {"old.bin", "new.bin", "run", "alone", "shared"}
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A list of 300 pictures, one missing and one broken, with an embedder of 32-d beside it."""

@@ -14,9 +14,11 @@ from stored_runs import files_of, same_pairs
 from system_cases import CASES, Case
 
 import fcdeploy
+from fcdeploy.data.features import features_from_array
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.run.extended import Offers
 from fcdeploy.runtime.assign import assigned_from_offers
+from fcdeploy.runtime.assign_workers import stage_of_assigning
 
 # Pairs of old and new faces together as when all are clustered at once, F. Faces are few and people small here, so that
 # one cluster more or less counts; real faces are measured in benchmarks/notes/new-faces.md.
@@ -248,3 +250,31 @@ def test_an_open_assigner_outlives_a_run_in_its_folder(exported: Any, faces: Any
         worker.join()
         again = assigner.assign(rows[200:250])
     assert np.array_equal(wanted.labels, again.labels)
+
+
+@pytest.mark.parametrize("case", [CASES[0]], ids=str)
+def test_blocks_that_workers_compute_are_the_whole(case: Case, stored_run: Any, faces_in_parts: Any) -> None:
+    """Each face by whoever is given its block: the numbers of one call over all."""
+    rows, new = faces_in_parts
+    many = np.concatenate([rows[new]] * 12) + np.linspace(0, 0.05, 12 * new.sum(), dtype=np.float32)[:, None]
+    features = features_from_array(many, rows.shape[1])
+    with fcdeploy.Assigner(stored_run(case)[1]) as assigner:
+        wanted = assigner.assign_features(features)
+        stage = stage_of_assigning(features, assigner)
+        assert features.n > stage.whole
+        starts = range(0, features.n, stage.whole)
+        spans = [np.arange(at, min(at + stage.whole, features.n), dtype=np.int32) for at in starts]
+        parts = [stage.block(span) for span in reversed(spans)][::-1]
+    for name in ("labels", "similarity", "margin"):
+        found = np.concatenate([part[name] for part in parts])
+        assert np.array_equal(found, getattr(wanted, name), equal_nan=True), name
+
+
+def test_rows_that_cannot_be_used_are_named_before_workers_are_asked(
+    stored_run: Any, faces_in_parts: Any
+) -> None:
+    rows, _ = faces_in_parts
+    wrong = rows[:5].copy()
+    wrong[3, 7] = np.nan
+    with pytest.raises(InputError, match="row 3, counted from 0, holds NaN"):
+        fcdeploy.assign(wrong, run_dir=stored_run(CASES[0])[1], ray="local:1")
