@@ -90,6 +90,7 @@ def main(
                 "faces_per_s": run["faces"] / run["wall_seconds"],
                 "peak_gb": run["peak_bytes"] / 1e9,
                 "written_gb": run["written_bytes"] / 1e9,
+                **{f"{way}_gb": size / 1e9 for way, size in run.get("copied", {}).items()},
             }
         )
     arguments = {"dim": dim, "k": 80, "hops": [80, 10], "inference": inference, "tables": tables, "knn": knn}

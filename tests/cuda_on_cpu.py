@@ -214,6 +214,14 @@ class Cublas:
         self.products.append((m, n, k))
 
 
+class OutOfMemoryError(Exception):
+    """What CuPy raises when the device is full."""
+
+
+class CUDARuntimeError(Exception):
+    """What CuPy raises when CUDA fails."""
+
+
 class Stream(contextlib.AbstractContextManager["Stream"]):
     """A stream on which everything is done at once."""
 
@@ -228,12 +236,14 @@ class Cupy:
     """What the kernels' callers use of CuPy. launches: name, grid and block of each."""
 
     CUDA_R_16F, CUDA_R_32F = 2, 0
+    OutOfMemoryError, CUDARuntimeError = OutOfMemoryError, CUDARuntimeError
     __version__ = "14.0"
 
     def __init__(self, library: ctypes.CDLL, free: int = 1 << 30) -> None:
         self.launches: list[tuple[str, int, int]] = []
         self.library, self.free = library, free
-        self.cuda = self.runtime = self.device = self
+        self.cuda = self.runtime = self.device = self.memory = self
+        self.fails: Exception | None = None  # what the next allocation raises
         self.allocated = 0
         self.cublas = Cublas()
         self._one_at_a_time = threading.Lock()
@@ -250,6 +260,8 @@ class Cupy:
         return 99
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        if self.fails is not None:
+            raise self.fails
         values = np.empty(shape, dtype)
         values.view(np.uint8)[...] = 0xFF
         self.allocated += values.nbytes

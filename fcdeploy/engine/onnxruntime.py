@@ -12,6 +12,7 @@ from fcdeploy import machine
 from fcdeploy.engine.batching import ahead, gathered
 from fcdeploy.engine.tensors import Feeds, PassSpec, Places, Timing, check_feeds, check_places
 from fcdeploy.errors import FcdeployError, InputError
+from fcdeploy.graph.cuda import copied, release_device_memory
 from fcdeploy.packages import import_package
 
 if TYPE_CHECKING:
@@ -58,10 +59,14 @@ class OnnxRuntimeEngine:
         it runs out of memory.
         """
         check_feeds(feeds, self.spec.inputs, self._where)
+        arrays = gathered(feeds)
         try:
-            outputs = self._session.run(self._outputs, gathered(feeds))
+            outputs = self._session.run(self._outputs, arrays)
         except Exception as error:  # ONNX Runtime's errors share no public base class
             raise run_error(error, self._where) from error
+        if self.device != "cpu":
+            copied.there += sum(array.nbytes for array in arrays.values())
+            copied.back += sum(array.nbytes for array in outputs)
         return dict(zip(self._outputs, outputs, strict=True))
 
     def run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
@@ -178,6 +183,7 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings: dict[str, int | str] = {}
     if device == "cuda":
+        release_device_memory()
         settings["use_tf32"] = 0  # fp32 graphs mean fp32: ten bits of mantissa would flip edges
         if vram:
             settings |= {"gpu_mem_limit": vram, "arena_extend_strategy": "kSameAsRequested"}

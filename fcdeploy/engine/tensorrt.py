@@ -29,7 +29,7 @@ from fcdeploy.engine.tensors import (
     divisible_axis,
 )
 from fcdeploy.errors import FcdeployError, InputError
-from fcdeploy.graph.cuda import DeviceArrays, import_cupy, kernel
+from fcdeploy.graph.cuda import DeviceArrays, copied, import_cupy, kernel
 
 if TYPE_CHECKING:
     import cupy
@@ -347,6 +347,7 @@ class TensorRtEngine:
             self._check(context.execute_async_v3(stream.ptr), "start the computation")
             for name, host in slot.results.items():
                 slot.device[name].copy_to_host_async(host.ctypes.data, host.nbytes, stream)
+                copied.back += host.nbytes
             slot.done.record(stream)
         except self._cupy.cuda.memory.OutOfMemoryError as error:
             raise self._full() from error
@@ -367,6 +368,7 @@ class TensorRtEngine:
         else:
             np.copyto(host, array)
         device.copy_from_host_async(host.ctypes.data, host.nbytes, self._copies)
+        copied.there += host.nbytes
         return device
 
     def _gather(

@@ -33,7 +33,16 @@ from fcdeploy.graph.best_cuda import (
 from fcdeploy.graph.cell_search import FIRST, RECALL, SAMPLE, SPARE, Reach
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.codes import CodeScale, code_scale, codes_of_rows
-from fcdeploy.graph.cuda import UPLOAD_ROWS, DeviceArray, copied, device_budget, download, import_cupy, upload
+from fcdeploy.graph.cuda import (
+    UPLOAD_ROWS,
+    DeviceArray,
+    copied,
+    device_budget,
+    device_errors,
+    download,
+    import_cupy,
+    upload,
+)
 from fcdeploy.graph.products_cuda import EIGHT, FOUR, DeviceProducts, padded
 from fcdeploy.packages import tell_if_broken
 
@@ -113,7 +122,8 @@ def ranks_on(*, gpu: bool, vram: int = 0) -> Iterator["DeviceRanks | None"]:
         return
     cupy, products = device
     try:
-        yield DeviceRanks(cupy, products, min(MOST_ROOM, device_budget(cupy, vram) // HALVES // STREAMS))
+        with device_errors(cupy, "neighbor search"):
+            yield DeviceRanks(cupy, products, min(MOST_ROOM, device_budget(cupy, vram) // HALVES // STREAMS))
     finally:
         free_all(cupy)
 
@@ -153,8 +163,9 @@ def device_for(vectors: np.ndarray, k: int, vram: int, *, codes: bool) -> Iterat
         if not fits and (not codes or budget < least):
             yield None
             return
-        there = rows_on_device(cupy, vectors) if fits else None
-        yield DeviceRows(cupy, products, vectors, there, min(MOST_ROOM, budget // HALVES // STREAMS))
+        with device_errors(cupy, "neighbor search"):
+            there = rows_on_device(cupy, vectors) if fits else None
+            yield DeviceRows(cupy, products, vectors, there, min(MOST_ROOM, budget // HALVES // STREAMS))
     finally:
         free_all(cupy)
 

@@ -1,9 +1,11 @@
 """What kernels on a GPU need: CuPy, our own CUDA source compiled, and copies of arrays that stay on the device."""
 
+import contextlib
 import re
+import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from types import ModuleType
@@ -11,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fcdeploy.errors import FcdeployError
 from fcdeploy.packages import import_package
 
 DeviceArray: TypeAlias = Any  # cupy.ndarray; CuPy has no types
@@ -68,9 +71,29 @@ def download(array: DeviceArray) -> np.ndarray:
     return found
 
 
+@contextlib.contextmanager
+def device_errors(cupy: ModuleType, what: str) -> Iterator[None]:
+    """Raise FcdeployError, which says that ``what`` failed, where CUDA does in the block, or its memory runs out."""
+    try:
+        yield
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        raise FcdeployError(
+            f"{what}: the device memory is full; end what else uses the GPU, give a smaller --vram, or --device cpu."
+        ) from error
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise FcdeployError(f"{what}: CUDA failed ({error}).") from error
+
+
 def device_budget(cupy: ModuleType, vram: int) -> int:
     """Return how many bytes of device memory may be taken: ``vram``, or most of what is free where that is 0."""
+    cupy.get_default_memory_pool().free_all_blocks()
     return vram or int(cupy.cuda.runtime.memGetInfo()[0]) * 9 // 10
+
+
+def release_device_memory() -> None:
+    """Give memory that CuPy keeps for later, and nobody holds, back to the device: others ask for theirs there."""
+    if "cupy" in sys.modules:
+        sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
 
 
 class DeviceArrays:

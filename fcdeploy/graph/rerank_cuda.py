@@ -13,7 +13,15 @@ import numpy as np
 from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph.best_cuda import BLOCKS, KEY, THREADS
 from fcdeploy.graph.cell_search_cuda import free_all, rows_on_device
-from fcdeploy.graph.cuda import DeviceArray, device_budget, download, import_cupy, kernel, upload
+from fcdeploy.graph.cuda import (
+    DeviceArray,
+    device_budget,
+    device_errors,
+    download,
+    import_cupy,
+    kernel,
+    upload,
+)
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.products_cuda import FOUR, padded
 from fcdeploy.graph.rerank import CANDIDATE_REACH, expand_reciprocal, mark_mutual, rank_candidates
@@ -115,9 +123,9 @@ def ranking_on_device(
     """
     cupy = import_cupy()
     try:
-        yield _on_device(cupy, lists, k, order, place, vectors, vram) or _on_host(
-            lists, k, order, place, vectors
-        )
+        with device_errors(cupy, "re-ranking"):
+            device = _on_device(cupy, lists, k, order, place, vectors, vram)
+            yield device or _on_host(lists, k, order, place, vectors)
     finally:
         free_all(cupy)
 

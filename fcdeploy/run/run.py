@@ -4,7 +4,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from fcdeploy.data.features import Features, hash_of
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, spoken
 from fcdeploy.graph.cells import cell_count
+from fcdeploy.graph.cuda import Copied, copied
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.recall import Recall
@@ -62,6 +63,7 @@ class Run:
     features, when they were checked. grown: what else decides its artifacts when it goes on from another run's, see
     ``fcdeploy.run.carried``. survey: whether artifacts are described only; planned: those described so far. blocks: who
     computes the blocks of stages (None: this process); follows: the driver that this run goes behind, if it does.
+    copied_before: bytes that the process had copied to and from a GPU when the run began.
     """
 
     features: Features
@@ -88,6 +90,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     planned: list[Artifact] = field(default_factory=list)
+    copied_before: Copied = field(default_factory=lambda: replace(copied))
 
     @property
     def n(self) -> int:

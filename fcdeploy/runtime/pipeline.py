@@ -24,6 +24,7 @@ from fcdeploy.data.scratch import scratch_folder
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.errors import FcdeployWarning
 from fcdeploy.graph.alike import FEWEST
+from fcdeploy.graph.cuda import copied
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.folder import SCRATCH_FOLDER, SUMMARY, RunFolder
@@ -310,6 +311,12 @@ def _summary(labels: np.ndarray, run: Run, bundle: Bundle) -> dict[str, Any]:
     }
     if uncovered := int((labels < 0).sum()):
         summary["uncovered"] = uncovered
+    if run.on_gpu:
+        before = run.copied_before
+        summary["copied"] = {
+            "to_device": copied.there - before.there,
+            "from_device": copied.back - before.back,
+        }
     if run.recall:
         summary["recall"] = {name: dataclasses.asdict(measured) for name, measured in run.recall.items()}
     summary["computed"] = what_was_computed(run, bundle)

@@ -1,6 +1,7 @@
 """The CUDA kernels, run on the CPU, against the numba ones."""
 
 import ctypes
+import json
 import re
 import shutil
 import subprocess
@@ -185,15 +186,16 @@ def test_a_layerwise_run_that_stays_on_the_gpu_gives_the_clusters_of_the_cpu(
     expected = fcdeploy.cluster(faces, **options)
     assert everywhere.launches == []
     monkeypatch.setattr(Run, "on_gpu", True)
-    copied = cuda.Copied()
-    monkeypatch.setattr(cuda, "copied", copied)
+    before = cuda.copied.back
     assert np.array_equal(fcdeploy.cluster(faces, **options, run_dir=tmp_path / "run"), expected)
     names = [name for name, *_ in everywhere.launches]
     assert {"keep_floats", "order_candidates", "mark_mutual", "rank_candidates"} < set(names)
     assert names.count("sum_connected_float32") == names.count("sum_similar_float32") == 2 * 4
     assert names.count("count_not_finite") == 6
     # Lists of 12 twice, re-ranked ones and their overlaps, refined features; cells, sizes of sets, and six flags.
-    assert copied.back == 60 * 12 * 8 * 2 + 60 * 12 * 12 + 60 * 64 * 4 + 60 * 4 + 60 * 4 + 6 * 4
+    assert cuda.copied.back - before == 60 * 12 * 8 * 2 + 60 * 12 * 12 + 60 * 64 * 4 + 60 * 4 + 60 * 4 + 6 * 4
+    told = json.loads((tmp_path / "run/summary.json").read_text())["copied"]
+    assert told["from_device"] == cuda.copied.back - before
     launched = len(names)
     monkeypatch.setattr(layers_cuda, "device_budget", lambda cupy, vram: 0)
     assert np.array_equal(fcdeploy.cluster(faces, **options, run_dir=tmp_path / "other"), expected)

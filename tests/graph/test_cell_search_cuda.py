@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcdeploy.errors import InputError
+from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph import best_cuda, cell_search_cuda, cuda, products_cuda
 from fcdeploy.graph.best_cuda import WIDEST, _cuts
 from fcdeploy.graph.cell_search import CellSearch
@@ -237,6 +237,26 @@ def test_a_run_on_a_gpu_searches_there_and_frees_the_memory(cupy, faces):
             assert_same(found, find(asked))
     names = {name for name, *_ in cupy.launches[before:]}
     assert {"keep_integers", "keep_floats", "order_candidates", "cells_above"} <= names
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (cuda_on_cpu.OutOfMemoryError("no"), "the device memory is full; end what else uses the GPU"),
+        (cuda_on_cpu.CUDARuntimeError("cudaErrorIllegalAddress"), "CUDA failed .cudaErrorIllegalAddress"),
+    ],
+)
+def test_a_device_that_fails_in_the_middle_is_told_in_a_sentence(cupy, faces, error, says, monkeypatch):
+    vectors, cells = faces
+
+    def fail_in_the_middle():
+        with cells_on_device(vectors, cells, 20, 1 << 26) as search:
+            search.cut = 700
+            monkeypatch.setattr(cupy, "fails", error)
+            search.search(faces_of(vectors)[:9], 20)
+
+    with pytest.raises(FcdeployError, match=rf"neighbor search: {says}"):
+        fail_in_the_middle()
 
 
 @settings(max_examples=50, deadline=None)

@@ -16,7 +16,16 @@ from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph.aggregation_cuda import launch_sum_connected, launch_sum_similar, slots_for
 from fcdeploy.graph.best_cuda import BLOCKS, THREADS, address
 from fcdeploy.graph.cell_search_cuda import free_all
-from fcdeploy.graph.cuda import UPLOAD_ROWS, DeviceArray, device_budget, download, import_cupy, kernel, upload
+from fcdeploy.graph.cuda import (
+    UPLOAD_ROWS,
+    DeviceArray,
+    device_budget,
+    device_errors,
+    download,
+    import_cupy,
+    kernel,
+    upload,
+)
 from fcdeploy.packages import tell_if_broken
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.blocks import blocks_of
@@ -83,15 +92,14 @@ def refined_on_device(
     def opened() -> Iterator["ResidentLayers"]:
         cupy = import_cupy()
         reach = max(near.hops[0], near.hops[1] + 1)
-        lists = lists_on_device(
-            cupy, knn["ids"], knn["sims"], ranked["ids"], cells, reach=reach, active=near.active
-        )
         try:
-            yield ResidentLayers(
-                cupy, rows_by_place(cupy, vectors.array, cells.place), lists, near.hops, near.active, check
-            )
+            with device_errors(cupy, "refinement"):
+                lists = lists_on_device(
+                    cupy, knn["ids"], knn["sims"], ranked["ids"], cells, reach=reach, active=near.active
+                )
+                features = rows_by_place(cupy, vectors.array, cells.place)
+                yield ResidentLayers(cupy, features, lists, near.hops, near.active, check)
         finally:
-            del lists
             free_all(cupy)
 
     def block(faces: np.ndarray, layers: "ResidentLayers", *engines: DeviceEngine) -> Arrays:
