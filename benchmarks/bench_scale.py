@@ -1,6 +1,7 @@
 """Features to labels on generated faces: seconds, memory and bytes of every stage, and how they grow.
 
     python benchmarks/bench_scale.py --faces 10000 --faces 100000 --faces 584000
+    python benchmarks/bench_scale.py --system gcn-v --memory 3G
 
 Each size runs in a process of its own, in a run folder, after warm-ups of 6,000 faces that compile the kernels.
 Generated faces are flushed to disk before the clock starts: writing them is not part of a run. The exponent of a stage
@@ -27,17 +28,24 @@ from report import write_report
 
 SIZES = (10_000, 100_000, 584_000)
 WARM_UP = 6_000  # more than one cell
+HIDDEN = 512  # of the published GCN-V
+# Systems that can be measured: settings of theirs, as published, for the report.
+SYSTEMS: dict[str, dict[str, object]] = {
+    "pse-gcn": {"k": 80, "hops": [80, 10]},
+    "gcn-v": {"k": 80, "links": "input"},
+}
 
 
 @click.command()
 @click.option(
     "--faces", "sizes", multiple=True, type=int, default=SIZES, show_default=True, help="Faces; repeatable."
 )
+@click.option("--system", default="pse-gcn", show_default=True, type=click.Choice(list(SYSTEMS)))
 @click.option("--dim", default=256, show_default=True)
 @click.option(
     "--engine", type=click.Path(path_type=Path), help="A bundle of --dim.  [default: random weights]"
 )
-@click.option("--inference", default="layerwise", show_default=True)
+@click.option("--inference", default="layerwise", show_default=True, help="Of PSE-GCN.")
 @click.option("--tables", default="float32", show_default=True)
 @click.option("--knn", default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
@@ -49,6 +57,7 @@ WARM_UP = 6_000  # more than one cell
 )
 def main(
     sizes: tuple[int, ...],
+    system: str,
     dim: int,
     engine: Path | None,
     inference: str,
@@ -60,12 +69,13 @@ def main(
     repeat: int,
     folder: Path | None,
 ) -> None:
-    """Measure whole runs of PSE-GCN with the published settings (k = 80, hops 80,10)."""
+    """Measure whole runs of a system with its published settings (k = 80)."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         place = Path(scratch)
-        bundle = engine or random_bundle(dim, place)
-        options = ["--inference", inference, "--tables", tables, "--knn", knn, "--memory", memory]
-        options += ["--threads", str(threads), "--device", device]
+        bundle = engine or random_bundle(system, dim, place)
+        own = {"inference": inference, "tables": tables} if system == "pse-gcn" else {}
+        options = [text for name, value in own.items() for text in (f"--{name}", value)]
+        options += ["--knn", knn, "--memory", memory, "--threads", str(threads), "--device", device]
         cluster(place, bundle, WARM_UP, dim, options)
         if knn == "auto":  # which compares all pairs of so few
             cluster(place, bundle, WARM_UP, dim, [*options, "--knn", "cells"])
@@ -87,37 +97,40 @@ def main(
                 "faces": run["faces"],
                 "stage": "whole command",
                 "seconds": run["wall_seconds"],
+                "cpu_seconds": run["cpu_seconds"],
                 "faces_per_s": run["faces"] / run["wall_seconds"],
                 "peak_gb": run["peak_bytes"] / 1e9,
                 "written_gb": run["written_bytes"] / 1e9,
                 **{f"{way}_gb": size / 1e9 for way, size in run.get("copied", {}).items()},
             }
         )
-    arguments = {"dim": dim, "k": 80, "hops": [80, 10], "inference": inference, "tables": tables, "knn": knn}
-    arguments["device"] = device
+    arguments = {"system": system, "dim": dim, **SYSTEMS[system], **own, "knn": knn, "device": device}
+    parts = ["scale", *([] if system == "pse-gcn" else [system.replace("-", "_")])]
     write_report(
-        "scale" if device == "cpu" else "scale_gpu",
+        "_".join(parts if device == "cpu" else [*parts, "gpu"]),
         rows,
         {**arguments, "memory": memory, "threads": threads, "repeat": repeat, "runs": runs},
     )
 
 
-def random_bundle(dim: int, place: Path) -> Path:
+def random_bundle(system: str, dim: int, place: Path) -> Path:
     """Export a network with random weights to ``place``; needs PyTorch."""
     import torch
     from bench_refine import random_network
 
     from fcdeploy.deploy.onnx_from_checkpoint import export_checkpoint
+    from fcdeploy.systems.ve_gcn.network import GcnV
 
     torch.manual_seed(1)
     checkpoint = place / "checkpoint.pth"
-    torch.save(random_network(dim).state_dict(), checkpoint)
-    return export_checkpoint(checkpoint, place / "pse.onnx")[0].path
+    net = random_network(dim) if system == "pse-gcn" else GcnV(dim, HIDDEN)
+    torch.save(net.state_dict(), checkpoint)
+    return export_checkpoint(checkpoint, place / "engine.onnx")[0].path
 
 
 def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the first of some runs of one size with the medians of what was measured."""
-    names = ("wall_seconds", "peak_bytes", "written_bytes")
+    names = ("wall_seconds", "cpu_seconds", "peak_bytes", "written_bytes")
     found = {**runs[0], **{name: statistics.median(run[name] for run in runs) for name in names}}
     found["stages"] = {
         stage: {name: statistics.median(run["stages"][stage][name] for run in runs) for name in measured}
@@ -127,7 +140,11 @@ def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def cluster(place: Path, engine: Path, faces: int, dim: int, options: list[str]) -> dict[str, Any]:
-    """Generate faces, cluster them in a fresh process and return its summary with wall time and bytes written."""
+    """Generate faces, cluster them in a fresh process and return its summary.
+
+    With it come wall time, processor time of all cores, which other work on the machine changes little, and bytes
+    written.
+    """
     features, labels = generate(place / f"faces-{faces}", faces, dim)
     run_dir = place / f"run-{faces}"
     command = [sys.executable, "-m", "fcdeploy", "cluster", str(features), "--engine", str(engine), "--json"]
@@ -141,13 +158,15 @@ def cluster(place: Path, engine: Path, faces: int, dim: int, options: list[str])
         *options,
     ]
     os.sync()
-    blocks, started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock, time.perf_counter()
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if process.returncode:
         raise click.ClickException(f"{' '.join(command)} ended with exit code {process.returncode}")
     summary: dict[str, Any] = json.loads(process.stdout)
     summary["wall_seconds"] = time.perf_counter() - started
-    summary["written_bytes"] = 512 * (resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock - blocks)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    summary["cpu_seconds"] = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    summary["written_bytes"] = 512 * (used.ru_oublock - before.ru_oublock)
     for file in (features, labels):
         file.unlink()
     shutil.rmtree(run_dir)

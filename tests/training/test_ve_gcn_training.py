@@ -24,6 +24,7 @@ from fcdeploy.systems.ve_gcn.training import (  # noqa: E402
     edge_network,
     edge_task,
     purity,
+    start_from_similarity,
     vertex_loss,
     vertex_task,
 )
@@ -83,6 +84,51 @@ def test_gcn_v_s_loss_is_that_of_the_plain_network(run, labels):
     assert float(found.detach()) == pytest.approx(((confidence - wanted)[items] ** 2).mean(), abs=1e-5)
     found.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("hidden", [128, 100])
+def test_a_start_from_similarity_finds_faces_as_pure_as_they_are_similar_to_their_neighbors(hidden):
+    rng = np.random.default_rng(4)
+    face, other = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in rng.normal(size=(2, 600, 64))
+    )
+    near = (rng.uniform(0, 1, (600, 1)) * face + 0.3 * other).astype(np.float32)
+    rows = np.concatenate([face, near], axis=1).astype(np.float32)
+    wanted = ((face * near).sum(axis=1) - 0.2).astype(np.float32)
+
+    def said(net):
+        connected = torch.from_numpy(near)
+        batch = {
+            "features": torch.from_numpy(rows[:, :64]),
+            "connected": connected,
+            "purity": connected[:, 0],
+        }
+        return vertex_loss(net, batch)[1].detach().numpy()
+
+    torch.manual_seed(0)
+    net = GcnV(64, hidden)
+    assert abs(np.corrcoef(said(net), wanted)[0, 1]) < 0.5
+    start_from_similarity(net, rows, wanted)
+    assert np.corrcoef(said(net), wanted)[0, 1] > 0.9
+    assert said(net).mean() == pytest.approx(wanted.mean(), abs=0.05)
+    assert ((said(net) - wanted) ** 2).mean() < 0.25 * wanted.var()
+    start_from_similarity(net, rows, np.full(600, 0.25, np.float32))  # nothing to fit a scale on
+    assert np.isfinite(said(net)).all()
+    assert said(net).std() > 0
+
+
+def test_only_who_asks_for_it_starts_from_similarity(run, labels):
+    assert vertex_task(run, labels, VertexSettings()).start is None
+    task = vertex_task(run, labels, VertexSettings(start="similarity"))
+    batch = task.batch(np.arange(run.n), np.random.default_rng(0))
+    net, wanted = random_vertex(), random_vertex()
+    task.start(net)
+    start_from_similarity(
+        wanted, np.concatenate([batch["features"], batch["connected"]], axis=1), batch["purity"]
+    )
+    for one, two in zip(net.state_dict().values(), wanted.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+    assert "start = cosine" in VertexSettings(start="cosine").problem(Recipe(), 100)
 
 
 def test_gcn_e_s_loss_is_that_of_the_plain_network(run, labels):

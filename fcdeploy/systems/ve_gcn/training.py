@@ -5,7 +5,8 @@ faces (as published, over the whole graph, 80,000 times). GCN-E stands behind a 
 graphs of candidates are made for each step (as published, once, and held in memory).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,17 +26,26 @@ from fcdeploy.systems.ve_gcn.spec import Recipe
 
 HIDDEN = 512  # of both published networks
 BLOCK = 65536
+RANDOM, SIMILARITY = "random", "similarity"
+# Of a start from similarity: the share that is kept of random weights, and how far the layer that adds hidden features
+# up makes them smaller, so that both layers of the classifier learn at one rate.
+KEPT, SMALLER = 0.1, 4
+FITTED_FACES = 8192  # on which the scale of that start is chosen, at most
 
 
 @dataclass(frozen=True)
 class VertexSettings:
-    """Nothing that may be chosen."""
+    """start: "random" weights, as published, or "similarity", see ``start_from_similarity``."""
+
+    start: str = RANDOM
 
     def problem(self, recipe: Recipe, n: int) -> str | None:
         """Return what is wrong with these values, or None.
 
         recipe: of the training faces; n: how many there are, of the smallest album.
         """
+        if self.start not in (RANDOM, SIMILARITY):
+            return f"start = {self.start} is neither {RANDOM} nor {SIMILARITY}"
         return None
 
 
@@ -84,7 +94,44 @@ def vertex_task(run: Run, labels: np.ndarray, settings: VertexSettings) -> Task[
             "purity": wanted[faces],
         }
 
-    return Task(run.n, batch, vertex_loss)
+    task = Task(run.n, batch, vertex_loss)
+    if settings.start == RANDOM:
+        return task
+    some = np.arange(0, run.n, -(-run.n // FITTED_FACES), dtype=np.int32)
+    rows = np.concatenate([vectors.array[some], sum_over_edges(edges, some, vectors.array)], axis=1)
+    return replace(task, start=partial(start_from_similarity, rows=rows, wanted=wanted[some]))
+
+
+def start_from_similarity(net: GcnV, rows: np.ndarray, wanted: np.ndarray) -> None:
+    """Set weights so that the confidence grows with a face's similarity to its neighbors; others stay small.
+
+    A network with random weights has to find out from few people that a face and its neighbors are compared, and learns
+    these people by heart. Here hidden features come in pairs, relu(u . z) and relu(-u . z), of z, the face plus the
+    mean over its edges, and directions u, orthonormal ones that follow from the random weights; their sum is about
+    proportional to the length of z, and that grows with the similarity. rows: (m, 2d), faces beside their means, and
+    wanted: (m,), their purity, on which scale and offset are fitted.
+    """
+    conv, (first, _, last) = net.conv1, net.classifier
+    d, hidden = conv.weight.shape[0] // 2, conv.weight.shape[1]
+    pairs, half = min(d, hidden // 2), hidden // 2
+    with torch.no_grad():
+        directions = torch.linalg.qr(conv.weight[:d, :pairs])[0]
+        for weight in (conv.weight, first.weight, last.weight):
+            weight *= KEPT
+        for bias in (conv.bias, first.bias, last.bias):
+            bias.zero_()
+        for side in (conv.weight[:d], conv.weight[d:]):
+            side[:, : 2 * pairs : 2] += directions
+            side[:, 1 : 2 * pairs : 2] -= directions
+        first.weight[:half] += d**-0.5 / SMALLER
+        last.weight[0, :half] += 1 / half
+        said = net.classifier(F.relu(torch.from_numpy(rows) @ conv.weight + conv.bias)).squeeze(-1).double()
+        spread, aim = said - said.mean(), torch.from_numpy(wanted).double()
+        slope = (spread @ (aim - aim.mean())) / (spread @ spread)
+        if not slope > 0:  # nothing to learn it from
+            slope = torch.ones((), dtype=torch.float64)
+        last.weight *= slope.float()
+        last.bias.fill_(float(aim.mean() - slope * said.mean()))
 
 
 def vertex_loss(net: GcnV, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
