@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcdeploy.run.features import read_features
@@ -111,7 +111,8 @@ def start_from_similarity(net: GcnV, rows: np.ndarray, wanted: np.ndarray) -> No
     proportional to the length of z, and that grows with the similarity. rows: (m, 2d), faces beside their means, and
     wanted: (m,), their purity, on which scale and offset are fitted.
     """
-    conv, (first, _, last) = net.conv1, net.classifier
+    conv = net.conv1
+    first, last = (layer for layer in net.classifier if isinstance(layer, nn.Linear))
     d, hidden = conv.weight.shape[0] // 2, conv.weight.shape[1]
     pairs, half = min(d, hidden // 2), hidden // 2
     with torch.no_grad():
