@@ -20,6 +20,9 @@ CLOSE = 1.1  # times the least difference: splits that are about as alike as the
 # Up to so many look-alikes, lists of so many neighbors; where there are as many as are counted, the published 80.
 LISTS = ((4, 24), (MOST - 1, 40))
 LONGEST = 80
+LONG_LINKS = (
+    320  # of lists in which a face of higher confidence is looked for: shorter ones take large people apart
+)
 HEADS = 8  # of an attention, which share as many values as a list is long and a feature wide
 FEW_PEOPLE = 2000  # that a network learns by heart
 MIRRORED = 0.15  # of the coordinates
@@ -52,11 +55,12 @@ HABITS = {
     ("nsr-fc", "rescore"): Habit(0.9, 256, 3e-4, mixed=True),
     ("nsr-fc", "lce"): Habit(4, 64, 3e-4, mixed=True, share=0.4),
     ("nsr-fc", "pce"): Habit(2.7, 64, 3e-4, mixed=True, share=0.6, settings={"others": "1"}),
-    ("ve-gcn", "vertex"): Habit(7, 256, 0.1),
-    ("ve-gcn", "edge"): Habit(7, 32, 0.1),
+    ("ve-gcn", "vertex"): Habit(5, 256, 0.003, mixed=True, settings={"start": "similarity"}),
+    ("ve-gcn", "edge"): Habit(5, 64, 0.01, mixed=True),
 }
-# Networks that are trained by name only: re-scored distances are worse on other people than similarities are.
-BY_NAME = {"nsr-fc": ("rescore",)}
+# Networks that are trained by name only: re-scored distances are worse on other people than similarities are, and
+# GCN-V links well without GCN-E.
+BY_NAME = {"nsr-fc": ("rescore",), "ve-gcn": ("edge",)}
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def recipe_for(system: str, k: int, boundary: float, faces: int) -> dict[str, ob
             for threshold in proposal_thresholds(boundary)
         ]
         return {"proposals": proposals, "network.reduce": "mean"}
-    return {"graph.k": k, "links.k": 2 * k}  # ve-gcn
+    return {"graph.k": k, "links.k": min(8 * k, LONG_LINKS)}  # ve-gcn
 
 
 def largest_proposal(faces: int) -> int:

@@ -55,6 +55,7 @@ def suited(system, target=None, labelled=CELEBRITIES):
         ("nsr-fc", "pce", 800, 64, 3e-4, {"others": "1"}),
         ("l-gcn", "links", 8000, 16, 0.05, {}),
         ("gcn-d", "detect", 1500, 32, 0.05, {"dropout": "0"}),
+        ("ve-gcn", "vertex", 1500, 256, 0.003, {"start": "similarity"}),
     ],
 )
 def test_three_hundred_people_get_about_what_was_found_good_by_hand(
@@ -69,7 +70,8 @@ def test_three_hundred_people_get_about_what_was_found_good_by_hand(
 
 
 def test_recipes_are_those_of_people_with_tens_of_faces():
-    recipes = {name: recipe_chosen(get_system(name), suited(name), 256) for name in NAMES if name != "ve-gcn"}
+    recipes = {name: recipe_chosen(get_system(name), suited(name), 256) for name in NAMES}
+    assert (recipes["ve-gcn"].graph.k, recipes["ve-gcn"].links.k) == (40, 320)
     assert recipes["pse-gcn"].neighborhood.hops == (40, 8)
     assert recipes["l-gcn"].neighborhood.hops == (40, 5)
     assert (recipes["sepfl"].links.k, recipes["sepfl"].links.rho) == (40, 0.7)
@@ -115,7 +117,8 @@ def test_faces_to_be_clustered_decide_how_long_lists_are():
     assert suited("sepfl", crowd(39, 39, 39)).recipe["links.k"] == 80
 
 
-def test_re_scoring_is_trained_by_name_only():
+def test_re_scoring_and_gcn_e_are_trained_by_name_only():
+    assert networks_of("ve-gcn", ["vertex", "edge"], None) == ["vertex"]
     networks = list(get_system("nsr-fc").trainings())
     assert networks_of("nsr-fc", networks, None) == ["lce", "pce"]
     assert networks_of("nsr-fc", networks, "rescore") == ["rescore"]
