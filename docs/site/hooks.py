@@ -28,8 +28,8 @@ SEARCH = {
     "repository/SECURITY.md": 3.0,
     "repository/README.md": 0.5,
     "repository/CHANGELOG.md": 0.2,
-    "repository/benchmarks/demo/README.md": 0.2,
 }
+NOTES = "repository/benchmarks/"
 OPTIONS_HERE = "<!-- the options of a run -->"
 FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
@@ -125,8 +125,9 @@ def with_all_names(markdown: str) -> str:
 def on_page_markdown(markdown: str, *, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
     """Turn links to files outside of docs/ to their copies; a folder has none, and keeps its name only."""
     source = source_of(page.file.src_uri)
-    if page.file.src_uri in SEARCH:
-        page.meta["search"] = {"boost": SEARCH[page.file.src_uri]}
+    boost = 0.2 if page.file.src_uri.startswith(NOTES) else SEARCH.get(page.file.src_uri)
+    if boost:
+        page.meta["search"] = {"boost": boost}
     if source == "docs/reference/python.md":
         return with_all_names(markdown.replace(OPTIONS_HERE, options_of_a_run()))
 
