@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from fcdeploy.data.generated import generated_faces
 from fcdeploy.engine.batching import ahead, gathered
 from fcdeploy.engine.bundle import PLAN, Bundle
 from fcdeploy.engine.cuda import find_gpu
-from fcdeploy.engine.tensors import Engine, PassSpec, Timing
+from fcdeploy.engine.tensors import DeviceEngine, Engine, PassSpec, Places, Timing
 from fcdeploy.errors import InputError
 from fcdeploy.graph.cuda import import_cupy
 from fcdeploy.run.options import Options
@@ -362,6 +362,11 @@ class _WatchedEngine:
         outputs, timing = timed(feeds)
         self._calls.append(timing)
         return outputs
+
+    def run_there(self, inputs: Places, outputs: Places) -> None:
+        started = time.perf_counter()
+        cast(DeviceEngine, self._engine).run_there(inputs, outputs)
+        self._calls.append(Timing(0.0, 0.0, time.perf_counter() - started))
 
     def run_each(self, batches: Iterable[tuple[Key, Feeds]]) -> Iterator[tuple[Key, dict[str, np.ndarray]]]:
         """Evaluate batches in order. What an engine overlaps counts as computing; waiting for batches does not."""

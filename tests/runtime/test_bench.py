@@ -105,6 +105,23 @@ def test_an_engine_that_overlaps_copies_is_split_by_copying_alone(monkeypatch):
     assert 0.014 < timing.compute < 2
 
 
+def test_calls_on_arrays_that_lie_on_the_device_are_noted_too():
+    import time
+
+    class Engine:
+        spec = ROWS
+        provider = "none"
+
+        def run_there(self, inputs, outputs):
+            time.sleep(0.01)
+            seen.append((inputs, outputs))
+
+    calls, seen = [], []
+    bench._WatchedEngine(Engine(), calls).run_there({"x": 1}, {"y": 2})
+    assert seen == [({"x": 1}, {"y": 2})]
+    assert [0.01 <= call.compute < 2 for call in calls] == [True]
+
+
 def test_waiting_for_batches_is_not_the_engines_time():
     """Batches come after 20 ms each, results after 10 ms each; only the latter are the engine's."""
     import time
