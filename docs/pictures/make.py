@@ -12,8 +12,11 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from schematics import cells, exact_and_layerwise, run_folder  # noqa: E402
+from curves_of_quality import precision_recall, threshold  # noqa: E402
+from plots import memory_over_time, run_over_time  # noqa: E402
+from schematics import cells, exact_and_layerwise  # noqa: E402
 from svg import DARK, LIGHT, Picture, Theme, bars, chain, curves  # noqa: E402
+from terminal import terminal  # noqa: E402
 
 RESULTS = HERE.parent.parent / "benchmarks/results"
 METHODS = {
@@ -224,7 +227,11 @@ def pictures() -> dict[str, str]:
         "quality": quality,
         "exact-and-layerwise": exact_and_layerwise,
         "cells": cells,
-        "run-folder": run_folder,
+        "run-folder": lambda theme: run_over_time(theme, results("timeline")),
+        "memory-over-time": lambda theme: memory_over_time(theme, results("timeline")),
+        "precision-recall": lambda theme: precision_recall(theme, results("compare_demo")),
+        "threshold": lambda theme: threshold(theme, results("compare_demo")),
+        "demo": lambda theme: terminal(theme, RESULTS / "demo.cast", 3),
         **systems(),
     }
     return {

@@ -74,9 +74,10 @@ def cells(theme: Theme) -> str:
                 2.5,
             )
     for x, y in near:
-        picture.path(f"M{face[0]} {face[1]}L{x} {y}", color=theme.series[1], width=1.5, arrow=True)
+        picture.path(f"M{face[0]} {face[1]}L{x} {y}", color=theme.series[1], width=1.5)
+        picture.dot(x, y, theme.series[1], 4)
     picture.dot(*face, theme.series[1], 7)
-    picture.text(face[0] + 11, face[1] - 8, "a face", size=13, bold=True)
+    picture.text(face[0], face[1] + 22, "a face", size=13, anchor="middle", bold=True)
     return str(picture)
 
 

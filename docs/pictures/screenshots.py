@@ -47,12 +47,14 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         shoot(browser, page.as_uri(), "suspicious", "report")
         with review_of(run, images, place / "decisions.csv") as address:
-            shoot(browser, address, "pairs", "review")
+            shoot(browser, address, "suspects", "review", answer="Different")
         browser.close()
 
 
-def shoot(browser: "Browser", address: str, section: str, name: str) -> None:
-    """Take a screenshot of one section of a page in both colour schemes."""
+def shoot(browser: "Browser", address: str, section: str, name: str, answer: str = "") -> None:
+    """Take a screenshot of one section of a page in both colour schemes; answer: a button to press there before."""
+    from PIL import Image
+
     for scheme, suffix in (("light", ""), ("dark", "-dark")):
         context = browser.new_context(viewport=SIZE, color_scheme=scheme, reduced_motion="reduce")
         page = context.new_page()
@@ -63,8 +65,15 @@ def shoot(browser: "Browser", address: str, section: str, name: str) -> None:
         page.mouse.wheel(0, 10_000)  # beyond it, so that it is reached from below and stands at the top
         heading.evaluate("one => one.scrollIntoView()")
         page.wait_for_timeout(500)
-        page.screenshot(path=HERE / f"{name}{suffix}.png")
+        if answer and not suffix:  # it is kept for the second one
+            heading.get_by_role("button", name=answer).first.click()
+            page.wait_for_timeout(500)
+        path = HERE / f"{name}{suffix}.png"
+        page.screenshot(path=path)
         context.close()
+        with Image.open(path) as image:  # of few colours: a third of the bytes
+            few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(path, optimize=True)
 
 
 @contextmanager

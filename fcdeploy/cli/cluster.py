@@ -1,7 +1,7 @@
 """``fcdeploy cluster``."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,30 +127,7 @@ GROUPS = {
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
-def command(
-    features: Path,
-    engine: Path,
-    output: Path,
-    dim: int | None,
-    column: str | None,
-    id_column: str | None,
-    embedder: Path | None,
-    detector: Path | None,
-    path_column: str | None,
-    on_bad: str | None,
-    truth: Path | None,
-    label_column: str | None,
-    unknown: str,
-    table: Path | None,
-    clusters_table: Path | None,
-    drop_flagged: tuple[str, ...],
-    pairs: Path | None,
-    same_photo: Path | None,
-    run_dir: Path | None,
-    as_json: bool,
-    quiet: bool,
-    **chosen: Any,
-) -> None:
+def command(engine: Path, on_bad: str | None, **given: Any) -> None:
     """Cluster faces: a features file, face crops, or photos.
 
     FEATURES is a features file, e.g. .npy (n, d), .bin (raw float32 rows), .npz, .pt, .safetensors or Parquet
@@ -178,49 +155,29 @@ def command(
     from fcdeploy.run.options import Options
     from fcdeploy.runtime.tables import write_reviewed
 
-    of_faces = {name: chosen.pop(name) for name in (*SEARCH, *GATES)}
-    check_face_options(detector)
-    options = Options(**chosen)
-    asked = Asked(
-        features,
-        output,
-        dim,
-        column,
-        id_column,
-        embedder,
-        detector,
-        path_column,
-        on_bad or ("stop" if detector is None else "skip"),
-        truth,
-        label_column,
-        unknown,
-        table,
-        clusters_table,
-        drop_flagged,
-        pairs,
-        same_photo,
-        run_dir,
-        quiet,
-        as_json,
-    )
+    of_faces = {name: given.pop(name) for name in (*SEARCH, *GATES)}
+    check_face_options(given["detector"])
+    own = {one.name: given.pop(one.name) for one in fields(Asked) if one.name in given}
+    asked = Asked(**own, on_bad=on_bad or ("stop" if own["detector"] is None else "skip"))
+    options = Options(**given)
     check_asked(asked, options)
     bundle = read_bundle(engine)
-    if detector is not None:
+    if asked.detector is not None:
         cluster_photos_in(asked, of_faces, bundle, options)
         return
     ids: np.ndarray | None
     files: Filelist | None
-    if embedder is not None:
-        result, ids, files = cluster_crops(asked, embedder, bundle, options)
+    if asked.embedder is not None:
+        result, ids, files = cluster_crops(asked, asked.embedder, bundle, options)
     else:
         result, ids, files = cluster_rows(asked, bundle, options)
-    write_labels(output, result.labels, ids)
+    write_labels(asked.output, result.labels, ids)
     if result.reviewed is not None:
-        write_reviewed(asked.tables, result.reviewed, output, ids, files)
-    if as_json:
+        write_reviewed(asked.tables, result.reviewed, asked.output, ids, files)
+    if asked.as_json:
         click.echo(json.dumps(result.summary, indent=1))
-    elif not quiet:
-        print_summary(result.summary, output)
+    elif not asked.quiet:
+        print_summary(result.summary, asked.output)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,9 +18,10 @@ RAY = (
     "Embed on a Ray cluster: the one that runs here (auto), the one at an address, or N workers on this machine. "
     "OUTPUT and the images have to be in folders that all machines see."
 )
+SETTINGS = ("layout", "size", "channels", "mean", "scale", "output_tensor")  # of the embedder
 GROUPS = {
     "Input": ("path_column", "max_pixels", "on_bad"),
-    "Embedder": ("model", "layout", "size", "channels", "mean", "scale", "output_tensor", "batch"),
+    "Embedder": ("model", *SETTINGS, "batch"),
     "Output": ("output", "write_labels", "as_json", "quiet"),
     "Machine": ("device", "threads"),
     "Many machines": ("ray", "ray_cpus", "ray_gpus", "strict"),
@@ -105,24 +107,13 @@ def command(
     model: Path,
     output: Path,
     on_bad: str,
-    layout: str | None,
-    size: tuple[int, int] | None,
-    channels: str | None,
-    mean: tuple[float, ...] | None,
-    scale: tuple[float, ...] | None,
     write_labels: Path | None,
-    output_tensor: str | None,
     batch: int | None,
     max_pixels: int,
-    threads: int,
-    ray: str | None,
-    ray_cpus: float | None,
-    ray_gpus: float,
-    strict: bool,
-    device: str,
     path_column: str | None,
     as_json: bool,
     quiet: bool,
+    **chosen: Any,
 ) -> None:
     """Compute the embeddings of aligned face crops, and write them as a features file.
 
@@ -152,31 +143,22 @@ def command(
     from fcdeploy.runtime.workers import check_shared
 
     check_default_output("output", output, is_told_of_by_sidecar)
-    given: dict[str, object] = {
-        "layout": layout,
-        "size": size,
-        "channels": channels,
-        "mean": mean,
-        "scale": scale,
-        "output_tensor": output_tensor,
-    }
+    given: dict[str, object] = {name: chosen.pop(name) for name in SETTINGS}
     settings = settings_from_table(
         {name: value for name, value in given.items() if value is not None}, "the command line"
     )
+    options = Options(**chosen)
     job = new_job(
         open_images(images, path_column),
         model,
         settings,
         batch=batch,
         max_pixels=max_pixels,
-        threads=threads,
-        device=device,
-    )
-    options = Options(
-        ray=ray, ray_cpus=ray_cpus, ray_gpus=ray_gpus, strict=strict, threads=threads, device=device
+        threads=options.threads,
+        device=options.device or "cpu",
     )
     check_shared(options, part_of(output))
-    workers = functools.partial(embedding_workers, options=options) if ray else None
+    workers = functools.partial(embedding_workers, options=options) if options.ray else None
     with resumable(f"the same command continues from {part_of(output)}"), told_of_lost_pages():
         summary = embed_to_file(
             job, output, on_bad=on_bad, labels=write_labels, quiet=quiet or as_json, workers=workers

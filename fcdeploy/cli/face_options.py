@@ -72,7 +72,7 @@ _OPTIONS = (
 )
 
 
-def face_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def face_options(function: Callable[..., object]) -> Callable[..., object]:
     """Give a command the options of face detection, and of the quality gates behind it."""
     for option in reversed(_OPTIONS):
         function = option(function)

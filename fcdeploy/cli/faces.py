@@ -85,7 +85,7 @@ def command(
     path_column: str | None,
     as_json: bool,
     quiet: bool,
-    **chosen: Any,
+    **chosen: object,
 ) -> None:
     """Detect the faces in photos, and write them as aligned crops.
 

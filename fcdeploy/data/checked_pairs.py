@@ -144,7 +144,7 @@ def _not_undone(heading: list[str], rows: Rows, lines: list[int]) -> tuple[Rows,
 
 
 def pairs_from_rows(
-    rows: Iterable[tuple[Any, Any, str]], n: int, names: np.ndarray | None = None
+    rows: Iterable[tuple[object, object, str]], n: int, names: np.ndarray | None = None
 ) -> CheckedPairs:
     """Take (a, b, "same" or "different") of n faces, by row numbers; raises InputError as ``read_pairs`` does.
 

@@ -8,7 +8,6 @@ parameters of config.pbtxt say where the run folder and the engine are, as the s
 import json
 import os
 import sys
-from typing import Any
 
 # Where the backend's interpreter is an isolated one, it leaves this to us.
 sys.path.extend(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)
@@ -30,11 +29,11 @@ class TritonPythonModel:
             said["run_dir"], engine=said["engine"], threads=int(said["threads"])
         )
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[object]) -> list[object]:
         """Answer each request by itself: an error in one is that one's."""
         return [self._answer(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
+    def _answer(self, request: object) -> object:
         # By DLPack, both ways: servers that were built for NumPy 1 hand over wrong arrays where NumPy 2 is installed.
         faces = np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "embeddings")).copy()
         try:

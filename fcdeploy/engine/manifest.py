@@ -171,7 +171,7 @@ class Manifest:
     system: str
     feature_dim: int
     precision: str
-    recipe: dict[str, Any]
+    recipe: dict[str, object]
     passes: Annotated[dict[str, GraphFile], Meta(min_length=1, description="a table of passes")]
     networks: Annotated[dict[str, NetworkRecord], Meta(min_length=1, description="a table of networks")]
     versions: dict[str, object]

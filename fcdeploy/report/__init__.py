@@ -6,13 +6,12 @@
 import importlib
 import sys
 from types import ModuleType
-from typing import Any
 
 
 class _Callable(ModuleType):
     """A module that is called for the function of its name."""
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
+    def __call__(self, *args: object, **options: object) -> object:
         return importlib.import_module(f"{__name__}.writing").report(*args, **options)
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -47,7 +46,7 @@ class Decision:
     name: str = ""
 
     @property
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The decision as JSON takes it."""
         return {"revision": self.revision, "kind": self.kind, "faces": list(self.faces), "name": self.name}
 

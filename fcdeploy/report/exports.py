@@ -42,13 +42,15 @@ def export_clusters(
     path_column: str | None = None,
     files: str = "symlink",
 ) -> Path:
-    """Write the clusters of a finished run for another tool; returns the output.
+    """Export the clusters of a finished run as folders of images, as a table, or for another tool; returns the output.
 
-    to: 'folders' (a folder of images per cluster, largest first), 'csv', 'parquet' or 'jsonl' (a row per face),
-    'fiftyone' (a FiftyOneImageClassificationDataset), 'embedding-atlas' (Parquet with thumbnails and neighbors) or
-    'spotlight' (Parquet with paths of images). images: as `fcdeploy embed` takes them, one per row; folders and
-    FiftyOne need them. files: what folders and FiftyOne hold, 'symlink', 'hardlink' or 'copy'; images in archives are
-    always copied. Nothing is ever replaced: raises InputError where something is at ``output``.
+    - to: 'folders' (a folder of images per cluster, the largest first), 'csv', 'parquet' or 'jsonl' (a row per face),
+      'fiftyone' (a FiftyOneImageClassificationDataset), 'embedding-atlas' (Parquet with thumbnails and neighbors) or
+      'spotlight' (Parquet with paths of images).
+    - images: the images of the faces, one per row, as ``fcdeploy.embed`` takes them; folders and FiftyOne need them.
+    - files: how folders and FiftyOne refer to images: 'symlink', 'hardlink' or 'copy'. Images in archives are copied.
+
+    Raises InputError where ``output`` exists: nothing is replaced.
     """
     output = Path(output)
     check_asked(output, to, images, files)
@@ -172,7 +174,7 @@ def write_fiftyone(folder: Path, run: OpenedRun, images: Images) -> None:
     confidence = run.confidence.faces.confidence
     data = folder / "data"
     data.mkdir()
-    labels: dict[str, Any] = {}
+    labels: dict[str, object] = {}
     for row, label in enumerate(run.placed.labels.tolist()):
         if not images.put(row, data):
             continue
@@ -228,7 +230,7 @@ def plain_columns(arrow: Any, run: OpenedRun, start: int, stop: int) -> dict[str
     return columns
 
 
-def write_blocks(output: Path, n: int, columns_of: Callable[[int, int], dict[str, Any]]) -> None:
+def write_blocks(output: Path, n: int, columns_of: Callable[[int, int], dict[str, object]]) -> None:
     """Write a Parquet file block by block; columns_of: returns those of rows start to stop."""
     arrow = import_pyarrow(str(output))
     import pyarrow.parquet
@@ -255,7 +257,7 @@ def write_atlas(output: Path, run: OpenedRun) -> None:
         import_pillow()
     width = 1 + min(NEIGHBORS, lists.ids.shape[1])
 
-    def near_row(row: int) -> dict[str, list[Any]]:
+    def near_row(row: int) -> dict[str, list[object]]:
         """The row itself and its neighbors; a short list is filled up with the row, as all have to be equally long."""
         own = face[row]
         ids, sims = lists.ids[own], lists.sims[own]
@@ -267,7 +269,7 @@ def write_atlas(output: Path, run: OpenedRun) -> None:
             "distances": distances + distances[-1:] * missing,
         }
 
-    def columns_of(start: int, stop: int) -> dict[str, Any]:
+    def columns_of(start: int, stop: int) -> dict[str, object]:
         columns = plain_columns(arrow, run, start, stop)
         neighbors = [near_row(row) for row in range(start, stop)]
         kind = arrow.struct(
@@ -297,7 +299,7 @@ def write_spotlight(output: Path, run: OpenedRun) -> None:
             f"{files.name}: the images are in archives, and Spotlight reads files only; unpack them first."
         )
 
-    def columns_of(start: int, stop: int) -> dict[str, Any]:
+    def columns_of(start: int, stop: int) -> dict[str, object]:
         columns = plain_columns(arrow, run, start, stop)
         if files is not None:
             paths = [os.path.abspath(os.fsdecode(files.path(row))) for row in range(start, stop)]

@@ -109,7 +109,7 @@ def stages_of(summary: dict[str, Any]) -> list[Bar]:
     ]
 
 
-def flags_of(run: OpenedRun) -> list[dict[str, Any]]:
+def flags_of(run: OpenedRun) -> list[dict[str, object]]:
     """Return how many clusters have each flag, and what it says."""
     flags = run.confidence.clusters.flags
     return [
@@ -119,7 +119,7 @@ def flags_of(run: OpenedRun) -> list[dict[str, Any]]:
     ]
 
 
-def quality_of(run: OpenedRun, source: str | None) -> dict[str, Any] | None:
+def quality_of(run: OpenedRun, source: str | None) -> dict[str, object] | None:
     """Return quality against true identities: those given now, else those that the run itself was given."""
     if run.truth is not None:
         found: Any = evaluate(run.placed.labels, run.truth).as_dict()
@@ -137,7 +137,7 @@ def quality_of(run: OpenedRun, source: str | None) -> dict[str, Any] | None:
     }
 
 
-def recall_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def recall_of(summary: dict[str, Any]) -> list[dict[str, object]]:
     """Return the measured recall of neighbor searches."""
     return [{"name": name, **found} for name, found in (summary.get("recall") or {}).items()]
 

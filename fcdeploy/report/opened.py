@@ -89,7 +89,7 @@ def images_of(images: Path | str, n: int, path_column: str | None = None) -> Fil
     return files
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, object]:
     """Return the summary in a run folder, empty where there is none that can be read."""
     try:
         found = json.loads((folder / SUMMARY).read_bytes())

@@ -55,7 +55,7 @@ KEYS = (
     ("?", "these keys"),
 )
 
-Scope = MutableMapping[str, Any]
+Scope = MutableMapping[str, object]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
 
 

@@ -179,7 +179,7 @@ def sections_of(overview: Overview, reviewing: Reviewing | None) -> Iterator[tup
         yield anchor, name, 0
     yield "largest", "Largest", len(overview.largest)
     yield "suspicious", "Suspicious", len(overview.suspicious)
-    yield "suspects", "Perhaps one person", len(overview.suspects)
+    yield "suspects", "Possibly the same person", len(overview.suspects)
     yield "singles", "Single faces", len(overview.singles)
     yield "sample", "Random sample", len(overview.sample)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def blocks_of(n: int, size: int) -> Iterator[slice]:
 
 
 @contextlib.contextmanager
-def opened(stage: Stage, open_engine: OpenEngine) -> Iterator[list[Any]]:
+def opened(stage: Stage, open_engine: OpenEngine) -> Iterator[list[object]]:
     """Open what a stage's blocks are handed: its own resource, if there is one, and the engines of its passes."""
     share = len(stage.passes) if stage.share is None else stage.share
     with contextlib.ExitStack() as stack:

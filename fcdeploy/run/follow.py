@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from fcdeploy.data.atomic import remove_folder
 from fcdeploy.data.damaged import DAMAGED
@@ -133,7 +132,7 @@ class FollowedStore:
     def release_pages(self) -> None:
         self._maps.release_pages()
 
-    def describe(self, computed: Mapping[str, Any]) -> None:
+    def describe(self, computed: Mapping[str, object]) -> None:
         """Do nothing: the driver does."""
 
 
@@ -146,7 +145,7 @@ class FollowedPartial:
         self.finished: list[Span] = []
         self.blocks = store.folder / f"{name}{UNFINISHED}" / BLOCKS
 
-    def append(self, part: str, rows: Any) -> int:
+    def append(self, part: str, rows: object) -> int:
         raise NotImplementedError("blocks go into files")
 
     def commit(self, start: int, stop: int) -> None:
@@ -207,7 +206,7 @@ class FollowedBlocks:
 class Follower:
     """See ``Follows``; identity: what the driver's keys hold beside inputs and code."""
 
-    def __init__(self, line: Line, store: FollowedStore, identity: Mapping[str, Any]) -> None:
+    def __init__(self, line: Line, store: FollowedStore, identity: Mapping[str, object]) -> None:
         self._line, self._store, self.identity = line, store, identity
 
     def collected(self, name: str, key: str, make: Callable[[], Arrays]) -> Arrays:

@@ -42,7 +42,7 @@ class Described:
 
 
 def option(
-    section: str, default: Any, help: str, kind: str, **more: Any
+    section: str, default: object, help: str, kind: str, **more: Any
 ) -> Any:  # as dataclasses.field, which it is
     """Return a field of ``Options`` with its description."""
     described = Described(section, help, kind, **more)

@@ -65,7 +65,7 @@ def check_address(address: str) -> None:
 
 
 @contextlib.contextmanager
-def connected(options: Options) -> Iterator[Any]:
+def connected(options: Options) -> Iterator[object]:
     """Connect to the cluster that ``options.ray`` names; yields Ray.
 
     A connection that the caller of fcdeploy has made is used as it is. Raises InputError when there is no such cluster.
@@ -193,7 +193,7 @@ class RayCrew:
         self._ray, self._options = ray, options
         self._target, self._description = target, description
         self._members: dict[str, Member] = {}
-        self._asked: dict[Any, str] = {}  # what is on its way -> worker
+        self._asked: dict[object, str] = {}  # what is on its way -> worker
         self._failures: dict[str, int] = {}  # machine -> workers lost on it with no block between
         self._names: dict[str, str] = {}
         self._started, self._looked = 0, -LOOK
@@ -256,7 +256,7 @@ class RayCrew:
             self._end(worker, member)
         self._members.clear()
 
-    def _event(self, ref: Any) -> Asked | Lost | None:
+    def _event(self, ref: object) -> Asked | Lost | None:
         worker = self._asked.pop(ref)
         member = self._members.get(worker)
         if member is None:  # dismissed

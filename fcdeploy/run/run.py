@@ -38,7 +38,7 @@ R = TypeVar("R")
 class Follows(Protocol):
     """Says that a run goes behind another one, its driver's, and computes nothing but blocks for that."""
 
-    identity: Mapping[str, Any]  # provider and libraries of the driver, by which artifacts have their keys
+    identity: Mapping[str, object]  # provider and libraries of the driver, by which artifacts have their keys
 
     def collected(self, name: str, key: str, make: Callable[[], Arrays]) -> Arrays:
         """Return an artifact that the driver makes in one go, when it is there."""
@@ -96,7 +96,7 @@ class Run:
     def n(self) -> int:
         return self.features.n
 
-    def note(self, sentence: str, **figures: Any) -> None:
+    def note(self, sentence: str, **figures: object) -> None:
         """Tell the user something about this run, once, now and in the summary; ``figures`` stand there by name.
 
         A run that continues an earlier one says the same again: figures come from finished artifacts, not from the
@@ -169,7 +169,7 @@ class Run:
         return digest({**of, "grown": self.grown} if self.grown else of)
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What evaluates the passes, and the versions of the libraries: what keys hold beside inputs and code."""
         return {"provider": self.provider, "libraries": self.libraries}
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from fcdeploy.data.run_record import Entry
 from fcdeploy.errors import FcdeployError, InputError
@@ -131,7 +131,7 @@ class SharedBlocks:
         self._told_of_waiting = False
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """What the summary of a run says of workers."""
         done = {"blocks": self.blocks, "blocks_again": self.again, "workers_lost": self.lost}
         return {"workers": self._crew.count, **done, "seconds": dict(self.seconds)}
@@ -362,6 +362,6 @@ def described(entry: Entry) -> str:
 
 def refused(text: str) -> FcdeployError:
     """Return what a worker could not go on for, as an error of this process."""
-    found: dict[str, Any] = json.loads(text)
+    found: dict[str, object] = json.loads(text)
     kind = InputError if found["kind"] == InputError.__name__ else FcdeployError
     return kind(found["sentence"])

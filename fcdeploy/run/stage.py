@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -78,7 +77,7 @@ class Stage:
     size: int = BLOCK
     whole: int = 1
     visit: Partition | None = None
-    opened: Callable[[], AbstractContextManager[Any]] | None = None
+    opened: Callable[[], AbstractContextManager[object]] | None = None
     share: int | None = None
     scratch: bool = False
     in_order: bool = False

@@ -78,20 +78,26 @@ def cluster(
 ) -> np.ndarray:
     """Cluster face embeddings and return a label for each.
 
-    features: an (n, d) array of real numbers, a tensor, a table or a sequence of rows; or the path of a file of any
-    form that docs/reference/files.md lists, of a folder of them, or several paths. Rows need not be normalised.
-    engine: a bundle folder. on_bad: rows with NaN, infinity or no direction raise InputError with 'stop' (the default),
-    are in no cluster (-1) with 'skip', and are a cluster of one each with 'zero'. run_dir: keeps what every stage
-    computed, and continues there. progress: shows bars on stderr. column: which array of an archive, or column of a
-    table, holds the features, where a path is given. detector, embedder: ONNX files, with which features are photos, as
-    ``fcdeploy.faces`` takes them; the labels are of the faces that it finds, in its order, and photos that cannot be
-    read are left out with on_bad 'skip' (the default for photos). table, clusters_table: files (.csv, .tsv, .parquet)
-    for a row per face and a row per cluster, with how sure they are and their flags; see ``fcdeploy.confidence`` for
-    the same as arrays. drop_flagged: flags whose clusters are taken apart into single faces, as in ("garbage",).
-    pairs: what a person knows, a file or (a, b, "same" or "different") by row numbers; same_photo: the photo of each
-    face, a file or n names or numbers (None where nobody knows), where faces of one photo are different persons; of
-    photos, True. Sizes are bytes; None and 0 stand for what is said after "default". Returns labels (n,) int64,
-    numbered by first appearance. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    - features: (n, d) embeddings: an array of real numbers, a tensor, a table, or a sequence of rows; or the path of a
+      file in any form of docs/reference/files.md, of a folder of such files, or several paths. Rows need not be
+      normalised.
+    - engine: the folder of an engine bundle.
+    - column: array of an archive, or column of a table, that holds the features, where a path is given.
+    - on_bad: rows with NaN, infinity or zeros only: 'stop' raises InputError (the default), 'skip' labels them -1,
+      'zero' gives each a cluster of its own.
+    - run_dir: folder that keeps all results; the same call continues an interrupted run.
+    - progress: whether progress bars are shown on stderr.
+    - detector, embedder: ONNX files; with them, features are photos as ``fcdeploy.faces`` takes them, and labels are
+      those of the faces in its order. on_bad is 'skip' by default then: photos that cannot be read are left out.
+    - table, clusters_table: files to write (.csv, .tsv, .parquet), a row per face and a row per cluster, with
+      confidence and flags; ``fcdeploy.confidence`` returns the same as arrays.
+    - drop_flagged: flags whose clusters are split into single faces, e.g. ("garbage",).
+    - pairs: pairs that a person has checked, a file or tuples (a, b, "same" or "different") of row numbers.
+    - same_photo: the photo of each face, a file or n names or numbers (None where unknown), or True for the photos that
+      faces were detected in: faces of one photo are kept apart.
+
+    Returns labels (n,) int64, numbered by first appearance, -1 for faces without a cluster. Raises InputError (a
+    ValueError) for input that cannot be used, in one sentence. Sizes are in bytes; None and 0 stand for the default.
 
     options:
     """
@@ -123,12 +129,12 @@ def cluster(
 
 
 def confidence(run_dir: PathLike) -> Confidence:
-    """Tell how sure the clusters of a finished run are, from its folder alone.
+    """Return how sure the clusters of a finished run are, from its run folder alone.
 
-    Returns ``faces``, arrays (rows,) in the order of the features: confidence, support, margin, similarity (float32,
-    NaN where nothing says it) and flags (uint8, bits of ``fcdeploy.clustering.flags.FLAGS``), and ``clusters``, by
-    label: size, weakest, cohesion, similarity, nearest, share, flags, duplicate_of. Raises InputError for a folder
-    without a finished run.
+    The result has two groups of arrays: ``faces``, (rows,) in the order of the features: confidence, support, margin
+    and similarity (float32, NaN where unknown) and flags (uint8, bits of ``fcdeploy.clustering.flags.FLAGS``); and
+    ``clusters``, by label: size, weakest, cohesion, similarity, nearest, share, flags, duplicate_of. Page
+    docs/how-to/confidence.md says what they mean. Raises InputError for a folder without a finished run.
     """
     return measured_rows(read_placed(run_dir))
 
@@ -154,7 +160,7 @@ def _with_options(function: F) -> F:
     function.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
     if function.__doc__ and function.__doc__.rstrip().endswith("options:"):
         lines = (
-            f"    {name}: {one.help}{f' [default: {one.usual}]' if one.usual else ''}"
+            f"    - {name}: {one.help}{f' [default: {one.usual}]' if one.usual else ''}"
             for name, one in DESCRIBED.items()
         )
         function.__doc__ = "\n".join([function.__doc__.rstrip(), *lines, ""])
@@ -187,17 +193,23 @@ def embed(
     strict: bool = False,
     progress: bool = False,
 ) -> np.ndarray:
-    """Embed aligned face crops with an ONNX face embedder and return a row for each.
+    """Compute the embeddings of aligned face crops with an ONNX face embedder.
 
-    images: the path of a list, one image path per line relative to the list, a folder, all images below which are
-    taken in natural order, an archive of images (tar, zip, RecordIO), or the paths themselves. model: an ONNX
-    file that takes pictures and gives embeddings; layout ('NCHW', 'NHWC'), size (pixels, or (height, width)), channels
-    ('rgb', 'bgr', 'gray'), mean, scale (pixels become (pixel - mean) / scale) and output_tensor are read from the
-    ``.toml`` beside it and the graph where they are not given; inputs: constants for whatever else the graph takes, by
-    the names of its inputs, over those under ``[inputs]`` there. on_bad: 'stop' raises when an image cannot be
-    embedded, 'zero' gives it a row of zeros. device: 'cpu' or 'cuda'. run_dir: keeps what is done until all is, and
-    continues there. ray, ray_cpus, ray_gpus, strict: workers on a cluster, as of ``cluster``. Returns (n, d) float32,
-    not normalised. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    - images: the path of a text file with one image path per line, relative to it; a folder, with all images below it
+      in natural order; an archive of images (tar, zip, RecordIO); or the paths of images.
+    - model: the ONNX file of an embedder.
+    - layout ('NCHW', 'NHWC'), size (pixels, or (height, width)), channels ('rgb', 'bgr', 'gray'), mean and scale
+      (pixels 0 to 255 become (pixel - mean) / scale), output_tensor: as in the ``.toml`` beside the model, else the
+      graph's own.
+    - inputs: constants for other inputs of the graph by their names; they override those under ``[inputs]`` of the
+      ``.toml``.
+    - on_bad: images that cannot be embedded: 'stop' raises InputError, 'zero' gives a row of zeros.
+    - device: 'cpu' or 'cuda'.
+    - run_dir: folder that keeps what is done; the same call continues an interrupted one.
+    - ray, ray_cpus, ray_gpus, strict: workers on a Ray cluster, as in ``fcdeploy.cluster``.
+
+    Returns (n, d) float32, not normalised, in the order of the images. Raises InputError (a ValueError) for input that
+    cannot be used.
     """
     if on_bad not in ("stop", "zero"):
         raise InputError(
@@ -244,7 +256,7 @@ def embed(
 
 
 def assign(
-    features: Any,
+    features: object,
     *,
     run_dir: PathLike,
     engine: PathLike | None = None,
@@ -259,15 +271,20 @@ def assign(
     strict: bool = False,
     progress: bool = False,
 ) -> Assigned:
-    """Assign new faces to the clusters of a finished run, whose folder stays as it is.
+    """Assign new faces to the clusters of a finished run; its folder is not changed.
 
-    As hdbscan's ``approximate_predict``: clusters are those of the run, and not necessarily those that clustering all
-    faces together would give. features: as for ``fcdeploy.cluster``. run_dir: the folder of a finished ``cluster``;
-    engine: the bundle, where it is no longer where the run found it. unmatched: faces that no stored face is linked to
-    are in no cluster with '-1', and each in a new one with 'singleton'. Returns their labels, similarity and margin.
-    ray, ray_cpus, ray_gpus, strict: workers on a cluster, as of ``cluster``; they see the folder that ``run_dir`` is
-    in. For a service, which assigns again and again, open an ``Assigner``. Raises fcdeploy.errors.InputError (a
-    ValueError) for input that cannot be used.
+    Clusters are those of the run, and not necessarily those that clustering all faces together would give, as with
+    hdbscan's ``approximate_predict``. For a service that assigns again and again, open an ``Assigner``.
+
+    - features: (m, d), as for ``fcdeploy.cluster``.
+    - run_dir: the folder of a finished ``cluster``.
+    - engine: the engine bundle, if it was moved since the run.
+    - unmatched: faces that are linked to no stored face: '-1' labels them -1, 'singleton' gives each a new cluster.
+    - ray, ray_cpus, ray_gpus, strict: workers on a Ray cluster, as in ``fcdeploy.cluster``; the folder that ``run_dir``
+      is in has to be seen by all machines.
+
+    Returns labels (m,) int64, similarity and margin (m,) float32, see ``Assigned``. Raises InputError (a ValueError)
+    for input that cannot be used.
     """
     if _are_paths(features):
         opened = open_features(features, read_state(Path(run_dir)).dim, column=column)
@@ -290,10 +307,10 @@ def assign(
 def update(
     run_dir: PathLike,
     *,
-    add: Any = None,
-    remove: Any = None,
-    pairs: PathLike | Sequence[tuple[Any, Any, str]] | None = None,
-    same_photo: PathLike | Sequence[Any] | None = None,
+    add: object = None,
+    remove: object = None,
+    pairs: PathLike | Sequence[tuple[object, object, str]] | None = None,
+    same_photo: PathLike | Sequence[object] | None = None,
     merges: str | Decide = "apply",
     splits: str | Decide = "apply",
     engine: PathLike | None = None,
@@ -307,15 +324,20 @@ def update(
 ) -> Updated:
     """Add faces to a finished run, or remove some; clusters keep their numbers.
 
-    The folder becomes as if all faces that it has then had been clustered together, reusing what was computed of the
-    old ones; a kill leaves it as it was. add: features, as for ``fcdeploy.cluster``. remove: numbers of faces, those of
-    their rows in the first run, or the next free ones that an update gave; where the first run was given ids, these (of
-    added faces: those of ``id_column``). pairs: by the same, a file or (a, b, "same" or "different"); what was said
-    with the run or earlier updates still holds. same_photo: the photo of each added face, a file or values. merges,
-    splits: what becomes of old clusters that turn out to be one, and of one that comes apart: 'apply', 'never', or a
-    function that is asked about each (``old``, ``new``, ``faces``, ``kind``) and returns whether it is made. on_bad:
-    new rows with NaN, infinity or zeros raise InputError with 'stop', and are in no cluster with 'skip'. Returns all
-    faces and their labels, and what changed. Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be
+    The result is that of clustering all remaining faces together, but what was computed for old faces is reused. The
+    folder is replaced at the end: a kill leaves it as it was.
+
+    - add: features of faces to add, as for ``fcdeploy.cluster``.
+    - remove: ids of faces to remove: their row numbers in the first run, or the numbers that an update gave them; where
+      the first run was given ids, these (of added faces: those of ``id_column``).
+    - pairs: pairs that a person has checked, a file or tuples (a, b, "same" or "different") of such ids; pairs of the
+      run and of earlier updates still hold.
+    - same_photo: the photo of each added face, a file or values; faces of one photo are kept apart.
+    - merges, splits: old clusters that become connected, or that fall apart: 'apply', 'never', or a function that gets
+      each change (``old``, ``new``, ``faces``, ``kind``) and returns whether to apply it.
+    - on_bad: added rows with NaN, infinity or zeros only: 'stop' raises InputError, 'skip' labels them -1.
+
+    Returns all faces with their labels, and the changes. Raises InputError (a ValueError) for input that cannot be
     used.
     """
     opened = None
@@ -354,10 +376,11 @@ def _decider(name: str, choice: str | Decide) -> Decide:
 
 
 class FaceClusterer:
-    """Face clustering with scikit-learn's habits; the arguments are those of ``fcdeploy.cluster``.
+    """Face clustering with the interface of scikit-learn; the arguments are those of ``fcdeploy.cluster``.
 
-    After ``fit``: labels_ (n,) int64, n_features_in_, summary_ (faces, clusters, singletons, seconds per stage). With a
-    ``run_dir``, ``predict`` assigns new faces to these clusters.
+    After ``fit``: ``labels_`` (n,) int64, -1 for faces without a cluster; ``n_features_in_``; ``summary_``, the counts
+    of faces, clusters and singletons, and the seconds per stage. With a ``run_dir``, ``predict`` assigns new faces to
+    these clusters.
     """
 
     @_with_options

@@ -30,12 +30,13 @@ FEW = 16  # faces that one thread computes
 
 @dataclass(frozen=True)
 class Assigned:
-    """Where new faces belong.
+    """The clusters of m new faces.
 
-    labels: (m,) int64, the numbers of the stored clusters, -1 for none, or numbers of ``alone`` new ones. similarity:
-    (m,) float32, of the link that decided, or of the nearest stored face where none did; what each system goes by says
-    docs/explanation/assigning.md. margin: (m,) float32, by how much the strongest face of the cluster is ahead of the
-    strongest of any other one, NaN where no other one is near.
+    - labels: (m,) int64, numbers of stored clusters; -1 for none, or the numbers of ``alone`` new clusters.
+    - similarity: (m,) float32, of the link that decided, or to the nearest stored face where none did; a probability
+      for systems that classify links, see docs/explanation/assigning.md.
+    - margin: (m,) float32, how much the best face of the cluster is stronger than the best of any other cluster, NaN
+      where no other cluster is near.
     """
 
     labels: np.ndarray
@@ -56,12 +57,17 @@ class Assigned:
 
 
 class Assigner:
-    """Assigns new faces to the clusters of a run folder; stays open, and may be used by several threads.
+    """Assigns new faces to the clusters of a finished run, call after call; threads may share it.
 
-    run_dir: the folder of a run that has ended. engine: the bundle, where it is no longer where the run found it.
-    Opening reads the stored faces and computes once what the run did not keep, seconds to minutes; a face then takes
-    milliseconds. Threads take turns, each call using ``threads`` cores. Raises InputError where the folder lacks
-    something, which it names. A ``with`` frees the engines.
+    Opening reads the stored faces and computes once what the run did not keep, in seconds to minutes; a face then takes
+    milliseconds. Threads take turns, and each call uses ``threads`` cores. Use it in a ``with``, or ``close`` it.
+
+    - run_dir: the folder of a finished run.
+    - engine: the engine bundle, if it was moved since the run.
+    - threads, device, memory (bytes): as in ``fcdeploy.cluster``.
+    - progress: whether progress bars are shown on stderr.
+
+    Raises InputError for a folder that lacks something, which the sentence names.
     """
 
     def __init__(

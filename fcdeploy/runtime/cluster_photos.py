@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,7 +41,7 @@ class PhotosResult:
     labels: np.ndarray
     ids: np.ndarray
     table: FaceTable
-    summary: dict[str, Any]
+    summary: dict[str, object]
     reviewed: Reviewed | None = None
 
 

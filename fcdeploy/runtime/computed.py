@@ -19,7 +19,7 @@ GIVEN = (
 )  # options that no setting of the recipe holds
 
 
-def what_was_computed(run: Run, bundle: Bundle) -> dict[str, Any]:
+def what_was_computed(run: Run, bundle: Bundle) -> dict[str, object]:
     """Return what ``cluster --json`` prints as "computed"; plain values, the same for a run that is continued.
 
     system; inference: used ("exact" is the published function) and asked; search: of every search its method, k and,

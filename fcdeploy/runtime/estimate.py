@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -196,7 +195,7 @@ def _workload(prepared: Prepared, artifacts: Mapping[str, Artifact]) -> Mapping[
     }
 
 
-def _typical_nodes(settings: Any) -> int:
+def _typical_nodes(settings: object) -> int:
     """Return how many nodes a neighborhood has, roughly: second hops mostly lead to faces of the first."""
     if not hasattr(settings, "neighborhood"):
         return NODES

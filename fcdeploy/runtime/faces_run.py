@@ -75,7 +75,7 @@ def faces_to_folder(
             tell_of_bad_photos(job, found, on_bad, output / BAD)
         with contextlib.ExitStack() as stack:
             embedded: Embedded | None = None
-            told: dict[str, Any] = {}
+            told: dict[str, object] = {}
             if job.embedder is not None and found.photos["count"].any():
                 with progress.stage("embed"):
                     embedded, told = _embedded(job, found, folder, progress, stack)
@@ -113,7 +113,7 @@ def crops_of(job: FacesJob, found: Found, folder: Path) -> Filelist:
 
 def _embedded(
     job: FacesJob, found: Found, folder: RunFolder, progress: Progress, stack: contextlib.ExitStack
-) -> tuple[Embedded, dict[str, Any]]:
+) -> tuple[Embedded, dict[str, object]]:
     """Embed all crops, those of gated faces too; the embeddings are mapped until ``stack`` is closed."""
     assert job.embedder is not None
     crops = crops_of(job, found, folder.path)

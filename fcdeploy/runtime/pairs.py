@@ -26,12 +26,16 @@ def check_pairs_path(path: Path | str) -> Path:
 def pairs(
     run_dir: Path | str, n: int = 200, *, output: Path | str | None = None, seed: int = 0
 ) -> DrawnPairs:
-    """Draw pairs of faces that are worth checking by a person from the folder of a finished run, and write them.
+    """Select the pairs of faces of a finished run that are most worth checking by a person, and write them.
 
-    n: how many, fewer where there are fewer. ids are those that came with the features; without such, row numbers, or,
-    of a folder that was updated, the numbers by which ``fcdeploy.update`` knows the faces. The table ``output`` has
-    columns a, b, answer (empty: "same" or "different" go there), strength, stratum and stratum_pairs, in random order.
-    Raises InputError for a folder without a finished run.
+    - run_dir: the folder of a finished ``cluster``.
+    - n: number of pairs; fewer if the run has fewer.
+    - output: a table to write (.csv, .tsv), in random order: a, b, answer (empty, for "same" or "different"), strength,
+      stratum, stratum_pairs.
+    - seed: random seed.
+
+    Faces are named by the ids that came with the features; without such, by row number from 0 or, after
+    ``fcdeploy.update``, by the numbers that it gave. Raises InputError for a folder without a finished run.
     """
     for name, value, least in (("n", n, 1), ("seed", seed, 0)):
         if not isinstance(value, (int, np.integer)) or value < least:

@@ -87,13 +87,18 @@ def faces(
     device: str = "cpu",
     progress: bool = False,
 ) -> FoundFaces:
-    """Find the faces in photos and align them.
+    """Detect the faces in photos and align them.
 
-    photos: a folder, all images below which are taken, the path of a list, an archive, or the paths themselves.
-    detector: an ONNX face detector with five points (YuNet, SCRFD, RetinaFace, or any that a ``.toml`` beside it
-    describes). output: a folder for crops and lists, as ``fcdeploy faces`` writes; without it the crops come as an
-    array. embedder: an ONNX face embedder, for features. The other arguments are the options of ``fcdeploy faces``.
-    on_bad: photos that cannot be read are left out with 'skip', 'stop' raises. Raises fcdeploy.errors.InputError (a
+    - photos: a folder, with all images below it; the path of a list; an archive; or the paths of images.
+    - detector: an ONNX face detector with five landmarks: YuNet, SCRFD, RetinaFace, or another one described by a
+      ``.toml`` beside it.
+    - output: a folder for crops and lists, as ``fcdeploy faces`` writes them; without it, crops are returned as an
+      array.
+    - embedder: an ONNX face embedder, for ``features`` and ``norms``.
+    - on_bad: photos that cannot be read: 'skip' leaves them out, 'stop' raises InputError.
+    - the other arguments: see the options of ``fcdeploy faces``.
+
+    Returns the faces that pass the quality gates, see ``Faces``; ``gated`` holds the others. Raises InputError (a
     ValueError) for input that cannot be used.
     """
     if on_bad not in ("skip", "stop"):

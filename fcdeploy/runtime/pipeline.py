@@ -299,7 +299,7 @@ def note_extremes(labels: np.ndarray, run: Run, system: System) -> None:
 
 def _summary(labels: np.ndarray, run: Run, bundle: Bundle) -> dict[str, Any]:
     sizes = np.bincount(labels[labels >= 0])
-    summary: dict[str, Any] = {
+    summary: dict[str, object] = {
         "faces": len(labels),
         "clusters": len(sizes),
         "singletons": int((sizes == 1).sum()),

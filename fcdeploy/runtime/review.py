@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -86,7 +85,7 @@ class Reviewed:
     placed: Placed
     confidence: Confidence | None = None
     refused: Refused | None = None
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, object] = field(default_factory=dict)
 
     def of_lines(self, rows: np.ndarray, labels: np.ndarray) -> "Reviewed":
         """Return the same for a list whose lines ``rows`` (m,) the run was given; labels: (n,) int64, of all lines."""
@@ -175,7 +174,7 @@ def review(
     accepted = system.evidence(run, kept)
     forest = forest_of(labels, face, copies, accepted)
     refused: Refused | None = None
-    figures: dict[str, Any] = {}
+    figures: dict[str, object] = {}
     if wanted.constrained:
         labels, forest, refused, figures["constraints"] = constrained_rows(
             labels, face, copies, forest, wanted

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -74,7 +73,7 @@ class Updated:
     labels: np.ndarray
     changes: list[Change]
     refused: list[Change]
-    summary: dict[str, Any]
+    summary: dict[str, object]
     ids: np.ndarray | None = None
     refused_links: Refused | None = None
 
@@ -111,8 +110,8 @@ def update_run(
     add: Features | None = None,
     remove: np.ndarray | None = None,
     *,
-    pairs: Path | str | Sequence[tuple[Any, Any, str]] | None = None,
-    same_photo: Path | str | Sequence[Any] | None = None,
+    pairs: Path | str | Sequence[tuple[object, object, str]] | None = None,
+    same_photo: Path | str | Sequence[object] | None = None,
     merges: Decide = lambda change: True,
     splits: Decide = lambda change: True,
     engine: Path | str | None = None,
@@ -155,7 +154,7 @@ def update_run(
             system = get_system(stored.bundle.system)
             labels = _labels_of_rows(plan, system.cluster(run))
             refused: Refused | None = None
-            constraints: dict[str, Any] = {}
+            constraints: dict[str, object] = {}
             if known.constrained:
                 labels, refused, constraints["constraints"] = constrained_labels(
                     run, system, labels, *_faces_and_copies(plan.rows), known
@@ -351,8 +350,8 @@ def _labels_of_rows(plan: Plan, found: np.ndarray) -> np.ndarray:
 def _known(
     stored: Stored,
     plan: Plan,
-    pairs: Path | str | Sequence[tuple[Any, Any, str]] | None,
-    same_photo: Path | str | Sequence[Any] | None,
+    pairs: Path | str | Sequence[tuple[object, object, str]] | None,
+    same_photo: Path | str | Sequence[object] | None,
 ) -> Review:
     """Return what a person knows of the rows that there are now: said earlier, and now.
 
@@ -374,7 +373,9 @@ def _known(
     return with_photos(known, photos_from_values(same_photo, n - stay), stay, n)
 
 
-def _answers(pairs: Path | str | Sequence[tuple[Any, Any, str]], stored: Stored, plan: Plan) -> CheckedPairs:
+def _answers(
+    pairs: Path | str | Sequence[tuple[object, object, str]], stored: Stored, plan: Plan
+) -> CheckedPairs:
     """Read pairs of faces by their numbers or ids, and leave out those of faces that were removed."""
     if plan.ids is None:
         numbers = max(stored.state.next_face, int(plan.rows.faces.max(initial=-1)) + 1)
@@ -436,7 +437,7 @@ def _links_of(run: Run, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(pairs).astype(np.int64), np.concatenate(strengths).astype(np.float64)
 
 
-def _summary(stored: Stored, plan: Plan, rows: Rows, found: Named, run: Run) -> dict[str, Any]:
+def _summary(stored: Stored, plan: Plan, rows: Rows, found: Named, run: Run) -> dict[str, object]:
     sizes = np.bincount(rows.labels[rows.labels >= 0])
     kinds = [(change.kind, made) for made, of in ((1, found.changes), (0, found.refused)) for change in of]
     stages = run.progress.seconds

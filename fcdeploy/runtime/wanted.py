@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ class Wanted:
     clusters_table: Path | str | None = None
     drop_flagged: tuple[str, ...] = ()
     pairs: Path | str | Sequence[tuple[int, int, str]] | None = None
-    same_photo: Path | str | Sequence[Any] | bool | None = None  # True: of faces found in photos
+    same_photo: Path | str | Sequence[object] | bool | None = None  # True: of faces found in photos
 
     @property
     def tables(self) -> Tables:
@@ -54,13 +53,13 @@ class Wanted:
         return Review(self.tables.wanted, self.drop_flagged, pairs, photos)
 
 
-def photos_from_values(values: Sequence[Any], n: int) -> np.ndarray:
+def photos_from_values(values: Sequence[object], n: int) -> np.ndarray:
     """Number the photos of n faces, (n,) int32; None, NaN and "" are NO_PHOTO. Raises InputError for another number."""
     if not hasattr(values, "__len__"):
         raise InputError(f"same_photo = {values!r}: give a file, or the photo of each face.")
     if len(values) != n:
         raise InputError(f"same_photo: has {len(values):,} photos for {n:,} faces; give one per face.")
-    numbers: dict[Any, int] = {None: NO_PHOTO, "": NO_PHOTO}
+    numbers: dict[object, int] = {None: NO_PHOTO, "": NO_PHOTO}
     listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
     listed = [None if photo != photo else photo for photo in listed]  # NaN, as tables have it
     for photo in listed:

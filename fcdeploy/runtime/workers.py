@@ -145,9 +145,9 @@ def fingerprint_of_bundle(bundle: Bundle, device: str | None) -> dict[str, str]:
     return fingerprint({**libraries(), **bundle.runtime}, bundle.provider(device))
 
 
-def plain_options(options: Options) -> dict[str, Any]:
+def plain_options(options: Options) -> dict[str, object]:
     """Return the options that decide what a run computes, as plain values with whole paths."""
-    plain: dict[str, Any] = {}
+    plain: dict[str, object] = {}
     for name, described in DESCRIBED.items():
         value = getattr(options, name)
         if name in LOCAL or value is None:

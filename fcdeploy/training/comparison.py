@@ -318,8 +318,23 @@ def plot_comparison(found: Comparison, features: str, plot: Path) -> None:
         )
         for row in found.rows
     ]
+    draw_compared(
+        plot, curves, f"{concluded(found)}\n{Path(features).name}, {found.faces:,} faces (in-sample)"
+    )
+
+
+def concluded(found: Comparison) -> str:
+    """Say whose F is the highest, and that of the other kind: "pse.onnx: pairwise F 0.874; without a network 0.829"."""
+
+    def f(row: Compared) -> float:
+        return row.best.measure(found.objective).f
+
     measure = "pairwise" if found.objective == "pairwise" else "BCubed"
-    draw_compared(plot, curves, f"{Path(features).name}: {measure}, {found.faces:,} faces (in-sample)")
+    engines = [row for row in found.rows if row.engine is not None]
+    methods = [row for row in found.rows if row.engine is None]
+    highest = max(engines or methods, key=f)
+    told = f"{highest.name}: {measure} F {f(highest):.3f}"
+    return f"{told}; without a network {max(map(f, methods)):.3f}" if engines and methods else told
 
 
 def settings_shown(trial: Trial) -> str:

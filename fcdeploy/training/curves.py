@@ -277,7 +277,8 @@ def draw_compared(path: Path, curves: Sequence[CurveToDraw], title: str) -> None
         axes.plot([], [], "o", color="gray", label="at its best on these labels")
         if any(curve.own is not None for curve in curves):
             axes.plot([], [], "D", color="gray", markerfacecolor="none", label="at its own threshold")
-        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title=title)
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.set_title(title, fontsize="medium")
         axes.grid(alpha=0.3)
         axes.legend(loc="lower left", fontsize="small")
 

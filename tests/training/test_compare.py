@@ -316,3 +316,12 @@ def test_lists_are_kept_as_graphs_without_losing_a_direction():
     assert dense[0, 1] == dense[1, 0] == 0.25
     assert dense[1, 2] == dense[2, 1] == 0.5
     assert dense[0, 2] == 0
+
+
+def test_the_plot_says_whose_f_is_the_highest(crowd):
+    """Of methods alone the best of them; its F is the one of its row."""
+    vectors, people = crowd
+    found = fcdeploy.compare(vectors, people, methods=("components", "denser"), k=12)
+    best = max(found.rows, key=lambda row: row.best.evaluation.pairwise.f)
+    told = comparison.concluded(found)
+    assert told == f"{best.name}: pairwise F {best.best.evaluation.pairwise.f:.3f}"

@@ -434,7 +434,7 @@ def clusters(
     return labels
 
 
-def settings_of_graphs(run: Run) -> dict[str, Any]:
+def settings_of_graphs(run: Run) -> dict[str, object]:
     """The settings that decide what networks say of proposals."""
     return {"edge_weights": run.settings.graph.edge_weights, "network": asdict(run.settings.network)}
 
