@@ -95,6 +95,7 @@ docs: .venv/installed
 # The pages that are made of the code and the results of benchmarks.
 docs-pictures: .venv/installed
 	$(BIN)/python docs/pictures/make.py
+	$(BIN)/python docs/pictures/screenshots.py
 	$(BIN)/python -m fcdeploy.cli.reference > docs/reference/cli.md
 	$(BIN)/python docs/site/recipe_keys.py > docs/reference/recipe-keys.md
 

@@ -119,9 +119,17 @@ def main(faces: int, dim: int, memory: str, threads: int, behind: str, wait: flo
         "killed_s": killed,
         "ended_s": ended,
         "load_before": load,
-        "samples": [[round(at, 1), own, mapped] for at, own, mapped in (*first.samples, *second.samples)],
+        "samples": [*thinned(first.samples), *thinned(second.samples)],
     }
     write_report("timeline", rows, arguments, folder)
+
+
+def thinned(samples: list[tuple[float, int, int]], window: float = 2.0) -> list[tuple[float, int, int]]:
+    """Return the sample of most memory of every so many seconds."""
+    groups: dict[int, list[tuple[float, int, int]]] = {}
+    for at, own, mapped in samples:
+        groups.setdefault(int(at // window), []).append((round(at, 1), own, mapped))
+    return [max(group, key=lambda sample: sample[1] + sample[2]) for group in groups.values()]
 
 
 def watch(command: list[str], zero: float) -> Watched:

@@ -8,11 +8,11 @@ from svg import Picture, Theme
 
 Point = tuple[float, float]
 Rows = Sequence[Mapping[str, Any]]
-STAGES = {  # lines of `fcdeploy cluster`, and what the picture calls them
-    "kNN": "neighbors",
-    "re-ranking": "re-ranking",
-    "refinement": "network",
-    "kNN of refined": "neighbors of refined",
+STAGES = {  # of the lines that `fcdeploy cluster` prints, those that are parts of one stage
+    "lists by place": "re-ranking",
+    "mutual neighbors": "re-ranking",
+    "reciprocal sets": "re-ranking",
+    "kNN of refined": "second kNN",
 }
 
 
@@ -85,8 +85,8 @@ def memory_over_time(theme: Theme, found: Mapping[str, Any]) -> str:
     own = [(at, bytes_ / 1e6) for at, bytes_, _ in samples]
     both = [(at, (bytes_ + mapped) / 1e6) for at, bytes_, mapped in samples]
     highest, anonymous = max(y for _, y in both), max(y for _, y in own)
-    title = f"{told['faces']:,} faces with a budget of {budget:,.0f} MB: {anonymous:,.0f} MB at most"
-    picture = Picture(640, 380, theme, title)
+    title = f"{told['faces']:,} faces with --memory {told['memory']}: the process takes {anonymous:,.0f} MB at most"
+    picture = Picture(640, 386, theme, title)
     picture.text(8, 22, title, size=15, bold=True)
     top = 200 * (int(max(highest, budget) * 1.08) // 200 + 1)
     frame = Frame(picture, 74, 620, 84, 300, (0, told["ended_s"]), (0, top))
@@ -95,7 +95,7 @@ def memory_over_time(theme: Theme, found: Mapping[str, Any]) -> str:
     frame.ticks_across(seconds_across(told["ended_s"]), "time")
     zero = [(at, 0.0) for at, _ in own]
     for run in split_at(len(samples), [at for at, *_ in samples], told["killed_s"]):
-        frame.area(own[run], both[run], theme.series[2], 0.25)
+        frame.area(own[run], both[run], theme.series[2], 0.4)
         frame.area(zero[run], own[run], theme.series[0], 0.75)
     frame.line([(0, budget), (told["ended_s"], budget)], theme.ink, width=1.5, dashed=True)
     x, y = frame.at(told["ended_s"], budget)
@@ -103,32 +103,46 @@ def memory_over_time(theme: Theme, found: Mapping[str, Any]) -> str:
     mark_kill(frame, told["killed_s"])
     entries = [(theme.series[0], "memory of the process"), (theme.series[2], "pages of mapped files")]
     legend(picture, 8, 46, entries)
-    picture.text(8, 366, origin(found, "timeline"), size=11, color=theme.faint)
+    note = "Pages of mapped files are released above the budget, and taken back by the system when others need memory."
+    picture.text(8, 358, note, size=11, color=theme.faint)
+    picture.text(8, 374, origin(found, "timeline"), size=11, color=theme.faint)
     return str(picture)
 
 
 def run_over_time(theme: Theme, found: Mapping[str, Any]) -> str:
-    """Stages of a run that was killed and continued: what the folder kept, and what was computed again."""
+    """Stages of a run that was killed and continued: what was finished before, and what was computed after it."""
     told = found["arguments"]
-    stages = list(dict.fromkeys(row["stage"] for row in found["rows"]))
-    height = 28 * len(stages)
-    killed, ended = told["killed_s"], told["ended_s"]
-    title = "A run that was killed goes on where it was"
-    picture = Picture(640, 152 + height, theme, title)
+    rows = [
+        (STAGES.get(row["stage"], row["stage"].replace("refinement,", "pass")), row) for row in found["rows"]
+    ]
+    stages = list(dict.fromkeys(stage for stage, _ in rows))
+    height = 30 * len(stages)
+    killed, ended, faces = told["killed_s"], told["ended_s"], told["faces"]
+    title = "A run that was killed goes on: nothing finished is computed again"
+    picture = Picture(640, 190 + height, theme, title)
     picture.text(8, 22, title, size=15, bold=True)
-    frame = Frame(picture, 170, 620, 84, 84 + height, (0, ended), (0, len(stages)))
+    frame = Frame(picture, 110, 620, 84, 84 + height, (0, ended), (0, len(stages)))
     frame.ticks_across(seconds_across(ended), "time")
-    seen: dict[str, float] = {}
-    for row in found["rows"]:
-        y = frame.top + 28 * stages.index(row["stage"])
-        left, right = frame.at(row["start_s"], 0)[0], frame.at(row["stop_s"], 0)[0]
-        again = row["run"] == 2 and row["stage"] == stages[len(seen)] if row["stage"] not in seen else False
-        picture.rect(left, y + 4, max(right - left, 2), 19, fill=theme.series[1 if again else 0], radius=2)
-        seen[row["stage"]] = row["stop_s"]
-    for at, stage in enumerate(stages):
-        picture.text(160, frame.top + 28 * at + 18, stage, size=13, anchor="end")
+
+    def bar(stage: str, start: float, stop: float, color: str) -> None:
+        left, right = frame.at(start, 0)[0], frame.at(stop, 0)[0]
+        top = frame.top + 30 * stages.index(stage)
+        picture.rect(left, top + 5, max(right - left, 2), 20, fill=color, radius=2)
+
+    for stage, row in rows:
+        bar(stage, row["start_s"], row["stop_s"], theme.series[row["run"] - 1])
+    stage, resumed = next((stage, row) for stage, row in rows if row["run"] == 2)
+    bar(stage, max(row["stop_s"] for _, row in rows if row["run"] == 1), killed, theme.series[0])
+    for at, name in enumerate(stages):
+        picture.text(100, frame.top + 30 * at + 20, name, size=13, anchor="end")
     mark_kill(frame, killed)
-    picture.text(8, 140 + height, origin(found, "timeline"), size=11, color=theme.faint)
+    legend(picture, 8, 46, [(theme.series[0], "before the kill"), (theme.series[1], "after it")])
+    note = (
+        f"{faces:,} faces. Of the pass at work when it was killed, {stage.removeprefix('pass ')}, the blocks of "
+        f"{faces - resumed['done']:,} faces were kept."
+    )
+    picture.text(8, 150 + height, note, size=11, color=theme.faint)
+    picture.text(8, 166 + height, origin(found, "timeline"), size=11, color=theme.faint)
     return str(picture)
 
 
@@ -155,5 +169,6 @@ def megabytes(size: str) -> float:
 
 def origin(found: Mapping[str, Any], name: str) -> str:
     """Return where the figures of a picture come from."""
-    machine = found["machine"]
-    return f"benchmarks/results/{name}.json, {found['date'][:10]}; {machine['cores']} cores"
+    shared = ", other work beside it" if found["arguments"].get("load_before", 0) > 1 else ""
+    cores = found["machine"]["cores"]
+    return f"benchmarks/results/{name}.json, {found['date'][:10]}; {cores} cores{shared}"

@@ -1,4 +1,4 @@
-"""Schematics that show an idea and no figures: exact and layer-wise inference, cells, a run that was killed."""
+"""Schematics that show an idea and no figures: exact and layer-wise inference, cells."""
 
 import math
 
@@ -77,32 +77,5 @@ def cells(theme: Theme) -> str:
         picture.path(f"M{face[0]} {face[1]}L{x} {y}", color=theme.series[1], width=1.5)
         picture.dot(x, y, theme.series[1], 4)
     picture.dot(*face, theme.series[1], 7)
-    picture.text(face[0], face[1] + 22, "a face", size=13, anchor="middle", bold=True)
-    return str(picture)
-
-
-def run_folder(theme: Theme) -> str:
-    """Stages of a run over time: what was finished before a kill stays, and the stage in the making goes on."""
-    stages = ("features", "knn", "reranked", "refined", "refined_knn", "labels")
-    spans = ((0, 40), (40, 130), (130, 180), (180, 300), (334, 420), (420, 450))
-    picture = Picture(640, 268, theme, "A run folder over time: a kill costs the block in the making")
-    left, top = 110, 44
-    for at, (stage, (start, stop)) in enumerate(zip(stages, spans, strict=True)):
-        y = top + 30 * at
-        picture.text(left - 10, y + 15, stage, anchor="end", size=13)
-        picture.rect(left + start, y, stop - start, 20, fill=theme.accent, radius=3)
-        if stage == "refined":  # killed in the middle of it, and continued
-            picture.rect(left + 248, y, 16, 20, fill=theme.line)
-            picture.rect(left + 264, y, 70, 20, fill=theme.series[1], radius=3)
-    kill = left + 264
-    picture.path(f"M{kill} 30V{top + 182}", color=theme.series[1], width=2, dashed=True)
-    picture.text(kill, 20, "killed; the same command again", anchor="middle", size=13, bold=True)
-    picture.path(f"M{left} {top + 188}H610", arrow=True)
-    picture.text(610, top + 206, "time", anchor="end", size=12, color=theme.faint)
-    picture.rect(left, top + 196, 12, 12, fill=theme.accent)
-    picture.text(left + 18, top + 206, "kept", size=12, color=theme.faint)
-    picture.rect(left + 64, top + 196, 12, 12, fill=theme.line)
-    picture.text(left + 82, top + 206, "lost: one block", size=12, color=theme.faint)
-    picture.rect(left + 192, top + 196, 12, 12, fill=theme.series[1])
-    picture.text(left + 210, top + 206, "continued", size=12, color=theme.faint)
+    picture.text(face[0] + 12, face[1] + 5, "a face", size=13, bold=True)
     return str(picture)

@@ -18,7 +18,7 @@ def terminal(theme: Theme, recording: Path, commands: int) -> str:
     """
     head, *events = map(json.loads, recording.read_text().splitlines())
     columns: int = head["width"]
-    lines: list[tuple[float, str]] = []
+    lines: list[tuple[float, str, bool]] = []  # when, what, and whether it is typed
     clock = before = 0.0
     for at, _, told in events:
         text: str = told.rstrip("\r\n")
@@ -26,7 +26,8 @@ def terminal(theme: Theme, recording: Path, commands: int) -> str:
             break
         clock += min(at - before, LONGEST)
         before = at
-        lines += [(clock, part) for part in folded(text, columns)]
+        typed = text.startswith("$ ")
+        lines += [(clock, part, typed) for part in folded(text, columns)]
     width, height = round(columns * WIDE) + 32, LINE * len(lines) + 58
     picture = Picture(width, height, theme, f"Recording of `{head['title']}`")
     picture.rect(1, 1, width - 2, height - 2, fill=theme.box, stroke=theme.line, radius=8)
@@ -34,11 +35,12 @@ def terminal(theme: Theme, recording: Path, commands: int) -> str:
         picture.dot(20 + 16 * at, 18, theme.line, 5)
     picture.text(width / 2, 22, head["title"], size=12, anchor="middle", color=theme.faint)
     picture.parts.append(
-        "<style>@keyframes come{from{opacity:0}to{opacity:1}}.t{animation:come .15s both;white-space:pre}</style>"
+        "<style>@keyframes come{from{opacity:0}to{opacity:1}}.t{animation:come .15s both;white-space:pre}"
+        "@media(prefers-reduced-motion:reduce){.t{animation:none}}</style>"
     )
-    for at, (clock, text) in enumerate(lines):
+    for at, (clock, text, typed) in enumerate(lines):
         picture.text(
-            16, 50 + LINE * at, text, size=12, color=color_of(text, theme), bold=text.startswith("$ ")
+            16, 50 + LINE * at, text, size=12, color=theme.accent if typed else theme.ink, bold=typed
         )
         picture.parts[-1] = picture.parts[-1].replace(
             "<text ",
@@ -56,8 +58,3 @@ def folded(text: str, columns: int) -> list[str]:
         text, columns - 2, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )
     return [f"{part} \\" for part in parts[:-1]] + parts[-1:]
-
-
-def color_of(text: str, theme: Theme) -> str:
-    """Commands stand out; what a command says of its work is faint."""
-    return theme.accent if text.startswith(("$ ", "    ")) else theme.ink
