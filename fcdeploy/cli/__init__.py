@@ -17,6 +17,7 @@ except FcdeployError as error:  # what is imported below may not load there
 import click
 
 from fcdeploy import __version__
+from fcdeploy.cli.grouped import HELP
 from fcdeploy.cli.interrupts import ignore_signals, interruptible, received, unmasked
 from fcdeploy.cli.streams import STANDARD_OUTPUT, give_up_stdout, mend_streams
 from fcdeploy.cli.text import one_line
@@ -91,9 +92,7 @@ class LazyGroup(click.Group):
             raise click.UsageError(message, ctx) from error
 
 
-@click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@click.group(cls=LazyGroup, context_settings={**HELP, "max_content_width": 110})
 @click.version_option(__version__, prog_name="fcdeploy")
 def cli() -> None:
     """Deploy learned face clustering: checkpoints in, clusters out.

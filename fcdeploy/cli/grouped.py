@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
+HELP = {"help_option_names": ["-h", "--help"]}
 RANGES = (  # as click writes them, and in words
     (re.compile(r"([^\s\[]+)<=x<=([^\s\]]+)"), r"\1 to \2"),
     (re.compile(r"([^\s\[]+)<=x<([^\s\]]+)"), r"\1 to less than \2"),
@@ -23,6 +25,11 @@ def grouped(groups: Mapping[str, Sequence[str]] | None = None) -> type[click.Com
     sections = dict(groups or {})
 
     class GroupedCommand(click.Command):
+        def __init__(self, name: str | None, **given: Any) -> None:
+            super().__init__(
+                name, **{"context_settings": HELP, **given}
+            )  # alone, too, and not only below fcdeploy
+
         def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
             by_name = {
                 option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)

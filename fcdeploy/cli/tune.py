@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcdeploy.cli.features import column_option, open_and_tell
+from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.outputs import check_default_output
@@ -25,20 +26,32 @@ if TYPE_CHECKING:
     from fcdeploy.training.tuned import Tuned
 
 
-@click.command("tune")
-@click.option("--engine", required=True, type=PathType, help="Bundle folder, or a file in it.")
-@click.option("--features", required=True, type=PathType, help="Features of labelled faces.")
+GROUPS = {
+    "Input": (
+        *("features", "column", "labels", "pairs", "unlabelled", "label_column", "unknown"),
+        *("on_bad", "duplicates"),
+    ),
+    "Engine": ("engine", "inference", "link"),
+    "Choice": ("objective", "min_precision", "repeats"),
+    "Output": ("output", "run_dir", "as_json", "quiet"),
+    "Machine": ("threads", "scratch"),
+}
+
+
+@click.command("tune", cls=grouped(GROUPS))
+@click.option("--engine", required=True, type=PathType, help="Engine bundle: its folder, or a file in it.")
+@click.option("--features", required=True, type=PathType, help="Features of the faces to choose on.")
 @column_option
 @click.option("--labels", type=PathType, help="Their true identities, -1 where unknown.")
 @click.option(
     "--pairs",
     type=PathType,
-    help="Instead of identities, some hundred checked pairs (see `fcdeploy pairs`): a, b, and same or different.",
+    help="Instead of identities, a few hundred pairs of faces that a person has checked (see `fcdeploy pairs`).",
 )
 @click.option(
     "--unlabelled",
     is_flag=True,
-    help="Without anything to go by: suggest the threshold at which neighbors speak most for what is joined.",
+    help="Without identities or pairs: suggest the threshold at which neighbors agree most with the clusters.",
 )
 @label_column_option
 @unknown_option
@@ -51,15 +64,15 @@ if TYPE_CHECKING:
     "--min-precision",
     type=click.FloatRange(0, 1),
     default=0.0,
-    help="Precision that is to be reached, of the objective, by a setting that joins faces.  [default: any]",
+    help="Minimum precision of the objective that the choice has to reach.  [default: any]",
 )
 @click.option(
     "--repeats",
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
-    help="How often the people are dealt into halves, each clustered anew, to tell what the choice is worth on other "
-    "people and to take one that stays good there. 0: take the highest F on these faces.",
+    help="Number of random splits of the people into halves, each half clustered again, to find a setting that stays "
+    "good on other people and to estimate its F there; 0: take the highest F on these faces.",
 )
 @click.option(
     "-o",
@@ -67,23 +80,33 @@ if TYPE_CHECKING:
     type=PathType,
     default=Path("tuned.toml"),
     show_default=True,
-    help="Recipe to write; the plot goes beside it (.png).",
+    help="Recipe to write, with a plot beside it (.png).",
 )
 @run_option("inference")
-@run_option("link", help="NSR-FC: which way of making clusters to tune.  [default: the engine's]")
-@run_option("duplicates", help="Copies of a face, as in `fcdeploy cluster`.")
+@run_option("link", help="NSR-FC only: way of clustering to tune.  [default: the engine's]")
+@run_option(
+    "duplicates",
+    help="Copies of a face: count them once (merge), or treat every row as a face of its own (as-published).",
+)
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip", "zero"]),
     default="stop",
     show_default=True,
-    help="Rows with NaN, infinity or zeros only: stop, or leave them and their labels out (skip and zero alike). All "
-    "are listed in OUTPUT.bad.txt.",
+    help="Rows with NaN, infinity or zeros only: stop, or leave them out with their labels (skip or zero). They are "
+    "listed in OUTPUT.bad.txt.",
 )
 @run_option("threads")
-@click.option("--run-dir", type=PathType, help="Keep every stage's result here, and continue from them.")
+@click.option(
+    "--run-dir", type=PathType, help="Folder that keeps all results, to continue an interrupted run."
+)
 @run_option("scratch")
-@click.option("--json", "as_json", is_flag=True, help="Print all that was tried as JSON.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print all settings that were tried, with their measures, as JSON.",
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     engine: Path,
@@ -106,10 +129,10 @@ def command(
 ) -> None:
     """Choose the thresholds of an engine on labelled faces, or on pairs of faces that a person has checked.
 
-    Links and clusters are made for every setting that is tried, on all faces and on halves of the people, each
-    clustered anew; what is chosen on one half is judged on the other. The setting that stays good everywhere is
-    taken, and the F to expect on other people is printed beside that on these faces and written into the recipe.
-    Faces that trained the network say nothing about others: give faces of other people.
+    Every setting is tried on all faces and on random halves of the people, each clustered on its own; what is chosen on
+    one half is measured on the other. The setting that stays good everywhere is chosen. The F to expect on other people
+    is printed beside the F on these faces, and written into the recipe. Give faces of people that the network was not
+    trained on.
 
     \b
     Example:

@@ -324,7 +324,7 @@ def plot_comparison(found: Comparison, features: str, plot: Path) -> None:
 
 
 def concluded(found: Comparison) -> str:
-    """Say whose F is the highest, and that of the other kind: "pse.onnx: pairwise F 0.874; without a network 0.829"."""
+    """Say the highest F with a network and without: "pse.onnx: pairwise F 0.874; without a network 0.829"."""
 
     def f(row: Compared) -> float:
         return row.best.measure(found.objective).f
