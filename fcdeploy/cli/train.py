@@ -1,6 +1,7 @@
 """``fcdeploy train``."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,11 +205,9 @@ def command(
 ) -> None:
     """Train SYSTEM on your own labelled faces.
 
-    Settings are chosen by the faces and written to the recipe: how the training faces are split so that they look
-    like those to be clustered, neighbors per face, steps, learning rate. Several seeds are trained in the time given;
-    whole identities are held out, and the weights that cluster them best are written. The same command resumes an
-    interrupted training. With --recipe, --steps or --epochs, and neither --target nor --minutes, nothing is chosen:
-    what you do not give is as published.
+    Settings are chosen by the faces and written to the recipe; of several seeds the weights are kept that cluster
+    held-out people best. With --recipe, --steps or --epochs, and neither --target nor --minutes, what you do not give
+    is as published.
 
     \b
     Example:
@@ -222,26 +221,20 @@ def command(
 
     import_package("torch", "PyTorch, which training needs,", "pip install 'fcdeploy[cpu,export,train]'")
     from fcdeploy.runtime.lost_pages import told_of_lost_pages
-    from fcdeploy.training.asked import as_published, train_asked
-    from fcdeploy.training.train import training_of
+    from fcdeploy.training.asked import as_published, outputs_of, train_asked, training_of
 
     record = get_system(system)
-    given = {name: value for name, value in chosen.items() if value is not None}
-    given["settings"] = _pairs(settings)
-    if network or not record.trainings() or as_published(recipe, given, target, minutes):
+    given = _given(chosen, settings)
+    whole = not (network or as_published(recipe, given, target, minutes)) and bool(record.trainings())
+    if not whole:
         training_of(record, network)
-    to_train_for = load_recipe(recipe) if recipe else None
-    width = _width_by_labels(features, dim, labels, label_column)
-    opened = open_and_tell(
-        features, dim, width=width, column=column, output=output, scratch=scratch, quiet=quiet
-    )
-    identities = _read_identities(opened, width, labels, label_column)
+    opened, identities = _open_faces(features, dim, column, labels, label_column, output, scratch, quiet)
     more = (labels, init, knn, reranked, *checkpoints, Path(recipe) if recipe else None, target)
-    _check_outputs(output, (*opened.files, *more))
+    outputs = outputs_of(record, network, output) if whole else {"": output}
+    _check_outputs(outputs.values(), (*opened.files, *more))
     check_bad_list(bad_list_of(output), (features, labels, init, target, *checkpoints))
     wanted = None if target is None else open_and_tell(target, opened.dim, scratch=scratch, quiet=quiet)
-    kept = run_dir or output.with_suffix(".run")
-    with resumable(f"the same command goes on from what {kept} holds", kept), told_of_lost_pages():
+    with _resumable(run_dir or output.with_suffix(".run")), told_of_lost_pages():
         trained = train_asked(
             record,
             opened,
@@ -251,7 +244,7 @@ def command(
             minutes=minutes,
             given=given,
             network=network,
-            recipe=to_train_for,
+            recipe=load_recipe(recipe) if recipe else None,
             checkpoints=checkpoints,
             init=init,
             key=keys,
@@ -267,18 +260,40 @@ def command(
         _print(record.name, trained)
 
 
-def _read_identities(
-    opened: "Features", width: int | None, labels: Path, label_column: str | None
-) -> "np.ndarray":
-    """Read the labels of the features; raises InputError when a width that follows from them is not that of faces."""
+def _resumable(kept: Path) -> AbstractContextManager[None]:
+    return resumable(f"the same command goes on from what {kept} holds", kept)
+
+
+def _open_faces(
+    features: Path,
+    dim: int | None,
+    column: str | None,
+    labels: Path,
+    label_column: str | None,
+    output: Path,
+    scratch: Path | None,
+    quiet: bool,
+) -> tuple["Features", "np.ndarray"]:
+    """Open features and read their labels; raises InputError when the width that follows is not that of faces."""
     from fcdeploy.data.labels import read_labels
     from fcdeploy.training.width import check_width
 
+    width = _width_by_labels(features, dim, labels, label_column)
+    opened = open_and_tell(
+        features, dim, width=width, column=column, output=output, scratch=scratch, quiet=quiet
+    )
     # Faces behind the last of a clusters.txt are in no cluster.
     identities = read_labels(labels, opened.n, label_column)
     if width is not None:
         check_width(opened, identities, str(labels))
-    return identities
+    return opened, identities
+
+
+def _given(chosen: Mapping[str, object], settings: Iterable[str]) -> dict[str, object]:
+    """Return what the user has chosen, by name: options that were given, and training settings."""
+    return {name: value for name, value in chosen.items() if value is not None} | {
+        "settings": _pairs(settings)
+    }
 
 
 def _pairs(settings: Iterable[str]) -> dict[str, str]:
@@ -294,16 +309,24 @@ def _pairs(settings: Iterable[str]) -> dict[str, str]:
     return pairs
 
 
-def _check_outputs(output: Path, inputs: Iterable[Path | None]) -> None:
-    """Raise InputError when checkpoint or recipe would take the place of an input, or of another's file."""
+def _check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Raise InputError when checkpoints or recipes would take the place of an input, or of another's file."""
     from fcdeploy.data.side_files import check_not_an_input
-    from fcdeploy.deploy.recipe import is_written_recipe
     from fcdeploy.deploy.recipe_beside import recipe_place
 
-    beside, inputs = recipe_place(output), tuple(inputs)
-    for written in (output, beside):
-        check_not_an_input(written, inputs)
-    check_default_output("output", output, lambda path: beside.is_file() and is_written_recipe(beside))
+    inputs = tuple(inputs)
+    for output in outputs:
+        beside = recipe_place(output)
+        for written in (output, beside):
+            check_not_an_input(written, inputs)
+        check_default_output("output", output, lambda path: _is_ours(recipe_place(path)))
+
+
+def _is_ours(recipe: Path) -> bool:
+    """Tell whether a recipe is there that was written by ``fcdeploy train``."""
+    from fcdeploy.deploy.recipe import is_written_recipe
+
+    return recipe.is_file() and is_written_recipe(recipe)
 
 
 def _print(system: str, trained: Sequence["Trained"]) -> None:

@@ -15,7 +15,7 @@ from fcdeploy.deploy.recipe_beside import recipe_place
 from fcdeploy.runtime.api import PathLike, features_given
 from fcdeploy.systems import Recipe, System, get_system
 from fcdeploy.training import train as one_network
-from fcdeploy.training.best_of import MINUTES, Given, train_best
+from fcdeploy.training.best_of import MINUTES, Given, outputs_of, train_best
 from fcdeploy.training.choices import Choices
 from fcdeploy.training.compare import truth_of
 from fcdeploy.training.train import Trained, training_of
@@ -65,12 +65,14 @@ def train(
     opened = features_given(features, None, column, None if scratch is None else Path(scratch))
     truth = truth_of(labels, opened, label_column)
     inputs = [Path(path) for path in (features, labels, target, init) if isinstance(path, (str, os.PathLike))]
-    for written in (output, recipe_place(output)):
-        check_not_an_input(written, [*inputs, *before])
-    check_bad_list(bad_list_of(output), [*inputs, *before])
     given: dict[str, object] = {name: value for name, value in options.items() if value is not None}
     if settings:
         given["settings"] = {name: str(value) for name, value in settings.items()}
+    alone = as_published(recipe, given, target, minutes) or not record.trainings()
+    for path in [output] if alone else outputs_of(record, network, output).values():
+        for written in (path, recipe_place(path)):
+            check_not_an_input(written, [*inputs, *before])
+    check_bad_list(bad_list_of(output), [*inputs, *before])
     return train_asked(
         record,
         opened,

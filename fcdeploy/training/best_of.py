@@ -14,6 +14,8 @@ import torch
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.features import Features, hash_of
 from fcdeploy.data.run_record import RECORD
+from fcdeploy.deploy.checkpoint import keys_of
+from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.deploy.recipe_beside import TRAINING, recipe_beside, recipe_place
 from fcdeploy.errors import InputError
 from fcdeploy.systems import Recipe, System
@@ -112,7 +114,7 @@ def train_best(
     given = dict(given or {})
     check_order(system, features, target, minutes, folder)
     trained_here = networks_of(system.name, list(system.trainings()), network)
-    outputs = {name: output if len(trained_here) == 1 else beside(output, name) for name in trained_here}
+    outputs = outputs_of(system, network, output)
     for name, path in outputs.items():
         training_of(system, name)
         check_places(path, folder)
@@ -132,7 +134,7 @@ def train_best(
         )
     lists = {"knn": knn, "reranked": reranked}
     before = [*checkpoints, *filter(None, [init])]
-    known = recipe or recipe_known(system, before, system.recipe())
+    known = recipe or (recipe_known(system, before, system.recipe()) if of_own(system, before) else None)
     suited = chosen_for(system, trained_here, faces, target, given, known, whole=any(lists.values()))
     chosen = recipe_chosen(system, suited, features.dim)
     order = Order(
@@ -175,9 +177,12 @@ def check_order(
         )
 
 
-def beside(output: Path, network: str) -> Path:
-    """Return where the checkpoint of one of several networks goes."""
-    return output.with_name(f"{output.stem}-{network}{output.suffix}")
+def outputs_of(system: System, network: str | None, output: Path) -> dict[str, Path]:
+    """Return where the checkpoints go, by network: of several, with its name behind a hyphen."""
+    names = networks_of(system.name, list(system.trainings()), network)
+    if len(names) == 1:
+        return {names[0]: output}
+    return {name: output.with_name(f"{output.stem}-{name}{output.suffix}") for name in names}
 
 
 def chosen_for(
@@ -207,7 +212,8 @@ def chosen_for(
         tried = [sample.dealt(*one, labelled.boundary) for one in splits_to_try(labelled.typical, features.n)]
         split = closest_split(tried, crowd)
     fewest = min(int(chosen.sum()) for chosen in faces.sides.values())
-    suited = suited_to(system.name, networks, labelled, split, crowd, fewest)
+    k = longest_list(recipe) if recipe else 0
+    suited = suited_to(system.name, networks, labelled, split, crowd, fewest, k)
     if "albums" in given or "strays" in given:
         return suited
     albums = albums_that_fit(
@@ -216,7 +222,7 @@ def chosen_for(
     if albums == split.albums:
         return suited
     split = sample.dealt(albums, split.strays if albums > 1 else 0.0, labelled.boundary)
-    return suited_to(system.name, networks, labelled, split, crowd, fewest)
+    return suited_to(system.name, networks, labelled, split, crowd, fewest, k)
 
 
 def albums_that_fit(faces: Faces, shots: np.ndarray, split: Dealt, k: int) -> int:
@@ -248,6 +254,12 @@ def recipe_known(system: System, before: Sequence[Path], rest: Recipe) -> Recipe
     """Return the recipe beside the checkpoints, if any; ``rest``: what it is where these are of another system."""
     found = recipe_beside(system, before, lambda: rest)
     return None if found is None else found.recipe
+
+
+def of_own(system: System, before: Sequence[Path]) -> bool:
+    """Tell whether a recipe of this system lies beside a checkpoint, rather than one that has a part of it."""
+    beside = [recipe_place(path) for path in before]
+    return any(load_recipe(file).system == system.name for file in beside if file.is_file())
 
 
 def recipe_chosen(system: System, suited: Suited, dim: int) -> Recipe:
@@ -334,7 +346,7 @@ def seeds_of(
                 recipe=order.recipe,
                 checkpoints=before,
                 init=order.init,
-                key=order.keys,
+                key=keys_for(order, len(before) - len(order.before)),
                 choices=choices_for(order, name, seed),
                 labels_name=order.labels_name,
                 until=begun_at + seconds - spent,
@@ -347,6 +359,13 @@ def seeds_of(
         spent += taken[str(seed)]
         keep(order, progress)
     return found, spent
+
+
+def keys_for(order: Order, own: int) -> list[str]:
+    """Return the keys of checkpoints: given ones, ``own`` of networks trained here, which have none, and ``init``."""
+    given = len(order.before)
+    keys = [key or "" for key in keys_of(order.keys, given + (order.init is not None))]
+    return [*keys[:given], *[""] * own, *keys[given:]]
 
 
 def choices_for(order: Order, name: str, seed: int) -> Choices:

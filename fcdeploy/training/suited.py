@@ -190,22 +190,24 @@ def suited_to(
     split: Dealt,
     target: Crowd | None,
     fewest: int,
+    given: int = 0,
 ) -> Suited:
     """Return the settings that suit the labelled faces, split so, and those to be clustered where these are known.
 
-    networks: those that are trained, see ``networks_of``; fewest: see ``list_length``.
+    networks: those that are trained, see ``networks_of``; fewest: see ``list_length``; given: k of a recipe that is
+    not to be chosen, 0 where there is none.
     """
     crowd, faces = (split.crowd, labelled.faces) if target is None else (target, target.faces)
-    k = list_length(crowd.typical, fewest)
+    k = given or list_length(crowd.typical, fewest)
     habits = {
         name: dataclasses.replace(HABITS[system, name], settings=own_settings(system, name, k, labelled))
         for name in networks
     }
     steps = {name: steps_for(habit, labelled.people) for name, habit in habits.items()}
-    recipe = recipe_for(system, k, labelled.boundary, faces)
+    recipe = {} if given else recipe_for(system, k, labelled.boundary, faces)
     reasons = [
         *reasons_of_split(labelled, split, target),
-        *reasons_of_recipe(system, k, crowd, recipe, labelled),
+        *(() if given else reasons_of_recipe(system, k, crowd, recipe, labelled)),
     ]
     for name, habit in habits.items():
         reasons.extend(reasons_of_network(name, habit, steps[name], labelled))

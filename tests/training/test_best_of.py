@@ -120,6 +120,20 @@ def test_what_the_user_gives_is_not_chosen(trainings, trained):
     assert choices.settings["loss"] == "multi-similarity"
 
 
+def test_a_recipe_beside_a_checkpoint_of_another_system_says_what_the_two_have_in_common(
+    trainings, trained, people, tmp_path
+):
+    """A refinement is PSE-GCN's: its neighborhood stays, and the pairs' lists are as long as without it."""
+    (tmp_path / "refine.pth").write_bytes(b"")
+    (tmp_path / "refine.toml").write_text((people / "pse-gcn.toml").read_text())
+    recipes = [
+        trained("nsr-fc", network="rescore", minutes=1, checkpoints=before, run_dir=f"{len(before)}.run")
+        for before in ([], [tmp_path / "refine.pth"])
+    ]
+    assert [call[2] for call in trainings.calls] == [[], ["refine.pth"]]
+    assert recipes[0].suited.recipe["pairs.k"] == recipes[1].suited.recipe["pairs.k"] == 24
+
+
 def test_a_target_decides_how_faces_are_split(trainings, trained, vectors):
     """Faces that are all alone, against all in one place."""
     alone = np.linalg.qr(np.random.default_rng(1).standard_normal((16, 16)))[0]
@@ -130,6 +144,16 @@ def test_a_target_decides_how_faces_are_split(trainings, trained, vectors):
         found = trained(minutes=1, target=faces, run_dir=f"{len(ks)}.run", given=given)
         ks.append(found.suited.recipe["links.k"])
     assert ks == [24, 80]
+
+
+def test_no_checkpoint_of_a_chain_takes_the_place_of_an_input_or_of_another_s_file(people, fcdeploy):
+    data = ("--features", people / "f.bin", "--labels", people / "f.meta")
+    Path("checkpoint-pce.pth").write_text("mine")
+    done = fcdeploy("train", "nsr-fc", *data)
+    assert (done.code, Path("checkpoint-pce.pth").read_text()) == (2, "mine")
+    assert "checkpoint-pce.pth: exists already" in done.err
+    done = fcdeploy("train", "nsr-fc", *data, "--ckpt", "checkpoint-pce.pth", "-o", "checkpoint.pth")
+    assert "checkpoint-pce.pth: is also an input" in done.err
 
 
 @pytest.fixture(autouse=True)

@@ -119,6 +119,17 @@ def test_faces_to_be_clustered_decide_how_long_lists_are():
 
 def test_re_scoring_and_gcn_e_are_trained_by_name_only():
     assert networks_of("ve-gcn", ["vertex", "edge"], None) == ["vertex"]
+
+
+def test_a_recipe_that_is_given_decides_what_depends_on_its_lists():
+    networks = ["pairwise"]
+    found = suited_to("sepfl", networks, CELEBRITIES, Dealt(10, 0.4, crowd(5)), None, 3000, 16)
+    assert found.networks["pairwise"].settings["reach"] == "15"
+    assert found.recipe == {}
+    assert "k" not in {row.name for row in found.reasons}
+
+
+def test_re_scoring_is_trained_by_name_only():
     networks = list(get_system("nsr-fc").trainings())
     assert networks_of("nsr-fc", networks, None) == ["lce", "pce"]
     assert networks_of("nsr-fc", networks, "rescore") == ["rescore"]
