@@ -10,7 +10,13 @@ from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.errors import InputError
 from fcdeploy.run.options import Options
 from fcdeploy.systems import NAMES, Recipe, System, get_system
-from fcdeploy.systems.settings import list_settings, setting_of, settings_from_dict, with_settings
+from fcdeploy.systems.settings import (
+    NO_SETTINGS,
+    list_settings,
+    setting_of,
+    settings_from_dict,
+    with_settings,
+)
 
 SUFFIX = ".toml"
 TRAINING = (
@@ -168,7 +174,7 @@ def _taking_common(recipe: Recipe, kin: Recipe) -> Recipe:
     common = {
         field.name: getattr(kin, field.name)
         for field in dataclasses.fields(kin)
-        if field.name not in ("system", "tolerance")
+        if field.name not in (*NO_SETTINGS, "tolerance")
         and type(getattr(recipe, field.name, None)) is type(getattr(kin, field.name))
     }
     return with_settings(recipe, common)

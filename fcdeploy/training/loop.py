@@ -37,8 +37,10 @@ from fcdeploy.training.sweep import Trial, best_trial, sweep
 
 BEST, LAST = TRAINED_WEIGHTS
 STATE, CURVES = "state.pt", "curves"
-# Steps by which it is known how long one takes, and behind which they are timed; and the share of the time for steps.
-PACED, FIRST_PACED, FOR_STEPS = 24, 8, 0.75
+# Steps by which it is known how long one takes, behind a third of them: so many at most, an eighth of all, so that the
+# rate has not fallen yet, and no fewer than four. FOR_STEPS: the share of the time for steps, the rest is for checks.
+PACED, TIMED, FEWEST_PACED, FOR_STEPS = 24, 1 / 8, 4, 0.75
+FEWEST_STEPS = 0.5  # share of the planned ones: with fewer, a network is worse than none
 SAVE_SECONDS = 60.0  # between states that are saved while no check is due: what a kill may cost
 DRAW_SECONDS = 30.0  # between pictures
 # Until freed memory is given back: in pieces of unlike sizes it would become more and more.
@@ -121,20 +123,27 @@ class Loop:
         return self.net if self.mean is None else self.mean.module
 
     def keep_pace(self) -> None:
-        """Time the first steps, and take fewer in all where as many as planned would take too long."""
-        if self.until is None or self.at.total or self.at.step >= FIRST_PACED or self.total <= PACED:
+        """Time the first steps, and take fewer in all, but half of them, where as many would take too long."""
+        paced = min(PACED, int(TIMED * self.total))
+        first = paced // 3
+        if self.until is None or self.at.total or self.at.step > first or paced < FEWEST_PACED:
             return
         with self.report.steps(self.total, self.at.step):
-            self.steps_to(FIRST_PACED)
+            self.steps_to(first)
             begun = time.monotonic()
-            self.steps_to(PACED)
-        each = (time.monotonic() - begun) / (PACED - FIRST_PACED)
+            self.steps_to(paced)
+        each = (time.monotonic() - begun) / (paced - first)
         left = FOR_STEPS * max(0.0, self.until - time.monotonic())
-        planned, self.total = self.total, min(self.total, PACED + int(left / each))
-        self.at.total = self.total
+        planned, possible = self.total, paced + int(left / each)
+        self.at.total = self.total = min(planned, max(possible, int(FEWEST_STEPS * planned)))
         if self.total < planned:
+            more = (
+                ""
+                if possible >= self.total
+                else f", which the time does not allow: {self.total * each / 60:.0f} min"
+            )
             self.report.say(
-                f"{self.total:,} of {planned:,} steps are what the time allows, {each:.2g} s each; --minutes gives more"
+                f"{self.total:,} of {planned:,} steps{more}, {each:.2g} s each; more with --minutes"
             )
 
     def next_check(self) -> int:

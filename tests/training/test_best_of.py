@@ -229,8 +229,11 @@ def test_python_refuses_an_option_that_there_is_not(vectors, identities):
         package.train("pse-gcn", vectors, identities, albms=3)
 
 
-def test_fewer_steps_are_taken_where_the_time_is_short(vectors, identities, tmp_path, monkeypatch):
-    """Each step takes a second of this clock: of 100, 24 are paced, and three quarters of what is left are steps."""
+@pytest.mark.parametrize(("minutes", "steps"), [(10, 100), (1.5, 12 + int(0.75 * (90 - 12))), (0.2, 50)])
+def test_fewer_steps_are_taken_where_the_time_is_short(
+    minutes, steps, vectors, identities, tmp_path, monkeypatch
+):
+    """Each of 100 takes a second of this clock: 12 are timed, then come three quarters of the seconds left, or half."""
     clock = [0.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
     step = loop.Loop.step
@@ -241,7 +244,9 @@ def test_fewer_steps_are_taken_where_the_time_is_short(vectors, identities, tmp_
 
     monkeypatch.setattr(loop.Loop, "step", slow)
     monkeypatch.setattr(best_of.time, "monotonic", lambda: clock[0])
-    given = {"steps": 100, "batch": 4, "threads": 1, "settings": {"nodes": "16"}, "validation": 0.0}
+    given = {"steps": 100, "batch": 2, "threads": 1, "settings": {"nodes": "12"}, "validation": 0.0}
     faces = features_from_array(vectors)
-    found = train_best(get_system("pse-gcn"), faces, identities, tmp_path / "c.pth", minutes=1, given=given)
-    assert found.trained[0].steps == 24 + int(0.75 * (60 - 24))
+    found = train_best(
+        get_system("pse-gcn"), faces, identities, tmp_path / "c.pth", minutes=minutes, given=given
+    )
+    assert found.trained[0].steps == steps
