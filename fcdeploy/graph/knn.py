@@ -40,13 +40,6 @@ class KnnGraph:
         return int(self.ids.shape[1])
 
 
-def choose_method(method: str, n: int) -> str:
-    """Return 'exact' or 'ivf'; 'auto' compares all pairs up to EXACT_LIMIT faces."""
-    if method != "auto":
-        return method
-    return "exact" if n <= EXACT_LIMIT else "ivf"
-
-
 class KnnSearch:
     """Finds neighbors among ``vectors`` (n, d) float32, C-contiguous unit rows (a memory map will do).
 

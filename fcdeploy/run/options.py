@@ -59,7 +59,7 @@ class Options:
         NEIGHBORS,
         "auto",
         "Neighbor search, or a file of neighbor lists to use instead. auto compares all pairs up to 50,000 faces and "
-        "searches in cells beyond (ivf on a GPU).",
+        "searches in cells beyond.",
         TEXT,
         metavar="auto|exact|ivf|cells|FILE",
     )

@@ -8,11 +8,9 @@ from oracles import inner_products_in_lanes
 
 from fcdeploy.graph.cells import ONE_CELL, Cells, assign_cells, cell_count, train_cells
 from fcdeploy.graph.knn import (
-    EXACT_LIMIT,
     PROBES,
     SPARE,
     KnnSearch,
-    choose_method,
     order_candidates,
     similarities_of_lists,
 )
@@ -245,13 +243,6 @@ def test_a_face_that_was_not_among_its_own_candidates_still_comes_first():
     ids, sims = order_candidates(vectors, np.array([[1, 3]]), np.zeros(1, np.int32), 2)
     assert ids.tolist() == [[0, 1]]
     assert sims.tolist() == [[1, 1]]
-
-
-def test_auto_compares_all_pairs_up_to_the_limit():
-    assert choose_method("auto", EXACT_LIMIT) == "exact"
-    assert choose_method("auto", EXACT_LIMIT + 1) == "ivf"
-    assert choose_method("ivf", 2) == "ivf"
-    assert choose_method("exact", 10**7) == "exact"
 
 
 @pytest.mark.parametrize("d", [1, 2, 31, 32, 33, 70, 256])
