@@ -68,7 +68,7 @@ def main(python: str, there: tuple[str, ...], dim: int, part: int, output: Path)
         if wheel.stat().st_size > part:
             cut(wheel, part)
     if not (output / "pse.onnx").exists():
-        random_bundle(dim, output)
+        random_bundle("pse-gcn", dim, output).rename(output / "pse.onnx")
         (output / "checkpoint.pth").unlink()
     files = sorted(file for file in output.rglob("*") if file.is_file())
     for file in files:
