@@ -36,6 +36,7 @@ from fcdeploy.graph.codes import CodeScale, code_scale, codes_of_rows
 from fcdeploy.graph.cuda import (
     UPLOAD_ROWS,
     DeviceArray,
+    DeviceArrays,
     copied,
     device_budget,
     device_errors,
@@ -92,15 +93,17 @@ class DeviceRows:
 
 
 @contextlib.contextmanager
-def pairs_on_device(vectors: np.ndarray, k: int, vram: int) -> Iterator["DeviceSearch | None"]:
+def pairs_on_device(
+    vectors: np.ndarray, k: int, vram: int, resident: DeviceArrays | None = None
+) -> Iterator["DeviceSearch | None"]:
     """Open a search among all rows of ``vectors`` (n, d) float32 on the GPU; None if the CPU has to search."""
-    with device_for(vectors, k, vram, codes=False) as rows:
+    with device_for(vectors, k, vram, resident, codes=False) as rows:
         yield None if rows is None else DeviceSearch(rows)
 
 
 @contextlib.contextmanager
 def cells_on_device(
-    vectors: np.ndarray, cells: Cells, k: int, vram: int
+    vectors: np.ndarray, cells: Cells, k: int, vram: int, resident: DeviceArrays | None = None
 ) -> Iterator["DeviceCellSearch | None"]:
     """Open a search in cells on the GPU; None if the CPU has to search."""
     kept = 0 if cells.nearest is None else cells.nearest.shape[1]
@@ -109,12 +112,14 @@ def cells_on_device(
     if kept < looked_at > WIDEST:
         yield None
         return
-    with device_for(vectors, k, vram, codes=True) as rows:
+    with device_for(vectors, k, vram, resident, codes=True) as rows:
         yield None if rows is None else DeviceCellSearch(rows, cells)
 
 
 @contextlib.contextmanager
-def ranks_on(*, gpu: bool, vram: int = 0) -> Iterator["DeviceRanks | None"]:
+def ranks_on(
+    *, gpu: bool, vram: int = 0, resident: DeviceArrays | None = None
+) -> Iterator["DeviceRanks | None"]:
     """Open what ranks centroids on the GPU; None without ``gpu`` or CuPy."""
     device = opened_device("cells are made on the CPU") if gpu else None
     if device is None:
@@ -123,7 +128,8 @@ def ranks_on(*, gpu: bool, vram: int = 0) -> Iterator["DeviceRanks | None"]:
     cupy, products = device
     try:
         with device_errors(cupy, "neighbor search"):
-            yield DeviceRanks(cupy, products, min(MOST_ROOM, device_budget(cupy, vram) // HALVES // STREAMS))
+            budget = device_budget(cupy, vram, resident)
+            yield DeviceRanks(cupy, products, min(MOST_ROOM, budget // HALVES // STREAMS))
     finally:
         free_all(cupy)
 
@@ -139,35 +145,63 @@ def opened_device(instead: str) -> tuple[ModuleType, DeviceProducts] | None:
 
 
 @contextlib.contextmanager
-def device_for(vectors: np.ndarray, k: int, vram: int, *, codes: bool) -> Iterator[DeviceRows | None]:
+def device_for(
+    vectors: np.ndarray, k: int, vram: int, resident: DeviceArrays | None = None, *, codes: bool
+) -> Iterator[DeviceRows | None]:
     """Open the rows of ``vectors`` (n, d) float32 on the device; None if the CPU has to search.
 
     That is without CuPy, with too little device memory, or with more neighbors than a block can select. codes: whether
-    codes are compared, so that there need be no room for vectors.
+    codes are compared, so that there need be no room for vectors. resident: what stays on the device from stage to
+    stage, where vectors are looked for and kept; it is let go where there is no room beside it.
     """
-    n, d = vectors.shape
-    device = opened_device("neighbors are searched on the CPU") if min(n, k + SPARE) <= WIDEST else None
+    fits = min(len(vectors), k + SPARE) <= WIDEST
+    device = opened_device("neighbors are searched on the CPU") if fits else None
     if device is None:
         yield None
         return
     cupy, products = device
     try:
-        budget = device_budget(cupy, vram)
-        rows = FOUR * n * padded(d, FOUR)
-        least = HALVES * max(LEAST_ROOM, FOUR * padded(n, FOUR))
-        if codes:
-            budget -= 2 * n * padded(d, EIGHT) + FOUR * n
-        fits = budget - rows >= least
-        if fits:
-            budget -= rows
-        if not fits and (not codes or budget < least):
-            yield None
-            return
         with device_errors(cupy, "neighbor search"):
-            there = rows_on_device(cupy, vectors) if fits else None
-            yield DeviceRows(cupy, products, vectors, there, min(MOST_ROOM, budget // HALVES // STREAMS))
+            found = _placed(cupy, vectors, k, vram, resident, codes)
+            if found is None and resident is not None and resident.nbytes:
+                resident.clear()
+                found = _placed(cupy, vectors, k, vram, None, codes)
+            yield None if found is None else DeviceRows(cupy, products, vectors, *found)
     finally:
         free_all(cupy)
+
+
+def _placed(
+    cupy: ModuleType, vectors: np.ndarray, k: int, vram: int, resident: DeviceArrays | None, codes: bool
+) -> tuple[DeviceArray, int] | None:
+    """Return the vectors on the device, or None in their place, and the room for scores; None without room."""
+    n, d = vectors.shape
+    there = kept_rows(vectors, resident)
+    budget = device_budget(cupy, vram, resident)
+    rows = 0 if there is not None else FOUR * n * padded(d, FOUR)
+    wide = min(n, k + SPARE)
+    # Of the faces of a part: keys, candidates, codes, nearest cells.
+    budget -= STREAMS * min(n, PART) * (KEY * wide + FOUR * (wide + d + cell_search.NEAREST))
+    if codes:
+        budget -= 2 * n * padded(d, EIGHT) + FOUR * n
+    least = HALVES * max(LEAST_ROOM, FOUR * padded(n, FOUR))
+    if budget - rows >= least:
+        there = there if there is not None else rows_on_device(cupy, vectors)
+        budget -= rows
+    elif not codes or budget < least:
+        return None
+    return there, min(MOST_ROOM, budget // HALVES // STREAMS)
+
+
+def kept_rows(vectors: np.ndarray, resident: DeviceArrays | None) -> DeviceArray | None:
+    """Return the copy of ``vectors`` (n, d) that stays on the device, if there is one, or room for one.
+
+    Rows that have to be padded are none.
+    """
+    if resident is None or vectors.shape[1] % FOUR:
+        return None
+    held = resident.get(vectors)
+    return None if held is None else held[0]
 
 
 def rows_on_device(cupy: ModuleType, vectors: np.ndarray) -> DeviceArray:
@@ -192,6 +226,7 @@ class DeviceSearch:
         self._rows = rows
         n = len(rows.vectors)
         self._table = table_of(rows.cupy, rows.there, np.arange(n), np.array([0, n]))
+        rows.cupy.cuda.get_current_stream().synchronize()  # other streams do not wait for this one
 
     def search(self, faces: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return ids (m, k) int32 and sims (m, k) float32 of ``faces`` (m,); k is at most n."""

@@ -13,12 +13,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fcdeploy.errors import FcdeployError
+from fcdeploy.errors import FcdeployError, MissingDependencyError
 from fcdeploy.packages import import_package
 
 DeviceArray: TypeAlias = Any  # cupy.ndarray; CuPy has no types
 Key = tuple[int, tuple[int, ...], tuple[int, ...], str]  # address, shape, strides, dtype
 UPLOAD_ROWS = 65536
+RESIDENT_SHARE = 8  # of the device memory, for arrays that stay from stage to stage
 _compiling = threading.Lock()
 _modules: dict[tuple[int, str], Any] = {}  # cupy.RawModule
 
@@ -84,10 +85,29 @@ def device_errors(cupy: ModuleType, what: str) -> Iterator[None]:
         raise FcdeployError(f"{what}: CUDA failed ({error}).") from error
 
 
-def device_budget(cupy: ModuleType, vram: int) -> int:
-    """Return how many bytes of device memory may be taken: ``vram``, or most of what is free where that is 0."""
+def device_budget(cupy: ModuleType, vram: int, resident: "DeviceArrays | None" = None) -> int:
+    """Return how many bytes of device memory may be taken: of ``vram``, or most of what is free where that is 0.
+
+    resident: what lies there already.
+    """
+    if vram:
+        return vram - (resident.nbytes if resident is not None else 0)
     cupy.get_default_memory_pool().free_all_blocks()
-    return vram or int(cupy.cuda.runtime.memGetInfo()[0]) * 9 // 10
+    return int(cupy.cuda.runtime.memGetInfo()[0]) * 9 // 10
+
+
+def resident_arrays(*, gpu: bool, vram: int) -> "DeviceArrays | None":
+    """Return what keeps copies of arrays on the GPU from stage to stage; None without ``gpu`` or CuPy.
+
+    They take RESIDENT_SHARE of the memory at most.
+    """
+    try:
+        cupy = import_cupy() if gpu else None
+    except MissingDependencyError:  # stages say so themselves
+        return None
+    if cupy is None:
+        return None
+    return DeviceArrays(cupy, device_budget(cupy, vram) // RESIDENT_SHARE)
 
 
 def release_device_memory() -> None:

@@ -12,9 +12,10 @@ import numpy as np
 
 from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph.best_cuda import BLOCKS, KEY, THREADS
-from fcdeploy.graph.cell_search_cuda import free_all, rows_on_device
+from fcdeploy.graph.cell_search_cuda import free_all, kept_rows, rows_on_device
 from fcdeploy.graph.cuda import (
     DeviceArray,
+    DeviceArrays,
     device_budget,
     device_errors,
     download,
@@ -100,7 +101,9 @@ class DeviceRanking:
 Ranking = HostRanking | DeviceRanking
 
 
-def reranks_on_device(n: int, k: int, d: int, *, gpu: bool, vram: int) -> bool:
+def reranks_on_device(
+    n: int, k: int, d: int, *, gpu: bool, vram: int, resident: DeviceArrays | None = None
+) -> bool:
     """Tell whether lists (n, k) of vectors (n, d) are re-ranked on the GPU: CuPy is there, and has room for all."""
     if not gpu or expanding_bytes(k) > SHARED_BYTES or ranking_bytes(k, ranking_slots(k, 0)) > SHARED_BYTES:
         return False
@@ -110,21 +113,29 @@ def reranks_on_device(n: int, k: int, d: int, *, gpu: bool, vram: int) -> bool:
         tell_if_broken(error, "lists are re-ranked on the CPU")
         return False
     # Lists by face beside those by place, for a moment; then marks, sets, and what says where they are.
-    return n * (9 * k + 4 * MEMBERS * k + 20 + FOUR * padded(d, FOUR)) <= device_budget(cupy, vram)
+    return n * (9 * k + 4 * MEMBERS * k + 20 + FOUR * padded(d, FOUR)) <= device_budget(cupy, vram, resident)
 
 
 @contextlib.contextmanager
 def ranking_on_device(
-    lists: np.ndarray, k: int, order: np.ndarray, place: np.ndarray, vectors: np.ndarray, vram: int
+    lists: np.ndarray,
+    k: int,
+    order: np.ndarray,
+    place: np.ndarray,
+    vectors: np.ndarray,
+    vram: int,
+    resident: DeviceArrays | None = None,
 ) -> Iterator[Ranking]:
     """Open a ranking of ``lists`` (n, k or more) int32 by face; order, place (n,): of the faces.
+
+    resident: what stays on the device from stage to stage, where the vectors may be.
 
     Sets that after all do not fit are held in memory and ranked on the CPU.
     """
     cupy = import_cupy()
     try:
         with device_errors(cupy, "re-ranking"):
-            device = _on_device(cupy, lists, k, order, place, vectors, vram)
+            device = _on_device(cupy, lists, k, order, place, vectors, vram, resident)
             yield device or _on_host(lists, k, order, place, vectors)
     finally:
         free_all(cupy)
@@ -138,8 +149,10 @@ def _on_device(
     place: np.ndarray,
     vectors: np.ndarray,
     vram: int,
+    resident: DeviceArrays | None,
 ) -> DeviceRanking | None:
-    n, budget = len(lists), device_budget(cupy, vram)
+    n, kept = len(lists), kept_rows(vectors, resident)
+    budget = device_budget(cupy, vram, resident)
     names = upload(cupy, order, np.int32)
     ids, where = cupy.empty((n, k), np.int32), upload(cupy, place, np.int32)
     by_face = upload(cupy, lists[:, :k], np.int32)
@@ -169,7 +182,7 @@ def _on_device(
     members = cupy.empty((total,), np.int32)
     for start in range(0, n, CHUNK):
         expand(start, starts, members)
-    there = rows_on_device(cupy, vectors)
+    there = kept if kept is not None else rows_on_device(cupy, vectors)
     return DeviceRanking(cupy, ids, names, there, starts, counts, members, largest)
 
 

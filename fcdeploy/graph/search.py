@@ -12,6 +12,7 @@ import numpy as np
 from fcdeploy.graph.cell_search import RECALL, CellSearch
 from fcdeploy.graph.cell_search_cuda import cells_on_device, pairs_on_device
 from fcdeploy.graph.cells import Cells
+from fcdeploy.graph.cuda import DeviceArrays
 from fcdeploy.graph.knn import EXACT_LIMIT, PROBES, KnnSearch
 
 Find = Callable[
@@ -24,13 +25,14 @@ INDEX_SHARE = 3  # an index larger than a third of the memory budget keeps its l
 class Room:
     """What a search may use: memory in bytes, whether a GPU and how many bytes of it (0: all), and a scratch file.
 
-    file: gives its place, None where there is none.
+    file: gives its place, None where there is none. resident: what stays on the GPU from stage to stage.
     """
 
     memory: int
     gpu: bool = False
     vram: int = 0
     file: Callable[[], Path | None] = lambda: None
+    resident: DeviceArrays | None = None
 
 
 class Search(Protocol):
@@ -65,7 +67,11 @@ class Exact:
 
     @contextlib.contextmanager
     def open(self, vectors: np.ndarray, cells: Cells | None, k: int, room: Room) -> Iterator[Find]:
-        with pairs_on_device(vectors, k, room.vram) if room.gpu else contextlib.nullcontext() as device:
+        with (
+            pairs_on_device(vectors, k, room.vram, room.resident)
+            if room.gpu
+            else contextlib.nullcontext() as device
+        ):
             search = device or KnnSearch(vectors, gpu=room.gpu, vram=room.vram)
             yield lambda faces: search.search(faces, k)
 
@@ -111,7 +117,9 @@ class InCells:
     def open(self, vectors: np.ndarray, cells: Cells | None, k: int, room: Room) -> Iterator[Find]:
         assert cells is not None
         with (
-            cells_on_device(vectors, cells, k, room.vram) if room.gpu else contextlib.nullcontext() as device
+            cells_on_device(vectors, cells, k, room.vram, room.resident)
+            if room.gpu
+            else contextlib.nullcontext() as device
         ):
             if device is not None:
                 device.cut = device.reach_for(k, self.recall).cut

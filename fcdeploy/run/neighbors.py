@@ -28,7 +28,7 @@ def partition(run: Run, name: str, vectors: Artifact) -> Partition:
     """Partition the rows of ``vectors``, a single array (n, d), into cells."""
 
     def make() -> Arrays:
-        with ranks_on(gpu=run.on_gpu, vram=run.options.vram) as ranks:
+        with ranks_on(gpu=run.on_gpu, vram=run.options.vram, resident=run.resident) as ranks:
             cells = make_cells(vectors.array, run.cells_among(len(vectors.array)), products=ranks)
         nearest = cells.cell[:, None] if cells.nearest is None else cells.nearest
         return {"centroids": cells.centroids, "cell": cells.cell, "nearest": nearest}

@@ -16,7 +16,7 @@ from fcdeploy.data.features import Features, hash_of
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, spoken
 from fcdeploy.graph.cells import cell_count
-from fcdeploy.graph.cuda import Copied, copied
+from fcdeploy.graph.cuda import Copied, DeviceArrays, copied, resident_arrays
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.recall import Recall
@@ -143,6 +143,11 @@ class Run:
         """Scratch marks of all faces, a row per thread, zero before and after every kernel that is handed them."""
         return new_scratch(self.n)
 
+    @cached_property
+    def resident(self) -> DeviceArrays | None:
+        """What stays on the GPU from stage to stage, as long as the run is there; None without one."""
+        return resident_arrays(gpu=self.on_gpu and not self.survey, vram=self.options.vram)
+
     def search_among(self, n: int) -> Search:
         """Return how neighbors among n rows are found."""
         if self.search is not None:
@@ -159,7 +164,11 @@ class Run:
         """Return what a search for the artifact ``name`` may use."""
         options = self.options
         return Room(
-            options.budget, self.on_gpu, options.vram, lambda: self.store.scratch_file(f"{name}.lists")
+            options.budget,
+            self.on_gpu,
+            options.vram,
+            lambda: self.store.scratch_file(f"{name}.lists"),
+            self.resident,
         )
 
     def key_of(self, name: str, made_from: Mapping[str, object]) -> str:
@@ -308,7 +317,8 @@ class Run:
     def engine(self, name: str, share: int = 1) -> Iterator[Engine]:
         """Open one pass; share: how many hold device memory at the same time, each as much of it."""
         options = self.options
-        vram = max(1, options.vram // share) if options.vram else 0
+        held = self.resident.nbytes if self.resident is not None else 0
+        vram = max(1, (options.vram - held) // share) if options.vram else 0
         with self.engines.open(
             name, threads=options.cores, device=options.device, vram=vram, share=share
         ) as engine:

@@ -60,6 +60,31 @@ def test_a_step_that_fails_is_told_and_the_others_run_all_the_same(tmp_path):
     assert "-m pytest -q -m gpu tests" in (tmp_path / "calls").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:no --recipe")
+def test_what_the_other_machine_lacks_is_collected(tmp_path, monkeypatch):
+    """Without the network: pip is one that leaves a wheel and says what it was asked for."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    asked = []
+
+    def download(command, check):
+        asked.extend(command)
+        (Path(command[command.index("-d") + 1]) / "cupy.whl").write_bytes(b"1234567890")
+
+    monkeypatch.setattr(gpu_carry.subprocess, "run", download)
+    options = ["--there", "numpy", "--dim", "8", "--part", "6", "-o", str(tmp_path)]
+    done = CliRunner().invoke(gpu_carry.main, options, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "cupy-cuda12x" in asked
+    assert "numpy" not in asked
+    assert [file.name for file in sorted((tmp_path / "wheels").iterdir())] == [
+        "cupy.whl.part-aa",
+        "cupy.whl.part-ab",
+    ]
+    engine = SCRIPT.read_text().partition("ENGINE=build/gpu/")[2].split()[0]
+    assert (tmp_path / engine / "manifest.json").is_file()
+
+
 @pytest.fixture
 def cupy(tmp_path, monkeypatch):
     from fcdeploy.graph import best_cuda, cell_search_cuda, cuda, products_cuda, rerank_cuda

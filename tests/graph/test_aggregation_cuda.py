@@ -164,7 +164,7 @@ def everywhere(cupy, monkeypatch):
     from fcdeploy.graph import cell_search_cuda, products_cuda, rerank_cuda
     from fcdeploy.systems.pse_gcn import layers_cuda
 
-    for module in (cell_search_cuda, rerank_cuda, layers_cuda):
+    for module in (cuda, cell_search_cuda, rerank_cuda, layers_cuda):
         monkeypatch.setattr(module, "import_cupy", lambda: cupy)
     monkeypatch.setattr(products_cuda, "import_cublas", lambda: cupy.cublas)
     return cupy
@@ -192,12 +192,13 @@ def test_a_layerwise_run_that_stays_on_the_gpu_gives_the_clusters_of_the_cpu(
     assert {"keep_floats", "order_candidates", "mark_mutual", "rank_candidates"} < set(names)
     assert names.count("sum_connected_float32") == names.count("sum_similar_float32") == 2 * 4
     assert names.count("count_not_finite") == 6
+    assert "gather_rows" in names  # of the features, which stay there from the search on
     # Lists of 12 twice, re-ranked ones and their overlaps, refined features; cells, sizes of sets, and six flags.
     assert cuda.copied.back - before == 60 * 12 * 8 * 2 + 60 * 12 * 12 + 60 * 64 * 4 + 60 * 4 + 60 * 4 + 6 * 4
     told = json.loads((tmp_path / "run/summary.json").read_text())["copied"]
     assert told["from_device"] == cuda.copied.back - before
     launched = len(names)
-    monkeypatch.setattr(layers_cuda, "device_budget", lambda cupy, vram: 0)
+    monkeypatch.setattr(layers_cuda, "device_budget", lambda cupy, vram, resident: 0)
     assert np.array_equal(fcdeploy.cluster(faces, **options, run_dir=tmp_path / "other"), expected)
     again = [name for name, *_ in everywhere.launches[launched:]]
     assert again.count("sum_connected_float32") == 8

@@ -14,6 +14,7 @@ from fcdeploy.graph.best_cuda import WIDEST, _cuts
 from fcdeploy.graph.cell_search import CellSearch
 from fcdeploy.graph.cell_search_cuda import cells_on_device, pairs_on_device, ranks_on
 from fcdeploy.graph.cells import Cells
+from fcdeploy.graph.cuda import DeviceArrays
 from fcdeploy.graph.knn import KnnSearch
 from fcdeploy.graph.partition import make_cells
 from fcdeploy.graph.search import Room, search_named
@@ -91,7 +92,7 @@ def test_lists_of_hundreds_of_copies_are_those_of_the_cpu(cupy, n, kinds, count,
     count=st.integers(1, 40),
     cut=st.integers(0, 1500),
     seed=st.integers(0, 2**32 - 1),
-    vram=st.sampled_from([SMALL, 400_000, 1 << 26]),
+    vram=st.sampled_from([SMALL, 4_000_000, 1 << 26]),
     data=st.data(),
 )
 def test_lists_of_any_faces_are_those_of_the_cpu(cupy, n, d, count, cut, seed, vram, data):
@@ -146,7 +147,8 @@ def test_cells_that_keep_no_nearest_ones_give_the_same_lists(cupy, faces):
 
 def test_vectors_that_do_not_fit_beside_the_codes_are_compared_on_the_cpu(cupy, faces):
     vectors, cells = faces
-    vram = 2 * vectors.size + 4 * len(vectors) + vectors.nbytes // 2
+    of_a_part = 2 * 1500 * (8 * 52 + 4 * (52 + 64 + 32))
+    vram = of_a_part + 2 * vectors.size + 4 * len(vectors) + vectors.nbytes // 2
     before = len(cupy.launches)
     asked = faces_of(vectors)[:100]
     found = in_cells(vectors, cells, 20, 700, vram=vram, faces=asked)
@@ -154,6 +156,27 @@ def test_vectors_that_do_not_fit_beside_the_codes_are_compared_on_the_cpu(cupy, 
     names = [name for name, *_ in cupy.launches[before:]]
     assert "keep_integers" in names
     assert "order_candidates" not in names
+
+
+def test_vectors_stay_on_the_device_while_there_is_room_for_them(cupy, faces):
+    vectors, cells = faces
+    expected = CellSearch(vectors, cells, cut=700).search(faces_of(vectors)[:50], 20)
+    resident = DeviceArrays(cupy, vectors.nbytes)
+
+    def copied_for(vram):
+        before = cuda.copied.there
+        with cells_on_device(vectors, cells, 20, vram, resident) as search:
+            search.cut = 700
+            assert_same(search.search(faces_of(vectors)[:50], 20), expected)
+        return cuda.copied.there - before
+
+    first, second = copied_for(1 << 26), copied_for(1 << 26)
+    assert first - second == vectors.nbytes
+    assert resident.nbytes == vectors.nbytes
+    # With room for the codes and either the vectors or scores, the vectors go.
+    of_a_part = 2 * 1500 * (8 * 52 + 4 * (52 + 64 + 32))
+    copied_for(of_a_part + 2 * vectors.size + 4 * len(vectors) + vectors.nbytes)
+    assert resident.nbytes == 0
 
 
 def test_without_room_for_the_codes_or_cupy_or_for_huge_lists_the_cpu_searches(cupy, faces, monkeypatch):
@@ -207,7 +230,8 @@ def test_lists_of_all_pairs_are_those_of_the_cpu(cupy, d, monkeypatch):
     monkeypatch.setattr(best_cuda, "TILE_ROWS", 90)
     vectors = people(400, d, 20, 0.7)
     asked = np.random.default_rng(0).integers(0, 400, 200).astype(np.int32)
-    for vram in (1 << 26, 4 * 400 * (d + 3) + 40_000):
+    of_a_part = 2 * 400 * (8 * 44 + 4 * (44 + d + 32))
+    for vram in (1 << 26, of_a_part + 4 * 400 * (d + 3) + 40_000):
         with pairs_on_device(vectors, 12, vram) as search:
             found = search.search(asked, 12)
         if d > 1:

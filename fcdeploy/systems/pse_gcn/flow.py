@@ -110,7 +110,7 @@ def reranked_lists(run: Run, vectors: Artifact, cells: Partition, knn: Artifact)
         return lists_from_file(run, "reranked", run.given["reranked"], vectors, None, cells, "re-ranking")
     k = run.settings.neighborhood.k
     gpu = run.on_gpu and not run.survey
-    if reranks_on_device(run.n, k, run.features.dim, gpu=gpu, vram=run.options.vram):
+    if reranks_on_device(run.n, k, run.features.dim, gpu=gpu, vram=run.options.vram, resident=run.resident):
         return reranked_on_device(run, vectors, cells, knn, k)
     placed = knn_by_place(run, cells, knn, k)
     mutual = mutual_neighbors(run, cells, placed, knn)
@@ -142,7 +142,9 @@ def reranked_on_device(run: Run, vectors: Artifact, cells: Partition, knn: Artif
 
     def opened() -> AbstractContextManager[Ranking]:
         lists = knn["ids"]
-        return ranking_on_device(lists, k, cells.order, cells.place, vectors.array, run.options.vram)
+        return ranking_on_device(
+            lists, k, cells.order, cells.place, vectors.array, run.options.vram, run.resident
+        )
 
     return ranked_by_blocks(run, vectors, cells, knn, k, block, opened=opened)
 

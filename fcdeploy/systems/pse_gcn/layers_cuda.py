@@ -15,10 +15,11 @@ from fcdeploy.engine.tensors import DeviceEngine, Place
 from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph.aggregation_cuda import launch_sum_connected, launch_sum_similar, slots_for
 from fcdeploy.graph.best_cuda import BLOCKS, THREADS, address
-from fcdeploy.graph.cell_search_cuda import free_all
+from fcdeploy.graph.cell_search_cuda import free_all, kept_rows
 from fcdeploy.graph.cuda import (
     UPLOAD_ROWS,
     DeviceArray,
+    DeviceArrays,
     device_budget,
     device_errors,
     download,
@@ -75,7 +76,7 @@ def layers_fit(run: Run) -> bool:
     numbers = d + TABLES * 2 * d + 2 * max(reach, near.active) + 2 * near.active + reach + 4
     return (
         NUMBER * (run.n * numbers + STAGED * ENGINE_ROWS * 2 * d)
-        <= device_budget(cupy, run.options.vram) // SHARE
+        <= device_budget(cupy, run.options.vram, run.resident) // SHARE
     )
 
 
@@ -97,7 +98,7 @@ def refined_on_device(
                 lists = lists_on_device(
                     cupy, knn["ids"], knn["sims"], ranked["ids"], cells, reach=reach, active=near.active
                 )
-                features = rows_by_place(cupy, vectors.array, cells.place)
+                features = rows_by_place(cupy, vectors.array, cells, run.resident)
                 yield ResidentLayers(cupy, features, lists, near.hops, near.active, check)
         finally:
             free_all(cupy)
@@ -251,10 +252,17 @@ def place_of(table: DeviceArray, start: int, stop: int) -> Place:
     return Place(address(table, start * width), (stop - start, width))
 
 
-def rows_by_place(cupy: ModuleType, vectors: np.ndarray, place: np.ndarray) -> DeviceArray:
-    """Return ``vectors`` (n, d) float32 on the device, row f at place[f]."""
+def rows_by_place(
+    cupy: ModuleType, vectors: np.ndarray, cells: Partition, resident: DeviceArrays | None
+) -> DeviceArray:
+    """Return ``vectors`` (n, d) float32 on the device by place, from those that stay there if they do."""
     n, d = vectors.shape
-    rows, places = cupy.empty((n, d), np.float32), upload(cupy, place, np.int32)
+    rows, kept = cupy.empty((n, d), np.float32), kept_rows(vectors, resident)
+    if kept is not None:
+        arguments = (kept, upload(cupy, cells.order, np.int32), rows, np.int64(n), np.int32(d))
+        kernel(cupy, "gather_rows")((min(n, BLOCKS),), (THREADS,), arguments)
+        return rows
+    places = upload(cupy, cells.place, np.int32)
     for start in range(0, n, UPLOAD_ROWS):
         part = upload(cupy, vectors[start : start + UPLOAD_ROWS], np.float32)
         count = int(part.shape[0])
