@@ -33,7 +33,7 @@ def import_package(module: str, title: str, install: str) -> ModuleType:
 
 
 def tell_if_broken(error: MissingDependencyError, outcome: str) -> None:
-    """Warn that a package is broken without which a run goes on all the same; say nothing of one that is missing."""
+    """Warn that a package is broken without which a run goes on anyway; say nothing of one that is missing."""
     if isinstance(error, BrokenDependencyError):
         warnings.warn(f"{str(error).rstrip('.')}; {outcome}.", FcdeployWarning, stacklevel=3)
 

@@ -105,7 +105,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line: every error of ours is one sentence on stderr and its exit code."""
+    """Run the command line: every error is one sentence on stderr and its exit code."""
     mend_streams()
     warnings.showwarning = _show_warning
     try:

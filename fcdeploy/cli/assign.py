@@ -95,7 +95,7 @@ def command(
     from fcdeploy.run.options import Options
     from fcdeploy.runtime.assigning import assign_features
     from fcdeploy.runtime.embed import part_of
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.runtime.stored import read_state
 
     check_table_path(output)
@@ -115,7 +115,7 @@ def command(
         memory=memory,
     )
     part = part_of(output)
-    with resumable(f"the same command continues from {part}" if ray else ""), told_of_lost_pages():
+    with resumable(f"the same command continues from {part}" if ray else ""), sigbus_guard():
         found = assign_features(
             opened,
             run_dir,

@@ -304,7 +304,7 @@ def cluster_photos_in(asked: Asked, of_faces: dict[str, Any], bundle: "Bundle", 
     from fcdeploy.errors import InputError
     from fcdeploy.runtime.cluster_photos import cluster_photos, crops_removed
     from fcdeploy.runtime.faces import new_faces_job
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.runtime.tables import write_reviewed
 
     assert asked.detector is not None
@@ -326,7 +326,7 @@ def cluster_photos_in(asked: Asked, of_faces: dict[str, Any], bundle: "Bundle", 
         device=options.device or "cpu",
         vram=options.vram,
     )
-    with crops_removed(asked.output, asked.run_dir), resumable(asked.advice), told_of_lost_pages():
+    with crops_removed(asked.output, asked.run_dir), resumable(asked.advice), sigbus_guard():
         found = cluster_photos(
             job,
             bundle,
@@ -364,7 +364,7 @@ def cluster_crops(
     from fcdeploy.data.imagelist import open_images
     from fcdeploy.runtime.cluster_images import cluster_images
     from fcdeploy.runtime.embed import new_job
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.lost_pages import sigbus_guard
 
     job = new_job(
         open_images(asked.features, asked.path_column),
@@ -375,7 +375,7 @@ def cluster_crops(
     )
     same = asked.truth is not None and asked.truth.exists() and asked.truth.samefile(asked.features)
     truth = labels_of_list(job.files) if same else read_truth(asked, job.files.n)
-    with resumable(asked.advice), told_of_lost_pages():
+    with resumable(asked.advice), sigbus_guard():
         result = cluster_images(
             job,
             bundle,
@@ -396,7 +396,7 @@ def cluster_rows(
 ) -> "tuple[Result, np.ndarray | None, None]":
     """Cluster a features file; returns the ids of its rows, too, where it has such."""
     from fcdeploy.data.bad_list import bad_list_of
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.runtime.pipeline import run_clustering
 
     opened = open_and_tell(
@@ -411,7 +411,7 @@ def cluster_rows(
     )
     truth = read_truth(asked, opened.n)
     wanted = asked.review(opened.n, opened.ids)
-    with resumable(asked.advice), told_of_lost_pages():
+    with resumable(asked.advice), sigbus_guard():
         result = run_clustering(
             opened,
             bundle,

@@ -111,7 +111,7 @@ def command(
     from fcdeploy.data.bad_list import bad_list_of, check_bad_list
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.run.options import Options
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.training.compare import check_written, common_width, truth_of, write_found
     from fcdeploy.training.comparison import check_names, compare_on, comparison_as_dict
 
@@ -133,7 +133,7 @@ def command(
         quiet=quiet,
     )
     truth = truth_of(labels, opened, label_column)
-    with resumable(""), told_of_lost_pages():
+    with resumable(""), sigbus_guard():
         found = compare_on(
             opened,
             truth,

@@ -153,7 +153,7 @@ def examine() -> Findings:
     problems = [
         f"{cpu} and {gpu} are both installed and write the same module; uninstall both, then install one of them."
         for cpu, gpu in (("faiss-cpu", "faiss-gpu"), ("onnxruntime", "onnxruntime-gpu"))
-        if packages[cpu] and packages[gpu]
+        if _version(cpu) and _version(gpu)
     ]
     problems += [
         f"{package} is installed, but does not load ({reason}); install it again."

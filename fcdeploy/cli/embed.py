@@ -139,7 +139,7 @@ def command(
     from fcdeploy.run.options import Options
     from fcdeploy.runtime.embed import embed_to_file, new_job, part_of
     from fcdeploy.runtime.embed_workers import embedding_workers
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.runtime.workers import check_shared
 
     check_default_output("output", output, is_told_of_by_sidecar)
@@ -159,7 +159,7 @@ def command(
     )
     check_shared(options, part_of(output))
     workers = functools.partial(embedding_workers, options=options) if options.ray else None
-    with resumable(f"the same command continues from {part_of(output)}"), told_of_lost_pages():
+    with resumable(f"the same command continues from {part_of(output)}"), sigbus_guard():
         summary = embed_to_file(
             job, output, on_bad=on_bad, labels=write_labels, quiet=quiet or as_json, workers=workers
         )

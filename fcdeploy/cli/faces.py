@@ -107,7 +107,7 @@ def command(
     from fcdeploy.data.imagelist import open_images
     from fcdeploy.runtime.faces import new_faces_job
     from fcdeploy.runtime.faces_run import faces_to_folder
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.lost_pages import sigbus_guard
 
     search, gates = search_and_gates(chosen)
     job = new_faces_job(
@@ -122,7 +122,7 @@ def command(
         threads=threads,
         device=device,
     )
-    with resumable(f"the same command continues from {output}", output), told_of_lost_pages():
+    with resumable(f"the same command continues from {output}", output), sigbus_guard():
         summary = faces_to_folder(job, output, on_bad=on_bad, quiet=quiet or as_json).summary
     if as_json:
         click.echo(json.dumps(summary, indent=1))

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like: found in whatever form it arrives, and answered with how to go on."""
+"""Ctrl-C and its like: found in whatever form it arrives, and answered with how to continue."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or gone: a command does its work all the same, and says what it can.
+"""Standard streams that are closed, full or gone: a command does its work anyway, and says what it can.
 
 A process may begin without its streams (``2>&-``, some service managers). The next files that it opens would take
 their numbers, and whatever a library prints would end up in those files.

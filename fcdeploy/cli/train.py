@@ -220,7 +220,7 @@ def command(
     from fcdeploy.systems import get_system
 
     import_package("torch", "PyTorch, which training needs,", "pip install 'fcdeploy[cpu,export,train]'")
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.training.asked import as_published, outputs_of, train_asked, training_of
 
     record = get_system(system)
@@ -234,7 +234,7 @@ def command(
     _check_outputs(outputs.values(), (*opened.files, *more))
     check_bad_list(bad_list_of(output), (features, labels, init, target, *checkpoints))
     wanted = None if target is None else open_and_tell(target, opened.dim, scratch=scratch, quiet=quiet)
-    with _resumable(run_dir or output.with_suffix(".run")), told_of_lost_pages():
+    with _resumable(run_dir or output.with_suffix(".run")), sigbus_guard():
         trained = train_asked(
             record,
             opened,

@@ -145,7 +145,7 @@ def command(
     from fcdeploy.data.checked_pairs import read_pairs
     from fcdeploy.engine.bundle import read_bundle
     from fcdeploy.run.options import Options
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.training.tune import tune
     from fcdeploy.training.tuned_files import as_dict, write_tuned
 
@@ -168,7 +168,7 @@ def command(
         return
     truth = None if labels is None else _read_truth(labels, opened, label_column)
     checked = None if pairs is None else read_pairs(pairs, opened.n)
-    with resumable(_advice(run_dir)), told_of_lost_pages():
+    with resumable(_advice(run_dir)), sigbus_guard():
         tuned = tune(
             opened,
             bundle,
@@ -254,10 +254,10 @@ def _suggest(
     """
     from rich.table import Table
 
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.training.unlabelled import tune_unlabelled, unlabelled_as_dict, write_unlabelled
 
-    with resumable(_advice(surroundings["run_dir"])), told_of_lost_pages():
+    with resumable(_advice(surroundings["run_dir"])), sigbus_guard():
         found = tune_unlabelled(opened, bundle, **surroundings)
     plot = write_unlabelled(found, opened.name, output)
     if as_json:
@@ -344,7 +344,7 @@ def _table(tuned: "Tuned") -> "Table":
 
 
 def _worth(tuned: "Tuned") -> "Iterator[str]":
-    """Say how sure the choice is: by halves of the people, or by pairs drawn anew."""
+    """Say how sure the choice is: by halves of the people, or by pairs drawn again."""
     first = tuned.tunables[0]
     if tuned.elsewhere is not None:
         values = [values[first.key] for values in tuned.elsewhere.chosen]

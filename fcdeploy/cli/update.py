@@ -118,7 +118,7 @@ def command(
     from fcdeploy.data.side_files import check_not_an_input
     from fcdeploy.run.options import Options
     from fcdeploy.runtime.evidence import read_ids_of_rows
-    from fcdeploy.runtime.lost_pages import told_of_lost_pages
+    from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.runtime.stored import read_state
     from fcdeploy.runtime.tables import check_refused_list, refused_list_of, write_refused
     from fcdeploy.runtime.update import read_ids, update_run
@@ -135,7 +135,7 @@ def command(
     gone = None
     if remove is not None:
         gone = read_ids(remove, as_text=read_ids_of_rows(run_dir) is not None)
-    with told_of_lost_pages():
+    with sigbus_guard():
         found = update_run(
             run_dir,
             opened,

@@ -1,4 +1,4 @@
-"""Clusters measured identity by identity: for sets of other people, drawn anew or of another size."""
+"""Clusters measured identity by identity: for sets of other people, drawn again or of another size."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

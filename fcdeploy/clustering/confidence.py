@@ -69,7 +69,7 @@ def _rejoin(
 ) -> None:
     """Fill side, support (f,), strengths and supports (n,); part, following (n,): each face, sizes (n,): ones.
 
-    Faces of a part are a ring of ``following``, so that the smaller part alone is walked and numbered anew.
+    Faces of a part are a ring of ``following``, so that the smaller part alone is walked and renumbered.
     """
     k = ids.shape[1]
     for t in range(len(links)):

@@ -49,12 +49,12 @@ class Constrained:
 def constrain(
     labels: np.ndarray, ids: np.ndarray, order: np.ndarray, constraints: Constraints
 ) -> Constrained:
-    """Make clusters of links anew, so that what is known holds; without constraints they stay as they are.
+    """Make clusters of links again, so that what is known holds; without constraints they stay as they are.
 
     labels: (n,) int64, -1 in no cluster, whose clusters are the components of the links ids (m, 2) int32; order: (m,),
     links from the strongest on. A face in no cluster stays there unless it is the same as another. The constraints
     have to be free of contradictions, see ``contradiction``. Of faces of one photo that are the same by pairs the
-    photo's others are different all the same.
+    photo's others are different anyway.
     """
     n = len(labels)
     parts = new_forest(n)

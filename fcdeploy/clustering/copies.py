@@ -61,7 +61,7 @@ def copies_from(source: np.ndarray) -> Copies:
 
 
 def joined_labels(labels: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Make one cluster of the clusters of faces that go together: (m,) int64, numbered anew; -1 only where all are.
+    """Make one cluster of the clusters of faces that go together: (m,) int64, renumbered; -1 only where all are.
 
     source: (m,) integers, the face that each one goes with.
     """

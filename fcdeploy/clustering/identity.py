@@ -1,7 +1,7 @@
 """Clusters that keep their numbers when faces come and go, and what became of them: merges and splits.
 
 A new cluster takes the number of the old one with which it shares the most faces, the largest overlaps first, equal
-ones by the lowest number; no number is given twice, and none that was ever given is given anew.
+ones by the lowest number; no number is given twice, and none that was ever given is given again.
 """
 
 from collections.abc import Callable

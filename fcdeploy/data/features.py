@@ -1,6 +1,6 @@
 """Face embeddings on disk or in memory: opened, checked, normalised and handed out in blocks.
 
-What a file is, its bytes say (``forms.content``); each form's reader gives rows that are mapped where they lie, or
+What a file is, its bytes say (``forms.content``); each form's reader gives rows that are mapped in place, or
 unpacked once. Shards stand behind each other as one.
 """
 

@@ -500,7 +500,7 @@ def _refuse_blank_line(path: Path, line: int) -> NoReturn:
 
 
 def _integers(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Give every integer of a text and the line it stands on, counted from 1, a block at a time.
+    """Give every integer of a text and the line it is on, counted from 1, a block at a time.
 
     Each block is two (t,) int64 arrays, t > 0. Blank lines and the end of the last line give nothing.
     """

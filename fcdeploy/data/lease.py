@@ -1,6 +1,6 @@
 """By which runs on other machines see that a folder is in use, also where the locks of files do not reach them.
 
-The run that has a folder writes its host, its process and a count into a file there, every few seconds anew. Whoever
+The run that has a folder writes its host, its process and a count into a file there, every few seconds again. Whoever
 finds the file of another host looks whether the count goes on; clocks of two machines are never compared.
 """
 

@@ -22,7 +22,7 @@ _held_lock = threading.Lock()
 
 
 class BusyError(Exception):
-    """Somebody else holds the lock; the text says who, and what to do about it."""
+    """Another process holds the lock; the text says who, and what to do about it."""
 
 
 class Lock:

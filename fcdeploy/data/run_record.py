@@ -65,7 +65,7 @@ def check_run_folder(folder: Path | str, choice: str = "--run-dir", older: Names
     """Return the record of a folder of runs, which is empty when there is no such folder or nothing in it.
 
     older: returns our names in a folder that an earlier version left without a record, None where it left none.
-    ``choice`` is what the user is told to choose anew. Raises InputError for a folder of somebody's files.
+    ``choice`` is what the user is told to choose again. Raises InputError for a folder of somebody's files.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -155,7 +155,7 @@ def write_record(folder: Path, record: Record) -> None:
 class Claims:
     """The names in a folder of runs that are ours, recorded there before anything gets one of them.
 
-    ``choice`` is what the user is told to choose anew.
+    ``choice`` is what the user is told to choose again.
     """
 
     def __init__(self, folder: Path, record: Record, choice: str = "--run-dir") -> None:
@@ -176,7 +176,7 @@ class Claims:
         self.write()
 
     def check_free(self, names: Iterable[str]) -> None:
-        """Raise InputError when something that is not ours stands under one of ``names``."""
+        """Raise InputError when something that fcdeploy did not write stands under one of ``names``."""
         for name in names:
             if name not in self.record.names and os.path.lexists(self.folder / name):
                 raise InputError(
@@ -218,7 +218,7 @@ def left_by_a_kill(path: Path) -> bool:
 
 
 def _is_lock(path: Path) -> bool:
-    """Tell whether a file is a lock of ours: empty, or numbers of processes, see ``fcdeploy.data.locks``."""
+    """Tell whether a file is a lock of fcdeploy's: empty, or numbers of processes, see ``fcdeploy.data.locks``."""
     if path.is_symlink() or not path.is_file():
         return False
     with open(path, "rb") as file:

@@ -333,7 +333,7 @@ def _read_legacy(path: Path, file: IO[bytes]) -> TorchFile:
 
 @dataclass
 class _Machine:
-    """Runs the instructions of a pickle on plain containers. storages: by key; wanted: names that are none of ours."""
+    """Runs the instructions of a pickle on plain containers. storages: by key; wanted: names that are not allowed."""
 
     stack: list[object] = field(default_factory=list)
     marks: list[list[object]] = field(default_factory=list)

@@ -136,15 +136,15 @@ def _products(body: "onnx.GraphProto") -> Iterator[str]:
 def _upstream(body: "onnx.GraphProto", roots: set[str]) -> set[str]:
     """Return the tensors whose values a decision or one of ``roots`` depends on."""
     makers = {name: node for node in body.node for name in node.output}
-    ahead = [name for node in body.node if node.op_type in DECISIONS for name in node.input] + list(roots)
+    pending = [name for node in body.node if node.op_type in DECISIONS for name in node.input] + list(roots)
     seen: set[str] = set()
-    while ahead:
-        name = ahead.pop()
+    while pending:
+        name = pending.pop()
         if name in seen:
             continue
         seen.add(name)
         if name in makers and makers[name].op_type not in SHAPES:
-            ahead += _names_read(makers[name])
+            pending += _names_read(makers[name])
     return seen
 
 
@@ -160,20 +160,20 @@ def _compared(body: "onnx.GraphProto") -> set[str]:
     )
 
 
-def _nearest_products(body: "onnx.GraphProto", ahead: list[str]) -> set[str]:
-    """Return the outputs of the first products met on the way up from the tensors ``ahead``."""
+def _nearest_products(body: "onnx.GraphProto", pending: list[str]) -> set[str]:
+    """Return the outputs of the first products met on the way up from the tensors ``pending``."""
     makers = {name: node for node in body.node for name in node.output}
     seen: set[str] = set()
     found = set()
-    while ahead:
-        name = ahead.pop()
+    while pending:
+        name = pending.pop()
         if name in seen or name not in makers or makers[name].op_type in SHAPES:
             continue
         seen.add(name)
         if makers[name].op_type in PRODUCTS:
             found.add(name)
         else:
-            ahead += _names_read(makers[name])
+            pending += _names_read(makers[name])
     return found
 
 

@@ -196,7 +196,7 @@ def check_models(repository: Path, prefix: str, source: Served, engines: Mapping
 
 
 def ours_in_repository(repository: Path, prefix: str) -> set[str] | None:
-    """Return the files that go when the models of ``prefix`` are written anew; None for what is no repository."""
+    """Return the files that go when the models of ``prefix`` are written again; None for what is no repository."""
     engines = read_marker(repository)
     if not engines and not any(map(is_model, repository.iterdir())):
         return None

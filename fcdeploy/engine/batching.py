@@ -84,7 +84,7 @@ def gathered(feeds: Mapping[str, np.ndarray | Rows]) -> dict[str, np.ndarray]:
     return {name: array.gather() if isinstance(array, Rows) else array for name, array in feeds.items()}
 
 
-def ahead(items: Iterable[T], depth: int = 2, *, threads: int = 0) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int = 2, *, threads: int = 0) -> Iterator[T]:
     """Iterate in a thread of its own, up to ``depth`` items ahead of whoever takes them.
 
     The order stays; an exception of ``items`` is raised here; leaving early stops the thread. Libraries use as many

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from fcdeploy import machine
-from fcdeploy.engine.batching import ahead, gathered
+from fcdeploy.engine.batching import gathered, prefetch
 from fcdeploy.engine.tensors import Feeds, PassSpec, Places, Timing, check_feeds, check_places
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.cuda import copied, release_device_memory
@@ -75,7 +75,7 @@ class OnnxRuntimeEngine:
         With a single CPU thread there is no background thread.
         """
         alone = self._threads if self.device == "cpu" else 0
-        for key, feeds in ahead(((key, gathered(feeds)) for key, feeds in batches), threads=alone):
+        for key, feeds in prefetch(((key, gathered(feeds)) for key, feeds in batches), threads=alone):
             yield key, self.run(feeds)
 
     def run_there(self, inputs: Places, outputs: Places) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import numpy as np
 from msgspec import Meta
 
-from fcdeploy.engine.batching import Rows, ahead
+from fcdeploy.engine.batching import Rows, prefetch
 from fcdeploy.engine.cuda import Gpu, find_gpu
 from fcdeploy.engine.tensorrt_library import DTYPES, TITLES, error_from_log, import_tensorrt, logger_of
 from fcdeploy.engine.tensors import (
@@ -151,7 +151,7 @@ class TensorRtEngine:
 
     def run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
         """Evaluate batches in order; the next one is copied to the device, and those after it prepared, meanwhile."""
-        yield from self._run_each(ahead(batches))
+        yield from self._run_each(prefetch(batches))
 
     def _run_each(self, batches: Iterable[tuple[K, Feeds]]) -> Iterator[tuple[K, dict[str, np.ndarray]]]:
         busy: deque[tuple[K, bool, _Slot]] = deque()

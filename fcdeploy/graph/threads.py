@@ -1,8 +1,8 @@
 """How many threads the libraries of a run use, and the caller's own settings behind it.
 
 numba and OpenMP, by which faiss and its BLAS compute, keep the number of threads for each Python thread by itself: what
-is set here reaches the thread that runs the block, and those that ``ahead`` starts, and no other. NumPy's BLAS has one
-number for the whole process. PyTorch's is set where it trains; ONNX Runtime is told for each session.
+is set here reaches the thread that runs the block, and those that ``prefetch`` starts, and no other. NumPy's BLAS has
+one number for the whole process. PyTorch's is set where it trains; ONNX Runtime is told for each session.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""A finished run, opened to be looked at: its clusters, how sure they are, its summary, and the images of its faces."""
+"""A finished run, opened for viewing: its clusters, how sure they are, its summary, and the images of its faces."""
 
 import json
 import mmap

@@ -10,7 +10,7 @@ from fcdeploy.run.store import Arrays, Shapes
 
 
 class Artifact:
-    """Arrays with the key of what they were made from; they are computed when somebody first asks for them.
+    """Arrays with the key of what they were made from; they are computed when they are first needed.
 
     name: under which it is kept; shapes: of its arrays, by their names, empty where they follow from the data;
     scratch: whether it is deleted at the run's end; about: see ``Stage``; passes: of the engine that it depends on.

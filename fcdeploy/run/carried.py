@@ -90,7 +90,7 @@ def rows_stay(moved: Moved, old: Arrays, new: Arrays) -> np.ndarray:
 def lists_merge(vectors: Artifact, *, clip: bool) -> Carry:
     """Return how neighbor lists are taken over: new faces enter those of old ones, all of whom are compared with them.
 
-    A list that somebody who is gone was in is found anew.
+    A list that somebody who is gone was in is found again.
     """
 
     def carry(moved: Moved, old: Arrays, new: Arrays) -> np.ndarray:

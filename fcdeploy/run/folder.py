@@ -2,7 +2,7 @@
 
 An artifact is one or more arrays over all faces, computed block by block. Its arrays are memory maps in
 ``NAME.part/`` until the last block is done; a journal beside them names the finished blocks, so that the same command
-goes on from there. Every artifact has a key, a hash of all that made it; one with another key is computed again.
+continues from there. Every artifact has a key, a hash of all that made it; one with another key is computed again.
 
 Artifacts that are kept (``NAME/``) are synced to disk before they get their names. Scratch artifacts
 (``NAME.scratch/``) and journals are not: they are trusted only until the machine restarts, which is as long as the
@@ -58,7 +58,7 @@ HEADER_BYTES = 128  # of an array whose length is known when it is finished
 class RunFolder:
     """Artifacts in a folder that one process at a time may use; a ``with`` unlocks it.
 
-    ``choice`` is what messages tell the user to choose anew. What the folder's record does not name is not ours and
+    ``choice`` is what messages tell the user to choose again. What the folder's record does not name is not ours and
     stays as it is, see ``fcdeploy.data.run_record``. Artifacts that an earlier version left are deleted, and the user
     is told. shared: whether other machines read artifacts while the run goes on, so that scratch ones are synced, too;
     then, and on a file system of several machines, a lease tells them that the folder is taken.
@@ -141,7 +141,7 @@ class RunFolder:
         self.claims.write()
 
     def check_free(self, places: Iterable[str]) -> None:
-        """Raise InputError when something that is not ours stands at one of ``places``, see ``places_of``.
+        """Raise InputError when something that fcdeploy did not write stands at one of ``places``, see ``places_of``.
 
         Meant to be called before the work starts.
         """
@@ -269,7 +269,7 @@ class RunFolder:
         self.claims.write()
 
     def watch(self, arrays: Arrays) -> Arrays:
-        """Remember maps, so that ``release_pages`` can let go of them; returns them."""
+        """Remember maps, so that ``release_pages`` can release them; returns them."""
         return self._maps.watch(arrays)
 
     def release_pages(self) -> None:

@@ -34,7 +34,7 @@ LOOK_SECONDS = 0.2
 
 
 class OvertakenError(Exception):
-    """The driver is further on, or at another run; the flow has to begin anew. reply: what it says."""
+    """The driver is further on, or at another run; the flow has to begin again. reply: what it says."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__("the driver is further on")
@@ -112,7 +112,7 @@ class FollowedStore:
         return FollowedPartial(self, self._line, name, key)
 
     def unfinished(self, prefix: str) -> list[tuple[str, str, Arrays]]:
-        """Nothing: it is the driver who goes on with it."""
+        """Nothing: it is the driver who continues with it."""
         return []
 
     def drop(self, name: str) -> None:

@@ -11,13 +11,13 @@ from fcdeploy.run.store import Arrays
 
 
 class Maps:
-    """The maps that are in use, whose pages can be let go of."""
+    """The maps that are in use, whose pages can be released."""
 
     def __init__(self) -> None:
         self._maps: list[weakref.ref[np.ndarray]] = []
 
     def watch(self, arrays: Arrays) -> Arrays:
-        """Remember maps, so that ``release_pages`` can let go of them; returns them."""
+        """Remember maps, so that ``release_pages`` can release them; returns them."""
         self._maps = [ref for ref in self._maps if ref() is not None]
         self._maps += [weakref.ref(array) for array in arrays.values() if isinstance(array, np.memmap)]
         return arrays

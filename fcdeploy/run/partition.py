@@ -10,7 +10,7 @@ from fcdeploy.run.artifact import Artifact
 
 
 class Partition:
-    """Cells of the rows of vectors; computed, like the artifact behind them, when somebody asks.
+    """Cells of the rows of vectors; computed, like the artifact behind them, when needed.
 
     artifact: ``centroids`` (c, d) float32, ``cell`` (n,) int32 and ``nearest`` (n, p) int32, see ``Cells``.
     """

@@ -120,7 +120,7 @@ def connected(options: Options) -> Iterator[object]:
 
 
 def _check_reached(address: str) -> None:
-    """Raise OSError where nobody answers at HOST:PORT, for which Ray itself waits for minutes."""
+    """Raise OSError where nothing answers at HOST:PORT, for which Ray itself waits for minutes."""
     host, _, port = address.rpartition(":")
     if host:
         if not port.isdecimal():

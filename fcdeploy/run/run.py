@@ -60,7 +60,7 @@ class Run:
     was opened. asked: the options as they were given. notes: sentences for the user, and figures: what else the summary
     says, by name; see ``note``. final: whether its clusters are the ones that the user gets, of which the user is told
     what limits did to them. copies: faces that are not computed on, and go with others, if there are any; stamp: of the
-    features, when they were checked. grown: what else decides its artifacts when it goes on from another run's, see
+    features, when they were checked. grown: what else decides its artifacts when it continues from another run's, see
     ``fcdeploy.run.carried``. survey: whether artifacts are described only; planned: those described so far. blocks: who
     computes the blocks of stages (None: this process); follows: the driver that this run goes behind, if it does.
     copied_before: bytes that the process had copied to and from a GPU when the run began.

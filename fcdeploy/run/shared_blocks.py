@@ -149,7 +149,7 @@ class SharedBlocks:
 
     @contextlib.contextmanager
     def making(self, name: str, key: str) -> Iterator[None]:
-        """Make an artifact in one go, here; what is computed on the way is shared out all the same."""
+        """Make an artifact in one go, here; what is computed on the way is shared out anyway."""
         self._inside.append((name, key))
         try:
             yield

@@ -16,7 +16,7 @@ import numpy as np
 
 from fcdeploy.data.features import features_from_array
 from fcdeploy.data.generated import generated_faces
-from fcdeploy.engine.batching import ahead, gathered
+from fcdeploy.engine.batching import gathered, prefetch
 from fcdeploy.engine.bundle import PLAN, Bundle
 from fcdeploy.engine.cuda import find_gpu
 from fcdeploy.engine.tensors import DeviceEngine, Engine, PassSpec, Places, Timing
@@ -371,7 +371,8 @@ class _WatchedEngine:
     def run_each(self, batches: Iterable[tuple[Key, Feeds]]) -> Iterator[tuple[Key, dict[str, np.ndarray]]]:
         """Evaluate batches in order. What an engine overlaps counts as computing; waiting for batches does not."""
         if hasattr(self._engine, "timed_run"):
-            for key, feeds in ahead((key, gathered(feeds)) for key, feeds in batches):  # as the engine does
+            gathering = ((key, gathered(feeds)) for key, feeds in batches)
+            for key, feeds in prefetch(gathering):  # as the engine does
                 yield key, self.run(feeds)
             return
         waited = 0.0

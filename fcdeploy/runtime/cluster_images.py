@@ -73,7 +73,7 @@ def cluster_images(
 
     A bad line is in no cluster (-1) with on_bad 'skip', and in one of its own with 'zero', as nothing is similar to a
     row of zeros. Embeddings lie in ``run_dir``, or in a folder beside ``output`` until the run is over, which an
-    interrupted run goes on from. Where the list is no text, its lines are written beside the output
+    interrupted run continues from. Where the list is no text, its lines are written beside the output
     (``NAME.filelist.txt``). truth: (n,), a label for every line; unknown: what becomes of its -1, see ``evaluate``.
     wanted: of the clusters beside labels, for lines; pairs of bad lines are passed over.
     """

@@ -165,7 +165,7 @@ def embed_to_file(
     ``NAME.bad.txt`` when lines are bad, and with on_bad 'skip', or when the list is no text, ``NAME.filelist.txt``,
     the lines of the rows. workers: have workers elsewhere embed, see ``runtime.embed_workers``. labels: where the
     people of the rows go, as the list says them. Raises InputError when lines are bad and on_bad is 'stop', after all
-    were tried; the same call goes on from there. Returns what ``fcdeploy embed --json`` prints.
+    were tried; the same call continues from there. Returns what ``fcdeploy embed --json`` prints.
     """
     bad_list, kept_list = check_outputs(job, output, on_bad, labels)
     noted = check_sidecar_path(output)
@@ -246,7 +246,7 @@ def embed_to_array(
 ) -> np.ndarray:
     """Return the embeddings (n, d) float32 of a list's images; rows of zeros for bad lines if on_bad is 'zero'.
 
-    run_dir: where what is done is kept until it is complete; an interrupted call goes on from there. workers: see
+    run_dir: where what is done is kept until it is complete; an interrupted call continues from there. workers: see
     ``embed_to_file``; they need one. Raises InputError when lines are bad and on_bad is 'stop'.
     """
     progress = Progress(quiet)

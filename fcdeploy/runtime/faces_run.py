@@ -58,7 +58,7 @@ def faces_to_folder(
 
     on_bad: 'skip' leaves out photos that cannot be read, 'stop' raises InputError for them after all were tried, and
     writes no lists; they are listed in ``photos.bad.txt`` either way. choice: what messages tell the user to choose
-    anew for ``output``. The same call goes on from what an interrupted one left.
+    again for ``output``. The same call continues from what an interrupted one left.
     """
     check_faces_folder(job, output)
     progress, started = Progress(quiet), time.perf_counter()

@@ -34,7 +34,7 @@ NOTHING_ALLOWED = 0o777
 
 
 @contextlib.contextmanager
-def told_of_lost_pages() -> Iterator[None]:
+def sigbus_guard() -> Iterator[None]:
     """Let a file that becomes shorter while it is mapped end the process with one sentence and exit code 1.
 
     For commands, whose process it is; a library has no business ending somebody's process.

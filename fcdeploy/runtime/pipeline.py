@@ -1,4 +1,4 @@
-"""A run from features to labels: what stands round the flow of a system.
+"""A run from features to labels: what surrounds the flow of a system.
 
 Which stages a system has, and in what order, stands in its ``flow.py``; what a stage needs of its surroundings is
 the ``Run`` of ``fcdeploy.run.run``.
@@ -94,7 +94,7 @@ def run_clustering(
     lists of other faces. on_bad: what becomes of rows with NaN, infinity or no direction: 'stop' raises InputError,
     with 'skip' they are in no cluster (-1), with 'zero' each is in one of its own; all are listed in the file
     ``bad_list``, where one is named. ``truth`` (n,) adds ``quality`` to the summary; ``unknown`` says what of its -1,
-    see ``evaluate``. With ``run_dir`` every artifact is kept there and an interrupted run goes on where it stopped;
+    see ``evaluate``. With ``run_dir`` every artifact is kept there and an interrupted run continues where it stopped;
     without it, what does not fit into half of the memory budget lies in a folder that is removed at the end, in
     ``options.scratch`` or ``scratch_dir``, where the output goes; see ``scratch_folder``. wanted: what else is wanted
     of the clusters; the result is ``reviewed`` then, and with a ``run_dir``.

@@ -53,7 +53,7 @@ class Review:
         return bool(self.confidence or self.drop_flagged or self.constrained)
 
     def of_rows(self, rows: np.ndarray, n: int) -> "Review":
-        """Return the same for some of n rows, ``rows`` (m,) ascending, which are numbered anew; pairs of others go."""
+        """Return the same for some of n rows, ``rows`` (m,) ascending, which are renumbered; pairs of others go."""
         place = np.full(n, -1, np.int32)
         place[rows] = np.arange(len(rows), dtype=np.int32)
         pairs = None if self.pairs is None else self.pairs.renumbered(place)
@@ -194,7 +194,7 @@ def review(
 def constrained_labels(
     run: Run, system: System, labels: np.ndarray, face: np.ndarray, copies: np.ndarray, known: Review
 ) -> tuple[np.ndarray, Refused, dict[str, int]]:
-    """Make clusters anew so that what is known of rows holds; arguments as below.
+    """Make clusters again so that what is known of rows holds; arguments as below.
 
     Returns the labels (rows,) int64, what was refused, and figures for the summary.
     """
@@ -255,7 +255,7 @@ def placed_on(
 def constrained_rows(
     labels: np.ndarray, face: np.ndarray, copies: np.ndarray, forest: Links, wanted: Review
 ) -> tuple[np.ndarray, Links, Refused, dict[str, int]]:
-    """Make clusters anew so that what a person knows holds.
+    """Make clusters again so that what a person knows holds.
 
     labels: (rows,) int64, and the forest (of faces) that holds them together; copies: (c, 2), rows that are joined
     whatever is known. Returns labels, a forest of faces that holds the new ones together, what was refused, and figures

@@ -22,7 +22,7 @@ from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.deploy.checkpoint import load_state_dict
 from fcdeploy.deploy.recipe_beside import TRAINED_WEIGHTS
-from fcdeploy.engine.batching import ahead
+from fcdeploy.engine.batching import prefetch
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.run import Run
@@ -169,7 +169,7 @@ class Loop:
             with threads_limited(self.train_run.options.cores):  # a setting of each thread
                 yield from self.batches(first, last)
 
-        yield from ahead(batches())
+        yield from prefetch(batches())
 
     def steps_to(self, last: int) -> None:
         """Train until step ``last``."""

@@ -436,7 +436,7 @@ CASES: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "a norm without an embedder": (
         ("faces", "album", "--detector", DETECTOR, "--min-norm", 3),
-        "--min-norm 3.0: is for embeddings; give --embedder",
+        "--min-norm 3: is for embeddings; give --embedder",
     ),
     "somebody's folder": (("faces", "album", "--detector", DETECTOR, "-o", "mine"), "mine: holds note.txt"),
     "no photos": (("faces", "mine", "--detector", DETECTOR), "holds no images"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcdeploy.engine.batching import ahead, gather_rows, groups_by_size
+from fcdeploy.engine.batching import gather_rows, groups_by_size, prefetch
 
 
 @settings(max_examples=200, deadline=None)
@@ -49,7 +49,7 @@ def test_gathered_rows_are_the_table_s_and_zero_in_padding(b, w, h, seed):
 def test_ahead_gives_every_item_in_order(count, depth):
     """None is an item like any other."""
     items = [None if at % 3 == 0 else at for at in range(count)]
-    assert list(ahead(iter(items), depth)) == items
+    assert list(prefetch(iter(items), depth)) == items
 
 
 def test_ahead_works_in_another_thread_and_never_further_than_its_depth():
@@ -61,7 +61,7 @@ def test_ahead_works_in_another_thread_and_never_further_than_its_depth():
             made.append(at)
             yield at
 
-    for taken, at in enumerate(ahead(items(), depth=2)):
+    for taken, at in enumerate(prefetch(items(), depth=2)):
         time.sleep(0.002)
         assert at == taken
         # two wait in the queue, one is made and waits for room, and one more was just taken
@@ -83,7 +83,7 @@ def test_an_error_of_the_source_is_raised_here_after_the_items_before_it(good):
 
     before, taken = threading.active_count(), []
     with pytest.raises(BrokenDisk, match="sector 7"):
-        taken.extend(ahead(items()))
+        taken.extend(prefetch(items()))
     assert taken == list(range(good))
     assert threading.active_count() == before
 
@@ -94,7 +94,7 @@ def test_an_interrupt_of_the_source_is_raised_here_too():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(ahead(items()))
+        list(prefetch(items()))
 
 
 def test_leaving_early_stops_the_thread_and_the_source():
@@ -106,7 +106,7 @@ def test_leaving_early_stops_the_thread_and_the_source():
             made.append(at)
             yield at
 
-    taking = ahead(items(), depth=2)
+    taking = prefetch(items(), depth=2)
     assert list(itertools.islice(taking, 3)) == [0, 1, 2]
     taking.close()
     assert threading.active_count() == before
@@ -118,7 +118,7 @@ def test_leaving_early_stops_the_thread_and_the_source():
 
 def test_an_error_of_the_taker_stops_the_thread():
     def take():
-        for item in ahead(range(100_000)):
+        for item in prefetch(range(100_000)):
             if item == 2:
                 raise BrokenDisk("engine")
 

@@ -17,14 +17,14 @@ from fcdeploy.runtime.lost_pages import SENTENCE
 CUT = """
 import os, sys, threading
 import numpy as np
-from fcdeploy.runtime.lost_pages import told_of_lost_pages
+from fcdeploy.runtime.lost_pages import sigbus_guard
 
 path = sys.argv[1]
 mapped = np.memmap(path, np.uint8, "r")
-with told_of_lost_pages():
+with sigbus_guard():
     pass
 if sys.argv[2] != "outside":
-    with told_of_lost_pages():
+    with sigbus_guard():
         os.truncate(path, 10)
         thread = threading.Thread(target=mapped.sum)
         thread.start()

@@ -21,7 +21,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import fcdeploy
-from fcdeploy.engine.batching import ahead
+from fcdeploy.engine.batching import prefetch
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.errors import FcdeployError
 from fcdeploy.graph import kernels
@@ -274,8 +274,8 @@ def test_blas_comes_back_when_runs_in_threads_end_in_the_order_they_began() -> N
 
 def test_the_thread_that_works_ahead_uses_as_many_threads(two_threads: tuple[int, int]) -> None:
     with threads_limited(1):
-        inside = list(ahead((settings(), threading.current_thread()) for _ in range(2)))
-        alone = list(ahead((threading.current_thread() for _ in range(2)), threads=1))
+        inside = list(prefetch((settings(), threading.current_thread()) for _ in range(2)))
+        alone = list(prefetch((threading.current_thread() for _ in range(2)), threads=1))
     assert [seen for seen, _ in inside] == [(1, 1)] * 2
     assert inside[0][1] is not threading.current_thread()
     assert alone == [threading.current_thread()] * 2  # one thread is one

@@ -212,7 +212,7 @@ def content_of(path: Path, name: str) -> Content:
 
 
 def conversion(kind: str, name: str, head: bytes = b"") -> str:
-    """Return what to type, or to do, with a file that is none of ours."""
+    """Return what to type, or to do, with a file that fcdeploy cannot read."""
     if kind in COMMANDS:
         return f"unpack it: `{COMMANDS[kind].format(file=shlex.quote(name))}`"
     if kind in ADVICE:

@@ -1,4 +1,4 @@
-"""Arrays of NumPy: ``.npy``, and one of an ``.npz`` archive, mapped where they lie unless they are compressed."""
+"""Arrays of NumPy: ``.npy``, and one of an ``.npz`` archive, mapped in place unless they are compressed."""
 
 import math
 import struct
@@ -29,7 +29,7 @@ def read_npy(path: Path, name: str, dim: int | None) -> np.ndarray:
 def read_npz(
     path: Path, name: str, dim: int | None, column: str | None, scratch: Path | None
 ) -> tuple[np.ndarray, str]:
-    """Return the features of an ``.npz`` archive and the key they stand under; ``column`` is that key, if given.
+    """Return the features of an ``.npz`` archive and the key they are under; ``column`` is that key, if given.
 
     Raises InputError when there are several arrays that could be features and no ``column`` says which.
     """

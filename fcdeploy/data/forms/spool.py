@@ -1,4 +1,4 @@
-"""What cannot be mapped where it lies, pipes and compressed files, is unpacked once: in memory, or a nameless file.
+"""What cannot be mapped in place, pipes and compressed files, is unpacked once: in memory, or a nameless file.
 
 The file never has a name, so nothing is left behind whatever ends the process.
 """

@@ -40,7 +40,7 @@ def read_table(
     id_column: str | None,
     scratch: Path | None,
 ) -> tuple[np.ndarray, str, np.ndarray | None]:
-    """Return the features (n, d) of a table, the columns they stand in, and the ids (n,) of ``id_column``.
+    """Return the features (n, d) of a table, the columns they are in, and the ids (n,) of ``id_column``.
 
     kind: 'parquet' or 'arrow'. column: a column of lists, or a pattern such as 'f*' for columns of numbers.
     """

@@ -1,4 +1,4 @@
-"""Features that are tensors: ``.pt`` and ``.safetensors``, mapped where they lie, without PyTorch."""
+"""Features that are tensors: ``.pt`` and ``.safetensors``, mapped in place, without PyTorch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ SAVE = "save tensors alone: torch.save(features.cpu(), 'features.pt')"
 
 
 def read_torch(path: Path, name: str, dim: int | None, column: str | None) -> tuple[Rows, str]:
-    """Return the features of a ``.pt`` file, and the key they stand under ("" where the file is one tensor).
+    """Return the features of a ``.pt`` file, and the key they are under ("" where the file is one tensor).
 
     The file holds a tensor, a dictionary with tensors, or a list of rows. Raises InputError for anything else.
     """
@@ -52,7 +52,7 @@ def read_torch(path: Path, name: str, dim: int | None, column: str | None) -> tu
 
 
 def read_safetensors(path: Path, name: str, dim: int | None, column: str | None) -> tuple[Rows, str]:
-    """Return the features of a ``.safetensors`` file and the key they stand under."""
+    """Return the features of a ``.safetensors`` file and the key they are under."""
     try:
         file = read_safetensors_file(path)
     except DamagedError as error:

@@ -20,7 +20,7 @@ from fcdeploy.clustering.groups import (
 )
 from fcdeploy.clustering.propagation import NO_CLUSTER, Cuts, propagate_and_tell
 from fcdeploy.data.labels import renumber
-from fcdeploy.engine.batching import Rows, ahead
+from fcdeploy.engine.batching import Rows, prefetch
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError
 from fcdeploy.graph.pairs import first_neighbors, similar_pairs
@@ -74,7 +74,7 @@ def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
 def assign(run: Extended) -> Rule:
     """Let new faces go with the cluster that most of their similar stored neighbors are in, by the sum of similarities.
 
-    Similar ones are those that the loosest parameter set links. No proposal is made or scored anew.
+    Similar ones are those that the loosest parameter set links. No proposal is made or scored again.
     """
     vectors = read_features(run)
     knn = nearest_neighbors(run, vectors, partition(run, "cells", vectors))
@@ -444,7 +444,7 @@ def graphs_ahead(run: Run, knn: Artifact, proposals: Proposals, chosen: np.ndarr
     weighted = run.settings.graph.edge_weights == "similarity"
     most = run.options.batch or ENGINE_NODES
     graphs = proposal_graphs(proposals, chosen, knn.lists, weighted, rows=ENGINE_NODES, most=most)
-    return ahead(graphs, threads=run.options.cores)
+    return prefetch(graphs, threads=run.options.cores)
 
 
 def feeds_of(graphs: Graphs, table: Artifact) -> dict[str, np.ndarray]:
