@@ -38,6 +38,8 @@ NOT_MEASURED = {
     "docs/how-to/scale.md": {"98 %": "a setting"},
     "docs/explanation/neighbor-search.md": {"98 %": "a setting"},
     "docs/reference/files.md": {"64 MB": "a setting"},
+    "docs/how-to/threshold.md": {"95 %": "a definition"},
+    "docs/reference/gpu.md": {"128 MB": "a setting", "6.0 GB": "arithmetic"},
     "docs/reference/guarantees.md": {"2 GB": "a limit"},
     "docs/reference/training.md": {"0.0005": "a setting"},
 }
@@ -65,7 +67,9 @@ def results_named_in(text: str) -> list[float]:
 
 
 def figures_in(text: str) -> Iterator[tuple[str, str]]:
-    """Yield value and unit of each figure outside of code."""
+    """Yield value and unit of each figure outside of code, and of sections that say that theirs are counted."""
+    sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    text = "".join(section for section in sections if "counted and not measured" not in section)
     for match in FIGURE.finditer(re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))):
         yield (match[1], match[2]) if match[1] else (match[3], "")
 
