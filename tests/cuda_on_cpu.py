@@ -1,7 +1,8 @@
 """Our CUDA kernels on the CPU: their source compiled by g++, each thread of a block a coroutine.
 
 Threads take turns at every barrier, shuffle and ballot. Blocks run one after the other. Fresh shared memory is full of
-0xFF, and so is memory on the device. cuBLAS is NumPy, by addresses and strides as cuBLAS takes them.
+0xFF, and so is memory on the device. cuBLAS is NumPy, by addresses and strides as cuBLAS takes them. What is put on a
+stream happens only when somebody waits for it: what nothing orders after what it needs sees garbage.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,27 +155,55 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
+class Stream(contextlib.AbstractContextManager["Stream"]):
+    """A stream that does what is put on it when somebody waits for it, and not before."""
+
+    def __init__(self, cupy: "Cupy") -> None:
+        self.cupy = cupy
+        self.queue: list[Callable[[], None]] = []
+        cupy.streams.append(self)
+
+    def put(self, work: Callable[[], None]) -> None:
+        self.queue.append(work)
+
+    def __enter__(self) -> "Stream":
+        self.cupy.entered.stack = [*self.cupy.stack, self]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cupy.entered.stack = self.cupy.stack[:-1]
+
+    def synchronize(self) -> None:
+        with self.cupy.one_at_a_time:
+            while self.queue:
+                self.queue.pop(0)()
+            if not any(stream.queue for stream in self.cupy.streams):
+                self.cupy.kept.clear()
+
+
 class Array:
     """A CuPy array whose memory is the host's; only whole ones and slices of rows."""
 
-    def __init__(self, values: np.ndarray) -> None:
-        self.values = values
+    def __init__(self, values: np.ndarray, cupy: "Cupy") -> None:
+        self.values, self.cupy = values, cupy
         self.nbytes, self.shape, self.dtype = values.nbytes, values.shape, values.dtype
         self.data = self
         self.ptr = values.ctypes.data
 
     def __getitem__(self, rows: slice) -> "Array":
-        return Array(self.values[rows])
+        return Array(self.values[rows], self.cupy)
 
-    def copy_from_device_async(self, source: "Array", size: int, stream: object) -> None:
-        ctypes.memmove(self.ptr, source.ptr, size)
+    def copy_from_device_async(self, source: "Array", size: int, stream: Stream) -> None:
+        stream.put(lambda: ctypes.memmove(self.ptr, source.ptr, size) and None)
 
     def set(self, values: np.ndarray) -> None:
         assert (values.shape, values.dtype) == (self.values.shape, self.values.dtype)
         assert values.flags.c_contiguous
-        self.values[...] = values
+        staged = values.copy()
+        self.cupy.get_current_stream().put(lambda: np.copyto(self.values, staged))
 
     def get(self) -> np.ndarray:
+        self.cupy.get_current_stream().synchronize()
         return self.values.copy()
 
 
@@ -182,7 +212,8 @@ class Cublas:
 
     CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 0, 1, 68, -1
 
-    def __init__(self) -> None:
+    def __init__(self, cupy: "Cupy") -> None:
+        self.cupy = cupy
         self.dtypes = {0: np.float32, 2: np.float16}  # CUDA_R_32F, CUDA_R_16F
         self.products: list[tuple[int, int, int]] = []
 
@@ -202,15 +233,16 @@ class Cublas:
         assert min(m, n, k) > 0
         assert k <= min(lda, ldb)
         assert m <= ldc
-        ones, others = (
-            self.matrix(a, self.dtypes[a_kind], m, lda, k),
-            self.matrix(b, self.dtypes[b_kind], n, ldb, k),
-        )
-        factors = [ctypes.c_float.from_address(at).value for at in (alpha, beta)]
-        assert factors == [1, 0]
-        with np.errstate(invalid="ignore"):
-            product = ones.T.astype(np.float32) @ others.astype(np.float32)
-        self.matrix(c, np.float32, n, ldc, m)[...] = product
+        assert [ctypes.c_float.from_address(at).value for at in (alpha, beta)] == [1, 0]
+
+        def work() -> None:
+            ones = self.matrix(a, self.dtypes[a_kind], m, lda, k)
+            others = self.matrix(b, self.dtypes[b_kind], n, ldb, k)
+            with np.errstate(invalid="ignore"):
+                product = ones.T.astype(np.float32) @ others.astype(np.float32)
+            self.matrix(c, np.float32, n, ldc, m)[...] = product
+
+        self.cupy.get_current_stream().put(work)
         self.products.append((m, n, k))
 
 
@@ -220,16 +252,6 @@ class OutOfMemoryError(Exception):
 
 class CUDARuntimeError(Exception):
     """What CuPy raises when CUDA fails."""
-
-
-class Stream(contextlib.AbstractContextManager["Stream"]):
-    """A stream on which everything is done at once."""
-
-    def __exit__(self, *error: object) -> None:
-        """Do nothing."""
-
-    def synchronize(self) -> None:
-        """Do nothing."""
 
 
 class Cupy:
@@ -245,8 +267,14 @@ class Cupy:
         self.cuda = self.runtime = self.device = self.memory = self
         self.fails: Exception | None = None  # what the next allocation raises
         self.allocated = 0
-        self.cublas = Cublas()
-        self._one_at_a_time = threading.Lock()
+        self.cublas = Cublas(self)
+        self.one_at_a_time = threading.RLock()
+        self.streams: list[Stream] = []
+        self.entered = threading.local()
+        self.kept: list[
+            np.ndarray
+        ] = []  # memory that was let go, while something that may use it is to be done
+        self.null = Stream(self)
 
     def memGetInfo(self) -> tuple[int, int]:
         return self.free, 2 * self.free
@@ -265,17 +293,19 @@ class Cupy:
         values = np.empty(shape, dtype)
         values.view(np.uint8)[...] = 0xFF
         self.allocated += values.nbytes
-        return Array(values)
+        self.kept.append(values)
+        return Array(values, self)
 
-    def Stream(self, non_blocking: bool) -> "Stream":
-        assert non_blocking
-        return Stream()
+    def Stream(self, non_blocking: bool) -> Stream:
+        assert non_blocking, "a stream that waits for the default stream hides mistakes"
+        return Stream(self)
 
-    def get_current_stream(self) -> "Cupy":
-        return self
+    @property
+    def stack(self) -> list[Stream]:
+        return getattr(self.entered, "stack", [])
 
-    def synchronize(self) -> None:
-        """Do nothing: everything is done at once."""
+    def get_current_stream(self) -> Stream:
+        return self.stack[-1] if self.stack else self.null
 
     def RawModule(self, code: str) -> "Cupy":
         assert code in [source_of(source.name) for source in SOURCES]
@@ -289,9 +319,13 @@ class Cupy:
             values = [np.uint64(a.ptr) if isinstance(a, Array) else a for a in arguments]
             held = [ctypes.create_string_buffer(value.tobytes()) for value in values]
             pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(value) for value in held))
-            with self._one_at_a_time:
-                self.launches.append((name, grid[0], block[0]))
-                getattr(self.library, f"launch_{name}")(grid[0], block[0], pointers)
+            function = getattr(self.library, f"launch_{name}")
+
+            def work(of: Any = (arguments, held)) -> None:  # whose memory is needed until then
+                function(grid[0], block[0], pointers)
+
+            self.launches.append((name, grid[0], block[0]))
+            (stream or self.get_current_stream()).put(work)
 
         return launch
 
