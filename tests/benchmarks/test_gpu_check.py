@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import cuda_on_cpu
 import pytest
@@ -60,18 +61,24 @@ def test_a_step_that_fails_is_told_and_the_others_run_all_the_same(tmp_path):
     assert "-m pytest -q -m gpu tests" in (tmp_path / "calls").read_text()
 
 
-@pytest.mark.filterwarnings("ignore:no --recipe")
 def test_what_the_other_machine_lacks_is_collected(tmp_path, monkeypatch):
-    """Without the network: pip is one that leaves a wheel and says what it was asked for."""
-    pytest.importorskip("torch")
-    pytest.importorskip("onnxscript")
+    """Without the network: pip leaves a wheel, and the engine is a folder; both say what they were asked for."""
     asked = []
 
     def download(command, check):
         asked.extend(command)
         (Path(command[command.index("-d") + 1]) / "cupy.whl").write_bytes(b"1234567890")
 
+    def bundle(system, dim, place):
+        (place / "checkpoint.pth").touch()
+        (place / "engine.onnx").mkdir()
+        (place / "engine.onnx/manifest.json").write_text(f"{system} {dim}")
+        return place / "engine.onnx"
+
     monkeypatch.setattr(gpu_carry.subprocess, "run", download)
+    monkeypatch.setattr(
+        gpu_carry, "random_bundle", create_autospec(gpu_carry.random_bundle, side_effect=bundle)
+    )
     options = ["--there", "numpy", "--dim", "8", "--part", "6", "-o", str(tmp_path)]
     done = CliRunner().invoke(gpu_carry.main, options, catch_exceptions=False)
     assert done.exit_code == 0
@@ -82,7 +89,8 @@ def test_what_the_other_machine_lacks_is_collected(tmp_path, monkeypatch):
         "cupy.whl.part-ab",
     ]
     engine = SCRIPT.read_text().partition("ENGINE=build/gpu/")[2].split()[0]
-    assert (tmp_path / engine / "manifest.json").is_file()
+    assert (tmp_path / engine / "manifest.json").read_text() == "pse-gcn 8"
+    assert not (tmp_path / "checkpoint.pth").exists()
 
 
 @pytest.fixture
