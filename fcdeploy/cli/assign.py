@@ -9,6 +9,7 @@ from fcdeploy.cli.features import column_option, id_column_option, open_and_tell
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.shared_options import moved_engine_option, no_summary_option
 from fcdeploy.cli.types import PathType
 
 GROUPS = {
@@ -44,9 +45,7 @@ RAY = (
     show_default=True,
     help="Unassigned faces: label -1, or a new cluster of their own (singleton).",
 )
-@click.option(
-    "--engine", type=PathType, help="Engine bundle, if it was moved since the run.  [default: the run's]"
-)
+@moved_engine_option
 @column_option
 @id_column_option
 @run_option("threads")
@@ -57,7 +56,7 @@ RAY = (
 @run_option("ray_gpus")
 @run_option("strict")
 @run_option("scratch", help="Folder on each worker's own disk for temporary files.")
-@click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@no_summary_option
 def command(
     features: Path,
     run_dir: Path,

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.shared_options import quiet_option
 from fcdeploy.cli.types import PathType
 
 
@@ -24,7 +25,7 @@ from fcdeploy.cli.types import PathType
     help="Compute capability of the target GPU, e.g. 8.9.  [default: the profile's]",
 )
 @click.option("--log-file", type=PathType, help="Log file of the builder.  [default: OUTPUT.log]")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@quiet_option
 def command(
     bundle: Path,
     output: Path | None,

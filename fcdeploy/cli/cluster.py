@@ -15,6 +15,7 @@ from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import RUN_SECTIONS, run_options
+from fcdeploy.cli.shared_options import dim_option, engine_option, no_summary_option, summary_json_option
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 from fcdeploy.run.options import CLUSTERS, ENGINE, MACHINE, NEIGHBORS, WORKERS
@@ -46,7 +47,7 @@ GROUPS = {
 
 @click.command("cluster", cls=grouped(GROUPS))
 @click.argument("features", type=PathType)
-@click.option("--engine", required=True, type=PathType, help="Engine bundle: its folder, or a file in it.")
+@engine_option
 @click.option(
     "-o",
     "--output",
@@ -57,11 +58,7 @@ GROUPS = {
     "(.csv, .tsv, .parquet).",
 )
 @run_options
-@click.option(
-    "--dim",
-    type=click.IntRange(min=1),
-    help="Number of columns of a .bin file.  [default: the engine's feature width]",
-)
+@dim_option
 @column_option
 @id_column_option
 @click.option(
@@ -125,8 +122,8 @@ GROUPS = {
     type=PathType,
     help="Folder that keeps all results, for the other commands and to continue an interrupted run.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@summary_json_option
+@no_summary_option
 def command(engine: Path, on_bad: str | None, **given: Any) -> None:
     """Cluster faces: a features file, face crops, or photos.
 

@@ -11,6 +11,7 @@ from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.shared_options import labelled_duplicates_option, labelled_on_bad_option, quiet_option
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
@@ -62,23 +63,13 @@ GROUPS = {
 )
 @click.option("-o", "--output", type=PathType, help="JSON file to write, with all results.")
 @click.option("--plot", type=PathType, help="Plot of precision against recall to write (.png, .svg).")
-@run_option(
-    "duplicates",
-    help="Copies of a face: count them once (merge), or treat every row as a face of its own (as-published).",
-)
-@click.option(
-    "--on-bad",
-    type=click.Choice(["stop", "skip", "zero"]),
-    default="stop",
-    show_default=True,
-    help="Rows with NaN, infinity or zeros only: stop, or leave them out with their labels (skip or zero). With -o, "
-    "they are listed in OUTPUT.bad.txt.",
-)
+@labelled_duplicates_option
+@labelled_on_bad_option("With -o, they are listed in OUTPUT.bad.txt.")
 @run_option("threads")
 @run_option("memory")
 @run_option("scratch")
 @click.option("--json", "as_json", is_flag=True, help="Print all results as JSON.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@quiet_option
 def command(
     features: Path,
     labels: Path,

@@ -12,6 +12,7 @@ from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.shared_options import max_pixels_option, no_summary_option, summary_json_option
 from fcdeploy.cli.types import Numbers, PathType, Size
 
 RAY = (
@@ -86,13 +87,7 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
 @click.option(
     "--batch", type=click.IntRange(1, 4096), help="Images per engine call.  [default: 32, or the graph's]"
 )
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(1, 178_956_970),
-    default=25_000_000,
-    show_default=True,
-    help="Refuse images of more pixels than this without decoding them.",
-)
+@max_pixels_option("images", 25_000_000)
 @run_option("threads")
 @run_option("ray", help=RAY)
 @run_option("ray_cpus")
@@ -100,8 +95,8 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
 @run_option("strict")
 @run_option("device", default="cpu", show_default=True, help="Device to run the embedder on.")
 @path_column_option
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@summary_json_option
+@no_summary_option
 def command(
     images: Path,
     model: Path,

@@ -9,6 +9,7 @@ import click
 from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.run_options import RUN_SECTIONS, run_options
+from fcdeploy.cli.shared_options import dim_option, engine_option
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 from fcdeploy.run.options import ENGINE, WORKERS
@@ -24,13 +25,9 @@ GROUPS = {
 
 @click.command("estimate", cls=grouped(GROUPS))
 @click.argument("features", type=PathType)
-@click.option("--engine", required=True, type=PathType, help="Engine bundle: its folder, or a file in it.")
+@engine_option
 @run_options
-@click.option(
-    "--dim",
-    type=click.IntRange(min=1),
-    help="Number of columns of a .bin file.  [default: the engine's feature width]",
-)
+@dim_option
 @column_option
 @click.option("--run-dir", type=PathType, help="Estimate for a run that keeps all results in a run folder.")
 @click.option(

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.shared_options import quiet_option
 
 
 @click.command("export", cls=grouped())
@@ -56,7 +57,7 @@ from fcdeploy.cli.grouped import grouped
     is_flag=True,
     help="Write the bundle even if the difference exceeds the recipe's tolerance.",
 )
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@quiet_option
 def command(
     checkpoints: tuple[Path, ...],
     keys: tuple[str, ...],

@@ -6,6 +6,7 @@ import click
 
 from fcdeploy.cli.features import path_column_option
 from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.shared_options import images_option, quiet_option
 from fcdeploy.cli.types import PathType
 
 
@@ -20,9 +21,7 @@ from fcdeploy.cli.types import PathType
 @click.option(
     "-o", "--output", required=True, type=PathType, help="File or folder to write; it must not exist yet."
 )
-@click.option(
-    "--images", type=PathType, help="Images of the faces, one per row: a list, a folder or an archive."
-)
+@images_option
 @path_column_option
 @click.option(
     "--files",
@@ -31,7 +30,7 @@ from fcdeploy.cli.types import PathType
     show_default=True,
     help="With --to folders: link to the images, or copy them.",
 )
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@quiet_option
 def command(
     run_dir: Path,
     to: str,

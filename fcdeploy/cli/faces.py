@@ -11,6 +11,7 @@ from fcdeploy.cli.features import path_column_option
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.shared_options import max_pixels_option, no_summary_option, summary_json_option
 from fcdeploy.cli.types import PathType
 
 GROUPS = {
@@ -59,18 +60,12 @@ GROUPS = {
     show_default=True,
     help="Photos that cannot be read: stop and write no lists, or skip them. All are listed in photos.bad.txt.",
 )
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(1, 178_956_970),
-    default=100_000_000,
-    show_default=True,
-    help="Refuse photos of more pixels than this without decoding them.",
-)
+@max_pixels_option("photos", 100_000_000)
 @run_option("threads")
 @run_option("device", default="cpu", show_default=True, help="Device to run the detector and embedder on.")
 @path_column_option
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@summary_json_option
+@no_summary_option
 def command(
     photos: Path,
     detector: Path,

@@ -7,6 +7,7 @@ import click
 from fcdeploy.cli.features import path_column_option
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.label_options import label_column_option
+from fcdeploy.cli.shared_options import images_option, quiet_option, sample_seed_option
 from fcdeploy.cli.types import PathType
 
 
@@ -20,20 +21,12 @@ from fcdeploy.cli.types import PathType
     show_default=True,
     help="Folder to write, with index.html and the files it needs.",
 )
-@click.option(
-    "--images", type=PathType, help="Images of the faces, one per row: a list, a folder or an archive."
-)
+@images_option
 @path_column_option
 @click.option("--labels", type=PathType, help="True identities, to report quality and mark wrong faces.")
 @label_column_option
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Random seed of the random sample of clusters.",
-)
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@sample_seed_option
+@quiet_option
 def command(
     run_dir: Path,
     output: Path,

@@ -6,6 +6,7 @@ import click
 
 from fcdeploy.cli.features import path_column_option
 from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.shared_options import sample_seed_option
 from fcdeploy.cli.types import PathType
 
 
@@ -28,13 +29,7 @@ from fcdeploy.cli.types import PathType
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Local port to serve on.  [default: a free one]"
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Random seed of the random sample of clusters.",
-)
+@sample_seed_option
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the web browser.")
 def command(
     run_dir: Path,

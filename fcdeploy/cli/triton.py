@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.shared_options import quiet_option
 from fcdeploy.cli.types import PathType
 
 
@@ -31,7 +32,7 @@ from fcdeploy.cli.types import PathType
     help="Model repository (folder) to write.",
 )
 @click.option("--prefix", help="Prefix of the models' names.  [default: the system's name]")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@quiet_option
 def command(
     bundle: Path | None,
     run_dir: Path | None,

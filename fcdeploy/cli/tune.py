@@ -12,6 +12,12 @@ from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.shared_options import (
+    engine_option,
+    labelled_duplicates_option,
+    labelled_on_bad_option,
+    quiet_option,
+)
 from fcdeploy.cli.text import new_console
 from fcdeploy.cli.types import PathType
 
@@ -39,7 +45,7 @@ GROUPS = {
 
 
 @click.command("tune", cls=grouped(GROUPS))
-@click.option("--engine", required=True, type=PathType, help="Engine bundle: its folder, or a file in it.")
+@engine_option
 @click.option("--features", required=True, type=PathType, help="Features of the faces to choose on.")
 @column_option
 @click.option("--labels", type=PathType, help="Their true identities, -1 where unknown.")
@@ -84,18 +90,8 @@ GROUPS = {
 )
 @run_option("inference")
 @run_option("link", help="NSR-FC only: way of clustering to tune.  [default: the engine's]")
-@run_option(
-    "duplicates",
-    help="Copies of a face: count them once (merge), or treat every row as a face of its own (as-published).",
-)
-@click.option(
-    "--on-bad",
-    type=click.Choice(["stop", "skip", "zero"]),
-    default="stop",
-    show_default=True,
-    help="Rows with NaN, infinity or zeros only: stop, or leave them out with their labels (skip or zero). They are "
-    "listed in OUTPUT.bad.txt.",
-)
+@labelled_duplicates_option
+@labelled_on_bad_option("They are listed in OUTPUT.bad.txt.")
 @run_option("threads")
 @click.option(
     "--run-dir", type=PathType, help="Folder that keeps all results, to continue an interrupted run."
@@ -107,7 +103,7 @@ GROUPS = {
     is_flag=True,
     help="Print all settings that were tried, with their measures, as JSON.",
 )
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@quiet_option
 def command(
     engine: Path,
     features: Path,

@@ -8,6 +8,7 @@ import click
 from fcdeploy.cli.features import column_option, id_column_option, open_and_tell
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.shared_options import moved_engine_option, no_summary_option, summary_json_option
 from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
@@ -70,16 +71,14 @@ GROUPS = {
     show_default=True,
     help="Rows to add with NaN, infinity or zeros only: stop, or skip them (label -1).",
 )
-@click.option(
-    "--engine", type=PathType, help="Engine bundle, if it was moved since the run.  [default: the run's]"
-)
+@moved_engine_option
 @column_option
 @id_column_option
 @run_option("threads")
 @run_option("memory")
 @run_option("device")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@summary_json_option
+@no_summary_option
 def command(
     run_dir: Path,
     add: Path | None,

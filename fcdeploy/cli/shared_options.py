@@ -1,0 +1,63 @@
+"""Options that several verbs have alike, each defined once."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.types import PathType
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+engine_option = click.option(
+    "--engine", required=True, type=PathType, help="Engine bundle: its folder, or a file in it."
+)
+moved_engine_option = click.option(
+    "--engine", type=PathType, help="Engine bundle, if it was moved since the run.  [default: the run's]"
+)
+dim_option = click.option(
+    "--dim",
+    type=click.IntRange(min=1),
+    help="Number of columns of a .bin file.  [default: the engine's feature width]",
+)
+images_option = click.option(
+    "--images", type=PathType, help="Images of the faces, one per row: a list, a folder or an archive."
+)
+sample_seed_option = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Random seed of the random sample of clusters.",
+)
+summary_json_option = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+no_summary_option = click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+labelled_duplicates_option = run_option(
+    "duplicates",
+    help="Copies of a face: count them once (merge), or treat every row as a face of its own (as-published).",
+)
+
+
+def max_pixels_option(things: str, most: int) -> Callable[[Command], Command]:
+    """Give a command --max-pixels; things: what has the pixels, as in "images"; most: the default."""
+    return click.option(
+        "--max-pixels",
+        type=click.IntRange(1, 178_956_970),
+        default=most,
+        show_default=True,
+        help=f"Refuse {things} of more pixels than this without decoding them.",
+    )
+
+
+def labelled_on_bad_option(where: str) -> Callable[[Command], Command]:
+    """Give a command --on-bad for labelled features; where: what is said of the list of bad rows."""
+    return click.option(
+        "--on-bad",
+        type=click.Choice(["stop", "skip", "zero"]),
+        default="stop",
+        show_default=True,
+        help="Rows with NaN, infinity or zeros only: stop, or leave them out with their labels (skip or zero). "
+        f"{where}",
+    )
