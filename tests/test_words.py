@@ -1,5 +1,6 @@
 """Help, docs and docstrings use the words of the field."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -38,12 +39,19 @@ def flattened(text: str) -> str:
     return re.sub(r"\s+", " ", text.lower())
 
 
-def test_no_help_or_page_has_a_phrase_that_the_page_on_words_replaces() -> None:
+def texts_of(path: Path) -> list[str]:
+    """Return the texts of a source file: messages, and docstrings."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_no_help_page_or_message_has_a_phrase_that_the_page_on_words_replaces() -> None:
     from fcdeploy.cli import reference
 
     phrases = not_to_be_used()
     assert len(phrases) >= 20
     pages = {page.name: page.read_text() for page in (ROOT / "docs").rglob("*.md") if page != WORDS}
-    for name, text in {**pages, "help": reference.page()}.items():
+    messages = {path.name: " ".join(texts_of(path)) for path in (ROOT / "fcdeploy").rglob("*.py")}
+    for name, text in {**pages, **messages, "help": reference.page()}.items():
         found = [phrase for phrase in phrases if re.search(rf"\b{re.escape(phrase)}\b", flattened(text))]
         assert not found, name

@@ -32,7 +32,7 @@ class Filelist:
 
     folder: what relative paths start from. text holds line i at text[starts[i]:ends[i]]; starts, ends: (n,) int64.
     ``name`` is what messages call the list. labels: (n,) int64, the people of the lines, numbered from 0, -1 where
-    nobody is said; None where the list says nothing of people. is_text: whether the lines stand in a file of the
+    unknown; None where the list has no labels. is_text: whether the lines are in a file of the
     user's. skipped: how many files were passed over, by reason. found_as: the paths of lines whose files have names in
     another Unicode normalisation, as far as they were looked up. members: where the images lie, when that is in
     archives; the lines are no paths then.

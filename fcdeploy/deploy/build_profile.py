@@ -59,7 +59,7 @@ class PassRanges:
 
 @dataclass(frozen=True)
 class BuildProfile:
-    """What to build for.
+    """The target of a build, and the ranges of its axes.
 
     name: what --profile has to be given to get it again, a built-in name or a file's without its folder. flavour: of
     FLAVOURS. compute_capability: as in "8.6"; empty for ONNX Runtime. workspace: bytes of scratch memory, 0 for as

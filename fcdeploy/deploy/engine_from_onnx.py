@@ -64,8 +64,8 @@ def build_bundle(
 ) -> Bundle:
     """Compile every pass of an ONNX bundle; return the bundle of plans.
 
-    output: a folder, by default the source's name with ``.plan``; it appears whole or not at all. profile: what to
-    build for, as read by ``load_profile`` or its file or built-in name; compute_capability replaces the profile's.
+    output: a folder, by default the source's name with ``.plan``; it appears whole or not at all. profile: the
+    build profile, as read by ``load_profile`` or its file or built-in name; compute_capability replaces the profile's.
     log_file: where the builder's log goes, by default ``OUTPUT.log``; written whether the build succeeds or not. A
     timing cache is kept in ``OUTPUT.timing`` where TensorRT measures kernels, which the RTX flavour does not. tell: is
     called with a line after each pass.

@@ -184,8 +184,8 @@ class Bundle:
     ) -> Iterator[Engine]:
         """Load pass ``name`` after its hash was found right; the block's end frees it.
 
-        device: "cpu" or "cuda"; None: the CPU for ONNX graphs, the GPU for plans. vram: bytes of device memory to get
-        along with, 0 for what is there; share: how many engines there are for what is there.
+        device: "cpu" or "cuda"; None: the CPU for ONNX graphs, the GPU for plans. vram: budget of device memory
+        in bytes, 0 for what is there; share: how many engines there are for what is there.
         """
         device = self.device(device)
         path, spec = self.file(name), self.passes[name]

@@ -52,8 +52,8 @@ class NotComputedError(Exception):
 class Run:
     """The surroundings of a flow.
 
-    settings: the recipe, fitted to these faces. given: lists of neighbors from files, "knn" or "reranked"; search: how
-    neighbors are found where none are given (None: as the options say). unit_rows: the title of a system that takes
+    settings: the recipe, fitted to these faces. given: lists of neighbors from files, "knn" or "reranked"; search: the
+    search for neighbors where none are given (None: as the options say). unit_rows: the title of a system that takes
     features as they are and whose similarities are inner products of them, None for others. keeps: whether the features
     are kept at the run's end, for who assigns new faces to its clusters. recall: of searches that
     were not exact, and searches: how neighbors were found, by name. opened: the execution provider of every pass that

@@ -59,7 +59,7 @@ def cluster_photos(
     """Find the faces of photos, embed and cluster them, and write ``faces.csv`` of them beside ``output``.
 
     output: where labels are going to be written, by whose name the table is called. Crops and embeddings lie in
-    ``run_dir``, or in a folder beside ``output`` until the run is over, which an interrupted run goes on from. review:
+    ``run_dir``, or in a folder beside ``output`` until the run is over, which an interrupted run continues. review:
     says what is wanted of the clusters, given the photo (n,) int32 and the id (n,) of each face that passes. Raises
     InputError when no face is left.
     """

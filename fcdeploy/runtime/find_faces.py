@@ -38,7 +38,7 @@ AT_ONCE = 16  # windows per call
 class Search:
     """What to look for; the names are those of OpenCV's FaceDetectorYN.
 
-    score_threshold: least score of a face; nms_threshold: intersection over union beyond which two boxes are one face;
+    score_threshold: minimum detection score; nms_threshold: intersection over union above which two boxes are one face;
     top_k: candidates kept before that. min_face: pixels of the smallest face to look for in large photos, None for what
     is found where the longer side is ``TILE`` pixels. refine: whether points are looked for again before a face is
     aligned.

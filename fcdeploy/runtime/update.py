@@ -124,7 +124,7 @@ def update_run(
 
     add: new rows, which get the next free numbers; their ids, where the faces of the folder have such, or else these
     numbers are ids, too. remove: (r,) numbers of faces, or their ids. pairs: by the same, a file or rows of pairs that
-    are the same person or different ones, which hold whatever links say; those of removed faces are passed over. What
+    are the same person or different ones, which clusters respect; those of removed faces are passed over. What
     was said earlier, with the run or an update, still holds. same_photo: the photo of each new row, a file or values.
     merges, splits: whether a change of that kind is made, see ``fcdeploy.clustering.identity``. engine: where it is no
     longer where the run found it. limits: threads, memory and device. write: is given the names of all faces and their

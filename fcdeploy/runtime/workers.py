@@ -135,7 +135,7 @@ def compare_machines(address: str) -> list[dict[str, Any]]:
 
 
 def fingerprint_here(_: str) -> str:
-    """Return what this process computes with where the engine runs on the CPU, as JSON; see ``fingerprint``."""
+    """Return what this process computes with when the engine runs on the CPU, as JSON; see ``fingerprint``."""
     known = {**libraries(), "onnxruntime": str(import_onnxruntime().__version__)}
     return json.dumps(fingerprint(known, PROVIDERS["cpu"]))
 

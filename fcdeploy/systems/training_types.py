@@ -44,7 +44,7 @@ def probabilities(first: float, last: float, step: float) -> tuple[float, ...]:
 class Schedule:
     """How a network was trained by those who published it.
 
-    epochs over the items of its task, batch items a step, lr divided by ten at each of ``drops`` (shares of all
+    epochs over the items of its task, batch items per step, lr divided by ten at each of ``drops`` (shares of all
     steps); optimizer: "sgd" or "adam".
     """
 
