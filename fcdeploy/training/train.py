@@ -415,7 +415,7 @@ def training_of(system: System, network: str | None) -> tuple[str, Training]:
 
 
 def torch_device(asked: str) -> torch.device:
-    """Return the device to train on; "auto" is the GPU when there is one. Raises InputError for one that is not there."""
+    """Return the device to train on; "auto" is the GPU when there is one. Raises InputError for one that is missing."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
