@@ -168,9 +168,9 @@ def draw_trade_off(path: Path, shown: TradeOffToDraw) -> None:
         if [*positions] != [*shown.values]:  # each value where it comes, not where it stands
             ticks = spread_out(positions, TICKS)
             right.set_xticks([positions[at] for at in ticks], [f"{shown.values[at]}" for at in ticks])
-        for axes in (left, right):
+        for axes, place in ((left, "lower left"), (right, "best")):
             axes.grid(alpha=0.3)
-            axes.legend(loc="lower left", fontsize="small")
+            axes.legend(loc=place, fontsize="small")
         figure.suptitle(shown.title)
 
     _draw(path, draw)
@@ -220,9 +220,9 @@ def _draw_f(
         )
     if measure.expected is not None:
         expected, (low, high) = measure.expected
-        x = positions[shown.chosen]
+        aside = 0.006 * np.ptp(positions)  # so that one measure's interval does not hide the other's
         axes.errorbar(
-            x,
+            positions[shown.chosen] + (aside if color == "C1" else -aside),
             expected,
             yerr=[[max(0, expected - low)], [max(0, high - expected)]],
             fmt="D",

@@ -205,6 +205,8 @@ def suited_to(
     }
     steps = {name: steps_for(habit, labelled.people) for name, habit in habits.items()}
     recipe = {} if given else recipe_for(system, k, labelled.boundary, faces)
+    if system == "gcn-d" and not given:  # two people in equal parts are half as alike as one
+        recipe["overlap.min_cohesion"] = round(labelled.same / 2, 2)
     reasons = [
         *reasons_of_split(labelled, split, target),
         *(() if given else reasons_of_recipe(system, k, crowd, recipe, labelled)),
@@ -244,6 +246,10 @@ def reasons_of_recipe(
     if system == "gcn-d":
         thresholds = proposal_thresholds(labelled.boundary)
         yield Reason("proposals", f"at {thresholds[0]:g} to {thresholds[-1]:g}", between)
+        alike = (
+            f"two faces of a person have a similarity of {labelled.same:g}; of a proposal, half that at least"
+        )
+        yield Reason("min_cohesion", f"{recipe['overlap.min_cohesion']}", alike)
         yield Reason("max_size", f"{recipe['proposals'][0]['max_size']:,}", f"of {crowd.faces:,} faces")  # type: ignore[index]
 
 

@@ -78,6 +78,7 @@ def test_recipes_are_those_of_people_with_tens_of_faces():
     assert recipes["nsr-fc"].pairs.certain_weights == (1, 1, 1)
     assert [one.threshold for one in recipes["gcn-d"].proposals] == [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8]
     assert {one.max_size for one in recipes["gcn-d"].proposals} == {3000}
+    assert recipes["gcn-d"].overlap.min_cohesion == 0.18  # half of how alike two faces of a person are
 
 
 def test_the_longest_list_of_a_recipe_is_that_of_any_of_its_tables():
