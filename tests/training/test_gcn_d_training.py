@@ -110,9 +110,10 @@ def test_what_segmentation_takes_from_proposals_is_chosen_where_there_is_one():
     """The published share first: it stays where segments make no difference."""
     tunable = get_system("gcn-d").tunable
     detect, segment = {"dim": 16, "hidden": (8,)}, {"dim": 17, "hidden": (8,)}
-    assert [one.key for one in tunable({"detect": detect}, ONE)] == ["overlap.min_score", "overlap.max_iou"]
+    proposals = ["overlap.min_cohesion", "overlap.min_score", "overlap.max_iou"]
+    assert [one.key for one in tunable({"detect": detect}, ONE)] == proposals
     *overlap, outlier = tunable({"detect": detect, "segment": segment}, ONE)
-    assert [one.key for one in overlap] == ["overlap.min_score", "overlap.max_iou"]
+    assert [one.key for one in overlap] == proposals
     assert outlier.key == "segment.th_outlier"
     assert outlier.values[0] == Recipe().segment.th_outlier
     assert {0.0} < set(outlier.values)
