@@ -1,7 +1,7 @@
 """``fcdeploy update``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -92,11 +92,9 @@ def command(
     engine: Path | None,
     column: str | None,
     id_column: str | None,
-    threads: int,
-    memory: int,
-    device: str | None,
     as_json: bool,
     quiet: bool,
+    **limits: Any,
 ) -> None:
     """Add faces to a finished run, or remove some; clusters keep their numbers.
 
@@ -144,7 +142,7 @@ def command(
             merges=decider(merges, "--merges"),
             splits=decider(splits, "--splits"),
             engine=engine,
-            limits=Options(threads=threads, memory=memory, device=device),
+            limits=Options(**limits),
             on_bad=on_bad,
             write=lambda names, labels: write_columns(output, {"id": names, "label": labels}),
             quiet=quiet or as_json,

@@ -30,7 +30,7 @@ def check_replaceable(
     """
     if os.path.lexists(path) and not (path.is_file() and not path.is_symlink() and ours(path)):
         raise InputError(
-            f"{path}: is where {what} goes, and what is there was not written by fcdeploy; move it, or {advice}."
+            f"{path}: was not written by fcdeploy, and would be replaced by {what}; move it, or {advice}."
         )
 
 

@@ -69,8 +69,8 @@ def check_sidecar_path(features: Path) -> Path:
     there = path.is_symlink() or path.exists()
     if there and (path.is_dir() or read_sidecar_or_damaged(features) is None):
         raise InputError(
-            f"{path}: was not written by fcdeploy, and what the features hold would be noted there; choose another "
-            "output."
+            f"{path}: was not written by fcdeploy, and would be replaced by the description of the features; choose "
+            "another output."
         )
     return path
 

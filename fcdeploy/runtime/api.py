@@ -236,13 +236,7 @@ def embed(
         "output_tensor": output_tensor,
         "inputs": inputs,
     }
-    plain = {
-        name: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-        for name, value in given.items()
-    }
-    settings = settings_from_table(
-        {name: value for name, value in plain.items() if value is not None}, "embed"
-    )
+    settings = settings_from_table(_plain_values(given), "embed")
     job = new_job(
         files, Path(model), settings, batch=batch, max_pixels=max_pixels, threads=threads, device=device
     )
@@ -253,6 +247,15 @@ def embed(
     check_shared(options, place)
     workers = functools.partial(embedding_workers, options=options) if ray else None
     return embed_to_array(job, on_bad=on_bad, run_dir=place, quiet=not progress, workers=workers)
+
+
+def _plain_values(given: Mapping[str, object]) -> dict[str, object]:
+    """Return what was given, arrays and numbers of NumPy as Python's."""
+    return {
+        name: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+        for name, value in given.items()
+        if value is not None
+    }
 
 
 def assign(
