@@ -188,7 +188,7 @@ def test_a_run_folder_of_given_settings_is_not_mixed_with_chosen_ones(trained, t
         trained()
 
 
-FEW = {"steps": 3, "batch": 4, "threads": 1}
+FEW = {"steps": 1, "batch": 4, "threads": 1}
 
 
 def test_the_command_and_python_train_alike_with_nothing_said_of_settings(
