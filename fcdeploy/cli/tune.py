@@ -358,6 +358,12 @@ def _worth(tuned: "Tuned") -> "Iterator[str]":
                 f"{tuned.excluded:,} of {len(tuned.trials):,} settings left out: with them a cluster has more than 1.5 "
                 "times the faces of the largest person, here or on a half"
             )
+        if tuned.joins_hardly_anybody:
+            yield (
+                f"what is left joins hardly anybody (the highest F with large clusters is "
+                f"{tuned.highest.f(tuned.objective):.3f}): the network does not tell these people apart; train it "
+                "longer, or for these embeddings"
+            )
     elif tuned.untold:
         yield f"not known what this is worth on other people: {tuned.untold}"
     if sure := tuned.estimated:

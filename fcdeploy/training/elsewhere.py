@@ -61,13 +61,13 @@ class Elsewhere:
             promised = {
                 part: mean_of(own, part) - mean_of(other, part) for part in ("f", "precision", "recall")
             }
-            f = here.f - max(0.0, promised["f"])
+            f = max(0.0, here.f - max(0.0, promised["f"]))
             low, high = interval(np.clip(f + draws - draws.mean(), 0, 1))
             found[name] = Expected(
                 f,
                 (low, high),
-                min(1.0, here.precision - promised["precision"]),
-                min(1.0, here.recall - promised["recall"]),
+                float(np.clip(here.precision - promised["precision"], 0, 1)),
+                float(np.clip(here.recall - promised["recall"], 0, 1)),
             )
         return found
 

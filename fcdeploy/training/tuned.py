@@ -69,6 +69,11 @@ class Tuned:
         """The F that are known: of pairs that were checked the pairwise one alone."""
         return OBJECTIVES if self.estimated is None else OBJECTIVES[:1]
 
+    @property
+    def joins_hardly_anybody(self) -> bool:
+        """Whether all settings that are any good fall apart, and what is left has less than half of the highest F."""
+        return self.best.f(self.objective) < self.highest.f(self.objective) / 2
+
     def on_halves(self) -> dict[int, dict[str, float]]:
         """Return the mean F on the halves by measure, of each trial by its ``id``; empty where there are none."""
         if self.elsewhere is None:
