@@ -212,8 +212,8 @@ def quality(theme: Theme) -> str:
     faces = found["arguments"]["faces"]
     note = (
         f"{faces:,} faces of people that no network was trained on; all thresholds chosen on these same faces, for\n"
-        f"pairwise F. Bars begin at 0.4. benchmarks/results/quality.json, {found['date'][:10]}; "
-        f"quality_gcn_v.json, {later['date'][:10]}"
+        f"pairwise F. Bars begin at 0.4. benchmarks/results/quality.json, {found['date'][:10]};\n"
+        f"benchmarks/results/quality_gcn_v.json, {later['date'][:10]}"
     )
     return bars(theme, title, rows, names=("pairwise F", "BCubed F"), note=note, low=0.4)
 
