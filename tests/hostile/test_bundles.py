@@ -105,7 +105,7 @@ def test_any_manifest_is_used_or_refused_in_one_sentence(
             "sepfl",
             ("networks", "pairwise", "widths", "k"),
             None,
-            "'pairwise' with the widths dim is no network",
+            "'pairwise' with the widths dim is not a network",
         ),
         ("sepfl", ("networks", "pairwise", "widths", "k"), [8], "is not a network of SEPFL"),
         ("l-gcn", ("networks", "links", "widths", "k"), 8, "'links' with the widths dim, k is not a network"),
