@@ -229,7 +229,7 @@ def test_the_command(folder: Any, faces: Any, tmp_path: Path, fcdeploy: Any) -> 
     assert "nothing to add" in fcdeploy("update", run, "-o", out)[2]
     (tmp_path / "ids.txt").write_text("3\nfive\n")
     assert "line 2 is 'five'" in fcdeploy("update", run, "--remove", tmp_path / "ids.txt", "-o", out)[2]
-    assert "asks on a terminal" in fcdeploy("update", run, *args[2:4], "--merges", "ask", "-o", out)[2]
+    assert "--merges ask" in fcdeploy("update", run, *args[2:4], "--merges", "ask", "-o", out)[2]
 
 
 def test_pairs_hold_in_an_update_too(folder: Any, faces: Any, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_a_segmentation_network_needs_the_column_that_the_recipe_says():
 
 
 def test_without_layers_a_recipe_has_to_say_how_often_it_propagates():
-    with pytest.raises(InputError, match=r"no layers; say in a recipe .* propagate_only"):
+    with pytest.raises(InputError, match=r"no layers.*\[network\] propagate_only = 2"):
         Recipe.for_weights({"detect": {"dim": 32, "hidden": ()}})
     assert [NetworkSettings(propagate_only=times).depth for times in (False, True, 0, 3)] == [0, 4, 0, 3]
 

@@ -75,14 +75,14 @@ def test_re_ranked_lists_are_taken_for_all_faces_and_refused_where_too_few_remai
         validation=0,
         reranked=tmp_path / "own.npy",
     )
-    remedy = r"longer lists \(faces of validation .*smaller hops in the \[neighborhood\] of a --recipe\.$"
+    remedy = r"longer lists.*smaller hops in the \[neighborhood\] of a --recipe\.$"
     with pytest.raises(
-        InputError, match=r"ranked\.npy: its lists of \d+ are too short for hops .*" + remedy
+        InputError, match=r"ranked\.npy: its lists of \d+ neighbors are too short for hops .*" + remedy
     ) as said:
         weights_of(people, vectors, identities, tmp_path / "b.pth", reranked=tmp_path / "ranked.npy")
     assert "give" not in str(said.value).partition("give longer lists")[0]  # which `train` does not have
     np.save(tmp_path / "shorter.npy", ids[:, :5])
-    with pytest.raises(InputError, match=r"shorter\.npy: its lists of 5 are too short.*" + remedy):
+    with pytest.raises(InputError, match=r"shorter\.npy: its lists of 5 neighbors are too short.*" + remedy):
         weights_of(people, vectors, identities, tmp_path / "c.pth", reranked=tmp_path / "shorter.npy")
 
 
