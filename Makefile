@@ -12,7 +12,7 @@ LOWEST := build/lowest
 AXE := 4.14.1
 QUICK := $(addprefix tests/,clustering data deploy engine graph systems trials test_demo.py)
 
-.PHONY: install demo photos test test-faults test-ray test-lowest test-wheel test-browser test-tools check clean docs docs-pictures gpu-carry
+.PHONY: install demo photos test test-slow test-faults test-ray test-lowest test-wheel test-browser test-tools check clean docs docs-pictures gpu-carry
 
 install: .venv/installed
 
@@ -54,6 +54,9 @@ test: check
 
 test-faults: .venv/installed
 	$(BIN)/python -m pytest -m faults --numprocesses auto --maxprocesses 2 --dist worksteal
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 2 --dist worksteal
 
 test-ray: .venv/installed
 	$(BIN)/python -m pytest -m ray

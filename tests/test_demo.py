@@ -80,6 +80,7 @@ def test_readme_s_export_cluster_evaluate_ends_in_the_promised_figures(fcdeploy:
     assert manifest["recipe_from"] == {"source": "beside the checkpoint", "files": ["checkpoint.toml"]}
 
 
+@pytest.mark.slow
 def test_the_training_page_s_pair_networks_end_in_the_promised_figures(fcdeploy: Command, here: Path) -> None:
     """The checkpoints are in half precision."""
     leave(here / "lce-pcenet/checkpoint-lce.pth", "lce-128.pth", "lce-pcenet-demo.toml")
@@ -95,6 +96,7 @@ def test_the_training_page_s_pair_networks_end_in_the_promised_figures(fcdeploy:
 VERBS = ("train", "export", "tune", "export")
 
 
+@pytest.mark.slow
 def test_train_export_tune_export_hands_each_recipe_to_the_next(fcdeploy: Command, here: Path) -> None:
     """Two steps on a part of the demo; what is pinned is whose settings end up in the engine."""
     faces = 500

@@ -156,6 +156,7 @@ def test_no_command_opens_a_connection_or_leaves_an_identifier(golden, pse_bundl
         assert process.traces == []
 
 
+@pytest.mark.slow
 def test_what_these_tests_watch_for_is_seen_where_telemetry_is_on(tmp_path):
     """The same process without fcdeploy leaves an identifier; without it, too, if the user has asked for telemetry.
 
