@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,10 +90,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Stored:
-    """The clusters of a run folder, opened for reading; parts: the names of the arrays of its artifacts.
-
-    ids: (given,) text or integers by which the user knows the rows, None where they are known by their numbers.
-    """
+    """The clusters of a run folder, opened for reading; parts: the names of the arrays of its artifacts."""
 
     path: Path
     state: State
@@ -100,11 +98,15 @@ class Stored:
     settings: Any
     rows: Rows
     parts: Mapping[str, list[str]]
-    ids: np.ndarray | None = None
 
     @property
     def n(self) -> int:
         return len(self.rows.chosen)
+
+    @cached_property
+    def ids(self) -> np.ndarray | None:
+        """Text or integers (given,) by which the user knows the rows, None where they are known by their numbers."""
+        return read_ids_of_rows(self.path)
 
     def arrays(self, name: str) -> Arrays | None:
         """Map the arrays of an artifact that belongs to the clusters; None where the run kept none of that name."""
@@ -212,7 +214,7 @@ def open_stored(path: Path | str, engine: Path | str | None = None, *, locked: b
     settings = settings_from_dict(state.settings, str(path / STATE))
     parts = {name: entry.parts for name, entry in entries.items() if entry is not None}
     rows = _rows_of(path, state, parts.get(LABELS, []))
-    return Stored(path, state, bundle, settings, rows, parts, read_ids_of_rows(path))
+    return Stored(path, state, bundle, settings, rows, parts)
 
 
 def read_rows(path: Path | str) -> tuple[State, Rows]:
