@@ -15,12 +15,15 @@ RANGES = (  # as click writes them, and in words
 )
 
 
-def grouped(groups: Mapping[str, Sequence[str]] | None = None) -> type[click.Command]:
+def grouped(
+    groups: Mapping[str, Sequence[str]] | None = None, renamed: Mapping[str, str] | None = None
+) -> type[click.Command]:
     """Return a class of commands whose help lists options in sections; those in no section come last.
 
     groups: names of parameters, as the command's function has them, by the title of their section. An option is
     listed in the order of its section. Without groups there is one section, "Options". Give it to a command:
-    ``@click.command("train", cls=grouped({...}))``.
+    ``@click.command("train", cls=grouped({...}))``. renamed: options of earlier versions, which work for one more with
+    a note, and what they are called now.
     """
     sections = dict(groups or {})
 
@@ -29,6 +32,9 @@ def grouped(groups: Mapping[str, Sequence[str]] | None = None) -> type[click.Com
             super().__init__(
                 name, **{"context_settings": HELP, **given}
             )  # alone, too, and not only below fcdeploy
+
+        def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+            return super().parse_args(ctx, with_new_names(args, renamed or {}))
 
         def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
             by_name = {
@@ -44,6 +50,17 @@ def grouped(groups: Mapping[str, Sequence[str]] | None = None) -> type[click.Com
                         formatter.write_dl(shown)
 
     return GroupedCommand
+
+
+def with_new_names(args: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
+    """Return a command's words with the options of earlier versions called as they are now; a note names them."""
+    words = []
+    for word in args:
+        name, equals, value = word.partition("=")
+        if name in renamed:
+            click.echo(f"Note: {name} is {renamed[name]} now.", err=True)
+        words.append(f"{renamed.get(name, name)}{equals}{value}")
+    return words
 
 
 def in_words(record: tuple[str, str]) -> tuple[str, str]:

@@ -30,13 +30,30 @@ GROUPS = {
     "Training": ("minutes", "validation", "seed"),
     "One network of several": ("network", "checkpoints", "init", "keys", "knn", "reranked"),
     "Settings, chosen by the faces unless given": (
-        *("recipe", "albums", "strays", "steps", "epochs", "batch", "lr", "average", "patience", "settings"),
+        *(
+            "recipe",
+            "splits",
+            "singletons",
+            "steps",
+            "epochs",
+            "batch",
+            "lr",
+            "average",
+            "patience",
+            "settings",
+        ),
     ),
     "Machine": ("device", "mixed", "threads"),
 }
 
 
-@click.command("train", cls=grouped(GROUPS))
+RENAMED = {
+    "--albums": "--splits",
+    "--strays": "--singletons",
+}  # options of 0.1, which work for one more version
+
+
+@click.command("train", cls=grouped(GROUPS, RENAMED))
 @click.argument("system")
 @click.option("--features", required=True, type=PathType, help="Features of the training faces.")
 @column_option
@@ -149,15 +166,16 @@ GROUPS = {
     "are listed in OUTPUT.bad.txt.",
 )
 @click.option(
-    "--albums",
+    "--splits",
     type=click.IntRange(min=1),
-    help="Number of sets into which the faces are split, unevenly, each with its own neighbors: people then have many "
-    "faces in one set and few in another.",
+    help="Number of sets into which the training faces are split, unevenly; neighbors are searched within each set. "
+    "People then have many faces in one set and few in another.",
 )
 @click.option(
-    "--strays",
+    "--singletons",
     type=click.FloatRange(0, 1),
-    help="Share of faces assigned to a random album one by one, where many are alone, like people with one photo.",
+    help="With --splits: share of faces that are put into a random set one by one, where many are the only face of "
+    "their person.",
 )
 @click.option(
     "--average",

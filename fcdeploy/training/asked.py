@@ -1,6 +1,7 @@
 """``fcdeploy.train``: a system trained as its user asks, with settings that are published, or chosen by the faces."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fcdeploy.data.features import Features
 from fcdeploy.data.side_files import check_not_an_input
 from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.deploy.recipe_beside import recipe_place
+from fcdeploy.errors import FcdeployWarning
 from fcdeploy.runtime.api import PathLike, features_given
 from fcdeploy.systems import Recipe, System, get_system
 from fcdeploy.training import train as one_network
@@ -19,6 +21,8 @@ from fcdeploy.training.best_of import MINUTES, Given, outputs_of, train_best
 from fcdeploy.training.choices import Choices
 from fcdeploy.training.compare import truth_of
 from fcdeploy.training.train import Trained, training_of
+
+RENAMED = {"albums": "splits", "strays": "singletons"}  # names of 0.1, which work for one more version
 
 
 def train(
@@ -53,10 +57,11 @@ def train(
     split. minutes: the time for the training (30). Settings are chosen by the faces, and several seeds trained in the
     time; with ``recipe``, ``steps`` or ``epochs``, and neither ``target`` nor ``minutes``, what is not given is as
     published. settings: a network's own, by name. options: fields of ``fcdeploy.training.choices.Choices``, as in
-    ``albums=8`` or ``seed=1``. Everything else is as in ``fcdeploy train``. Returns one ``Trained`` per network.
+    ``splits=8`` or ``seed=1``. Everything else is as in ``fcdeploy train``. Returns one ``Trained`` per network.
     Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
     """
     record = get_system(system)
+    options = with_new_names(options)
     unknown_options = options.keys() - Choices.__dataclass_fields__.keys()
     if unknown_options:
         raise TypeError(f"train() got an unexpected keyword argument {min(unknown_options)!r}")
@@ -94,6 +99,13 @@ def train(
         on_bad=on_bad,
         quiet=not progress,
     )
+
+
+def with_new_names(options: Mapping[str, float | str | bool | None]) -> dict[str, float | str | bool | None]:
+    """Return options with those of earlier versions called as they are now; a note names them."""
+    for name in RENAMED.keys() & options.keys():
+        warnings.warn(f"{name} is {RENAMED[name]} now.", FcdeployWarning, stacklevel=3)
+    return {RENAMED.get(name, name): value for name, value in options.items()}
 
 
 def as_published(recipe: object, given: Given, target: object, minutes: float | None) -> bool:

@@ -214,7 +214,7 @@ def chosen_for(
     fewest = min(int(chosen.sum()) for chosen in faces.sides.values())
     k = longest_list(recipe) if recipe else 0
     suited = suited_to(system.name, networks, labelled, split, crowd, fewest, k)
-    if "albums" in given or "strays" in given:
+    if "splits" in given or "singletons" in given:
         return suited
     albums = albums_that_fit(
         faces, shots, split, longest_list(recipe or recipe_chosen(system, suited, features.dim))
@@ -378,8 +378,8 @@ def choices_for(order: Order, name: str, seed: int) -> Choices:
         "batch": habit.batch,
         "lr": habit.lr,
         "patience": 0,
-        "albums": order.suited.albums,
-        "strays": order.suited.strays,
+        "splits": order.suited.albums,
+        "singletons": order.suited.strays,
         "mixed": True if habit.mixed and has_bfloat16() else None,
         "checks": CHECKS,
     }

@@ -16,10 +16,10 @@ class Choices:
 
     validation: share of the identities kept apart; patience: checks without a better validation F after which
     training ends (0: never). device: "auto", "cpu", "cuda" or "cuda:N". mixed: half-precision products (None: on a
-    GPU). albums: sets that the faces are dealt into (see ``deal_faces``); strays: share of those that fall into any.
-    average: decay of a running mean of the weights, which is then what is judged and saved (0: the weights
-    themselves). checks: of the validation faces, at least, and one after each epoch. split_seed: of the people
-    kept apart and of the albums (None: ``seed``), for trainings that are compared. settings: the network's own, by
+    GPU). splits: sets that the faces are split into (see ``deal_faces``); singletons: share of the faces that are put
+    into any of them one by one. average: decay of a running mean of the weights, which is then what is judged and saved
+    (0: the weights themselves). checks: of the validation faces, at least, and one after each epoch. split_seed: of the
+    people kept apart and of the sets (None: ``seed``), for trainings that are compared. settings: the network's own, by
     name.
     """
 
@@ -33,8 +33,8 @@ class Choices:
     device: str = "auto"
     mixed: bool | None = None
     threads: int = 0
-    albums: int = 1
-    strays: float = 0.0
+    splits: int = 1
+    singletons: float = 0.0
     average: float = 0.0
     checks: int = 10
     split_seed: int | None = None
@@ -65,15 +65,15 @@ def chosen_schedule(published: Schedule, choices: Choices) -> Schedule:
         raise InputError(f"--validation {choices.validation}: should be a share of the identities, 0 to 0.5.")
     if not 0 <= choices.seed < 2**63:
         raise InputError(f"--seed {choices.seed}: should be a whole number from 0 to 2 ** 63 - 1.")
-    if choices.albums < 1:
-        raise InputError(f"--albums {choices.albums}: should be 1 or more.")
-    if not 0 <= choices.strays <= 1:
-        raise InputError(f"--strays {choices.strays}: should be a share of the faces, 0 to 1.")
+    if choices.splits < 1:
+        raise InputError(f"--splits {choices.splits}: should be 1 or more.")
+    if not 0 <= choices.singletons <= 1:
+        raise InputError(f"--singletons {choices.singletons}: should be a share of the faces, 0 to 1.")
     if not 0 <= choices.average < 1:
         raise InputError(f"--average {choices.average}: should be 0 (none) or more, and less than 1.")
-    if choices.strays and choices.albums == 1:
+    if choices.singletons and choices.splits == 1:
         raise InputError(
-            f"--strays {choices.strays}: says how faces are dealt into albums; give --albums, too."
+            f"--singletons {choices.singletons}: says how faces are put into sets; give --splits, too."
         )
     return schedule
 

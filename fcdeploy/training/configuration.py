@@ -22,7 +22,10 @@ from fcdeploy.systems.training_types import Schedule, TrainingSettings
 from fcdeploy.training.choices import PUBLISHED, Choices
 from fcdeploy.training.loop import STATE
 
-OPTIONS = {"system": "SYSTEM", "before": "--ckpt or --init"}  # where the option has another name
+OPTIONS = {  # where the option has another name
+    "system": "SYSTEM", "before": "--ckpt or --init",
+    "albums": "--splits", "strays": "--singletons",  # as trainings of 0.1 have them
+}
 
 
 def configuration(
@@ -55,8 +58,8 @@ def configuration(
         "settings": dataclasses.asdict(settings),
         "steps": choices.steps,
         "validation": choices.validation,
-        "albums": choices.albums,
-        "strays": choices.strays,
+        "albums": choices.splits,
+        "strays": choices.singletons,
         "average": choices.average,
         "patience": choices.patience,
         "seed": choices.seed,

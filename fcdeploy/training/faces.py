@@ -81,11 +81,11 @@ def faces_of_training(
         features, labels = features.select(np.flatnonzero(labels != -1)), labels[labels != -1]
     identity = identities_of(labels)
     validating = split_identities(identity, choices.validation, choices.seed_of_split, labels_name)
-    if choices.albums > features.n:
-        raise InputError(f"--albums {choices.albums:,}: there are {features.n:,} faces; give far fewer.")
-    shots = alike_shots(features, identity) if choices.albums > 1 else None
-    albums = deal_faces(identity, choices.albums, choices.seed_of_split, shots, choices.strays)
-    return Faces(features, identity, validating, albums, choices.albums, left_out)
+    if choices.splits > features.n:
+        raise InputError(f"--splits {choices.splits:,}: there are {features.n:,} faces; give far fewer.")
+    shots = alike_shots(features, identity) if choices.splits > 1 else None
+    albums = deal_faces(identity, choices.splits, choices.seed_of_split, shots, choices.singletons)
+    return Faces(features, identity, validating, albums, choices.splits, left_out)
 
 
 def without_bad_rows(

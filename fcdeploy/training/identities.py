@@ -99,8 +99,8 @@ def check_albums(albums: np.ndarray, dealt: int, k: int, side: str) -> np.ndarra
     if sizes.min() < k:
         without = " or --validation 0" if side == "validation" else ""
         raise InputError(
-            f"--albums {dealt}: one of them has {sizes.min():,} of the {len(albums):,} {side} faces, fewer than the "
-            f"k = {k} neighbors of each; give fewer albums{without}."
+            f"--splits {dealt}: one of them has {sizes.min():,} of the {len(albums):,} {side} faces, fewer than the "
+            f"k = {k} neighbors of each; give fewer splits{without}."
         )
     return sizes
 

@@ -144,7 +144,7 @@ class WithinAlbums:
         """Prepare to find the k nearest rows of a face's album; raises InputError when an album has fewer than k."""
         albums, n = self.albums, len(self.albums)
         if len(vectors) != n:
-            raise InputError("--albums: does not go with proposals of several levels; leave it out.")
+            raise InputError("--splits: does not go with proposals of several levels; leave it out.")
         sizes = check_albums(albums, int(albums.max()) + 1, k, "training")  # validation: before
         order = np.argsort(albums, kind="stable").astype(np.int32)
         starts = np.cumsum(sizes) - sizes

@@ -228,8 +228,8 @@ def reasons_of_split(labelled: Labelled, split: Dealt, target: Crowd | None) -> 
             f"or more), and {target.typical:.0f} among the faces to be clustered"
         )
         stray = f"{split.crowd.alone:.1%} of the faces are then alone, and {target.alone:.1%} of those to be clustered"
-    yield Reason("albums", str(split.albums), why)
-    yield Reason("strays", f"{split.strays:g}", stray)
+    yield Reason("splits", str(split.albums), why)
+    yield Reason("singletons", f"{split.strays:g}", stray)
 
 
 def reasons_of_recipe(

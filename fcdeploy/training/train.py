@@ -363,7 +363,7 @@ def check_given_lists(
     for option, path in given.items():
         if faces.dealt > 1:
             raise InputError(
-                f"--{option} {path}: does not go with --albums {faces.dealt}, which deals the faces into sets with "
+                f"--{option} {path}: does not go with --splits {faces.dealt}, which deals the faces into sets with "
                 "neighbors of their own; leave one of them out."
             )
         if option == "reranked" and option not in system.options:
@@ -456,16 +456,16 @@ def recipe_of_side(setup: Setup, side: str, albums: np.ndarray) -> tuple[Recipe,
         fitted, notes = recipe.for_run(len(albums), **more)
     except InputError as error:
         raise InputError(f"{len(albums):,} {side} faces: {error}") from None
-    if choices.albums > 1:
+    if choices.splits > 1:
         if system.searches(fitted).get("proposals"):  # among components, which are of no album
             raise InputError(
-                f"--albums {choices.albums}: does not go with proposals of several levels; leave it out, or give a "
+                f"--splits {choices.splits}: does not go with proposals of several levels; leave it out, or give a "
                 "recipe without [[proposals.merge]]."
             )
         features = Features(np.broadcast_to(np.zeros(1, np.float32), (len(albums), recipe.feature_dim)), side)
         engines = LiveEngines(system, weights, torch.device("cpu"))
         k = list_length(system, features, engines, fitted, setup.options)
-        check_albums(albums, choices.albums, k, side)
+        check_albums(albums, choices.splits, k, side)
     return fitted, list(notes)
 
 

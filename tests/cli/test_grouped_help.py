@@ -4,6 +4,7 @@ import re
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from fcdeploy.cli import VERBS, cli
 from fcdeploy.cli.grouped import grouped, in_words
@@ -72,3 +73,19 @@ def test_no_option_of_any_command_is_missing_from_its_help_or_listed_twice() -> 
         assert sorted(listed) == sorted(
             [next(name for name in option.opts if name.startswith("--")) for option in options] + ["--help"]
         )
+
+
+def test_options_of_the_last_version_still_work_and_a_note_says_what_they_are_called_now() -> None:
+    from fcdeploy.cli import train
+
+    @click.command("try", cls=grouped(renamed=train.RENAMED))
+    @click.option("--splits", type=int)
+    @click.option("--singletons", type=float)
+    def renamed(splits: int, singletons: float) -> None:
+        click.echo(f"{splits} {singletons}")
+
+    done = CliRunner().invoke(renamed, ["--albums", "8", "--strays=0.4"])
+    assert done.stdout == "8 0.4\n"
+    assert re.findall(r"--\w+", done.stderr) == ["--albums", "--splits", "--strays", "--singletons"]
+    assert set(train.RENAMED.values()) <= {option for one in train.command.params for option in one.opts}
+    assert CliRunner().invoke(renamed, ["--splits", "8"]).stderr == ""

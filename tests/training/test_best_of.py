@@ -12,9 +12,10 @@ from fcdeploy.data.features import features_from_array  # noqa: E402
 from fcdeploy.deploy.checkpoint import load_state_dict  # noqa: E402
 from fcdeploy.deploy.recipe import is_written_recipe, load_recipe  # noqa: E402
 from fcdeploy.deploy.recipe_beside import recipe_beside  # noqa: E402
-from fcdeploy.errors import InputError  # noqa: E402
+from fcdeploy.errors import FcdeployWarning, InputError  # noqa: E402
 from fcdeploy.systems import get_system  # noqa: E402
 from fcdeploy.training import best_of, loop  # noqa: E402
+from fcdeploy.training.asked import RENAMED, with_new_names  # noqa: E402
 from fcdeploy.training.best_of import MOST_SEEDS, train_best  # noqa: E402
 from fcdeploy.training.networks import shapes_of  # noqa: E402
 from fcdeploy.training.train import Trained  # noqa: E402
@@ -67,7 +68,7 @@ def test_as_many_seeds_as_the_time_allows_and_the_best_is_kept(trainings, traine
     assert found.seeds == {"refine": 3}
     assert (tmp_path / "new/c.pth").read_text() == "refine 1"
     recipe = (tmp_path / "new/c.toml").read_text()
-    assert recipe.startswith(HEADING + "# Chosen by the faces:\n# albums")
+    assert recipe.startswith(HEADING + "# Chosen by the faces:\n# splits")
     assert is_written_recipe(tmp_path / "new/c.toml")
     kept = json.loads((tmp_path / "new/c.run/chosen.json").read_text())
     assert kept["seconds"] == {"refine": {"0": 600, "1": 600, "2": 600}}
@@ -112,10 +113,16 @@ def test_networks_of_a_chain_stand_behind_the_best_of_those_before_and_share_the
 
 
 def test_what_the_user_gives_is_not_chosen(trainings, trained):
-    given = {"albums": 3, "strays": 0.1, "lr": 0.5, "seed": 7, "settings": {"nodes": "20"}, "steps": 9}
+    given = {"splits": 3, "singletons": 0.1, "lr": 0.5, "seed": 7, "settings": {"nodes": "20"}, "steps": 9}
     trained(minutes=1, given=given)
     ((_, choices, _),) = trainings.calls
-    assert (choices.albums, choices.strays, choices.lr, choices.seed, choices.steps) == (3, 0.1, 0.5, 7, 9)
+    assert (choices.splits, choices.singletons, choices.lr, choices.seed, choices.steps) == (
+        3,
+        0.1,
+        0.5,
+        7,
+        9,
+    )
     assert choices.settings["nodes"] == "20"
     assert choices.settings["loss"] == "multi-similarity"
 
@@ -250,3 +257,12 @@ def test_fewer_steps_are_taken_where_the_time_is_short(
         get_system("pse-gcn"), faces, identities, tmp_path / "c.pth", minutes=minutes, given=given
     )
     assert found.trained[0].steps == steps
+
+
+def test_arguments_of_the_last_version_still_work_with_a_note():
+    with pytest.warns(FcdeployWarning) as told:
+        found = with_new_names({"albums": 8, "strays": 0.4, "lr": 0.1})
+    assert found == {"splits": 8, "singletons": 0.4, "lr": 0.1}
+    notes = sorted(str(note.message) for note in told)
+    for (old, new), note in zip(sorted(RENAMED.items()), notes, strict=True):
+        assert {old, new} <= set(note.split())

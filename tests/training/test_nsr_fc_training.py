@@ -103,7 +103,7 @@ def chain(people, fcdeploy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(people, tmp_path, dirs_exist_ok=True)
     data = ("--features", "f.bin", "--labels", "f.meta", "--threads", 1)
-    short = ("--steps", 6, "--batch", 32, "--lr", 1e-3, "--albums", 2, "--validation", 0.4)
+    short = ("--steps", 6, "--batch", 32, "--lr", 1e-3, "--splits", 2, "--validation", 0.4)
     done = fcdeploy(
         *("train", "pse-gcn", *data, "--recipe", "pse-gcn.toml", "-o", "refine.pth"),
         *("--steps", 2, "--batch", 4, "--set", "nodes=12"),

@@ -97,7 +97,7 @@ def test_chosen_settings_are_possible_together_and_each_is_explained(name):
         training = system.trainings()[network]
         assert chosen_settings(training, habit.settings, name).problem(recipe, 3000) is None
         assert any(row.name == f"steps of {network}" for row in found.reasons)
-    assert {"albums", "strays"} <= {row.name for row in found.reasons}
+    assert {"splits", "singletons"} <= {row.name for row in found.reasons}
     assert all(row.why for row in found.reasons)
 
 

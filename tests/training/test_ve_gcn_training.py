@@ -188,7 +188,7 @@ def test_a_share_of_ignored_faces_that_leaves_none_is_refused(ratio):
 def test_albums_hold_for_the_lists_of_transformed_features_too(people, vectors, identities, tmp_path):
     """No candidate is of another album than its face, and no neighbor either."""
     recipe = with_settings(load_recipe(people / "ve-gcn.toml"), {"links.features": "transformed"})
-    choices = Choices(steps=2, batch=32, lr=0.1, threads=1, albums=3, validation=0.0)
+    choices = Choices(steps=2, batch=32, lr=0.1, threads=1, splits=3, validation=0.0)
     known = (vectors[:-5], identities[:-5])
     faces = features_from_array(known[0]), known[1]
     vertex = train(
@@ -205,6 +205,6 @@ def test_albums_hold_for_the_lists_of_transformed_features_too(people, vectors, 
     )
     identity = identities_of(known[1])
     shots = alike_shots(faces[0], identity)
-    albums = deal_faces(identity, 3, choices.seed, shots, choices.strays)
+    albums = deal_faces(identity, 3, choices.seed, shots, choices.singletons)
     seen = load_artifact(edge.run_dir / "faces/transformed_knn")["ids"]
     assert (albums[seen] == albums[:, None]).all()
