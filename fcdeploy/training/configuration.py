@@ -23,8 +23,10 @@ from fcdeploy.training.choices import PUBLISHED, Choices
 from fcdeploy.training.loop import STATE
 
 OPTIONS = {  # where the option has another name
-    "system": "SYSTEM", "before": "--ckpt or --init",
-    "albums": "--splits", "strays": "--singletons",  # as trainings of 0.1 have them
+    "system": "SYSTEM",
+    "before": "--ckpt or --init",
+    "albums": "--splits",
+    "strays": "--singletons",  # as trainings of 0.1 have them
 }
 
 
