@@ -53,7 +53,7 @@ def spoken(sentence: str) -> str:
 
 
 class FcdeployError(Exception):
-    """Something went wrong that is neither the user's mistake nor a missed tolerance (exit code 1)."""
+    """An error that is not caused by invalid input (exit code 1); the base class of all errors of fcdeploy."""
 
     exit_code = 1
 
@@ -62,19 +62,19 @@ class FcdeployError(Exception):
 
 
 class InputError(FcdeployError, ValueError):
-    """What the user gave cannot be used: one sentence says what, where and what to do (exit code 2)."""
+    """Input or arguments are invalid; the message says what is wrong, where, and what to do (exit code 2)."""
 
     exit_code = 2
 
 
 class ParityError(FcdeployError):
-    """An exported graph does not give the numbers of the network it came from (exit code 3)."""
+    """The outputs of an exported graph differ too much from those of the PyTorch network (exit code 3)."""
 
     exit_code = 3
 
 
 class MissingDependencyError(FcdeployError, ImportError):
-    """A package that this command needs is not installed; the sentence holds the command that installs it."""
+    """A package that is needed is not installed; the message has the command that installs it."""
 
     exit_code = 2
 
@@ -84,4 +84,4 @@ class BrokenDependencyError(MissingDependencyError):
 
 
 class FcdeployWarning(UserWarning):
-    """Something was changed on the user's behalf, for example a k larger than the number of faces."""
+    """A note: fcdeploy changed or noticed something, for example a k larger than the number of faces."""

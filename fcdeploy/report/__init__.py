@@ -1,4 +1,4 @@
-"""Looking at clusters: a page to see them, another to correct them, and exports for the tools people use.
+"""Pages to view and to correct the clusters of a run, and exports for other tools.
 
 ``fcdeploy.report(...)`` writes the page: the folder has the name of what it does, and so it can be called.
 """

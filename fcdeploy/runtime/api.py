@@ -129,12 +129,12 @@ def cluster(
 
 
 def confidence(run_dir: PathLike) -> Confidence:
-    """Return how sure the clusters of a finished run are, from its run folder alone.
+    """Return how certain the clusters of a finished run are, from its run folder alone.
 
     The result has two groups of arrays: ``faces``, (rows,) in the order of the features: confidence, support, margin
     and similarity (float32, NaN where unknown) and flags (uint8, bits of ``fcdeploy.clustering.flags.FLAGS``); and
-    ``clusters``, by label: size, weakest, cohesion, similarity, nearest, share, flags, duplicate_of. Page
-    docs/how-to/confidence.md says what they mean. Raises InputError for a folder without a finished run.
+    ``clusters``, by label: size, weakest, cohesion, similarity, nearest, share, flags, duplicate_of. Their meaning is in
+    docs/how-to/confidence.md. Raises InputError for a folder without a finished run.
     """
     return measured_rows(read_placed(run_dir))
 
@@ -327,8 +327,8 @@ def update(
 ) -> Updated:
     """Add faces to a finished run, or remove some; clusters keep their numbers.
 
-    The result is that of clustering all remaining faces together, but what was computed for old faces is reused. The
-    folder is replaced at the end: a kill leaves it as it was.
+    The result is close to clustering all remaining faces together, but reuses what was computed for old faces. The
+    folder is replaced atomically at the end.
 
     - add: features of faces to add, as for ``fcdeploy.cluster``.
     - remove: ids of faces to remove: their row numbers in the first run, or the numbers that an update gave them; where
@@ -413,8 +413,8 @@ class FaceClusterer:
     def predict(self, X: object) -> np.ndarray:
         """Assign the rows of X (m, d) to the clusters of ``fit``: their labels (m,) int64, -1 in none of them.
 
-        Approximate, see ``fcdeploy.assign``. Raises InputError without a ``run_dir``, in which ``fit`` keeps what new
-        faces are compared with, before ``fit``, and where another run has taken the folder since.
+        Approximate, see ``fcdeploy.assign``. Raises InputError before ``fit``, without a ``run_dir``, or if another
+        run has used the folder since.
         """
         if self.run_dir is None:
             raise InputError(
@@ -437,8 +437,9 @@ class FaceClusterer:
     def score(self, X: object, y: object = None) -> float:
         """Cluster the rows of X (n, d) and return the pairwise F of these clusters, 0 to 1.
 
-        y: (n,) true identities. What was fitted stays as it is: clusters of other faces say nothing about X. With it,
-        ``GridSearchCV`` chooses settings on labelled faces. Raises InputError without y, or with one of another length.
+        y: (n,) true identities. The fitted state is not used and not changed, since clusters of other faces say nothing
+        about X. Use it with ``GridSearchCV`` to choose settings on labelled faces. Raises InputError without y, or if
+        its length differs from X.
         """
         if y is None:
             raise InputError("FaceClusterer.score: needs the true identities y of the rows of X.")
@@ -458,7 +459,7 @@ class FaceClusterer:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **params: object) -> "FaceClusterer":
-        """Set constructor arguments by name; raises ValueError for a name that is none."""
+        """Set constructor arguments by name; raises ValueError for unknown names."""
         known = self.get_params()
         for name, value in params.items():
             if name not in known:

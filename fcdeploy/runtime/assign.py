@@ -33,10 +33,10 @@ class Assigned:
     """The clusters of m new faces.
 
     - labels: (m,) int64, numbers of stored clusters; -1 for none, or the numbers of ``alone`` new clusters.
-    - similarity: (m,) float32, of the link that decided, or to the nearest stored face where none did; a probability
-      for systems that classify links, see docs/explanation/assigning.md.
-    - margin: (m,) float32, how much the best face of the cluster is stronger than the best of any other cluster, NaN
-      where no other cluster is near.
+    - similarity: (m,) float32, strength of the deciding link, or of the strongest rejected one if there is none; a
+      probability for systems that classify links, see docs/explanation/assigning.md.
+    - margin: (m,) float32, strength of the best neighbor in the cluster minus that of the best in any other cluster;
+      NaN if no neighbor is in another cluster.
     """
 
     labels: np.ndarray
@@ -67,7 +67,7 @@ class Assigner:
     - threads, device, memory (bytes): as in ``fcdeploy.cluster``.
     - progress: whether progress bars are shown on stderr.
 
-    Raises InputError for a folder that lacks something, which the sentence names.
+    Raises InputError if something is missing in the folder, which the message names.
     """
 
     def __init__(

@@ -34,8 +34,8 @@ def pairs(
       stratum, stratum_pairs.
     - seed: random seed.
 
-    Faces are named by the ids that came with the features; without such, by row number from 0 or, after
-    ``fcdeploy.update``, by the numbers that it gave. Raises InputError for a folder without a finished run.
+    Faces are identified by the ids that came with the features; without ids, by row number from 0 or, after
+    ``fcdeploy.update``, by the numbers that it assigned. Raises InputError for a folder without a finished run.
     """
     for name, value, least in (("n", n, 1), ("seed", seed, 0)):
         if not isinstance(value, (int, np.integer)) or value < least:

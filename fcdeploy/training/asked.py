@@ -52,13 +52,18 @@ def train(
 ) -> list[Trained]:
     """Train a system on labelled faces, and write a checkpoint and a recipe for each network that was trained.
 
-    features: as for ``fcdeploy.cluster``; labels: (n,) identities, integers or names, -1 where unknown, or the path of
-    a file of them. target: features of unlabelled faces like those to be clustered, after which the labelled ones are
-    split. minutes: the time for the training (30). Settings are chosen by the faces, and several seeds trained in the
-    time; with ``recipe``, ``steps`` or ``epochs``, and neither ``target`` nor ``minutes``, what is not given is as
-    published. settings: a network's own, by name. options: fields of ``fcdeploy.training.choices.Choices``, as in
-    ``splits=8`` or ``seed=1``. Everything else is as in ``fcdeploy train``. Returns one ``Trained`` per network.
-    Raises fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    Settings are chosen from the data, and several seeds are trained within ``minutes``. With ``recipe``, ``steps`` or
+    ``epochs``, and neither ``target`` nor ``minutes``, settings that are not given are as published.
+
+    - features: (n, d), as for ``fcdeploy.cluster``.
+    - labels: (n,) identities, integers or names, -1 where unknown; or the path of a file of labels.
+    - output: the checkpoint to write; the recipe goes beside it (.toml).
+    - target: unlabelled features like those to be clustered, which the training faces are then split to resemble.
+    - minutes: time for the training, 30 by default.
+    - settings: training settings of the network by name, e.g. ``{"nodes": 128}``.
+    - the other arguments: see the options of ``fcdeploy train``, e.g. ``splits=8`` or ``seed=1``.
+
+    Returns one ``Trained`` per network. Raises InputError (a ValueError) for input that cannot be used.
     """
     record = get_system(system)
     options = with_new_names(options)

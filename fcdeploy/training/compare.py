@@ -50,14 +50,19 @@ def compare(
 ) -> Comparison:
     """Compare engines, and methods without a network, on labelled faces: each at its own threshold and at its best.
 
-    features: as for ``fcdeploy.cluster``; labels: (n,) identities, integers or names, -1 where unknown, or the path of
-    a file of them. engines: bundle folders. methods: of "components", "denser" (links to denser faces), "dbscan" and
-    "hdbscan" (the last two when scikit-learn is installed), which work on the lists of ``k`` nearest neighbors.
-    objective: the F that makes settings the best, "pairwise" or "bcubed". unknown, on_bad, duplicates, threads, memory,
-    scratch: as in ``fcdeploy tune``. output: a file for all figures as JSON; plot: one (.png, .svg) for precision
-    against recall. The best settings are chosen on the very faces that they are measured on: expect less on others.
-    Returns a ``Comparison``, whose ``rows`` hold a record each. Raises
-    fcdeploy.errors.InputError (a ValueError) for input that cannot be used.
+    The best settings are chosen on the faces that they are measured on: expect lower quality on others.
+
+    - features: (n, d), as for ``fcdeploy.cluster``.
+    - labels: (n,) identities, integers or names, -1 where unknown; or the path of a file of labels.
+    - engines: folders of engine bundles.
+    - methods: any of "components", "denser" (links to denser faces), "dbscan" and "hdbscan" (these two need
+      scikit-learn), computed on the lists of the ``k`` nearest neighbors.
+    - objective: the F that is maximised, "pairwise" or "bcubed".
+    - unknown, on_bad, duplicates, threads, memory, scratch: as in ``fcdeploy tune``.
+    - output: JSON file for all figures; plot: file (.png, .svg) for precision against recall.
+
+    Returns a ``Comparison`` with one record per method in ``rows``. Raises InputError (a ValueError) for input that
+    cannot be used.
     """
     several = [engines] if isinstance(engines, (str, os.PathLike)) else engines
     bundles = [read_bundle(Path(engine)) for engine in several]
