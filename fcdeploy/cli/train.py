@@ -29,7 +29,7 @@ GROUPS = {
     ),
     "Training": ("minutes", "validation", "seed"),
     "One network of several": ("network", "checkpoints", "init", "keys", "knn", "reranked"),
-    "Settings, chosen by the faces unless given": (
+    "Settings, chosen from the data unless given": (
         *(
             "recipe",
             "splits",
@@ -77,7 +77,7 @@ RENAMED = {
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    help="Time for the training; several seeds are trained in it, and the best on held-out people is kept.  "
+    help="Time for the training: several seeds are trained, and the best on held-out people is kept.  "
     "[default: 30]",
 )
 @click.option(
@@ -86,15 +86,16 @@ RENAMED = {
     type=PathType,
     default=Path("checkpoint.pth"),
     show_default=True,
-    help="Checkpoint to write, in the authors' key layout; the recipe goes beside it (.toml). Of several networks: "
-    "with -NETWORK behind the name, e.g. checkpoint-lce.pth.",
+    help="Checkpoint to write, in the authors' key layout; the recipe goes beside it (.toml). For several "
+    "networks: with -NETWORK after the name, e.g. checkpoint-lce.pth.",
 )
 @click.option(
-    "--network", help="Network to train, for a system with several, e.g. lce.  [default: all, in turn]"
+    "--network",
+    help="Network to train, for a system with several, e.g. lce.  [default: all, one after the other]",
 )
 @click.option(
     "--recipe",
-    help="TOML file or built-in name.  [default: the .toml beside a --ckpt or --init, else chosen by the faces]",
+    help="TOML file or built-in name.  [default: the .toml beside a --ckpt or --init, else chosen from the data]",
 )
 @click.option(
     "--ckpt",
@@ -223,9 +224,9 @@ def command(
 ) -> None:
     """Train SYSTEM on your own labelled faces.
 
-    Settings are chosen by the faces and written to the recipe; of several seeds the weights are kept that cluster
-    held-out people best. With --recipe, --steps or --epochs, and neither --target nor --minutes, what you do not give
-    is as published.
+    Settings are chosen from the data and written to the recipe. Several seeds are trained, and the weights that cluster
+    held-out people best are kept. With --recipe, --steps or --epochs, and neither --target nor --minutes, settings that
+    you do not give are as published.
 
     \b
     Example:

@@ -98,7 +98,7 @@ def command(
 ) -> None:
     """Add faces to a finished run, or remove some; clusters keep their numbers.
 
-    The result is that of clustering all remaining faces together, but what was computed for old faces is reused. The id
+    The result is close to clustering all remaining faces together, but reuses what was computed for old faces. The id
     of a face is that of --id-column, where the first run was given one, or else its row number in the first run; added
     faces get the next free numbers. Merges and splits are listed in RUN_DIR/changes.csv, those of all updates in
     RUN_DIR/history.csv. RUN_DIR is replaced as a whole at the end, and stays as it was if the command is stopped.

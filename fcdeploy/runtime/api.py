@@ -133,8 +133,8 @@ def confidence(run_dir: PathLike) -> Confidence:
 
     The result has two groups of arrays: ``faces``, (rows,) in the order of the features: confidence, support, margin
     and similarity (float32, NaN where unknown) and flags (uint8, bits of ``fcdeploy.clustering.flags.FLAGS``); and
-    ``clusters``, by label: size, weakest, cohesion, similarity, nearest, share, flags, duplicate_of. Their meaning is in
-    docs/how-to/confidence.md. Raises InputError for a folder without a finished run.
+    ``clusters``, by label: size, weakest, cohesion, similarity, nearest, share, flags, duplicate_of. Their meaning is
+    in docs/how-to/confidence.md. Raises InputError for a folder without a finished run.
     """
     return measured_rows(read_placed(run_dir))
 
