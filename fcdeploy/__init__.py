@@ -1,7 +1,7 @@
 """Deploy learned face clustering: PyTorch checkpoints to ONNX, TensorRT engines and clusters."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fcdeploy import forks as _forks  # noqa: F401 - sees what forked processes inherit
 from fcdeploy.errors import (
@@ -73,7 +73,7 @@ _INTERFACE = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the Python interface when it is first used, so that ``import fcdeploy`` stays light."""
     if name in _INTERFACE:
         import importlib
@@ -88,4 +88,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Return the public names, those that are imported on first use included."""
-    return sorted({*__all__, *globals()} - {"Any", "TYPE_CHECKING", "_INTERFACE"})
+    return sorted({*__all__, *globals()} - {"TYPE_CHECKING", "_INTERFACE"})

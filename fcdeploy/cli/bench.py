@@ -9,7 +9,7 @@ import click
 
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.run_options import run_option
-from fcdeploy.cli.text import new_console
+from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _print(reports: "Sequence[Report]") -> None:
     from fcdeploy.runtime.bench import PERCENTILES, compare
 
     several = len(reports) > 1
-    console = new_console()
+    console = PlainConsole()
     for at, report in enumerate(reports, 1):
         console.print(
             f"{f'{at}  ' if several else ''}{report.bundle}: {report.system}, {report.precision}, {report.opened}, "

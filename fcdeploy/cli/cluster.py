@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -16,8 +16,8 @@ from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import RUN_SECTIONS, run_options
 from fcdeploy.cli.shared_options import dim_option, engine_option, no_summary_option, summary_json_option
-from fcdeploy.cli.text import new_console
-from fcdeploy.cli.types import PathType
+from fcdeploy.cli.text import PlainConsole
+from fcdeploy.cli.types import PathType, from_values
 from fcdeploy.run.options import CLUSTERS, ENGINE, MACHINE, NEIGHBORS, WORKERS
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fcdeploy.data.filelist import Filelist
     from fcdeploy.engine.bundle import Bundle
     from fcdeploy.run.options import Options
+    from fcdeploy.run.summary import Summary
     from fcdeploy.runtime.pipeline import Result
     from fcdeploy.runtime.review import Review
     from fcdeploy.runtime.tables import Tables
@@ -124,7 +125,7 @@ GROUPS = {
 )
 @summary_json_option
 @no_summary_option
-def command(engine: Path, on_bad: str | None, **given: Any) -> None:
+def command(engine: Path, on_bad: str | None, **given: object) -> None:
     """Cluster faces: a features file, face crops, or photos.
 
     FEATURES is a features file, e.g. .npy (n, d), .bin (raw float32 rows), .npz, .pt, .safetensors or Parquet
@@ -149,14 +150,15 @@ def command(engine: Path, on_bad: str | None, **given: Any) -> None:
     """
     from fcdeploy.data.labels import write_labels
     from fcdeploy.engine.bundle import read_bundle
-    from fcdeploy.run.options import Options
+    from fcdeploy.run.options import options_from_values
     from fcdeploy.runtime.tables import write_reviewed
 
     of_faces = {name: given.pop(name) for name in (*SEARCH, *GATES)}
-    check_face_options(given["detector"])
     own = {one.name: given.pop(one.name) for one in fields(Asked) if one.name in given}
-    asked = Asked(**own, on_bad=on_bad or ("stop" if own["detector"] is None else "skip"))
-    options = Options(**given)
+    on_bad = on_bad or ("stop" if own["detector"] is None else "skip")
+    asked = from_values(Asked, {**own, "on_bad": on_bad})
+    check_face_options(asked.detector)
+    options = options_from_values(given)
     check_asked(asked, options)
     bundle = read_bundle(engine)
     if asked.detector is not None:
@@ -294,7 +296,9 @@ def check_face_options(detector: Path | None) -> None:
             )
 
 
-def cluster_photos_in(asked: Asked, of_faces: dict[str, Any], bundle: "Bundle", options: "Options") -> None:
+def cluster_photos_in(
+    asked: Asked, of_faces: dict[str, object], bundle: "Bundle", options: "Options"
+) -> None:
     """Find, embed and cluster the faces in photos, and write their clusters."""
     from fcdeploy.data.imagelist import open_images
     from fcdeploy.data.labels import write_labels
@@ -454,14 +458,14 @@ def labels_of_list(files: "Filelist") -> "np.ndarray":
     return files.labels
 
 
-def print_summary(summary: dict[str, Any], output: Path) -> None:
+def print_summary(summary: "Summary", output: Path) -> None:
     """Print what was found and how long each stage took."""
     from rich.table import Table
 
     from fcdeploy.runtime.computed import sentences
     from fcdeploy.runtime.tables import refused_list_of
 
-    console = new_console()
+    console = PlainConsole()
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")
     table.add_column("seconds", justify="right")

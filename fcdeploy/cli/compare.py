@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +12,7 @@ from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.shared_options import labelled_duplicates_option, labelled_on_bad_option, quiet_option
-from fcdeploy.cli.text import new_console
+from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def command(
     on_bad: str,
     as_json: bool,
     quiet: bool,
-    **chosen: Any,
+    **chosen: object,
 ) -> None:
     """Compare engines, and methods without a network, on labelled faces.
 
@@ -101,12 +101,12 @@ def command(
     """
     from fcdeploy.data.bad_list import bad_list_of, check_bad_list
     from fcdeploy.engine.bundle import read_bundle
-    from fcdeploy.run.options import Options
+    from fcdeploy.run.options import options_from_values
     from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.training.compare import check_written, common_width, truth_of, write_found
     from fcdeploy.training.comparison import check_names, compare_on, comparison_as_dict
 
-    options = Options(**chosen)
+    options = options_from_values(chosen)
     bundles = [read_bundle(engine) for engine in engines]
     names = [] if methods == "none" else [name.strip() for name in methods.split(",")]
     check_names(bundles, names, objective, k)
@@ -176,7 +176,7 @@ def _print(found: "Comparison") -> None:
                 f"{row.seconds:.1f}" if at == 0 else "",
                 style="bold" if first else "",
             )
-    new_console().print(table)
+    PlainConsole().print(table)
     measure = "pairwise" if found.objective == "pairwise" else "BCubed"
     known = f"{found.faces:,} faces of {found.identities:,} people"
     click.echo(

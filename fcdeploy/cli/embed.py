@@ -3,7 +3,6 @@
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -108,7 +107,7 @@ def command(
     path_column: str | None,
     as_json: bool,
     quiet: bool,
-    **chosen: Any,
+    **chosen: object,
 ) -> None:
     """Compute the embeddings of aligned face crops, and write them as a features file.
 
@@ -131,7 +130,7 @@ def command(
     from fcdeploy.data.imagelist import open_images
     from fcdeploy.data.sidecar import is_told_of_by_sidecar
     from fcdeploy.engine.embedder import settings_from_table
-    from fcdeploy.run.options import Options
+    from fcdeploy.run.options import options_from_values
     from fcdeploy.runtime.embed import embed_to_file, new_job, part_of
     from fcdeploy.runtime.embed_workers import embedding_workers
     from fcdeploy.runtime.lost_pages import sigbus_guard
@@ -142,7 +141,7 @@ def command(
     settings = settings_from_table(
         {name: value for name, value in given.items() if value is not None}, "the command line"
     )
-    options = Options(**chosen)
+    options = options_from_values(chosen)
     job = new_job(
         open_images(images, path_column),
         model,

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -10,7 +9,7 @@ from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.run_options import RUN_SECTIONS, run_options
 from fcdeploy.cli.shared_options import dim_option, engine_option
-from fcdeploy.cli.text import new_console
+from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
 from fcdeploy.run.options import ENGINE, WORKERS
 
@@ -45,7 +44,7 @@ def command(
     run_dir: Path | None,
     workers: int,
     as_json: bool,
-    **chosen: Any,
+    **chosen: object,
 ) -> None:
     """Estimate the files, memory and time of a run.
 
@@ -59,16 +58,16 @@ def command(
     from rich.table import Table
 
     from fcdeploy.engine.bundle import read_bundle
-    from fcdeploy.run.options import Options
+    from fcdeploy.run.options import options_from_values
     from fcdeploy.runtime.estimate import estimate_run
 
-    bundle, options = read_bundle(engine), Options(**chosen)
+    bundle, options = read_bundle(engine), options_from_values(chosen)
     opened = open_and_tell(features, dim, width=bundle.feature_dim, column=column, scratch=options.scratch)
     estimated = estimate_run(opened, bundle, options, run_dir, workers)
     if as_json:
         click.echo(json.dumps(estimated.as_dict(), indent=1))
         return
-    console = new_console()
+    console = PlainConsole()
     table = Table(box=None, pad_edge=False)
     for heading in ("in memory" if estimated.in_memory else "file", "MB", ""):
         table.add_column(heading, justify="right" if heading == "MB" else "left")

@@ -6,7 +6,7 @@ import click
 
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.label_options import label_column_option, unknown_option
-from fcdeploy.cli.text import new_console
+from fcdeploy.cli.text import PlainConsole
 
 
 @click.command("evaluate", cls=grouped())
@@ -52,4 +52,4 @@ def command(pred: Path, truth: Path, label_column: str | None, unknown: str, as_
     table.add_row("clusters", "", "", f"{evaluation.clusters:,}")
     if evaluation.unknown:
         table.add_row("unknown, left out", "", "", f"{evaluation.unknown:,}")
-    new_console().print(table)
+    PlainConsole().print(table)

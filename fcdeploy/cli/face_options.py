@@ -1,9 +1,11 @@
 """Options of commands that detect faces in photos: which to find, and which are good enough to be clustered."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from fcdeploy.cli.types import from_values
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.faces import Gates
@@ -79,11 +81,10 @@ def face_options(function: Callable[..., object]) -> Callable[..., object]:
     return function
 
 
-def search_and_gates(given: dict[str, Any]) -> "tuple[Search, Gates]":
+def search_and_gates(given: dict[str, object]) -> "tuple[Search, Gates]":
     """Take the values of ``face_options`` out of ``given``."""
     from fcdeploy.runtime.faces import Gates
     from fcdeploy.runtime.find_faces import Search
 
-    return Search(**{name: given.pop(name) for name in SEARCH}), Gates(
-        **{name: given.pop(name) for name in GATES}
-    )
+    search = from_values(Search, {name: given.pop(name) for name in SEARCH})
+    return search, from_values(Gates, {name: given.pop(name) for name in GATES})

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,9 @@ from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.shared_options import max_pixels_option, no_summary_option, summary_json_option
 from fcdeploy.cli.types import PathType
+
+if TYPE_CHECKING:
+    from fcdeploy.run.summary import FacesSummary
 
 GROUPS = {
     "Input": ("path_column", "max_pixels", "on_bad"),
@@ -125,7 +128,7 @@ def command(
         print_faces(summary, output)
 
 
-def print_faces(summary: dict[str, Any], output: Path) -> None:
+def print_faces(summary: "FacesSummary", output: Path) -> None:
     """Print how many photos and faces there were, and where they are."""
     good = summary["photos"] - summary["bad_photos"]
     click.echo(

@@ -1,8 +1,7 @@
 """Help in sections: a command whose options are listed by what they are for, with their ranges in words."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 
@@ -28,10 +27,9 @@ def grouped(
     sections = dict(groups or {})
 
     class GroupedCommand(click.Command):
-        def __init__(self, name: str | None, **given: Any) -> None:
-            super().__init__(
-                name, **{"context_settings": HELP, **given}
-            )  # alone, too, and not only below fcdeploy
+        def __init__(self, name: str | None, **given: object) -> None:
+            begin: Callable[..., None] = super().__init__
+            begin(name, **{"context_settings": HELP, **given})  # alone, too, and not only below fcdeploy
 
         def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
             return super().parse_args(ctx, with_new_names(args, renamed or {}))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fcdeploy.cli.grouped import grouped
-from fcdeploy.cli.text import new_console, printable
+from fcdeploy.cli.text import PlainConsole, printable
 
 if TYPE_CHECKING:
     from fcdeploy.engine.bundle import Bundle
@@ -43,7 +43,7 @@ def _print(bundle: "Bundle") -> None:
 
     from fcdeploy.systems import describe, get_system
 
-    console, about = new_console(), bundle.about
+    console, about = PlainConsole(), bundle.about
     console.print(f"{bundle.path}: {about.system}, {about.feature_dim}-d features, {about.precision}")
     for name, graph in about.passes.items():
         console.print(f"\npass {name}: {graph.file}, {graph.bytes:,} bytes, SHA-256 {graph.sha256}")

@@ -1,7 +1,7 @@
 """Options of a run, from their definitions in ``fcdeploy.run.options``; `cluster` and `estimate` take all of them."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -27,7 +27,7 @@ RUN_SECTIONS = {  # of the help, for ``grouped``: names of options by title
 }
 
 
-def run_option(name: str, **changed: Any) -> Callable[[Command], Command]:
+def run_option(name: str, **changed: object) -> Callable[[Command], Command]:
     """Give a command one option of a run; changed: arguments of ``click.option`` that differ for this command."""
     described, default = DESCRIBED[name], getattr(Options(), name)
     shown = f"  [default: {described.usual}]" if described.usual else ""
@@ -42,7 +42,8 @@ def run_option(name: str, **changed: Any) -> Callable[[Command], Command]:
         settings |= {"multiple": True, "default": (), "callback": lambda ctx, param, pairs: dict(pairs)}
     if described.kind == SWITCH:
         settings = {"is_flag": True, "help": described.help, "default": default}
-    return click.option(f"--{FLAGS[name]}", name, **{**settings, **changed})
+    new_option: Callable[..., Callable[[Command], Command]] = click.option
+    return new_option(f"--{FLAGS[name]}", name, **{**settings, **changed})
 
 
 def kind_of(described: Described) -> click.ParamType | None:

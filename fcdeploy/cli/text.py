@@ -1,9 +1,9 @@
 """What is printed of names and files that others chose: no markup, no emoji, nothing that a terminal would obey."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
 WIDTH = 160  # of tables that go to a file
 
@@ -23,20 +23,22 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
-def new_console(**options: Any) -> "Console":
-    """Return rich's console on stdout, which prints texts as they are, printable.
+class PlainConsole:
+    """rich's console on stdout, which prints texts as they are, printable.
 
     What goes to a file is cut to no terminal's width.
     """
-    from rich.console import Console
 
-    class PlainConsole(Console):
-        def print(self, *objects: object, **named: Any) -> None:
-            if all(isinstance(each, str) for each in objects) and not self.is_terminal:
-                named.setdefault("soft_wrap", True)
-            super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **named)
+    def __init__(self) -> None:
+        from rich.console import Console
 
-    console = PlainConsole(highlight=False, markup=False, emoji=False, **options)
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)
-    return console
+        self._console = Console(highlight=False, markup=False, emoji=False)
+        if not self._console.is_terminal:
+            self._console.width = max(self._console.width, WIDTH)
+
+    def print(self, shown: "str | Table") -> None:
+        """Print a text or a table."""
+        if isinstance(shown, str):
+            self._console.print(printable(shown), soft_wrap=None if self._console.is_terminal else True)
+        else:
+            self._console.print(shown)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -220,7 +220,7 @@ def command(
     target: Path | None,
     minutes: float | None,
     quiet: bool,
-    **chosen: Any,
+    **chosen: object,
 ) -> None:
     """Train SYSTEM on your own labelled faces.
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
@@ -18,7 +18,7 @@ from fcdeploy.cli.shared_options import (
     labelled_on_bad_option,
     quiet_option,
 )
-from fcdeploy.cli.text import new_console
+from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from fcdeploy.data.features import Features
     from fcdeploy.engine.bundle import Bundle
+    from fcdeploy.run.options import Options
     from fcdeploy.training.tuned import Tuned
 
 
@@ -121,7 +122,7 @@ def command(
     run_dir: Path | None,
     as_json: bool,
     quiet: bool,
-    **chosen: Any,
+    **chosen: object,
 ) -> None:
     """Choose the thresholds of an engine on labelled faces, or on pairs of faces that a person has checked.
 
@@ -140,18 +141,25 @@ def command(
     from fcdeploy.data.bad_list import bad_list_of
     from fcdeploy.data.checked_pairs import read_pairs
     from fcdeploy.engine.bundle import read_bundle
-    from fcdeploy.run.options import Options
+    from fcdeploy.run.options import options_from_values
     from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.training.tune import tune
     from fcdeploy.training.tuned_files import as_dict, write_tuned
 
-    options = Options(**chosen)
+    options = options_from_values(chosen)
     _check(labels, pairs, unlabelled, label_column, objective, min_precision)
     _check_output(output, (features, labels, pairs))
     bundle = read_bundle(engine)
-    place: dict[str, Any] = {"output": output, "scratch": options.scratch}
-    opened = open_and_tell(features, None, width=bundle.feature_dim, column=column, quiet=quiet, **place)
-    surroundings: dict[str, Any] = {
+    opened = open_and_tell(
+        features,
+        None,
+        width=bundle.feature_dim,
+        column=column,
+        output=output,
+        scratch=options.scratch,
+        quiet=quiet,
+    )
+    surroundings: Surroundings = {
         "options": options,
         "on_bad": on_bad,
         "bad_list": bad_list_of(output),
@@ -182,6 +190,17 @@ def command(
         click.echo(json.dumps(as_dict(tuned), indent=1))
     elif not quiet:
         _print(tuned, output, plot)
+
+
+class Surroundings(TypedDict):
+    """Options of the run and where it keeps what, as ``tune`` takes them."""
+
+    options: "Options"
+    on_bad: str
+    bad_list: Path
+    run_dir: Path | None
+    scratch_dir: Path
+    quiet: bool
 
 
 def _check(
@@ -239,15 +258,12 @@ def _read_truth(labels: Path, opened: "Features", label_column: str | None) -> "
 def _suggest(
     opened: "Features",
     bundle: "Bundle",
-    surroundings: dict[str, Any],
+    surroundings: Surroundings,
     output: Path,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Suggest a threshold without labels, and print how stable clusters are over its values.
-
-    surroundings: options of the run and where it keeps what, as for ``tune``.
-    """
+    """Suggest a threshold without labels, and print how stable clusters are over its values."""
     from rich.table import Table
 
     from fcdeploy.runtime.lost_pages import sigbus_guard
@@ -276,7 +292,7 @@ def _suggest(
                 f"{point.largest:.1%}{mark}",
                 style="bold" if point is found.best else "",
             )
-    new_console().print(table)
+    PlainConsole().print(table)
     first, last = found.close
     click.echo(
         f"* suggested: {found.tunable.key} = {found.best.value}, where neighbors speak most for what is joined; as "
@@ -289,7 +305,7 @@ def _print(tuned: "Tuned", output: Path, plot: Path) -> None:
     from fcdeploy.training.tuned import TITLES, describe_values
     from fcdeploy.training.tuned_files import expected_lines, figures_of
 
-    console = new_console()
+    console = PlainConsole()
     console.print(_table(tuned))
     if len(tuned.tunables) > 1:
         others = {other.key: tuned.best.values[other.key] for other in tuned.tunables[1:]}

@@ -1,10 +1,18 @@
 """Kinds of option values that several verbs share."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 PathType = click.Path(path_type=Path)
+T = TypeVar("T")
+
+
+def from_values(kind: Callable[..., T], values: Mapping[str, object]) -> T:
+    """Return what ``kind`` makes of values by name, whose types click has seen to."""
+    return kind(**values)
 
 
 class Hops(click.ParamType):

@@ -1,7 +1,7 @@
 """``fcdeploy update``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -94,7 +94,7 @@ def command(
     id_column: str | None,
     as_json: bool,
     quiet: bool,
-    **limits: Any,
+    **limits: object,
 ) -> None:
     """Add faces to a finished run, or remove some; clusters keep their numbers.
 
@@ -113,7 +113,7 @@ def command(
     from fcdeploy.cli.outputs import check_default_output
     from fcdeploy.data.columns import check_table_path, write_columns
     from fcdeploy.data.side_files import check_not_an_input
-    from fcdeploy.run.options import Options
+    from fcdeploy.run.options import options_from_values
     from fcdeploy.runtime.evidence import read_ids_of_rows
     from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.runtime.stored import read_state
@@ -142,7 +142,7 @@ def command(
             merges=decider(merges, "--merges"),
             splits=decider(splits, "--splits"),
             engine=engine,
-            limits=Options(**limits),
+            limits=options_from_values(limits),
             on_bad=on_bad,
             write=lambda names, labels: write_columns(output, {"id": names, "label": labels}),
             quiet=quiet or as_json,

@@ -1,6 +1,7 @@
 """How good a clustering is: pairwise and BCubed precision, recall and F, NMI and ARI."""
 
 import dataclasses
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,6 +11,26 @@ from fcdeploy.data.labels import as_labels, check_known, renumber
 from fcdeploy.errors import InputError
 
 UNKNOWNS = ("ignore", "singleton")
+
+
+class Measured(TypedDict):
+    """A ``PrecisionRecall`` in JSON."""
+
+    precision: float
+    recall: float
+    f: float
+
+
+class Measures(TypedDict):
+    """An ``Evaluation`` in JSON; unknown: where there are such."""
+
+    pairwise: Measured
+    bcubed: Measured
+    nmi: float
+    ari: float
+    faces: int
+    clusters: int
+    unknown: NotRequired[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +45,7 @@ class PrecisionRecall:
         total = self.precision + self.recall
         return 2 * self.precision * self.recall / total if total else 0.0
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> Measured:
         return {"precision": self.precision, "recall": self.recall, "f": self.f}
 
 
@@ -48,17 +69,19 @@ class Evaluation:
     pairs: int = 0
     largest: int = 0
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> Measures:
         """Give the measures as plain numbers, ready for JSON."""
-        return {
+        found: Measures = {
             "pairwise": self.pairwise.as_dict(),
             "bcubed": self.bcubed.as_dict(),
             "nmi": self.nmi,
             "ari": self.ari,
             "faces": self.faces,
             "clusters": self.clusters,
-            **({"unknown": self.unknown} if self.unknown else {}),
         }
+        if self.unknown:
+            found["unknown"] = self.unknown
+        return found
 
 
 def share_in_same_cluster(first: ArrayLike, second: ArrayLike) -> float:

@@ -1,7 +1,7 @@
 """Features from memory: whatever a Python user has them in becomes an (n, d) array of real numbers."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def array_from(given: object, name: str, dim: int | None = None) -> np.ndarray:
     return rows.astype(np.float32) if rows.dtype.kind in "iub" else rows
 
 
-def _as_array(given: Any, name: str) -> np.ndarray:
+def _as_array(given: object, name: str) -> np.ndarray:
     """Return what is given as an array, which may still be one of objects."""
     if isinstance(given, np.ma.MaskedArray):
         return _unmasked(given, name)
@@ -48,14 +48,14 @@ def _as_array(given: Any, name: str) -> np.ndarray:
     module = type(given).__module__.partition(".")[0]
     try:
         if module == "torch":
-            return _from_torch(given)
-        if module == "cupy":
+            return _from_torch(cast("torch.Tensor", given))
+        if module == "cupy" and hasattr(given, "get"):
             return np.asarray(given.get())
         if module == "pyarrow":
-            return _from_arrow(given, name)
-        if module == "polars" and type(given).__name__ == "DataFrame":
-            return _from_columns({column: given[column].to_numpy() for column in given.columns}, name)
-        if hasattr(given, "columns") and hasattr(given, "iloc"):
+            return _from_arrow(cast("pyarrow.Table", given), name)
+        if module == "polars" and hasattr(given, "get_columns"):
+            return _from_columns({each.name: each.to_numpy() for each in given.get_columns()}, name)
+        if hasattr(given, "columns") and hasattr(given, "iloc") and hasattr(given, "shape"):
             columns = [given.iloc[:, at] for at in range(given.shape[1])]
             return _from_columns({str(each.name): each.to_numpy() for each in columns}, name)
         if module == "scipy" and hasattr(given, "toarray"):

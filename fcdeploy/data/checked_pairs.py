@@ -4,7 +4,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -234,11 +234,14 @@ def _face(text: str, n: int, places: dict[str, int] | None, path: Path, line: in
     return int(text)
 
 
-def _number_or_place(face: Any, places: dict[str, int] | None) -> int:
+def _number_or_place(face: object, places: dict[str, int] | None) -> int:
     """Return the row of a face, -1 for an id that no face has; raises TypeError for what is neither."""
-    if places is None:
-        return operator.index(face)
-    return places.get(face if isinstance(face, str) else str(operator.index(face)), -1)
+    if places is not None and isinstance(face, str):
+        return places.get(face, -1)
+    if not isinstance(face, SupportsIndex):
+        raise TypeError
+    row = operator.index(face)
+    return row if places is None else places.get(str(row), -1)
 
 
 def _number(text: str) -> float:

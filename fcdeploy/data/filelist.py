@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypedDict, Unpack
 
 import numpy as np
 
@@ -117,7 +117,18 @@ def read_text(path: Path) -> bytes:
     return text.removeprefix(BYTE_ORDER_MARK)
 
 
-def filelist_from_lines(folder: bytes, lines: Sequence[bytes], name: str, **more: Any) -> Filelist:
+class FilelistFields(TypedDict, total=False):
+    """Further fields of a ``Filelist``."""
+
+    labels: np.ndarray | None
+    is_text: bool
+    skipped: dict[str, int]
+    members: Members | None
+
+
+def filelist_from_lines(
+    folder: bytes, lines: Sequence[bytes], name: str, **more: Unpack[FilelistFields]
+) -> Filelist:
     """Take lines as a list; more: further fields of ``Filelist``."""
     lengths = np.array([len(line) for line in lines], dtype=np.int64)
     ends = np.cumsum(lengths + 1) - 1

@@ -3,7 +3,8 @@
 import contextlib
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -169,12 +170,12 @@ def read_upright(
         return State.GOOD, take(upright)
 
 
-def import_pillow() -> Any:
+def import_pillow() -> ModuleType:
     """Import Pillow with all its readers, of HEIC too where pillow-heif is installed.
 
     Raises MissingDependencyError, see ``import_package``.
     """
-    image: Any = import_package("PIL.Image", "Pillow", "pip install 'fcdeploy[cpu,embed]'")
+    image = import_package("PIL.Image", "Pillow", "pip install 'fcdeploy[cpu,embed]'")
     image.init()
     if "HEIF" not in image.OPEN:
         # Absent or broken, in whatever way: files of this format are told of one by one.

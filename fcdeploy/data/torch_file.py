@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -337,12 +337,12 @@ class _Machine:
 
     stack: list[object] = field(default_factory=list)
     marks: list[list[object]] = field(default_factory=list)
-    memo: dict[int, object] = field(default_factory=dict)
+    memo: dict[object, object] = field(default_factory=dict)
     storages: dict[str, Storage] = field(default_factory=dict)
     wanted: dict[str, None] = field(default_factory=dict)
 
     def run(self, file: IO[bytes]) -> object:
-        argument: Any
+        argument: object
         for operation, argument, _ in pickletools.genops(file):
             name = operation.name
             if name == "STOP":
@@ -354,7 +354,7 @@ class _Machine:
             elif name in _PUTS:
                 self.memo[argument] = self.stack[-1]
             elif name in _STEPS:
-                _STEPS[name](self, argument)
+                _STEPS[name](self, str(argument or ""))
             elif name not in ("PROTO", "FRAME"):
                 raise DamagedError(f"it has an instruction {name}, which checkpoints do not need")
         raise DamagedError("it ends in the middle")

@@ -5,15 +5,17 @@ import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, overload
 
 import msgspec
 
 from fcdeploy.errors import InputError
 
 T = TypeVar("T")
-Kind: TypeAlias = Any  # whatever may be the type of a field
-WORDS = {
+Kind: TypeAlias = (
+    object  # what may be the type of a field: a class, or a form of ``typing``, which has none of its own
+)
+WORDS: dict[object, tuple[str, ...]] = {
     bool: ("true", "false"),
     int: ("a whole number",),
     float: ("a number",),
@@ -25,7 +27,15 @@ SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = 100
 SHOWN.maxlist = SHOWN.maxdict = 10
 
 
-def typed(kind: type[T], value: object, where: str, key: str = "", *, open_ended: bool = False) -> T:
+@overload
+def typed(kind: type[T], value: object, where: str, key: str = "", *, open_ended: bool = False) -> T: ...
+
+
+@overload
+def typed(kind: Kind, value: object, where: str, key: str = "", *, open_ended: bool = False) -> object: ...
+
+
+def typed(kind: Kind, value: object, where: str, key: str = "", *, open_ended: bool = False) -> object:
     """Return plain values as ``kind``, a dataclass or any other type that msgspec knows.
 
     where: names their origin in messages, key: their place in it. open_ended: keys that no field is called are left
@@ -33,7 +43,8 @@ def typed(kind: type[T], value: object, where: str, key: str = "", *, open_ended
     """
     if problem := misfit(kind, value, key, open_ended=open_ended):
         raise InputError(f"{where}: {problem}.")
-    return msgspec.convert(value, kind)
+    found: object = msgspec.convert(value, kind)
+    return found
 
 
 def misfit(kind: Kind, value: object, key: str = "", *, open_ended: bool = False) -> str | None:
@@ -60,6 +71,7 @@ def fits(kind: Kind, value: object) -> bool:
 
 def types_of(kind: Kind) -> dict[str, Kind]:
     """Return the type of each field of a dataclass by name."""
+    assert dataclasses.is_dataclass(kind)
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
@@ -149,9 +161,10 @@ def _innermost(kind: Kind, value: object, key: str) -> str:
     for name, of, part in _parts(kind, value):
         if not fits(of, part) and (not said or _is_table(of)):
             return _innermost(of, part, _place(key, name))
-    if isinstance(value, dict) and dataclasses.is_dataclass(_bare(kind)):
-        for field in dataclasses.fields(_bare(kind)):
+    bare = _bare(kind)
+    if isinstance(value, dict) and dataclasses.is_dataclass(bare):
+        for field in dataclasses.fields(bare):
             if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
-                kind = types_of(_bare(kind))[field.name]
+                kind = types_of(bare)[field.name]
                 return f"{_place(key, field.name)} should be {described(kind)}, and is missing"
     return f"{key or 'the whole'} should be {described(kind)}, found {_shown(value)}"

@@ -1,6 +1,7 @@
 """How many of the true neighbors an approximate search found, measured on a sample of faces."""
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -11,6 +12,15 @@ SAMPLE = 500
 SEED = 7
 
 
+class RecallFigures(TypedDict):
+    """A ``Recall`` in JSON."""
+
+    sample: int
+    all: float
+    above: float
+    threshold: float
+
+
 @dataclass(frozen=True)
 class Recall:
     """all: share of the k true neighbors found; above: of those with similarity ``threshold`` or more."""
@@ -19,6 +29,15 @@ class Recall:
     all: float
     above: float
     threshold: float
+
+    def as_dict(self) -> RecallFigures:
+        """Give the figures as plain numbers, ready for JSON."""
+        return {
+            "sample": self.sample,
+            "all": self.all,
+            "above": self.above,
+            "threshold": self.threshold,
+        }
 
 
 def measure_recall(vectors: np.ndarray, graph: KnnGraph, threshold: float) -> Recall:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from fcdeploy.clustering.flags import FLAGS
-from fcdeploy.clustering.metrics import evaluate
+from fcdeploy.clustering.metrics import Measures, evaluate
 from fcdeploy.report.opened import OpenedRun
+from fcdeploy.run.summary import Summary
 from fcdeploy.runtime.computed import sentences
 
 BINS = 10  # of confidence
@@ -95,7 +95,7 @@ def confidences_of(values: np.ndarray) -> list[Bar]:
     ]
 
 
-def stages_of(summary: dict[str, Any]) -> list[Bar]:
+def stages_of(summary: Summary) -> list[Bar]:
     """Return the stages of a run with their seconds."""
     stages = summary.get("stages") or {}
     most = max((stage["seconds"] for stage in stages.values()), default=0) or 1
@@ -122,7 +122,7 @@ def flags_of(run: OpenedRun) -> list[dict[str, object]]:
 def quality_of(run: OpenedRun, source: str | None) -> dict[str, object] | None:
     """Return quality against true identities: those given now, else those that the run itself was given."""
     if run.truth is not None:
-        found: Any = evaluate(run.placed.labels, run.truth).as_dict()
+        found: Measures | None = evaluate(run.placed.labels, run.truth).as_dict()
     else:
         found, source = run.summary.get("quality"), "the labels that the run was given"
     if not found:
@@ -132,17 +132,18 @@ def quality_of(run: OpenedRun, source: str | None) -> dict[str, object] | None:
         "unknown": found.get("unknown", 0),
         "nmi": found["nmi"],
         "rows": [
-            {"name": name, **found[key]} for key, name in (("pairwise", "pairwise"), ("bcubed", "BCubed"))
+            {"name": "pairwise", **found["pairwise"]},
+            {"name": "BCubed", **found["bcubed"]},
         ],
     }
 
 
-def recall_of(summary: dict[str, Any]) -> list[dict[str, object]]:
+def recall_of(summary: Summary) -> list[dict[str, object]]:
     """Return the measured recall of neighbor searches."""
     return [{"name": name, **found} for name, found in (summary.get("recall") or {}).items()]
 
 
-def computed_of(summary: dict[str, Any]) -> Iterator[str]:
+def computed_of(summary: Summary) -> Iterator[str]:
     """Yield sentences that say what was run, by which engine, with which versions."""
     computed = summary.get("computed")
     if not computed:
@@ -153,5 +154,6 @@ def computed_of(summary: dict[str, Any]) -> Iterator[str]:
 
 def title_of(run: OpenedRun) -> str:
     """Return what the page is called: the features of the run, or its folder."""
-    computed = run.summary.get("computed") or {}
-    return str((computed.get("features") or {}).get("name") or run.folder)
+    computed = run.summary.get("computed")
+    features = computed.get("features") if computed else None
+    return str((features and features.get("name")) or run.folder)

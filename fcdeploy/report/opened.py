@@ -4,7 +4,6 @@ import json
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from fcdeploy.data.labels import check_known, read_labels
 from fcdeploy.errors import InputError
 from fcdeploy.report.overview import Clusters
 from fcdeploy.run.folder import SUMMARY
+from fcdeploy.run.summary import Summary
 from fcdeploy.runtime.evidence import Placed, read_placed
 from fcdeploy.runtime.review import measured_rows
 from fcdeploy.runtime.stored import names_of_rows
@@ -31,7 +31,7 @@ class OpenedRun:
     folder: Path
     placed: Placed
     confidence: Confidence
-    summary: dict[str, Any]
+    summary: Summary
     files: Filelist | None = None
     truth: np.ndarray | None = None
     ids: np.ndarray | None = None
@@ -89,10 +89,10 @@ def images_of(images: Path | str, n: int, path_column: str | None = None) -> Fil
     return files
 
 
-def read_summary(folder: Path) -> dict[str, object]:
+def read_summary(folder: Path) -> Summary:
     """Return the summary in a run folder, empty where there is none that can be read."""
     try:
-        found = json.loads((folder / SUMMARY).read_bytes())
+        found: Summary = json.loads((folder / SUMMARY).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

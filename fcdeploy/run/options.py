@@ -4,12 +4,13 @@ An option is defined here and nowhere else: the command line, the Python interfa
 from ``Options``.
 """
 
+import copy
 import dataclasses
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar, Unpack
 
 from fcdeploy import machine
 from fcdeploy.errors import ARGUMENTS, VALUES, InputError
@@ -21,6 +22,7 @@ SWITCH = "switch"
 ENGINE, NEIGHBORS, CLUSTERS = "Engine", "Neighbors", "Links and clusters"
 MACHINE, WORKERS = "Machine", "Many machines"
 SECTIONS = (ENGINE, NEIGHBORS, CLUSTERS, MACHINE, WORKERS)  # of the help, in this order
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,23 @@ class Described:
     of_system: bool = False
 
 
-def option(
-    section: str, default: object, help: str, kind: str, **more: Any
-) -> Any:  # as dataclasses.field, which it is
-    """Return a field of ``Options`` with its description."""
-    described = Described(section, help, kind, **more)
+class Details(TypedDict, total=False):
+    """What else is said of an option, see ``Described``."""
+
+    choices: tuple[str, ...]
+    least: float
+    most: float
+    metavar: str
+    usual: str
+    of_system: bool
+
+
+def option(section: str, default: Value, help: str, kind: str, **more: Unpack[Details]) -> Value:
+    """Return a field of ``Options`` with its description; typed as ``dataclasses.field``, which it is."""
+    metadata = {"option": Described(section, help, kind, **more)}
     if kind == SETTINGS:
-        return field(default_factory=dict, metadata={"option": described})
-    return field(default=default, metadata={"option": described})
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -243,6 +254,12 @@ class Options:
     def budget(self) -> int:
         """The memory budget in bytes."""
         return self.memory or machine.memory() // 2
+
+
+def options_from_values(values: Mapping[str, object]) -> Options:
+    """Return options of these values by name, as a command line has them; ``check_values`` has yet to see them."""
+    make: Callable[..., Options] = Options
+    return make(**values)
 
 
 DESCRIBED: Mapping[str, Described] = {one.name: one.metadata["option"] for one in dataclasses.fields(Options)}

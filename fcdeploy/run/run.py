@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack
 
 import numba
 import numpy as np
@@ -30,6 +30,7 @@ from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.stage import Stage
 from fcdeploy.run.store import Arrays, Shapes, Store
+from fcdeploy.run.summary import Figures
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,7 +89,7 @@ class Run:
     searches: dict[str, dict[str, object]] = field(default_factory=dict)
     opened: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: Figures = field(default_factory=Figures)
     planned: list[Artifact] = field(default_factory=list)
     copied_before: Copied = field(default_factory=lambda: replace(copied))
 
@@ -96,7 +97,7 @@ class Run:
     def n(self) -> int:
         return self.features.n
 
-    def note(self, sentence: str, **figures: object) -> None:
+    def note(self, sentence: str, **figures: Unpack[Figures]) -> None:
         """Tell the user something about this run, once, now and in the summary; ``figures`` stand there by name.
 
         A run that continues an earlier one says the same again: figures come from finished artifacts, not from the
@@ -106,7 +107,7 @@ class Run:
         if sentence in self.notes:
             return
         self.notes.append(sentence)
-        self.figures |= figures
+        self.figures.update(figures)
         warnings.warn(sentence, FcdeployWarning, stacklevel=3)
 
     def rows_of(self, faces: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Bar, Progress
 from fcdeploy.run.stage import Stage
 from fcdeploy.run.store import Arrays, Partial, Span, Store, missing_blocks
+from fcdeploy.run.summary import WorkersFigures
 
 MOST_RESTARTS = 200  # of a worker's flow one behind the other, which then goes elsewhere than ours
 
@@ -131,10 +132,15 @@ class SharedBlocks:
         self._told_of_waiting = False
 
     @property
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> WorkersFigures:
         """What the summary of a run says of workers."""
-        done = {"blocks": self.blocks, "blocks_again": self.again, "workers_lost": self.lost}
-        return {"workers": self._crew.count, **done, "seconds": dict(self.seconds)}
+        return {
+            "workers": self._crew.count,
+            "blocks": self.blocks,
+            "blocks_again": self.again,
+            "workers_lost": self.lost,
+            "seconds": dict(self.seconds),
+        }
 
     def begin(self, described: Mapping[str, object]) -> None:
         """Let workers begin another run; described: what it is of, plain values."""

@@ -12,6 +12,7 @@ from fcdeploy.data.features import SHOWN_ROWS, Features
 from fcdeploy.data.labels import renumber
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.scan import REASONS, RowState, Scan
+from fcdeploy.run.summary import RowCounts
 
 CHOICES = ("stop", "skip", "zero")
 LEFT_OUT = dict.fromkeys(("skip", "zero"), "they are left out, with their labels")
@@ -73,7 +74,7 @@ def shown_rows(rows: np.ndarray) -> str:
     return f"{'row' if len(rows) == 1 else 'rows'} {', '.join(map(str, rows[:SHOWN_ROWS]))}{more}, counted from 0"
 
 
-def counts_of_rows(scan: Scan) -> dict[str, object]:
+def counts_of_rows(scan: Scan) -> RowCounts:
     """Return what the summary says of the rows: how many there are, how many are bad, and why."""
     found = Counter(RowState(state).name.lower() for state in scan.states[scan.bad].tolist())
     return {"rows": len(scan.states), "bad": len(scan.bad), "reasons": dict(found)}

@@ -30,6 +30,7 @@ from fcdeploy.run.keys import digest
 from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.store import Arrays, Store
+from fcdeploy.run.summary import StageFigures, Summary
 from fcdeploy.runtime.embed import (
     WORKING,
     Job,
@@ -143,14 +144,16 @@ def labels_of_lines(result: Result, job: Job, states: np.ndarray, on_bad: str, s
     good, bad = np.flatnonzero(states < FIRST_BAD), np.flatnonzero(states >= FIRST_BAD)
     labels = np.full(n, -1, np.int64)
     labels[good] = result.labels
-    stages = {"embed": {"seconds": seconds, "faces_per_s": n / seconds if seconds else 0.0}}
-    summary = {**result.summary, "stages": stages | result.summary["stages"]}
+    embed: StageFigures = {"seconds": seconds, "faces_per_s": n / seconds if seconds else 0.0}
+    summary: Summary = {**result.summary, "stages": {"embed": embed, **result.summary["stages"]}}
     if on_bad == "zero":
         labels[bad] = labels.max(initial=-1) + 1 + np.arange(len(bad))
-        summary |= {name: summary[name] + len(bad) for name in ("faces", "clusters", "singletons")}
+        summary["faces"] += len(bad)
+        summary["clusters"] += len(bad)
+        summary["singletons"] += len(bad)
     labels = renumber(labels)
     told = summary_of(job, states)
-    summary |= told
+    summary = {**summary, **told}
     if notes := [*told.get("notes", []), *result.summary.get("notes", [])]:
         summary["notes"] = notes
     reviewed = None if result.reviewed is None else result.reviewed.of_lines(good, labels)

@@ -22,6 +22,7 @@ from fcdeploy.errors import InputError
 from fcdeploy.graph.lists import ListsFile
 from fcdeploy.run.folder import SUMMARY, RunFolder
 from fcdeploy.run.options import Options
+from fcdeploy.run.summary import StageFigures, Summary
 from fcdeploy.runtime.face_lists import FEATURES, HEADINGS, FaceTable, write_faces
 from fcdeploy.runtime.faces import FacesJob
 from fcdeploy.runtime.faces_run import faces_to_folder
@@ -41,7 +42,7 @@ class PhotosResult:
     labels: np.ndarray
     ids: np.ndarray
     table: FaceTable
-    summary: dict[str, object]
+    summary: Summary
     reviewed: Reviewed | None = None
 
 
@@ -90,10 +91,15 @@ def cluster_photos(
     )
     write_faces(table_path, table, table.passed)
     seconds = faces.summary["seconds"]
-    stage = {"seconds": seconds, "faces_per_s": len(table.photo) / seconds if seconds else 0.0}
-    summary = {
+    stage: StageFigures = {
+        "seconds": seconds,
+        "faces_per_s": len(table.photo) / seconds if seconds else 0.0,
+    }
+    of_photos = faces.summary.copy()
+    del of_photos["computed"]
+    summary: Summary = {
         **result.summary,
-        "photos": {name: value for name, value in faces.summary.items() if name != "computed"},
+        "photos": of_photos,
         "stages": {"photos": stage, **result.summary["stages"]},
     }
     if run_dir:

@@ -2,11 +2,11 @@
 
 import platform
 from collections.abc import Iterator
-from typing import Any
 
 from fcdeploy import __version__
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.run.run import Run
+from fcdeploy.run.summary import Computed
 from fcdeploy.systems.settings import settings_as_dict
 
 NOT_OF_A_RUN = ("system", "feature_dim", "tolerance")  # keys of a recipe that no run computes with
@@ -19,7 +19,7 @@ GIVEN = (
 )  # options that no setting of the recipe holds
 
 
-def what_was_computed(run: Run, bundle: Bundle) -> dict[str, object]:
+def what_was_computed(run: Run, bundle: Bundle) -> Computed:
     """Return what ``cluster --json`` prints as "computed"; plain values, the same for a run that is continued.
 
     system; inference: used ("exact" is the published function) and asked; search: of every search its method, k and,
@@ -41,7 +41,7 @@ def what_was_computed(run: Run, bundle: Bundle) -> dict[str, object]:
             "path": str(bundle.path),
             "digest": bundle.digest(),
             "kind": bundle.kind,
-            "precision": bundle.manifest["precision"],
+            "precision": str(bundle.manifest["precision"]),
         },
         "device": {
             "device": bundle.device(options.device),
@@ -67,7 +67,7 @@ def ours() -> dict[str, str]:
     return {"fcdeploy": __version__, "python": platform.python_version()}
 
 
-def sentences(computed: dict[str, Any]) -> Iterator[str]:
+def sentences(computed: Computed) -> Iterator[str]:
     """Yield the lines of a closing summary."""
     engine, device, features = computed["engine"], computed["device"], computed["features"]
     given = features["read_as"] or f"{features['rows']:,} rows of {features['width']} {features['dtype']}"

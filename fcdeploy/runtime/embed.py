@@ -51,6 +51,7 @@ from fcdeploy.run.keys import digest
 from fcdeploy.run.progress import Bar, Progress
 from fcdeploy.run.stage import Stage
 from fcdeploy.run.store import Arrays, MemoryStore, Partial, Shapes, Store, fixed
+from fcdeploy.run.summary import EmbedSummary, ListSummary
 from fcdeploy.runtime.computed import ours
 
 Read = TypeVar("Read")
@@ -158,7 +159,7 @@ def embed_to_file(
     labels: Path | None = None,
     quiet: bool = True,
     workers: Workers | None = None,
-) -> dict[str, Any]:
+) -> EmbedSummary:
     """Embed the images of a list and write their features, whole or not at all.
 
     output: ``.bin`` or ``.npy``. Beside it appear ``OUTPUT.json``, what the features are (see ``data.sidecar``),
@@ -215,7 +216,7 @@ def embed_to_file(
             if not listed and stale and not any(map(Path.exists, others)):
                 kept_list.unlink()  # of an earlier run; row i is line i now
         folder.remove()
-    return {
+    summary: EmbedSummary = {
         **summary_of(job, states),
         "rows": len(kept),
         "dim": embedder.dim,
@@ -227,8 +228,10 @@ def embed_to_file(
             "limits": {"threads": job.cores, "vram": job.vram},
             "versions": {**ours(), **libraries()},
         },
-        **alike,
     }
+    if alike is not None:
+        summary["random_pairs_cosine"] = alike
+    return summary
 
 
 def nobody(folder: RunFolder) -> contextlib.AbstractContextManager[None]:
@@ -266,13 +269,13 @@ def embed_to_array(
     return arrays["features"]
 
 
-def note_alike(job: Job, features: np.ndarray, states: np.ndarray) -> dict[str, float]:
-    """Tell when random pairs of good lines are alike, and return the figure; features: (n, d), states: (n,)."""
+def note_alike(job: Job, features: np.ndarray, states: np.ndarray) -> float | None:
+    """Tell when random pairs of good lines are alike, and return how much; features: (n, d), states: (n,)."""
     good = np.flatnonzero(states < FIRST_BAD)
     if len(good) < FEWEST or not (pairs := random_pairs(features, good)).alike:
-        return {}
+        return None
     job.note(alike_sentence(str(job.model), pairs))
-    return {"random_pairs_cosine": pairs.median}
+    return pairs.median
 
 
 def libraries() -> dict[str, str]:
@@ -634,16 +637,19 @@ def shapes_of(n: int, dim: int) -> Shapes:
     return {"features": ((n, dim), np.float32), "states": ((n,), np.uint8), "stamps": ((n,), np.uint64)}
 
 
-def summary_of(job: Job, states: np.ndarray) -> dict[str, Any]:
+def summary_of(job: Job, states: np.ndarray) -> ListSummary:
     """Return what a summary says of a list, by states (n,) of its lines."""
     bad = Counter(State(state).name.lower() for state in states[states >= FIRST_BAD].tolist())
-    return {
+    summary: ListSummary = {
         "lines": len(states),
         "bad": int((states >= FIRST_BAD).sum()),
         "reasons": dict(bad),
         "resized": int(((states == State.RESIZED) | (states == State.STRETCHED)).sum()),
         "stretched": int((states == State.STRETCHED).sum()),
         "embedder": {"file": str(job.model), "sha256": embedder_digest(job.model, job.settings)},
-        **({"skipped": job.files.skipped} if job.files.skipped else {}),
-        **({"notes": list(job.notes)} if job.notes else {}),
     }
+    if job.files.skipped:
+        summary["skipped"] = job.files.skipped
+    if job.notes:
+        summary["notes"] = list(job.notes)
+    return summary

@@ -25,6 +25,7 @@ from fcdeploy.data.features import new_hash
 from fcdeploy.data.images import FIRST_BAD, REASONS, State
 from fcdeploy.data.sidecar import Sidecar, sidecar_bytes
 from fcdeploy.run.folder import RunFolder
+from fcdeploy.run.summary import FacesSummary
 from fcdeploy.runtime.crops import crop_line
 from fcdeploy.runtime.faces import FacesJob, Found, bad_photos
 
@@ -163,7 +164,7 @@ def write_lists(table: FaceTable, folder: RunFolder, embedded: Embedded | None) 
         (place / name).unlink(missing_ok=True)
 
 
-def counts_of(table: FaceTable) -> dict[str, object]:
+def counts_of(table: FaceTable) -> FacesSummary:
     """Return what a summary says of photos and faces."""
     states = table.found.photos["states"]
     bad = Counter(State(state).name.lower() for state in states[states >= FIRST_BAD].tolist())

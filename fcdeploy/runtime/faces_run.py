@@ -6,7 +6,6 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from fcdeploy.engine.embedder import embedder_digest
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.run.folder import RunFolder
 from fcdeploy.run.progress import Progress
+from fcdeploy.run.summary import FacesSummary
 from fcdeploy.runtime.computed import ours
 from fcdeploy.runtime.crops import FOLDER
 from fcdeploy.runtime.embed import embed_lines, libraries, new_job
@@ -48,7 +48,7 @@ class FacesResult:
     """All faces with what the lists say of them, and what ``fcdeploy faces --json`` prints."""
 
     table: FaceTable
-    summary: dict[str, Any]
+    summary: FacesSummary
 
 
 def faces_to_folder(
@@ -75,7 +75,7 @@ def faces_to_folder(
             tell_of_bad_photos(job, found, on_bad, output / BAD)
         with contextlib.ExitStack() as stack:
             embedded: Embedded | None = None
-            told: dict[str, object] = {}
+            told: dict[str, str] | None = None
             if job.embedder is not None and found.photos["count"].any():
                 with progress.stage("embed"):
                     embedded, told = _embedded(job, found, folder, progress, stack)
@@ -89,19 +89,21 @@ def faces_to_folder(
                 )
             write_lists(table, folder, embedded)
     seconds = time.perf_counter() - started
-    summary = {
+    summary: FacesSummary = {
         **counts_of(table),
         "seconds": seconds,
         "stages": {name: {"seconds": spent} for name, spent in progress.seconds.items()},
         "detector": {"file": str(job.detector), "input": description},
-        **told,
-        "computed": {
-            "device": {"device": job.device, "provider": provider},
-            "limits": {"threads": job.cores, "vram": job.vram},
-            "versions": {**ours(), **libraries()},
-        },
-        **({"skipped": job.photos.skipped} if job.photos.skipped else {}),
     }
+    if told is not None:
+        summary["embedder"] = told
+    summary["computed"] = {
+        "device": {"device": job.device, "provider": provider},
+        "limits": {"threads": job.cores, "vram": job.vram},
+        "versions": {**ours(), **libraries()},
+    }
+    if job.photos.skipped:
+        summary["skipped"] = job.photos.skipped
     return FacesResult(table, summary)
 
 
@@ -113,8 +115,11 @@ def crops_of(job: FacesJob, found: Found, folder: Path) -> Filelist:
 
 def _embedded(
     job: FacesJob, found: Found, folder: RunFolder, progress: Progress, stack: contextlib.ExitStack
-) -> tuple[Embedded, dict[str, object]]:
-    """Embed all crops, those of gated faces too; the embeddings are mapped until ``stack`` is closed."""
+) -> tuple[Embedded, dict[str, str]]:
+    """Embed all crops, those of gated faces too; the embeddings are mapped until ``stack`` is closed.
+
+    Returns what the summary says of the embedder, too.
+    """
     assert job.embedder is not None
     crops = crops_of(job, found, folder.path)
     embedding = new_job(crops, job.embedder, threads=job.threads, device=job.device, vram=job.vram)
@@ -128,4 +133,4 @@ def _embedded(
             f"{job.embedder}: computed a usable embedding for none of {len(states):,} faces; check its settings."
         )
     embedded = Embedded(partial.arrays["features"], states, made_by)
-    return embedded, {"embedder": {"file": str(job.embedder), "sha256": made_by, "input": described}}
+    return embedded, {"file": str(job.embedder), "sha256": made_by, "input": described}

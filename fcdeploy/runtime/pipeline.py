@@ -5,14 +5,12 @@ the ``Run`` of ``fcdeploy.run.run``.
 """
 
 import contextlib
-import dataclasses
 import json
 import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,6 +31,7 @@ from fcdeploy.run.options import MERGE, Options
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.run import Run
 from fcdeploy.run.store import MemoryStore, Store
+from fcdeploy.run.summary import Summary
 from fcdeploy.runtime.bad_rows import (
     IN_NO_CLUSTER,
     check_on_bad,
@@ -70,7 +69,7 @@ class Result:
     """
 
     labels: np.ndarray
-    summary: dict[str, Any]
+    summary: Summary
     reviewed: Reviewed | None = None
 
 
@@ -130,9 +129,11 @@ def run_clustering(
             reviewed = review(run, prepared.system, labels, checked.faces.chosen, wanted, features.ids)
             labels = reviewed.placed.labels
         store.drop_scratch()
-        summary = _summary(labels, run, bundle) | ({} if reviewed is None else reviewed.figures)
+        summary = _summary(labels, run, bundle)
+        if reviewed is not None:
+            summary = {**summary, **reviewed.figures}
         store.describe(summary["computed"])
-        count_bad_rows(summary, labels, checked, on_bad)
+        summary = with_bad_rows(summary, labels, checked, on_bad)
         if workers is not None:
             summary["workers"] = workers.blocks.summary
         if truth is not None:
@@ -181,16 +182,17 @@ def workers_of_run(
     return stack.enter_context(workers_for(store, options, about, own, tell))
 
 
-def count_bad_rows(summary: dict[str, Any], labels: np.ndarray, checked: Checked, on_bad: str) -> None:
+def with_bad_rows(summary: Summary, labels: np.ndarray, checked: Checked, on_bad: str) -> Summary:
     """Add what bad rows there were to a summary; with 'skip' they are not among its faces."""
     if not len(checked.scan.bad):
-        return
-    summary |= counts_of_rows(checked.scan)
+        return summary
+    summary = {**summary, **counts_of_rows(checked.scan)}
     if on_bad == "skip":
         left_out = int(np.count_nonzero(labels[checked.scan.bad] < 0))  # a person may have placed some
         summary["faces"] -= left_out
         if others := summary.pop("uncovered", 0) - left_out:
             summary["uncovered"] = others
+    return summary
 
 
 def begin_run(
@@ -297,9 +299,9 @@ def note_extremes(labels: np.ndarray, run: Run, system: System) -> None:
         )
 
 
-def _summary(labels: np.ndarray, run: Run, bundle: Bundle) -> dict[str, Any]:
+def _summary(labels: np.ndarray, run: Run, bundle: Bundle) -> Summary:
     sizes = np.bincount(labels[labels >= 0])
-    summary: dict[str, object] = {
+    summary: Summary = {
         "faces": len(labels),
         "clusters": len(sizes),
         "singletons": int((sizes == 1).sum()),
@@ -318,9 +320,9 @@ def _summary(labels: np.ndarray, run: Run, bundle: Bundle) -> dict[str, Any]:
             "from_device": copied.back - before.back,
         }
     if run.recall:
-        summary["recall"] = {name: dataclasses.asdict(measured) for name, measured in run.recall.items()}
+        summary["recall"] = {name: measured.as_dict() for name, measured in run.recall.items()}
     summary["computed"] = what_was_computed(run, bundle)
-    summary |= run.figures
+    summary = {**summary, **run.figures}
     if run.notes:
         summary["notes"] = run.notes
     return summary

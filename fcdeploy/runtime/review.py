@@ -17,6 +17,7 @@ from fcdeploy.data.labels import renumber
 from fcdeploy.errors import InputError
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.run import Run
+from fcdeploy.run.summary import ReviewFigures
 from fcdeploy.runtime.evidence import (
     Placed,
     copies_of_rows,
@@ -85,7 +86,7 @@ class Reviewed:
     placed: Placed
     confidence: Confidence | None = None
     refused: Refused | None = None
-    figures: dict[str, object] = field(default_factory=dict)
+    figures: ReviewFigures = field(default_factory=ReviewFigures)
 
     def of_lines(self, rows: np.ndarray, labels: np.ndarray) -> "Reviewed":
         """Return the same for a list whose lines ``rows`` (m,) the run was given; labels: (n,) int64, of all lines."""
@@ -174,7 +175,7 @@ def review(
     accepted = system.evidence(run, kept)
     forest = forest_of(labels, face, copies, accepted)
     refused: Refused | None = None
-    figures: dict[str, object] = {}
+    figures: ReviewFigures = {}
     if wanted.constrained:
         labels, forest, refused, figures["constraints"] = constrained_rows(
             labels, face, copies, forest, wanted
