@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -188,11 +188,11 @@ class Manifest:
         return f"rebuild it with `{self.target.command(self.source.bundle, name)}`"
 
 
-def manifest_from_dict(table: Mapping[str, Any], where: str) -> Manifest:
+def manifest_from_dict(table: Mapping[str, object], where: str) -> Manifest:
     """Read a manifest; raises InputError, which says ``where`` it stood, for one that is none or of another version."""
     if problem := misfit(Head, table, open_ended=True):
         raise InputError(f"{where}: is not a bundle's manifest ({problem}); export the bundle again.")
-    if (found := table["format_version"]) != FORMAT_VERSION:
+    if (found := typed(Head, table, where, open_ended=True).format_version) != FORMAT_VERSION:
         raise InputError(
             f"{where}: has format {found}, this fcdeploy reads up to {FORMAT_VERSION}; upgrade fcdeploy."
             if found > FORMAT_VERSION

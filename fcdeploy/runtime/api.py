@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, SupportsFloat, SupportsIndex, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from fcdeploy.run.options import (
     Described,
     Options,
     check_values,
+    options_from_values,
 )
 from fcdeploy.runtime.assign import Assigned as Assigned
 from fcdeploy.runtime.assign import Assigner as Assigner
@@ -546,10 +547,10 @@ def features_given(
 
 def options_from(chosen: Mapping[str, object]) -> Options:
     """Return options from what Python and NumPy have for their values; raises InputError for anything else."""
-    return Options(**{name: _plain(name, DESCRIBED[name], value) for name, value in chosen.items()})
+    return options_from_values({name: _plain(name, DESCRIBED[name], value) for name, value in chosen.items()})
 
 
-def _plain(name: str, described: Described, value: Any) -> Any:
+def _plain(name: str, described: Described, value: Any) -> object:
     if described.kind == SETTINGS:
         return dict(value or {})
     if described.kind == PATH:
@@ -572,19 +573,25 @@ def _are_paths(features: object) -> TypeGuard[PathLike | Sequence[PathLike]]:
     return isinstance(features, (str, os.PathLike))
 
 
-def _whole(name: str, value: Any) -> int | None:
+def _whole(name: str, value: object) -> int | None:
     """Return a whole number of Python's or NumPy's, or None, as Python's; raises InputError for anything else."""
     try:
-        return None if value is None else operator.index(value)
+        if value is None:
+            return None
+        if not isinstance(value, SupportsIndex):
+            raise TypeError
+        return operator.index(value)
     except TypeError:
         raise InputError(f"{name} = {value!r}: expected a whole number.") from None
 
 
-def _real(name: str, value: Any) -> float | None:
+def _real(name: str, value: object) -> float | None:
     """Return a number of Python's or NumPy's, or None, as Python's; raises InputError for anything else."""
     try:
-        if isinstance(value, str):
+        if value is None:
+            return None
+        if not isinstance(value, SupportsFloat | SupportsIndex):
             raise TypeError
-        return None if value is None else float(value)
+        return float(value)
     except (TypeError, ValueError):
         raise InputError(f"{name} = {value!r}: expected a number.") from None

@@ -338,8 +338,10 @@ class _Watched(Bundle):
         return self.__dict__.setdefault("_calls", [])
 
     @contextlib.contextmanager
-    def open(self, name: str, **options: Any) -> Iterator[Any]:
-        with super().open(name, **options) as engine:
+    def open(
+        self, name: str, *, threads: int = 0, device: str | None = None, vram: int = 0, share: int = 1
+    ) -> Iterator[Any]:  # with all of an Engine that runs use
+        with super().open(name, threads=threads, device=device, vram=vram, share=share) as engine:
             yield _WatchedEngine(engine, self.calls)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 import numpy as np
 
@@ -44,6 +44,7 @@ from fcdeploy.engine.embedder import (
 )
 from fcdeploy.engine.onnx_file import model_files
 from fcdeploy.engine.onnxruntime import import_onnxruntime
+from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.alike import FEWEST, alike_sentence, random_pairs
 from fcdeploy.run.folder import RunFolder, rows_from_the_first
@@ -125,7 +126,19 @@ class Job:
         )
 
 
-def new_job(files: Filelist, model: Path, given: EmbedderSettings | None = None, **options: Any) -> Job:
+class JobOptions(TypedDict, total=False):
+    """What else a ``Job`` is told."""
+
+    batch: int | None
+    max_pixels: int
+    threads: int
+    device: str
+    vram: int
+
+
+def new_job(
+    files: Filelist, model: Path, given: EmbedderSettings | None = None, **options: Unpack[JobOptions]
+) -> Job:
     """Put together what a run needs, with the settings beside the model; raises InputError for what is missing."""
     import_pillow()
     check_model_path(model)
@@ -449,7 +462,7 @@ def stage_of(job: Job, embedder: Embedder, found: np.ndarray, name: str) -> Stag
     )
 
 
-def no_engine(name: str, share: int) -> contextlib.AbstractContextManager[Any]:
+def no_engine(name: str, share: int) -> contextlib.AbstractContextManager[Engine]:
     """Open no pass: an embedding has none."""
     raise KeyError(name)
 

@@ -5,19 +5,21 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from fcdeploy.data.archives import filelist_from_archives
 from fcdeploy.data.filelist import Filelist
-from fcdeploy.engine.embedder import EmbedderSettings
+from fcdeploy.engine.embedder import Embedder, EmbedderSettings
 from fcdeploy.engine.onnxruntime import PROVIDERS
 from fcdeploy.errors import FcdeployError
 from fcdeploy.run.fingerprint import fingerprint
-from fcdeploy.run.folder import RunFolder
+from fcdeploy.run.folder import FolderPartial, RunFolder
 from fcdeploy.run.options import Options
+from fcdeploy.run.progress import Progress
 from fcdeploy.run.run import libraries as all_libraries
+from fcdeploy.run.store import Partial
 from fcdeploy.runtime.embed import Job, ShareOut, libraries, no_engine, stage_of
 from fcdeploy.runtime.pipeline import tell
 from fcdeploy.runtime.workers import workers_for
@@ -37,7 +39,10 @@ def embedding_workers(folder: RunFolder, options: Options) -> Iterator[ShareOut 
     device = options.device or "cpu"
     with workers_for(folder, options, {"device": device}, fingerprint_of_embedder(device), tell) as workers:
 
-        def share_out(job: Job, embedder: Any, found: np.ndarray, partial: Any, progress: Any) -> None:
+        def share_out(
+            job: Job, embedder: Embedder, found: np.ndarray, partial: Partial, progress: Progress
+        ) -> None:
+            assert isinstance(partial, FolderPartial), "shared out over a run folder only"
             stage = stage_of(job, embedder, found, partial.name)
             workers.blocks.begin(
                 {
@@ -73,20 +78,30 @@ def settings_table(settings: EmbedderSettings) -> dict[str, object]:
     return table
 
 
-def tell_files(folder: Path, files: Filelist, found: np.ndarray) -> dict[str, Any]:
-    """Write a list where workers read it; returns what else they need to know, plain values."""
+class ToldFiles(TypedDict):
+    """What else workers need to know of a list, plain values; folder, found_as: where it is no list of archives."""
+
+    name: str
+    digest: str
+    archives: NotRequired[list[str]]
+    folder: NotRequired[str]
+    found_as: NotRequired[dict[str, str]]
+
+
+def tell_files(folder: Path, files: Filelist, found: np.ndarray) -> ToldFiles:
+    """Write a list where workers read it."""
     np.save(folder / FOUND, found)
-    about = {"name": files.name, "digest": files.digest()}
+    about: ToldFiles = {"name": files.name, "digest": files.digest()}
     if files.members is not None:
         return {**about, "archives": [str(path.absolute()) for path in files.members.archives]}
     np.save(folder / TEXT, np.frombuffer(files.text, np.uint8))
     np.save(folder / STARTS, files.starts)
     np.save(folder / ENDS, files.ends)
     other = {str(at): os.fsdecode(path) for at, path in files.found_as.items()}
-    return {**about, "in": os.fsdecode(os.path.abspath(files.folder)), "found_as": other}
+    return {**about, "folder": os.fsdecode(os.path.abspath(files.folder)), "found_as": other}
 
 
-def told_files(folder: Path, about: dict[str, Any]) -> tuple[Filelist, np.ndarray]:
+def told_files(folder: Path, about: ToldFiles) -> tuple[Filelist, np.ndarray]:
     """Return a list that ``tell_files`` was given, and the states of its lines when they were looked up."""
     found = np.load(folder / FOUND)
     if "archives" in about:
@@ -97,4 +112,4 @@ def told_files(folder: Path, about: dict[str, Any]) -> tuple[Filelist, np.ndarra
     text = np.load(folder / TEXT).tobytes()
     names = {int(at): os.fsencode(path) for at, path in about["found_as"].items()}
     starts, ends = np.load(folder / STARTS), np.load(folder / ENDS)
-    return Filelist(os.fsencode(about["in"]), text, starts, ends, about["name"], found_as=names), found
+    return Filelist(os.fsencode(about["folder"]), text, starts, ends, about["name"], found_as=names), found

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 
@@ -132,7 +132,21 @@ class FacesJob:
         return (*self.photos.sources, *files)
 
 
-def new_faces_job(photos: Filelist, detector: Path, **options: Any) -> FacesJob:
+class FacesOptions(TypedDict, total=False):
+    """What else a ``FacesJob`` is told."""
+
+    search: Search
+    gates: Gates
+    embedder: Path | None
+    form: str
+    shards: bool
+    max_pixels: int
+    threads: int
+    device: str
+    vram: int
+
+
+def new_faces_job(photos: Filelist, detector: Path, **options: Unpack[FacesOptions]) -> FacesJob:
     """Put together what a run needs, with the settings beside the detector; raises InputError for what is missing."""
     import_pillow()
     check_detector_path(detector)

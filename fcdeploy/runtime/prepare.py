@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from fcdeploy.data.features import Features
 from fcdeploy.data.run_record import RECORD
@@ -34,7 +34,7 @@ class Prepared:
     system: System
     features: Features
     bundle: Bundle
-    settings: Any
+    settings: Recipe
     options: Options
     notes: list[str]
 

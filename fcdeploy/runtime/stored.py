@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from fcdeploy.engine.bundle import Bundle, read_bundle
 from fcdeploy.errors import InputError
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.folder import RunFolder, map_arrays, places_of, size_on_disk
-from fcdeploy.run.options import Options
+from fcdeploy.run.options import Options, options_from_values
 from fcdeploy.run.run import Run
 from fcdeploy.run.store import Arrays, Store
 from fcdeploy.runtime.copies import ROWS, rows_of
@@ -36,6 +36,7 @@ from fcdeploy.runtime.known import KNOWN, keep_known
 from fcdeploy.runtime.review import NOTHING, Review
 from fcdeploy.runtime.survey import places_of_run
 from fcdeploy.systems import System
+from fcdeploy.systems.recipe import Recipe
 from fcdeploy.systems.settings import settings_as_dict, settings_from_dict
 
 STATE = "state.json"
@@ -95,7 +96,7 @@ class Stored:
     path: Path
     state: State
     bundle: Bundle
-    settings: Any
+    settings: Recipe
     rows: Rows
     parts: Mapping[str, list[str]]
 
@@ -126,8 +127,7 @@ class Stored:
 
     def options(self, given: Options) -> Options:
         """Return the options that decided the clusters, with the limits and the device of ``given``."""
-        decided: dict[str, Any] = dict(self.state.options)
-        return dataclasses.replace(given, **decided)
+        return options_from_values({**vars(given), **self.state.options})
 
 
 def rows_of_run(run: Run, faces: Features, labels: np.ndarray) -> Rows:

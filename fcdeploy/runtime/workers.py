@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -16,13 +16,14 @@ from fcdeploy.engine.onnxruntime import PROVIDERS, import_onnxruntime
 from fcdeploy.errors import InputError
 from fcdeploy.run.fingerprint import differences, fingerprint
 from fcdeploy.run.folder import RunFolder
-from fcdeploy.run.options import DESCRIBED, PATH, Options
+from fcdeploy.run.options import DESCRIBED, HOPS, PATH, Options, options_from_values
 from fcdeploy.run.run import Run, libraries
 from fcdeploy.run.shared_blocks import SharedBlocks
 
 TARGET = "fcdeploy.runtime.worker:work"
 WORKERS = "workers"  # the folder in a run folder of what they are told
 LOCAL = ("ray", "ray_cpus", "ray_gpus", "strict", "threads", "memory")  # options that are not the workers'
+FROM_PLAIN: Mapping[str, Callable[..., object]] = {PATH: Path, HOPS: tuple}  # what JSON has no values for
 WRITE_ROWS = 16384
 
 
@@ -119,14 +120,20 @@ def workers_for(
             blocks.close()
 
 
-def compare_machines(address: str) -> list[dict[str, Any]]:
-    """Compare what the machines of a cluster compute with to what this process does.
+class Compared(TypedDict):
+    """A machine of a cluster: what is different in words, and why it could not be asked, if so."""
 
-    Returns for each its ``host``, what is ``different`` in words, and why it could not be asked, if so (``failed``).
-    """
+    host: str
+    different: list[str]
+    failed: str
+
+
+def compare_machines(address: str) -> list[Compared]:
+    """Compare what the machines of a cluster compute with to what this process does."""
     from fcdeploy.run.ray_crew import connected, probe_machines
 
-    own, found = json.loads(fingerprint_here("")), []
+    own = json.loads(fingerprint_here(""))
+    found: list[Compared] = []
     with connected(Options(ray=address)) as ray:
         for host, answer, reason in probe_machines(ray, f"{__name__}:fingerprint_here", ""):
             different = differences(own, json.loads(answer)) if answer else []
@@ -159,10 +166,10 @@ def plain_options(options: Options) -> dict[str, object]:
     return plain
 
 
-def options_from_plain(plain: Mapping[str, Any], **own: Any) -> Options:
+def options_from_plain(plain: Mapping[str, object], **own: object) -> Options:
     """Return the options that ``plain_options`` was given; own: those of this process."""
     values = {
-        name: Path(value) if DESCRIBED[name].kind == PATH else tuple(value) if name == "hops" else value
+        name: FROM_PLAIN.get(DESCRIBED[name].kind, lambda value: value)(value)
         for name, value in plain.items()
     }
-    return Options(**{**values, **own})
+    return options_from_values({**values, **own})

@@ -6,7 +6,7 @@ import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -122,13 +122,14 @@ def check_config(folder: Path, config: dict[str, object]) -> None:
         opened.write(json.dumps({"config": config, "versions": versions}, indent=1).encode())
 
 
-def differing(before: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+def differing(before: Mapping[str, object], config: Mapping[str, object]) -> Iterator[str]:
     """Name what differs between two configurations, as a user gives it; of another network, that it is one."""
     unlike = [key for key, value in config.items() if before[key] != value]
     for key in [key for key in ("system", "network") if key in unlike] or unlike:
         if key in ("schedule", "settings"):
-            option, other = ("--set " if key == "settings" else "--"), before[key]
-            names = dict.fromkeys([*config[key], *other])
-            yield from (f"{option}{name}" for name in names if other.get(name) != config[key].get(name))
+            option = "--set " if key == "settings" else "--"
+            own, other = (cast(Mapping[str, object], config_of[key]) for config_of in (config, before))
+            names = dict.fromkeys([*own, *other])
+            yield from (f"{option}{name}" for name in names if other.get(name) != own.get(name))
         else:
             yield OPTIONS.get(key, f"--{key}")

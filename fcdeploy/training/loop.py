@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class Progressed:
     total: int = 0
     measures: dict[str, float] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Value]] = field(default_factory=list)
 
 
 @dataclass
@@ -186,8 +186,15 @@ class Loop:
                 self.at.step += 1
                 losses.append(loss)
                 if self.at.step % every == 0 or self.at.step == last:
-                    row = {"step": self.at.step, "epoch": round(self.at.step / self.epoch_steps, 4), "lr": lr}
-                    self.at.rows.append({**row, "loss": float(np.mean(losses)), "spread": spread})
+                    self.at.rows.append(
+                        {
+                            "step": self.at.step,
+                            "epoch": round(self.at.step / self.epoch_steps, 4),
+                            "lr": lr,
+                            "loss": float(np.mean(losses)),
+                            "spread": spread,
+                        }
+                    )
                     losses.clear()
                 self.report.advance(loss)
                 self.watch(spread)
@@ -242,7 +249,7 @@ class Loop:
             measures, values = self.outcome(*self.held)
             score = float(np.mean(list(measures.values())))
             if at.rows and at.rows[-1]["step"] == at.step:
-                at.rows[-1] |= {**measures, **values}
+                at.rows[-1].update({**measures, **values})
         else:
             measures, values, score = {}, {}, float(at.step)
         better = score > at.best_score
@@ -255,7 +262,12 @@ class Loop:
         elif self.choices.patience and at.stale >= self.choices.patience:
             at.ended = f"no better for {at.stale} checks"
         self.report.checked(
-            at.step, self.total, at.rows[-1]["loss"] if at.rows else 0.0, measures, values, better
+            at.step,
+            self.total,
+            cast(float, at.rows[-1]["loss"]) if at.rows else 0.0,
+            measures,
+            values,
+            better,
         )
         self.save()
         if time.monotonic() - self.drawn > DRAW_SECONDS:

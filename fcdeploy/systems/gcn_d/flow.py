@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from fcdeploy.engine.batching import Rows, prefetch
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError
 from fcdeploy.graph.pairs import first_neighbors, similar_pairs
-from fcdeploy.graph.recall import Recall
+from fcdeploy.graph.recall import Recall, RecallFigures
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.extended import Extended, Offers, Rule, offers_of_lists
 from fcdeploy.run.features import read_features
@@ -142,9 +142,9 @@ def proposed_clusters(run: Run, vectors: Artifact, knn: Artifact) -> Artifact:
         offsets, nodes = take_groups(offsets, nodes, chosen)
         nearest = nearest_similarities(vectors.array, knn.lists)
         divided = [faces for cuts in caps for faces in persons_divided(cuts, vectors.array, nearest)]
-        told = {
+        told: Told = {
             "searches": {name: search for name, search in run.searches.items() if name not in before},
-            "recall": {name: asdict(found) for name, found in run.recall.items() if name not in before},
+            "recall": {name: found.as_dict() for name, found in run.recall.items() if name not in before},
             "united": [cuts.left() for cuts in caps if cuts.united],
             "too_large": int(np.count_nonzero(np.diff(joined) > LARGEST)),
         }
@@ -178,7 +178,16 @@ def divided_of(proposed: Artifact) -> list[np.ndarray]:
     return np.split(faces, proposed["divided_offsets"][1:-1]) if len(faces) else []
 
 
-def tell(run: Run, told: dict[str, Any]) -> None:
+class Told(TypedDict):
+    """What is found while proposals are made: searches, their recall, components united, proposals left out."""
+
+    searches: dict[str, dict[str, object]]
+    recall: dict[str, RecallFigures]
+    united: list[tuple[int, int]]
+    too_large: int
+
+
+def tell(run: Run, told: Told) -> None:
     """Tell what was found while proposals were made, in this run or in an earlier one."""
     run.searches |= told["searches"]
     run.recall |= {name: Recall(**found) for name, found in told["recall"].items()}
