@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from fcdeploy.graph.best_scores import pairs_by_list
-from fcdeploy.graph.cuda import DeviceArray, download, kernel, upload
+from fcdeploy.graph.cuda import DeviceArray, Stream, download, kernel, upload
 from fcdeploy.graph.kernels import njit
 from fcdeploy.graph.products_cuda import FOUR, DeviceProducts, padded
 
@@ -72,8 +72,8 @@ class DeviceBest:
         self.keys = cupy.empty((self.m, wide), np.int64)
         self.held = cupy.empty((self.m,), np.int32)
         self.floors = cupy.empty((self.m,), np.int64)
-        self._scores: DeviceArray = None
-        self._gathered: DeviceArray = None
+        self._scores: DeviceArray | None = None
+        self._gathered: DeviceArray | None = None
         launch(cupy, "clear_keys", -(-self.m // THREADS), (self.held, self.floors, np.int32(self.m)))
 
     def visit(self, table: Table, lists: np.ndarray, rows: np.ndarray) -> None:
@@ -172,13 +172,15 @@ class DeviceBest:
     def _scores_for(self, count: int) -> DeviceArray:
         if self._scores is None or self._scores.shape[0] < count:
             self._scores = None  # let go before more is asked for
-            self._scores = self._cupy.empty((count,), np.float32)
+            made: DeviceArray = self._cupy.empty((count,), np.float32)
+            self._scores = made
         return self._scores
 
     def _gathered_for(self, table: Table, count: int) -> DeviceArray:
         if self._gathered is None or self._gathered.shape[0] < count:
             self._gathered = None
-            self._gathered = self._cupy.empty((count, table.stride), table.rows.dtype)
+            made: DeviceArray = self._cupy.empty((count, table.stride), table.rows.dtype)
+            self._gathered = made
         return self._gathered
 
 
@@ -222,7 +224,7 @@ def copy_rows(
 
 def on_streams(cupy: ModuleType, task: Callable[[Part], None], parts: Iterable[Part]) -> None:
     """Call ``task`` for each of some parts, on streams of their own; all is done when it returns."""
-    free: SimpleQueue[Any] = SimpleQueue()
+    free: SimpleQueue[Stream] = SimpleQueue()
     for _ in range(STREAMS):
         free.put(cupy.cuda.Stream(non_blocking=True))
 

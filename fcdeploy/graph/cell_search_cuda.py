@@ -65,7 +65,7 @@ class DeviceRows:
     cupy: ModuleType
     products: DeviceProducts
     vectors: np.ndarray
-    there: DeviceArray
+    there: DeviceArray | None
     room: int
 
     def ordered(self, best: DeviceBest, faces: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +173,7 @@ def device_for(
 
 def _placed(
     cupy: ModuleType, vectors: np.ndarray, k: int, vram: int, resident: DeviceArrays | None, codes: bool
-) -> tuple[DeviceArray, int] | None:
+) -> tuple[DeviceArray | None, int] | None:
     """Return the vectors on the device, or None in their place, and the room for scores; None without room."""
     n, d = vectors.shape
     there = kept_rows(vectors, resident)
@@ -225,12 +225,13 @@ class DeviceSearch:
     def __init__(self, rows: DeviceRows) -> None:
         self._rows = rows
         n = len(rows.vectors)
+        assert rows.there is not None, "without codes, vectors lie on the device"
         self._table = table_of(rows.cupy, rows.there, np.arange(n), np.array([0, n]))
         rows.cupy.cuda.get_current_stream().synchronize()  # other streams do not wait for this one
 
     def search(self, faces: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return ids (m, k) int32 and sims (m, k) float32 of ``faces`` (m,); k is at most n."""
-        cupy, there = self._rows.cupy, self._rows.there
+        cupy, there = self._rows.cupy, self._table.rows
         wide = min(len(self._rows.vectors), k + SPARE)
         ids, sims = np.empty((len(faces), k), np.int32), np.empty((len(faces), k), np.float32)
 

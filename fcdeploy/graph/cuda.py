@@ -8,20 +8,73 @@ import weakref
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib import resources
-from types import ModuleType
-from typing import Any, TypeAlias
+from types import ModuleType, TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 
 from fcdeploy.errors import FcdeployError, MissingDependencyError
 from fcdeploy.packages import import_package
 
-DeviceArray: TypeAlias = Any  # cupy.ndarray; CuPy has no types
+
+class Memory(Protocol):
+    """Where a ``DeviceArray`` lies."""
+
+    ptr: int
+
+
+class DeviceArray(Protocol):
+    """What is used here of CuPy's arrays; CuPy has no types."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def data(self) -> Memory: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: object) -> Self: ...
+
+    def __setitem__(self, at: object, values: object) -> None: ...
+
+    def get(self) -> np.ndarray: ...
+
+    def set(self, array: np.ndarray) -> None: ...
+
+
+class RawModule(Protocol):
+    """Compiled kernels; CuPy's, too."""
+
+    def get_function(self, name: str) -> Callable[..., None]: ...
+
+
+class Stream(Protocol):
+    """Takes what is computed inside a ``with``, in order; CuPy's, too."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
 Key = tuple[int, tuple[int, ...], tuple[int, ...], str]  # address, shape, strides, dtype
 UPLOAD_ROWS = 65536
 RESIDENT_SHARE = 8  # of the device memory, for arrays that stay from stage to stage
 _compiling = threading.Lock()
-_modules: dict[tuple[int, str], Any] = {}  # cupy.RawModule
+_modules: dict[tuple[int, str], RawModule] = {}
 
 
 def import_cupy() -> ModuleType:
@@ -55,10 +108,10 @@ class Copied:
 copied = Copied()
 
 
-def upload(cupy: ModuleType, array: np.ndarray, dtype: Any = None) -> DeviceArray:
+def upload(cupy: ModuleType, array: np.ndarray, dtype: type[np.generic] | None = None) -> DeviceArray:
     """Return a copy of ``array`` on the device, on the current stream."""
     array = np.ascontiguousarray(array, dtype)
-    copy = cupy.empty(array.shape, array.dtype)
+    copy: DeviceArray = cupy.empty(array.shape, array.dtype)
     if array.size:
         copy.set(array)
     copied.there += array.nbytes
@@ -68,8 +121,7 @@ def upload(cupy: ModuleType, array: np.ndarray, dtype: Any = None) -> DeviceArra
 def download(array: DeviceArray) -> np.ndarray:
     """Return a copy of ``array`` on the host, when the current stream has computed it."""
     copied.back += int(array.nbytes)
-    found: np.ndarray = array.get()
-    return found
+    return array.get()
 
 
 @contextlib.contextmanager
@@ -167,7 +219,7 @@ class DeviceArrays:
         return int(self._held.pop(key)[1].nbytes)
 
     def _upload(self, array: np.ndarray) -> DeviceArray:
-        copy = self._cupy.empty(array.shape, array.dtype)
+        copy: DeviceArray = self._cupy.empty(array.shape, array.dtype)
         for start in range(0, len(array), UPLOAD_ROWS):  # memory-mapped ones are read bit by bit
             part = np.ascontiguousarray(array[start : start + UPLOAD_ROWS])
             copy[start : start + UPLOAD_ROWS].set(part)

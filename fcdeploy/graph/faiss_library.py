@@ -1,7 +1,7 @@
 """faiss: importing it, with install instructions if it is missing, and copying its indexes to a GPU."""
 
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Protocol
 
 import numpy as np
 
@@ -9,7 +9,29 @@ from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph.cuda import import_cupy
 from fcdeploy.packages import import_package, tell_if_broken
 
-Index: TypeAlias = Any  # faiss.Index; faiss has no types
+
+class Index(Protocol):
+    """What is used here of faiss's indexes; faiss has no types."""
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class InvertedLists(Index, Protocol):
+    """One that holds its vectors in lists."""
+
+    nprobe: int
+    ntotal: int
+
+    @property
+    def code_size(self) -> int: ...
+
+    def train(self, vectors: np.ndarray) -> None: ...
+
+    def add_core(self, n: int, rows: object, ids: object, cells: object) -> None: ...
+
+    def replace_invlists(self, lists: object, own: bool) -> None: ...
+
+
 UPLOAD_ROWS = 65536
 SHARE = 2  # of the device memory, the half is for an index
 TEMPORARY_SHARE = 8
@@ -48,7 +70,9 @@ def copied_to_gpu(faiss: ModuleType, vectors: np.ndarray, index: Index | None, v
         flat = faiss.GpuIndexFlatIP(resources, vectors.shape[1])
         for start in range(0, len(vectors), UPLOAD_ROWS):
             flat.add(np.ascontiguousarray(vectors[start : start + UPLOAD_ROWS]))
-        return flat
+        found: Index = flat
+        return found
     options = faiss.GpuClonerOptions()
     options.use_cuvs = False  # which has no lists of halves
-    return faiss.index_cpu_to_gpu(resources, 0, index, options)
+    copied: Index = faiss.index_cpu_to_gpu(resources, 0, index, options)
+    return copied

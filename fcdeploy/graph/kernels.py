@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Literal, Protocol, TypeVar, cast
 
 import numba
 from numba import prange
@@ -105,6 +105,12 @@ def threads_may_meet() -> bool:
         ) from error
 
 
+class Config(Protocol):
+    """numba's settings; a module, whose variables its types do not tell of."""
+
+    CACHE_DIR: str
+
+
 def _with_cache(make: Callable[[bool], Made], cache: bool) -> Made:
     """Make a kernel with numba's cache, with one in a folder of our own, or without."""
     try:
@@ -112,7 +118,7 @@ def _with_cache(make: Callable[[bool], Made], cache: bool) -> Made:
     except RuntimeError as error:
         if not cache or not str(error).startswith(REFUSED):
             raise
-    config: Any = numba.config
+    config = cast(Config, numba.config)
     before = config.CACHE_DIR
     if folder := private_folder():
         config.CACHE_DIR = folder  # read while a kernel is made only
@@ -180,7 +186,7 @@ class _Cache:
             self._cache.save_overload(*arguments)
 
 
-def _watch(dispatcher: Any) -> None:
+def _watch(dispatcher: object) -> None:
     if hasattr(dispatcher, "_cache"):  # without NUMBA_DISABLE_JIT
         dispatcher._cache = _Cache(dispatcher._cache)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fcdeploy.data.atomic import no_space_left, open_own
 from fcdeploy.graph.cells import Cells
-from fcdeploy.graph.faiss_library import Index, copied_to_gpu, import_faiss
+from fcdeploy.graph.faiss_library import InvertedLists, copied_to_gpu, import_faiss
 from fcdeploy.graph.inner_products import inner_product
 from fcdeploy.graph.kernels import njit, prange
 
@@ -88,7 +88,7 @@ class KnnSearch:
     def _search_exact(self, queries: np.ndarray, k: int) -> np.ndarray:
         return self.faiss.knn(queries, self.vectors, k, metric=self.faiss.METRIC_INNER_PRODUCT)[1]
 
-    def _build_ivf(self, cells: Cells, lists_file: Path | None) -> Index:
+    def _build_ivf(self, cells: Cells, lists_file: Path | None) -> InvertedLists:
         faiss = self.faiss
         d = self.vectors.shape[1]
         quantizer = faiss.IndexFlatIP(d)
@@ -96,7 +96,7 @@ class KnnSearch:
         # Searching is bound by memory: halves are found twice as quickly, and which candidates they give hardly
         # differs (recall is the same to four digits), since similarities are computed again from the vectors.
         half = faiss.ScalarQuantizer.QT_fp16
-        index = faiss.IndexIVFScalarQuantizer(
+        index: InvertedLists = faiss.IndexIVFScalarQuantizer(
             quantizer, d, cells.count, half, faiss.METRIC_INNER_PRODUCT, False
         )
         index.train(cells.centroids)  # sets a flag: neither the quantizer nor halves learn anything
@@ -119,7 +119,7 @@ class KnnSearch:
             start = stop
         return index
 
-    def _keep_lists(self, index: Index, cells: Cells, file: Path) -> None:
+    def _keep_lists(self, index: InvertedLists, cells: Cells, file: Path) -> None:
         """Write the lists of an empty index, cell by cell, and let it map them.
 
         faiss itself would let the file grow while it is mapped, where a full disk kills the process, and print.

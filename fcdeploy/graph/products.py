@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import numba
 import numpy as np
@@ -16,7 +16,7 @@ from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph.threads import blas_limited
 from fcdeploy.packages import import_package, tell_if_broken
 
-Packed: TypeAlias = Any  # what ``packed`` of the same products returns
+Packed: TypeAlias = object  # what ``packed`` of the same products returns, and nobody else looks into
 Task = TypeVar("Task")
 
 # With one of these instructions, int8 products are quicker than single precision.
@@ -85,6 +85,7 @@ class FloatProducts:
         return codes.astype(np.float32).T
 
     def multiply(self, rows: np.ndarray, packed: Packed, out: np.ndarray) -> None:
+        assert isinstance(packed, np.ndarray)
         np.matmul(rows, packed, out=out.reshape(len(rows), -1))
 
 

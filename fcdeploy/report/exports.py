@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -212,7 +212,7 @@ def blocks_of(n: int) -> Iterator[tuple[int, int]]:
         yield start, min(n, start + BLOCK)
 
 
-def plain_columns(arrow: Any, run: OpenedRun, start: int, stop: int) -> dict[str, Any]:
+def plain_columns(arrow: ModuleType, run: OpenedRun, start: int, stop: int) -> dict[str, object]:
     """Return the columns of a block of faces that every tool is given."""
     faces, labels = run.confidence.faces, run.placed.labels[start:stop]
     columns = {

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fcdeploy.data.checked_pairs import DIFFERENT, NOT_A_FACE, SAME
 from fcdeploy.data.images import import_pillow
@@ -21,6 +21,9 @@ from fcdeploy.report.opened import OpenedRun, open_run
 from fcdeploy.report.overview import Clusters
 from fcdeploy.report.thumbnails import jpeg_of
 from fcdeploy.report.writing import INDEX, RECORD, SERVED_POLICY, Reviewing, check_installed, write_page
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 INSTALL = "pip install 'fcdeploy[cpu,review]'"
 HOST = "127.0.0.1"
@@ -56,7 +59,10 @@ KEYS = (
 )
 
 Scope = MutableMapping[str, object]
-App = Callable[[Scope, Any, Any], Awaitable[None]]
+Message = MutableMapping[str, object]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,11 @@ class Desk:
     log: DecisionLog
     files: dict[str, bytes]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a page has to know of decisions."""
         return {"revision": self.log.revision, "decisions": [one.plain for one in self.log.live()]}
 
-    def decide(self, asked: dict[str, Any]) -> Decision:
+    def decide(self, asked: dict[str, object]) -> Decision:
         """Write a decision that a page asks for; raises InputError for what is none, and StaleError."""
         kind, revision = asked.get("kind"), whole_number(asked.get("revision"))
         given = asked.get("faces") or []
@@ -180,7 +186,7 @@ def application(desk: Desk, token: str, port: int) -> App:
     return guarded(Starlette(routes=routes), token, port)
 
 
-async def body_of(request: Any) -> dict[str, Any]:
+async def body_of(request: "Request") -> dict[str, object]:
     """Return the JSON object that a request holds; raises InputError for anything else, and for a large one."""
     import json
 
@@ -228,11 +234,11 @@ def guarded(app: App, token: str, port: int) -> App:
                 return PlainTextResponse("decisions come from the page of the review alone", 403)
         return None
 
-    async def guard(scope: Scope, receive: Any, send: Any) -> None:
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
 
-        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -249,7 +255,7 @@ def serve(desk: Desk, port: int = 0, told: Callable[[str], None] = lambda addres
     """Serve a review on this machine until it is interrupted; port 0 takes a free one; told: is given the address."""
     import socket
 
-    uvicorn: Any = import_package("uvicorn", "Uvicorn", INSTALL)
+    uvicorn = import_package("uvicorn", "Uvicorn", INSTALL)
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

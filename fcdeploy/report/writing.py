@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -126,7 +125,7 @@ def page_of(
     reviewing: Reviewing | None,
 ) -> str:
     """Return the page as HTML; everything that others have named is escaped."""
-    jinja2: Any = import_package("jinja2", "Jinja2", INSTALL)
+    jinja2 = import_package("jinja2", "Jinja2", INSTALL)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -200,7 +199,7 @@ def data_of(run: OpenedRun, sprites: Sprites) -> str:
         "sprites": sprites.faces.astype("<i4"),
         "pictured": sprites.shown.astype(np.uint8),
     }
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()
     }
     found |= {"flagNames": list(FLAGS), "images": run.files is not None, "ids": ids_of(run)}
