@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.packages import import_package
@@ -39,7 +40,7 @@ CHANGED = (
 )  # in the environment, by Ray
 
 
-def import_ray() -> Any:
+def import_ray() -> ModuleType:
     """Import Ray; raises MissingDependencyError where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -65,7 +66,7 @@ def check_address(address: str) -> None:
 
 
 @contextlib.contextmanager
-def connected(options: Options) -> Iterator[object]:
+def connected(options: Options) -> Iterator[ModuleType]:
     """Connect to the cluster that ``options.ray`` names; yields Ray.
 
     A connection that the caller of fcdeploy has made is used as it is. Raises InputError when there is no such cluster.
@@ -128,7 +129,7 @@ def _check_reached(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
 
 
-def _clear(ray: Any, folder: str | None, environment: dict[str, str]) -> None:
+def _clear(ray: ModuleType, folder: str | None, environment: dict[str, str]) -> None:
     """Disconnect, and leave nothing behind; environment: of this process before.
 
     By the token of a local cluster no other one is entered.
@@ -145,20 +146,20 @@ def _clear(ray: Any, folder: str | None, environment: dict[str, str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read_environment(ray: Any) -> None:
+def _read_environment(ray: ModuleType) -> None:
     """Let Ray look at the environment again, which it does once per process."""
     with contextlib.suppress(Exception):  # of versions that know no tokens
         ray._raylet.Config.initialize("")
         ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _print_nothing(ray: Any) -> None:
+def _print_nothing(ray: ModuleType) -> None:
     """Let Ray not print to stdout what its daemons report: results go there, and lost workers are told anyway."""
     with contextlib.suppress(AttributeError):
         ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
 
 
-def probe_machines(ray: Any, target: str, argument: str) -> Iterator[tuple[str, str, str]]:
+def probe_machines(ray: ModuleType, target: str, argument: str) -> Iterator[tuple[str, str, str]]:
     """Yield what ``target`` says on each machine of a cluster: its name, the answer, or why there is none."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -177,11 +178,24 @@ def probe_machines(ray: Any, target: str, argument: str) -> Iterator[tuple[str, 
             yield host, "", _reason_of(error)
 
 
+class Exchange(Protocol):
+    """``RayWorker.exchange``, called on the worker's machine; returns what ``ray.get`` takes."""
+
+    def remote(self, reply: tuple[str, int, int, str] | None) -> object: ...
+
+
+class Actor(Protocol):
+    """A ``RayWorker`` that runs on some machine."""
+
+    @property
+    def exchange(self) -> Exchange: ...
+
+
 @dataclass
 class Member:
     """One worker: its actor, the machine it is on, and whether it has said a word."""
 
-    actor: Any
+    actor: Actor
     node: str
     here: bool = False
 
@@ -189,7 +203,7 @@ class Member:
 class RayCrew:
     """See ``Crew``; target and description: of what workers run, see ``RayWorker``."""
 
-    def __init__(self, ray: Any, options: Options, target: str, description: str) -> None:
+    def __init__(self, ray: ModuleType, options: Options, target: str, description: str) -> None:
         self._ray, self._options = ray, options
         self._target, self._description = target, description
         self._members: dict[str, Member] = {}
