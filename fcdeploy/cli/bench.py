@@ -9,6 +9,7 @@ import click
 
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.shared_options import json_option
 from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
 
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     help="Duration of each measurement in seconds; at least 10 calls or 3 runs.",
 )
 @run_option("threads")
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@json_option("the results")
 def command(
     bundles: tuple[Path, ...],
     device: str | None,

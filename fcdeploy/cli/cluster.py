@@ -15,7 +15,13 @@ from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import RUN_SECTIONS, run_options
-from fcdeploy.cli.shared_options import dim_option, engine_option, no_summary_option, summary_json_option
+from fcdeploy.cli.shared_options import (
+    dim_option,
+    engine_option,
+    no_summary_option,
+    pairs_option,
+    summary_json_option,
+)
 from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType, from_values
 from fcdeploy.run.options import CLUSTERS, ENGINE, MACHINE, NEIGHBORS, WORKERS
@@ -105,13 +111,7 @@ GROUPS = {
     help="Split clusters with this flag (garbage, mega-cluster, chain, duplicate, copies) into single faces; may be "
     "repeated.",
 )
-@click.option(
-    "--pairs",
-    type=PathType,
-    metavar="FILE",
-    help="Pairs of faces that a person has checked, which clusters then respect: a table with columns a and b (ids of "
-    "faces) and answer (same or different).",
-)
+@pairs_option
 @click.option(
     "--same-photo",
     type=PathType,

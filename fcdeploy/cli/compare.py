@@ -11,7 +11,13 @@ from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.run_options import run_option
-from fcdeploy.cli.shared_options import labelled_duplicates_option, labelled_on_bad_option, quiet_option
+from fcdeploy.cli.shared_options import (
+    dim_option_of,
+    json_option,
+    labelled_duplicates_option,
+    labelled_on_bad_option,
+    quiet_option,
+)
 from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
 
@@ -40,11 +46,7 @@ GROUPS = {
     help="Methods without a network to compare with, or none. dbscan and hdbscan need scikit-learn.",
 )
 @column_option
-@click.option(
-    "--dim",
-    type=click.IntRange(1),
-    help="Number of columns of a .bin file.  [default: the engines' feature width]",
-)
+@dim_option_of("the engines'")
 @label_column_option
 @unknown_option
 @click.option(
@@ -68,7 +70,7 @@ GROUPS = {
 @run_option("threads")
 @run_option("memory")
 @run_option("scratch")
-@click.option("--json", "as_json", is_flag=True, help="Print all results as JSON.")
+@json_option("all results")
 @quiet_option
 def command(
     features: Path,

@@ -13,6 +13,7 @@ import click
 
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.shared_options import json_option
 
 # What a person can do, the packages behind it, and the command that brings them.
 ABILITIES = (
@@ -64,7 +65,7 @@ class Findings(TypedDict):
     "ray",
     help="Check the machines of a Ray cluster instead: do versions, code and processors equal those of this one?",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@json_option("the results")
 def command(ray: str | None, as_json: bool) -> None:
     """Show what is installed, what works, and what is missing.
 

@@ -8,7 +8,7 @@ import click
 from fcdeploy.cli.features import column_option, open_and_tell
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.run_options import RUN_SECTIONS, run_options
-from fcdeploy.cli.shared_options import dim_option, engine_option
+from fcdeploy.cli.shared_options import dim_option, engine_option, json_option
 from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
 from fcdeploy.run.options import ENGINE, WORKERS
@@ -35,7 +35,7 @@ GROUPS = {
     default=0,
     help="Number of machines like this one to share the work.  [default: none but this one]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
+@json_option("the estimate")
 def command(
     features: Path,
     engine: Path,

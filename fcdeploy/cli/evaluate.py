@@ -6,6 +6,7 @@ import click
 
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.label_options import label_column_option, unknown_option
+from fcdeploy.cli.shared_options import json_option
 from fcdeploy.cli.text import PlainConsole
 
 
@@ -14,7 +15,7 @@ from fcdeploy.cli.text import PlainConsole
 @click.argument("truth", type=click.Path(path_type=Path))
 @label_column_option
 @unknown_option
-@click.option("--json", "as_json", is_flag=True, help="Print the measures as JSON.")
+@json_option("the measures")
 def command(pred: Path, truth: Path, label_column: str | None, unknown: str, as_json: bool) -> None:
     """Measure the quality of predicted clusters against true identities.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fcdeploy.cli.grouped import grouped
+from fcdeploy.cli.shared_options import json_option
 from fcdeploy.cli.text import PlainConsole, printable
 
 if TYPE_CHECKING:
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
 
 @click.command("inspect", cls=grouped())
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the manifest and the results of the checks as JSON."
-)
+@json_option("the manifest and the results of the checks")
 def command(bundle: Path, as_json: bool) -> None:
     """Show the contents of a bundle and its measured accuracy.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from fcdeploy.cli.grouped import grouped
-from fcdeploy.cli.shared_options import quiet_option
+from fcdeploy.cli.shared_options import quiet_option, seed_option
 from fcdeploy.cli.types import PathType
 
 
@@ -22,7 +22,7 @@ from fcdeploy.cli.types import PathType
     show_default=True,
     help="Table to write (.csv, .tsv), with columns a, b, answer, and those that `fcdeploy tune --pairs` needs.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@seed_option()
 @quiet_option
 def command(run_dir: Path, count: int, output: Path, seed: int, quiet: bool) -> None:
     """Select the pairs of faces that are most worth checking by a person.

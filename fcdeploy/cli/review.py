@@ -6,18 +6,13 @@ import click
 
 from fcdeploy.cli.features import path_column_option
 from fcdeploy.cli.grouped import grouped
-from fcdeploy.cli.shared_options import sample_seed_option
+from fcdeploy.cli.shared_options import images_option_of, sample_seed_option
 from fcdeploy.cli.types import PathType
 
 
 @click.command("review", cls=grouped())
 @click.argument("run_dir", type=PathType, metavar="DIR")
-@click.option(
-    "--images",
-    required=True,
-    type=PathType,
-    help="Images of the faces, one per row: a list, a folder or an archive.",
-)
+@images_option_of(required=True)
 @path_column_option
 @click.option(
     "--decisions",

@@ -9,6 +9,43 @@ from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.types import PathType
 
 Command = TypeVar("Command", bound=Callable[..., object])
+PILLOW_LIMIT = 178_956_970  # pixels beyond which Pillow itself refuses
+
+
+def json_option(what: str) -> Callable[[Command], Command]:
+    """Give a command --json; what: is printed, as in "the summary"."""
+    return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
+
+
+def seed_option(of: str = "") -> Callable[[Command], Command]:
+    """Give a command --seed; of: what is drawn, where that needs to be said."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help=f"Random seed{of and f' of {of}'}.",
+    )
+
+
+def dim_option_of(whose: str) -> Callable[[Command], Command]:
+    """Give a command --dim; whose: feature width is the default."""
+    return click.option(
+        "--dim",
+        type=click.IntRange(min=1),
+        help=f"Number of columns of a .bin file.  [default: {whose} feature width]",
+    )
+
+
+def images_option_of(*, required: bool) -> Callable[[Command], Command]:
+    """Give a command --images."""
+    return click.option(
+        "--images",
+        required=required,
+        type=PathType,
+        help="Images of the faces, one per row: a list, a folder or an archive.",
+    )
+
 
 engine_option = click.option(
     "--engine", required=True, type=PathType, help="Engine bundle: its folder, or a file in it."
@@ -16,22 +53,17 @@ engine_option = click.option(
 moved_engine_option = click.option(
     "--engine", type=PathType, help="Engine bundle, if it was moved since the run.  [default: the run's]"
 )
-dim_option = click.option(
-    "--dim",
-    type=click.IntRange(min=1),
-    help="Number of columns of a .bin file.  [default: the engine's feature width]",
+pairs_option = click.option(
+    "--pairs",
+    type=PathType,
+    metavar="FILE",
+    help="Pairs of faces that a person has checked, which clusters then respect: a table with columns a and b (ids of "
+    "faces) and answer (same or different).",
 )
-images_option = click.option(
-    "--images", type=PathType, help="Images of the faces, one per row: a list, a folder or an archive."
-)
-sample_seed_option = click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Random seed of the random sample of clusters.",
-)
-summary_json_option = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+dim_option = dim_option_of("the engine's")
+images_option = images_option_of(required=False)
+sample_seed_option = seed_option("the random sample of clusters")
+summary_json_option = json_option("the summary")
 no_summary_option = click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 labelled_duplicates_option = run_option(
@@ -44,7 +76,7 @@ def max_pixels_option(things: str, most: int) -> Callable[[Command], Command]:
     """Give a command --max-pixels; things: what has the pixels, as in "images"; most: the default."""
     return click.option(
         "--max-pixels",
-        type=click.IntRange(1, 178_956_970),
+        type=click.IntRange(1, PILLOW_LIMIT),
         default=most,
         show_default=True,
         help=f"Refuse {things} of more pixels than this without decoding them.",

@@ -13,6 +13,7 @@ from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_option
+from fcdeploy.cli.shared_options import quiet_option, seed_option
 from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ RENAMED = {
     type=click.IntRange(min=0),
     help="Stop after this many validations without a better F; 0: never.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@seed_option()
 @click.option(
     "--device",
     default="auto",
@@ -196,7 +197,7 @@ RENAMED = {
     help="Folder that keeps the training, to be resumed by the same command.  [default: OUTPUT's name with .run]",
 )
 @run_option("scratch")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@quiet_option
 def command(
     system: str,
     features: Path,

@@ -14,6 +14,7 @@ from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.shared_options import (
     engine_option,
+    json_option,
     labelled_duplicates_option,
     labelled_on_bad_option,
     quiet_option,
@@ -98,12 +99,7 @@ GROUPS = {
     "--run-dir", type=PathType, help="Folder that keeps all results, to continue an interrupted run."
 )
 @run_option("scratch")
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print all settings that were tried, with their measures, as JSON.",
-)
+@json_option("all settings that were tried, with their measures,")
 @quiet_option
 def command(
     engine: Path,
@@ -144,7 +140,6 @@ def command(
     from fcdeploy.run.options import options_from_values
     from fcdeploy.runtime.lost_pages import sigbus_guard
     from fcdeploy.training.tune import tune
-    from fcdeploy.training.tuned_files import as_dict, write_tuned
 
     options = options_from_values(chosen)
     _check(labels, pairs, unlabelled, label_column, objective, min_precision)
@@ -185,11 +180,7 @@ def command(
             labels_name=str(labels),
             **surroundings,
         )
-    plot = write_tuned(tuned, output)
-    if as_json:
-        click.echo(json.dumps(as_dict(tuned), indent=1))
-    elif not quiet:
-        _print(tuned, output, plot)
+    _write(tuned, output, as_json, quiet)
 
 
 class Surroundings(TypedDict):
@@ -299,6 +290,17 @@ def _suggest(
         f"good within 1 %: {first} to {last}; as it was: {found.before}"
     )
     click.echo(f"recipe in {output}, plot in {plot}")
+
+
+def _write(tuned: "Tuned", output: Path, as_json: bool, quiet: bool) -> None:
+    """Write the recipe and its plot, and print what was found."""
+    from fcdeploy.training.tuned_files import as_dict, write_tuned
+
+    plot = write_tuned(tuned, output)
+    if as_json:
+        click.echo(json.dumps(as_dict(tuned), indent=1))
+    elif not quiet:
+        _print(tuned, output, plot)
 
 
 def _print(tuned: "Tuned", output: Path, plot: Path) -> None:

@@ -8,7 +8,12 @@ import click
 from fcdeploy.cli.features import column_option, id_column_option, open_and_tell
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.run_options import run_option
-from fcdeploy.cli.shared_options import moved_engine_option, no_summary_option, summary_json_option
+from fcdeploy.cli.shared_options import (
+    moved_engine_option,
+    no_summary_option,
+    pairs_option,
+    summary_json_option,
+)
 from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
@@ -29,13 +34,7 @@ GROUPS = {
     "--add", type=PathType, help="Features of the faces to add, in any form that `fcdeploy cluster` takes."
 )
 @click.option("--remove", type=PathType, help="Text file with the ids of the faces to remove, one per line.")
-@click.option(
-    "--pairs",
-    type=PathType,
-    metavar="FILE",
-    help="Pairs of faces that a person has checked, which clusters then respect: a table with columns a and b (ids of "
-    "faces) and answer (same or different).",
-)
+@pairs_option
 @click.option(
     "--same-photo",
     type=PathType,

@@ -27,7 +27,6 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"
 AVIF_BRANDS = (b"avif", b"avis")
 HEAD_BYTES = 32  # that tell an image from other files
 MAX_PIXELS = 25_000_000
-PILLOW_LIMIT = 178_956_970  # pixels beyond which Pillow itself refuses
 THUMBNAIL_GREY = (128, 128, 128)  # beside a picture that is not square
 STRETCH = 0.02  # difference in shape that still counts as none
 ORIENTATION = 0x0112  # EXIF tag

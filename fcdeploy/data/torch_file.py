@@ -63,7 +63,6 @@ SAFETENSORS = {
     "BOOL": "bool",
 }
 LARGEST_HEADER = 100 << 20  # bytes, what the safetensors library allows
-UNTYPED = "UntypedStorage"
 COMPLEX = ("ComplexFloatStorage", "ComplexDoubleStorage", "complex32", "complex64", "complex128")
 QUANTIZED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
 STRANGE = "is sparse, nested, quantized or complex"

@@ -21,7 +21,6 @@ from fcdeploy.run.progress import Progress
 from fcdeploy.run.stage import Carry, Moved, Stage
 from fcdeploy.run.store import Arrays, MemoryStore, Partial, Store
 
-MERGED_ROWS = 16384  # whose lists are merged at a time
 GONE = -9  # stands for a face that is gone
 
 

@@ -224,10 +224,8 @@ def embed_to_file(
                 )
             if labels is not None and job.files.labels is not None:
                 write_labels(labels, job.files.labels[kept])
-            others = [output.with_suffix(suffix) for suffix in SUFFIXES if suffix != output.suffix]
-            stale = is_shorter_list(kept_list, job) and not is_input(kept_list, job)
-            if not listed and stale and not any(map(Path.exists, others)):
-                kept_list.unlink()  # of an earlier run; row i is line i now
+            if not listed:
+                remove_stale_list(kept_list, output, job)
         folder.remove()
     summary: EmbedSummary = {
         **summary_of(job, states),
@@ -629,6 +627,14 @@ def is_shorter_list(path: Path, job: Job) -> bool:
         return False
     with open(path, "rb") as file:
         return 0 < sum(1 for _ in file) < job.files.n
+
+
+def remove_stale_list(path: Path, output: Path, job: Job) -> None:
+    """Delete the list of rows that an earlier run left beside ``output``: row i is line i now."""
+    others = [output.with_suffix(suffix) for suffix in SUFFIXES if suffix != output.suffix]
+    stale = is_shorter_list(path, job) and not is_input(path, job)
+    if stale and not any(map(Path.exists, others)):
+        path.unlink()
 
 
 def inputs_of(job: Job) -> tuple[Path, ...]:
