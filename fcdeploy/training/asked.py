@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -122,6 +123,23 @@ def as_published(recipe: object, given: Given, target: object, minutes: float | 
     )
 
 
+class Common(TypedDict):
+    """What both ways of training take alike."""
+
+    network: str | None
+    recipe: Recipe | None
+    checkpoints: Sequence[Path]
+    init: Path | None
+    key: str | Sequence[str] | None
+    run_dir: Path | None
+    unknown: str
+    knn: Path | None
+    reranked: Path | None
+    labels_name: str
+    on_bad: str
+    quiet: bool
+
+
 def train_asked(
     system: System,
     features: Features,
@@ -131,64 +149,27 @@ def train_asked(
     target: Features | None,
     minutes: float | None,
     given: Given,
-    network: str | None,
-    recipe: Recipe | None,
-    checkpoints: Sequence[Path],
-    init: Path | None,
-    key: str | Sequence[str] | None,
-    run_dir: Path | None,
-    unknown: str,
-    knn: Path | None,
-    reranked: Path | None,
-    labels_name: str,
-    on_bad: str,
-    quiet: bool,
+    **common: Unpack[Common],
 ) -> list[Trained]:
     """Train as ``train`` does, from features and labels (n,) int64; given: fields of ``Choices`` by name."""
-    if network is not None:
-        training_of(system, network)
-    if not as_published(recipe, given, target, minutes):
-        best = train_best(
-            system,
-            features,
-            labels,
-            output,
-            target=target,
-            minutes=MINUTES if minutes is None else minutes,
-            network=network,
-            recipe=recipe,
-            checkpoints=checkpoints,
-            init=init,
-            key=key,
-            run_dir=run_dir,
-            given=given,
-            unknown=unknown,
-            knn=knn,
-            reranked=reranked,
-            labels_name=labels_name,
-            on_bad=on_bad,
-            bad_list=bad_list_of(output),
-            quiet=quiet,
+    if common["network"] is not None:
+        training_of(system, common["network"])
+    if as_published(common["recipe"], given, target, minutes):
+        new_choices: Callable[..., Choices] = Choices
+        choices, bad_list = new_choices(**given), bad_list_of(output)
+        trained = one_network.train(
+            system, features, labels, output, choices=choices, bad_list=bad_list, **common
         )
-        return list(best.trained)
-    trained = one_network.train(
+        return [trained]
+    best = train_best(
         system,
         features,
         labels,
         output,
-        network=network,
-        recipe=recipe,
-        checkpoints=checkpoints,
-        init=init,
-        key=key,
-        run_dir=run_dir,
-        choices=Choices(**given),  # type: ignore[arg-type]
-        unknown=unknown,
-        knn=knn,
-        reranked=reranked,
-        labels_name=labels_name,
-        on_bad=on_bad,
+        target=target,
+        minutes=MINUTES if minutes is None else minutes,
+        given=given,
         bad_list=bad_list_of(output),
-        quiet=quiet,
+        **common,
     )
-    return [trained]
+    return list(best.trained)
