@@ -118,7 +118,7 @@ def run_over_time(theme: Theme, found: Mapping[str, Any]) -> str:
     stages = list(dict.fromkeys(stage for stage, _ in rows))
     height = 30 * len(stages)
     killed, ended, faces = told["killed_s"], told["ended_s"], told["faces"]
-    title = "A run that was killed goes on: nothing finished is computed again"
+    title = "A run that was killed is continued: finished work is not computed again"
     picture = Picture(640, 190 + height, theme, title)
     picture.text(8, 22, title, size=15, bold=True)
     frame = Frame(picture, 110, 620, 84, 84 + height, (0, ended), (0, len(stages)))
@@ -138,7 +138,7 @@ def run_over_time(theme: Theme, found: Mapping[str, Any]) -> str:
     mark_kill(frame, killed)
     legend(picture, 8, 46, [(theme.series[0], "before the kill"), (theme.series[1], "after it")])
     note = (
-        f"{faces:,} faces. Of the pass at work when it was killed, {stage.removeprefix('pass ')}, the blocks of "
+        f"{faces:,} faces. Of the pass that was interrupted, {stage.removeprefix('pass ')}, the blocks of "
         f"{faces - resumed['done']:,} faces were kept."
     )
     picture.text(8, 150 + height, note, size=11, color=theme.faint)
@@ -153,7 +153,7 @@ def mark_kill(frame: Frame, killed: float) -> None:
     picture.path(
         f"M{x:.1f} {frame.top - 6}V{frame.bottom}", color=picture.theme.series[1], width=2, dashed=True
     )
-    picture.text(x, frame.top - 12, "killed; the same command again", size=12, anchor="middle", bold=True)
+    picture.text(x, frame.top - 12, "killed; command repeated", size=12, anchor="middle", bold=True)
 
 
 def split_at(n: int, times: Sequence[float], killed: float) -> tuple[slice, slice]:
@@ -169,6 +169,6 @@ def megabytes(size: str) -> float:
 
 def origin(found: Mapping[str, Any], name: str) -> str:
     """Return where the figures of a picture come from."""
-    shared = ", other work beside it" if found["arguments"].get("load_before", 0) > 1 else ""
+    shared = ", with other work running" if found["arguments"].get("load_before", 0) > 1 else ""
     cores = found["machine"]["cores"]
     return f"benchmarks/results/{name}.json, {found['date'][:10]}; {cores} cores{shared}"
