@@ -240,7 +240,7 @@ def unseen(theme: Theme) -> str:
     rows.sort(key=lambda row: -row[1][0])
     networks = [row for row in rows if row[0] in list(UNSEEN.values())[:3]]
     without = max(row[1][0] for row in rows if row not in networks)
-    best = f"{rows[0][0]} reaches {rows[0][1][0]:.3f}"
+    best = f"{rows[0][0]} {rows[0][1][0]:.3f}"
     title = f"On other people: {best}, the best without a network {without:.3f}"
     note = (
         f"Thresholds chosen on {faces['choosing']:,} faces, for the mean of both F, "
