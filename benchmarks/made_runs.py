@@ -7,9 +7,11 @@ import numpy as np
 
 from fcdeploy.clustering.evidence import SIMILARITY
 from fcdeploy.clustering.groups import offsets_from_sizes
+from fcdeploy.data.ids import packed_ids
 from fcdeploy.run.folder import SUMMARY, RunFolder
+from fcdeploy.run.maps import map_arrays
 from fcdeploy.run.store import Arrays
-from fcdeploy.runtime.evidence import EVIDENCE
+from fcdeploy.runtime.evidence import EVIDENCE, IDS
 
 TWIN_SHARE = 0.8  # of the neighbors of a cluster that seems to be of the same person as another
 SHUFFLED = 0.03  # share of neighbors that are of other clusters
@@ -85,6 +87,16 @@ def make_run(folder: Path, labels: np.ndarray, k: int = 20, seed: int = 0, name:
     return folder
 
 
+def add_ids(folder: Path, ids: np.ndarray) -> None:
+    """Give the faces of a made run ids (n,), as if the run had been given them."""
+    with RunFolder(folder) as store:
+        found = {name: np.array(array) for name, array in map_arrays(folder / EVIDENCE).items()}
+        about = {**json.loads(found["about"].tobytes()), "ids": "made with ids"}
+        found["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        _keep(store, IDS, packed_ids(ids), "made with ids")
+        _keep(store, EVIDENCE, found, "made with ids")
+
+
 def _twins(sizes: np.ndarray) -> np.ndarray:
     """Return for some clusters, (c,) int64, a larger one that seems to be of the same person, -1 for the others."""
     order = np.argsort(-sizes, kind="stable")
@@ -94,9 +106,9 @@ def _twins(sizes: np.ndarray) -> np.ndarray:
     return twins
 
 
-def _keep(store: RunFolder, name: str, arrays: Arrays) -> None:
+def _keep(store: RunFolder, name: str, arrays: Arrays, key: str = "made") -> None:
     shapes = {part: (array.shape, array.dtype) for part, array in arrays.items()}
-    partial = store.begin(name, "made", shapes)
+    partial = store.begin(name, key, shapes)
     for part, array in arrays.items():
         partial.arrays[part][:] = array
     partial.finish()

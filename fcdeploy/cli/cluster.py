@@ -88,7 +88,8 @@ GROUPS = {
     "--labels",
     "truth",
     type=PathType,
-    help="True identities, to report the quality of the clusters. FEATURES itself if its folders are identities.",
+    help="True identities, to report the quality of the clusters. FEATURES itself if its folders are identities. Of "
+    "photos: a label per photo, or a table with a column 'photo' or 'face'.",
 )
 @label_column_option
 @unknown_option
@@ -306,14 +307,10 @@ def cluster_photos_in(
     from fcdeploy.runtime.cluster_photos import cluster_photos, crops_removed
     from fcdeploy.runtime.faces import new_faces_job
     from fcdeploy.runtime.lost_pages import sigbus_guard
+    from fcdeploy.runtime.photo_labels import read_photo_labels
     from fcdeploy.runtime.tables import write_reviewed
 
     assert asked.detector is not None
-    if asked.truth is not None:
-        raise InputError(
-            f"--labels {asked.truth}: the faces are not known before they are detected; run `fcdeploy faces` "
-            "first, label faces.txt, and cluster that."
-        )
     if asked.on_bad == "zero":
         raise InputError("--on-bad zero is for features and crops; photos that cannot be read have no faces.")
     search, gates = search_and_gates(of_faces)
@@ -327,6 +324,9 @@ def cluster_photos_in(
         device=options.device or "cpu",
         vram=options.vram,
     )
+    known = None
+    if asked.truth is not None:
+        known = read_photo_labels(asked.truth, job.photos, asked.label_column)
     with crops_removed(asked.output, asked.run_dir), resumable(asked.advice), sigbus_guard():
         found = cluster_photos(
             job,
@@ -336,6 +336,8 @@ def cluster_photos_in(
             on_bad=asked.on_bad,
             run_dir=asked.run_dir,
             review=asked.review_of_faces,
+            known=known,
+            unknown=asked.unknown,
             quiet=asked.quiet or asked.as_json,
         )
         write_labels(asked.output, found.labels, found.ids)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fcdeploy.clustering.evidence import Evidence
+from fcdeploy.data.mapped import release_pages
 from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.knn import KnnGraph
 
@@ -169,6 +170,7 @@ def near_of(lists: KnnGraph, labels: np.ndarray, sizes: np.ndarray) -> Near:
     for start in range(0, n, BLOCK):
         ids, sims = (np.asarray(part[start : start + BLOCK]) for part in (lists.ids, lists.sims))
         _margins(ids, sims, start, labels, sizes, found.margin, found.intra, found.best)
+        release_pages(lists.ids, lists.sims)
     return found
 
 

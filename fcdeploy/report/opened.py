@@ -1,7 +1,6 @@
 """A finished run, opened for viewing: its clusters, how sure they are, its summary, and the images of its faces."""
 
 import json
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,10 @@ import numpy as np
 from fcdeploy.clustering.flags import Confidence
 from fcdeploy.data.filelist import Filelist
 from fcdeploy.data.imagelist import open_images
+from fcdeploy.data.keyed_labels import ID_HEADINGS, read_keyed_labels
+from fcdeploy.data.label_values import UNKNOWN
 from fcdeploy.data.labels import check_known, read_labels
+from fcdeploy.data.mapped import release_pages
 from fcdeploy.errors import InputError
 from fcdeploy.report.overview import Clusters
 from fcdeploy.run.folder import SUMMARY
@@ -65,17 +67,23 @@ def open_run(
     placed = read_placed(folder)
     n = len(placed.labels)
     files = None if images is None else images_of(images, n, path_column)
-    truth = None
-    if labels is not None:
-        truth = read_labels(Path(labels), n, label_column)
-        check_known(truth, str(labels), "ignore")
-    confidence = measured_rows(placed)
-    for array in (placed.evidence.lists.ids, placed.evidence.lists.sims):
-        mapped = getattr(array, "_mmap", None)
-        if mapped is not None:  # all of it was just read, and little of it will be again
-            mapped.madvise(mmap.MADV_DONTNEED)
     ids = names_of_rows(folder, placed)
+    truth = None if labels is None else truth_of(Path(labels), n, label_column, ids)
+    confidence = measured_rows(placed)
+    release_pages(placed.evidence.lists.ids, placed.evidence.lists.sims)  # read, and hardly needed again
     return OpenedRun(folder, placed, confidence, read_summary(folder), files, truth, ids)
+
+
+def truth_of(path: Path, n: int, column: str | None, ids: np.ndarray | None) -> np.ndarray:
+    """Read the true identities (n,) int64 of faces: row for row, or by ``ids`` where a table has a column of them."""
+    keyed = None if ids is None or not path.is_file() else read_keyed_labels(path, column, ID_HEADINGS)
+    if ids is not None and keyed is not None:
+        by_id = keyed.by_key()
+        if any(str(one) in by_id for one in ids):
+            return np.array([by_id.get(str(one), UNKNOWN) for one in ids], np.int64)
+    truth = read_labels(path, n, column)
+    check_known(truth, str(path), "ignore")
+    return truth
 
 
 def images_of(images: Path | str, n: int, path_column: str | None = None) -> Filelist:

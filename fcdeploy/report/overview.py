@@ -7,6 +7,7 @@ import numpy as np
 
 from fcdeploy.clustering.flags import DUPLICATE, FLAGS, SEPARATOR, Confidence, names_of
 from fcdeploy.clustering.groups import groups_from_labels
+from fcdeploy.data.mapped import release_pages
 from fcdeploy.runtime.evidence import Placed, rows_of_faces
 
 LARGEST, LARGEST_FACES = 40, 24
@@ -227,6 +228,7 @@ def singles_near(clusters: Clusters) -> tuple[Pair, ...]:
         placed = own[nearest]
         near = others[line, at] & (placed >= 0) & (sizes[placed] > 1)
         best.append((faces[near], nearest[near], sims[line, at][near]))
+        release_pages(lists.ids, lists.sims)
     face, near_face, similarity = (np.concatenate(parts) for parts in zip(*best, strict=True))
     order = np.argsort(-similarity, kind="stable")[:SINGLES]
     return tuple(

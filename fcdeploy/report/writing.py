@@ -32,7 +32,7 @@ SERVED_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-MOST_TEXT = 4_000_000  # characters of ids in a page
+MOST_TEXT = 15_000_000  # characters of ids in a page, of which the rest takes as many
 EVERY = (("numbers", "Numbers"), ("search", "Search"))
 INSTALL = "pip install 'fcdeploy[cpu,report]'"
 
@@ -101,10 +101,11 @@ def write_page(
     overview = overview_of(clusters, seed)
     shown = overview.faces()
     sprites = no_sprites() if run.files is None else write_sprites(folder, run.files, shown, advance)
+    ids = ids_of(run)
     texts = {
-        INDEX: page_of(run, clusters, overview, sprites, truth_name, reviewing),
+        INDEX: page_of(run, clusters, overview, sprites, truth_name, reviewing, by_ids=ids is not None),
         "thumbs.css": "\n".join(style_of(sprites)) + "\n",
-        "data.js": data_of(run, sprites),
+        "data.js": data_of(run, sprites, ids),
         "report.css": (PAGE / "report.css").read_text("utf-8"),
         "report.js": (PAGE / "report.js").read_text("utf-8"),
     }
@@ -123,8 +124,13 @@ def page_of(
     sprites: Sprites,
     truth_name: str | None,
     reviewing: Reviewing | None,
+    *,
+    by_ids: bool,
 ) -> str:
-    """Return the page as HTML; everything that others have named is escaped."""
+    """Return the page as HTML; everything that others have named is escaped.
+
+    by_ids: whether the search knows faces by their ids, where they have such.
+    """
     jinja2 = import_package("jinja2", "Jinja2", INSTALL)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined
@@ -152,7 +158,8 @@ def page_of(
             has_images=files is not None,
             path=(lambda face: "") if files is None else files.shown,
             name=run.name,
-            ids=run.ids is not None,
+            ids=by_ids,
+            too_many_ids=run.ids is not None and not by_ids,
             truth=truth,
             majority=majority,
             person=lambda face: "" if truth is None or truth[face] < 0 else f"person {truth[face]}",
@@ -183,10 +190,10 @@ def sections_of(overview: Overview, reviewing: Reviewing | None) -> Iterator[tup
     yield "sample", "Random sample", len(overview.sample)
 
 
-def data_of(run: OpenedRun, sprites: Sprites) -> str:
+def data_of(run: OpenedRun, sprites: Sprites, ids: str | None) -> str:
     """Return the script that the page's search reads: arrays of all rows and clusters, little-endian, in base64.
 
-    Measures are 16-bit, -1 to 1 in 65,534 steps, 0 where there is none.
+    Measures are 16-bit, -1 to 1 in 65,534 steps, 0 where there is none. ids: see ``ids_of``.
     """
     faces, clusters = run.confidence.faces, run.confidence.clusters
     arrays = {
@@ -202,16 +209,16 @@ def data_of(run: OpenedRun, sprites: Sprites) -> str:
     found: dict[str, object] = {
         name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()
     }
-    found |= {"flagNames": list(FLAGS), "images": run.files is not None, "ids": ids_of(run)}
-    return f"window.fcdeployData={json.dumps(found)};\n"
+    found |= {"flagNames": list(FLAGS), "images": run.files is not None}
+    return f'window.fcdeployData={json.dumps(found)[:-1]}, "ids": {ids or "null"}}};\n'
 
 
-def ids_of(run: OpenedRun) -> list[str] | None:
-    """Return what the page calls the faces, None for row numbers; so also where ids would make a page heavy."""
+def ids_of(run: OpenedRun) -> str | None:
+    """Return what the page calls the faces, as JSON, None for row numbers; so also where ids would make it heavy."""
     if run.ids is None:
         return None
-    ids = [str(one) for one in run.ids.tolist()]
-    return ids if sum(map(len, ids)) <= MOST_TEXT else None
+    ids = json.dumps([str(one) for one in run.ids.tolist()], separators=(",", ":"))
+    return ids if len(ids) <= MOST_TEXT else None
 
 
 def sixteen_bits(values: np.ndarray) -> np.ndarray:

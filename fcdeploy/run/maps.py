@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fcdeploy.data.mapped import release_pages
 from fcdeploy.run.store import Arrays
 
 
@@ -26,9 +27,8 @@ class Maps:
         """Let go of all mapped pages that this process has touched; they are read again when needed."""
         for ref in self._maps:
             array = ref()
-            mapped = getattr(array, "_mmap", None)
-            if mapped is not None:
-                mapped.madvise(mmap.MADV_DONTNEED)
+            if array is not None:
+                release_pages(array)
 
 
 def map_arrays(folder: Path, parts: Iterable[str] | None = None) -> Arrays:

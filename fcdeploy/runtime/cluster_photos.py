@@ -26,6 +26,7 @@ from fcdeploy.run.summary import StageFigures, Summary
 from fcdeploy.runtime.face_lists import FEATURES, HEADINGS, FaceTable, write_faces
 from fcdeploy.runtime.faces import FacesJob
 from fcdeploy.runtime.faces_run import faces_to_folder
+from fcdeploy.runtime.photo_labels import PhotoLabels
 from fcdeploy.runtime.pipeline import run_clustering
 from fcdeploy.runtime.review import NOTHING, Review, Reviewed
 
@@ -55,14 +56,16 @@ def cluster_photos(
     on_bad: str = "skip",
     run_dir: Path | None = None,
     review: Callable[[np.ndarray, np.ndarray], Review] = lambda photo, ids: NOTHING,
+    known: PhotoLabels | None = None,
+    unknown: str = "ignore",
     quiet: bool = True,
 ) -> PhotosResult:
     """Find the faces of photos, embed and cluster them, and write ``faces.csv`` of them beside ``output``.
 
     output: where labels are going to be written, by whose name the table is called. Crops and embeddings lie in
     ``run_dir``, or in a folder beside ``output`` until the run is over, which an interrupted run continues. review:
-    says what is wanted of the clusters, given the photo (n,) int32 and the id (n,) of each face that passes. Raises
-    InputError when no face is left.
+    says what is wanted of the clusters, given the photo (n,) int32 and the id (n,) of each face that passes. known: who
+    is in the photos, for the quality in the summary; unknown: see ``evaluate``. Raises InputError when no face is left.
     """
     folder = crops_folder(output, run_dir)
     table_path = check_clustering_of_photos(job, bundle, options, output, run_dir)
@@ -78,12 +81,15 @@ def cluster_photos(
         told = f"none of {found:,} faces passes the gates" if found else "no face was found"
         raise InputError(f"{job.photos.name}: {told}; there is nothing to cluster.")
     ids = np.array([table.face_id(face) for face in table.passed.tolist()], dtype=object)
+    truth = None if known is None else known.of_faces(table, unknown)
     wanted = review(table.photo[table.passed].astype(np.int32), ids)
     features = np.memmap(folder / FEATURES, np.float32, "r").reshape(len(table.passed), -1)
     result = run_clustering(
         Features(features, str(folder / FEATURES), ids=ids),
         bundle,
         options,
+        truth=truth,
+        unknown=unknown,
         run_dir=run_dir,
         scratch_dir=output.parent,
         wanted=wanted,

@@ -384,6 +384,59 @@ def test_a_run_folder_keeps_crops_and_embeddings(album: Path, fcdeploy: Command,
     assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
 
 
+def clustered(fcdeploy: Command, bundle: Bundle, *more: object) -> dict[str, Any]:
+    """What ``cluster --json`` says of the photos in album/; notes are in "err", a refusal in "refused"."""
+    both = ("--detector", DETECTOR, "--embedder", "embedder.onnx", "--run-dir", "run")
+    done = fcdeploy("cluster", "album", *both, "--engine", bundle.path, "-o", "found.csv", "--json", *more)
+    assert done.code in (0, 2), done.err
+    return {"refused": done.sentence} if done.code else {**json.loads(done.out), "err": done.err}
+
+
+def test_identities_are_given_by_face_or_by_photo(album: Path, fcdeploy: Command, pse_bundle: Bundle) -> None:
+    """By face in any order; by photo for those with one face, of 8 faces in 4 photos and 2 copies of one of them."""
+    write_embedder(Path("embedder.onnx"), size=(112, 112))
+    for name in ("5.jpg", "6.jpg"):
+        with Image.open(album / "3.jpg") as photo:
+            photo.save(album / name, quality=60)
+    assert "quality" not in clustered(fcdeploy, pse_bundle)
+    rows = table(Path("found.csv"))
+    Path("truth.csv").write_text(
+        "face,label\n" + "".join(f"{row['id']},person {row['label']}\n" for row in reversed(rows))
+    )
+    found = clustered(fcdeploy, pse_bundle, "--labels", "truth.csv")
+    assert found["quality"]["pairwise"]["f"] == found["quality"]["bcubed"]["f"] == 1
+    assert "unknown" not in found["quality"]
+    Path("truth.csv").write_text("label,photo\nb,6.jpg\na,5.jpg\na,3.jpg\nc,1.jpg\n")
+    by_path = clustered(fcdeploy, pse_bundle, "--labels", "truth.csv")
+    assert by_path["quality"]["unknown"] == 7
+    assert "2 faces are in photos with several faces" in by_path["err"]
+    Path("truth.meta").write_text("2\n-1\n0\n-1\n0\n1\n")
+    assert clustered(fcdeploy, pse_bundle, "--labels", "truth.meta")["quality"] == by_path["quality"]
+    report = fcdeploy("report", "run", "--labels", "truth.meta", "-o", "page")
+    assert report.code == 2  # ten faces, six labels
+    Path("truth.csv").write_text("id,label\n" + "".join(f"{row['id']},1\n" for row in rows[:3]))
+    assert fcdeploy("report", "run", "--labels", "truth.csv", "-o", "page").code == 0
+    assert "7 faces of unknown identity" in Path("page/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ("face,label\nelsewhere/1.jpg#0,1\n", "'elsewhere/1.jpg#0'"),
+        ("photo,label\nelsewhere/1.jpg,1\n", "'elsewhere/1.jpg'"),
+        ("photo,label\n1.jpg,1\n1.jpg,2\n", "'1.jpg' twice"),
+        ("label\n1\n2\n3\n", "3 labels for 4 photos"),
+    ],
+)
+def test_identities_of_other_photos_are_refused_before_anything_is_detected(
+    album: Path, fcdeploy: Command, pse_bundle: Bundle, labels: str, told: str
+) -> None:
+    write_embedder(Path("embedder.onnx"), size=(112, 112))
+    Path("truth.csv").write_text(labels)
+    assert told in clustered(fcdeploy, pse_bundle, "--labels", "truth.csv")["refused"]
+    assert not Path("run").exists()
+
+
 def test_faces_of_one_photo_are_different_people_where_that_is_asked_for(
     album: Path, fcdeploy: Command, pse_bundle: Bundle
 ) -> None:

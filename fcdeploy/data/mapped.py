@@ -1,0 +1,16 @@
+"""Arrays that are maps of files, and the memory that they take."""
+
+import mmap
+
+import numpy as np
+
+
+def release_pages(*arrays: np.ndarray) -> None:
+    """Let go of the pages that this process has touched of arrays that are maps; they are read again when needed.
+
+    What was written to them stays in the file. Arrays in memory stay as they are.
+    """
+    for array in arrays:
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_DONTNEED)

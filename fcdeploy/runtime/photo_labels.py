@@ -1,0 +1,124 @@
+"""Who is in photos, as far as their user knows: of faces that are found only later, by photo or by face."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fcdeploy.data.filelist import Filelist
+from fcdeploy.data.keyed_labels import ID_HEADINGS, KeyedLabels, read_keyed_labels
+from fcdeploy.data.label_values import UNKNOWN, shortened
+from fcdeploy.data.labels import WrongNumberOfLabels, check_known, read_labels
+from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.runtime.face_lists import FaceTable
+
+PHOTOS = ("photo", "path", "file", "filename", "image")  # headings of a column of photos
+FORMS = (
+    "give one label per photo, in their order, or a table with a column 'photo' (paths), or 'face' (as faces.csv names "
+    "them: photo#0)"
+)
+
+
+@dataclass(frozen=True)
+class PhotoLabels:
+    """What is known of n photos: of_photo (n,) int64, or of_face, by the ids that faces are going to have; not both.
+
+    -1 is unknown.
+    """
+
+    name: str
+    of_photo: np.ndarray | None = None
+    of_face: dict[str, int] | None = None
+
+    def of_faces(self, table: FaceTable, unknown: str = "ignore") -> np.ndarray:
+        """Return the identities (p,) int64 of the faces that pass, -1 where unknown.
+
+        The label of a photo counts where a single face was found in it: of several it does not say whose it is. Raises
+        InputError where nobody is known and unknown ones are to be ignored.
+        """
+        passed = table.passed
+        if self.of_face is not None:
+            ids = [table.face_id(face) for face in passed.tolist()]
+            labels = np.array([self.of_face.get(one, UNKNOWN) for one in ids], np.int64)
+            everybody = {table.face_id(face) for face in range(len(table.photo))}
+            missed = [one for one in self.of_face if one not in everybody]
+            if missed:
+                self._tell(
+                    f"{len(missed):,} of {len(self.of_face):,} faces that it names were not found (the first is "
+                    f"{shortened(missed[0])})"
+                )
+        else:
+            assert self.of_photo is not None
+            photo = table.photo[passed]
+            several = table.found.photos["count"][photo] > 1
+            labels = np.where(several, UNKNOWN, self.of_photo[photo])
+            unsure = int(np.count_nonzero(several & (self.of_photo[photo] != UNKNOWN)))
+            if unsure:
+                self._tell(
+                    f"{unsure:,} faces are in photos with several faces, of which it does not say who is who; they "
+                    "count as unknown"
+                )
+        check_known(labels, self.name, unknown)
+        return labels
+
+    def _tell(self, sentence: str) -> None:
+        warnings.warn(f"{self.name}: {sentence}.", FcdeployWarning, stacklevel=3)
+
+
+def read_photo_labels(path: Path, photos: Filelist, column: str | None = None) -> PhotoLabels:
+    """Read who is in photos, before any face is found.
+
+    path: the photos themselves, where their folders are identities; a table with a column of photos or of faces (see
+    ``FORMS``), in whatever order; or one label per photo, in any form of ``read_labels``. Raises InputError for labels
+    of other photos.
+    """
+    if path.exists() and Path(photos.name).exists() and path.samefile(photos.name):
+        if photos.labels is None:
+            raise InputError(f"{path}: its folders are no identities; {FORMS}.")
+        return PhotoLabels(str(path), photos.labels)
+    keyed = read_keyed_labels(path, column, (*ID_HEADINGS, *PHOTOS)) if path.is_file() else None
+    if keyed is None:
+        try:
+            return PhotoLabels(str(path), read_labels(path, photos.n, column))
+        except WrongNumberOfLabels as error:
+            raise InputError(f"{path}: {error.found:,} labels for {photos.n:,} photos; {FORMS}.") from error
+    place = {photos.shown(at): at for at in range(photos.n)}
+    if keyed.heading.lower() in ID_HEADINGS:
+        return _by_face(keyed, place)
+    return _by_photo(keyed, place)
+
+
+def _by_face(keyed: KeyedLabels, place: dict[str, int]) -> PhotoLabels:
+    of_face = keyed.by_key()
+    if not any(face.rpartition("#")[0] in place for face in of_face):
+        raise _no_photo(keyed, place)
+    return PhotoLabels(keyed.name, of_face=of_face)
+
+
+def _by_photo(keyed: KeyedLabels, place: dict[str, int]) -> PhotoLabels:
+    labels = np.full(len(place), UNKNOWN, np.int64)
+    missed = []
+    for photo, label in keyed.by_key().items():
+        if photo in place:
+            labels[place[photo]] = label
+        else:
+            missed.append(photo)
+    if len(missed) == len(set(keyed.keys)):
+        raise _no_photo(keyed, place)
+    if missed:
+        warnings.warn(
+            f"{keyed.name}: {len(missed):,} photos that it names are not among the {len(place):,} photos (the first is "
+            f"{shortened(missed[0])}).",
+            FcdeployWarning,
+            stacklevel=3,
+        )
+    return PhotoLabels(keyed.name, labels)
+
+
+def _no_photo(keyed: KeyedLabels, place: dict[str, int]) -> InputError:
+    return InputError(
+        f"{keyed.name}: its column '{keyed.heading}' names none of the {len(place):,} photos (its first is "
+        f"{shortened(keyed.keys[0])}, the first photo is {shortened(next(iter(place)))}); write paths as the list of "
+        "photos has them, relative to their folder."
+    )
