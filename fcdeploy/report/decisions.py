@@ -91,7 +91,7 @@ class DecisionLog:
         The same pair answered anew takes the earlier answer back. Raises StaleError when there is a later revision, and
         InputError for a decision that contradicts others, or says nothing.
         """
-        self._check_seen(revision)
+        self.check_seen(revision)
         name = " ".join("".join(one if one.isprintable() else " " for one in name).split())[:LONGEST_NAME]
         if kind not in KINDS or not faces or not (said or name):
             raise InputError("there is nothing to decide; choose faces, or give a name.")
@@ -111,7 +111,7 @@ class DecisionLog:
 
     def undo(self, revision: int) -> Decision | None:
         """Take the last decision back that still counts; returns it, None where there is none. Raises StaleError."""
-        self._check_seen(revision)
+        self.check_seen(revision)
         live = self.live()
         if not live:
             return None
@@ -120,7 +120,8 @@ class DecisionLog:
         self._undone.add(live[-1].revision)
         return live[-1]
 
-    def _check_seen(self, revision: int) -> None:
+    def check_seen(self, revision: int) -> None:
+        """Raise StaleError unless ``revision`` is the last one."""
         if revision != self._last:
             raise StaleError(
                 f"another decision was saved in the meantime (revision {self._last}, not {revision}); reload the page, "

@@ -15,7 +15,7 @@ FLAGGED, FLAGGED_FACES, FLAGGED_LINKS = 60, 12, 3
 SUSPECTS, SUSPECT_FACES = 40, 8
 SINGLES = 60
 SAMPLE, SAMPLE_FACES = 50, 12
-BLOCK = 65536
+BLOCK = 4096  # single faces whose lists are read at a time
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fcdeploy.report import corrections
 from fcdeploy.report.decisions import Decision, DecisionLog, Said, StaleError
 from fcdeploy.report.opened import OpenedRun, open_run
 from fcdeploy.report.overview import Clusters
+from fcdeploy.report.regrouping import regrouped
 from fcdeploy.report.thumbnails import jpeg_of
 from fcdeploy.report.writing import INDEX, RECORD, SERVED_POLICY, Reviewing, check_installed, write_page
 
@@ -54,6 +55,7 @@ KEYS = (
     ("g", "merge the cluster with another one"),
     ("e", "name the person"),
     ("u", "undo the last decision"),
+    ("r", "regroup: show clusters as the next run makes them of all decisions"),
     ("/", "search"),
     ("?", "these keys"),
 )
@@ -65,21 +67,40 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Desk:
-    """What decisions are made on: the run, its clusters, the log, and the files of the page by name."""
+    """What decisions are made on: the run, its clusters as they are shown, the log, and the files of the page by name.
+
+    grouped: the revision of the log up to which clusters respect it, see ``regroup``. seed: of the random sample.
+    """
 
     run: OpenedRun
     clusters: Clusters
     log: DecisionLog
     files: dict[str, bytes]
+    grouped: int = 0
+    seed: int = 0
 
     def state(self) -> dict[str, object]:
         """What a page has to know of decisions."""
-        return {"revision": self.log.revision, "decisions": [one.plain for one in self.log.live()]}
+        decisions = [one.plain for one in self.log.live()]
+        return {"revision": self.log.revision, "grouped": self.grouped, "decisions": decisions}
+
+    def check_shown(self, grouped: object) -> None:
+        """Raise StaleError unless a page shows the clusters that are shown now, as whose numbers it means others."""
+        if whole_number(grouped) != self.grouped:
+            raise StaleError("the clusters were regrouped in the meantime; reload the page, and repeat it.")
+
+    def regroup(self, revision: int) -> None:
+        """Show the clusters that the next run makes of all decisions; raises StaleError and what ``regrouped`` does."""
+        self.log.check_seen(revision)
+        run = regrouped(self.run, self.log.path)
+        files = files_of_page(run, self.log.path, self.seed, revision)
+        self.clusters, self.files, self.grouped = run.clusters, files, revision
 
     def decide(self, asked: dict[str, object]) -> Decision:
         """Write a decision that a page asks for; raises InputError for what is none, and StaleError."""
+        self.check_shown(asked.get("grouped", 0))
         kind, revision = asked.get("kind"), whole_number(asked.get("revision"))
         given = asked.get("faces") or []
         if not isinstance(given, list) or len(given) > self.run.n:
@@ -130,22 +151,31 @@ def open_desk(
     run = open_run(run_dir, images=images, path_column=path_column)
     log = DecisionLog(decisions, run.n, run.ids)
     try:
-        with tempfile.TemporaryDirectory(prefix="fcdeploy-review-") as folder:
-            write_page(Path(folder), run, seed=seed, reviewing=Reviewing(str(decisions), KEYS))
-            files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != RECORD}
+        files = files_of_page(run, Path(decisions), seed, 0)
     except BaseException:
         log.close()
         raise
-    return Desk(run, run.clusters, log, files)
+    return Desk(run, run.clusters, log, files, seed=seed)
+
+
+def files_of_page(run: OpenedRun, decisions: Path, seed: int, grouped: int) -> dict[str, bytes]:
+    """Make the page of a review; returns its files by name."""
+    with tempfile.TemporaryDirectory(prefix="fcdeploy-review-") as folder:
+        write_page(Path(folder), run, seed=seed, reviewing=Reviewing(str(decisions), KEYS, grouped))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != RECORD}
 
 
 def application(desk: Desk, token: str, port: int) -> App:
     """Return the ASGI application of a review."""
     import_package("starlette", "Starlette", INSTALL)
+    import anyio
     from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
+
+    regrouping = anyio.Lock()
 
     def page_file(request: Request) -> Response:
         name = request.path_params.get("name", INDEX)
@@ -168,6 +198,9 @@ def application(desk: Desk, token: str, port: int) -> App:
             asked = await body_of(request)
             if request.url.path == "/undo":
                 desk.log.undo(whole_number(asked.get("revision")))
+            elif request.url.path == "/regroup":
+                async with regrouping:
+                    await run_in_threadpool(desk.regroup, whole_number(asked.get("revision")))
             else:
                 desk.decide(asked)
         except FcdeployError as error:
@@ -180,6 +213,7 @@ def application(desk: Desk, token: str, port: int) -> App:
         Route("/state", state),
         Route("/decide", changed, methods=["POST"]),
         Route("/undo", changed, methods=["POST"]),
+        Route("/regroup", changed, methods=["POST"]),
         Route("/face/{row:int}", face),
         Route("/{name}", page_file),
     ]

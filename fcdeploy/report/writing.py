@@ -32,17 +32,21 @@ SERVED_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-MOST_TEXT = 15_000_000  # characters of ids in a page, of which the rest takes as many
+MOST_TEXT = 16_000_000  # characters of ids in a page, of which the rest takes nearly as many
 EVERY = (("numbers", "Numbers"), ("search", "Search"))
 INSTALL = "pip install 'fcdeploy[cpu,report]'"
 
 
 @dataclass(frozen=True)
 class Reviewing:
-    """What the page of a review says beyond the report: the file that decisions go to, and its keys."""
+    """What the page of a review says beyond the report: the file that decisions go to, and its keys.
+
+    grouped: the decision, by its revision, up to which the clusters of the page respect them; 0 for none.
+    """
 
     decisions: str
     keys: tuple[tuple[str, str], ...]
+    grouped: int = 0
 
 
 def report(
@@ -105,7 +109,7 @@ def write_page(
     texts = {
         INDEX: page_of(run, clusters, overview, sprites, truth_name, reviewing, by_ids=ids is not None),
         "thumbs.css": "\n".join(style_of(sprites)) + "\n",
-        "data.js": data_of(run, sprites, ids),
+        "data.js": data_of(run, sprites, ids, reviewing),
         "report.css": (PAGE / "report.css").read_text("utf-8"),
         "report.js": (PAGE / "report.js").read_text("utf-8"),
     }
@@ -190,7 +194,7 @@ def sections_of(overview: Overview, reviewing: Reviewing | None) -> Iterator[tup
     yield "sample", "Random sample", len(overview.sample)
 
 
-def data_of(run: OpenedRun, sprites: Sprites, ids: str | None) -> str:
+def data_of(run: OpenedRun, sprites: Sprites, ids: str | None, reviewing: Reviewing | None = None) -> str:
     """Return the script that the page's search reads: arrays of all rows and clusters, little-endian, in base64.
 
     Measures are 16-bit, -1 to 1 in 65,534 steps, 0 where there is none. ids: see ``ids_of``.
@@ -210,6 +214,8 @@ def data_of(run: OpenedRun, sprites: Sprites, ids: str | None) -> str:
         name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()
     }
     found |= {"flagNames": list(FLAGS), "images": run.files is not None}
+    if reviewing is not None:
+        found["grouped"] = reviewing.grouped
     return f'window.fcdeployData={json.dumps(found)[:-1]}, "ids": {ids or "null"}}};\n'
 
 

@@ -153,5 +153,7 @@
     } else show(card(labels[number], number));
   };
   document.getElementById("find").addEventListener("submit", (event) => { event.preventDefault(); find(); });
-  window.fcdeployPage = { labels, card, tile, nameOf };
+  const menu = document.querySelector(".menu");
+  menu.addEventListener("click", (event) => { if (event.target.closest("a")) menu.open = false; });
+  window.fcdeployPage = { labels, card, tile, nameOf, grouped: data.grouped };
 })();

@@ -1,7 +1,7 @@
 // Decisions on the page of a review: by mouse and by keyboard, written by the server before they are shown.
 "use strict";
 (() => {
-  const { labels, nameOf } = window.fcdeployPage;
+  const { labels, nameOf, grouped } = window.fcdeployPage;
   const byId = (id) => document.getElementById(id);
   const all = (selector, root) => Array.from((root || document).querySelectorAll(selector));
   const status = byId("status");
@@ -31,6 +31,7 @@
     for (const one of decisions) {
       const [a, b] = one.faces;
       if (one.kind === "same" || one.kind === "different") pairs.set(`${Math.min(a, b)} ${Math.max(a, b)}`, one.kind);
+      else if (one.kind !== "name" && one.revision <= grouped) continue; // the clusters here are made of it already
       else if (one.kind === "merge") {
         note(labels[a], `merged with cluster ${labels[b]}`);
         note(labels[b], `merged with cluster ${labels[a]}`);
@@ -73,15 +74,21 @@
       node.hidden = (wanted === "open" && decided) || (wanted === "decided" && !decided);
     }
   };
-  const take = (state) => { revision = state.revision; decisions = state.decisions; render(); };
-  const counted = () => `${decisions.length} ${decisions.length === 1 ? "decision" : "decisions"}.`;
+  // Clusters that were regrouped, here or in another tab, have other numbers: the page is then loaded again.
+  const take = (state) => {
+    if (state.grouped !== grouped) { location.reload(); return; }
+    revision = state.revision;
+    decisions = state.decisions;
+    render();
+  };
+  const counted = () => `${decisions.length} ${decisions.length === 1 ? "decision" : "decisions"}${revision > grouped && grouped ? ", not all of them in the clusters shown" : ""}.`;
 
   const send = async (path, body) => {
     if (busy) return false;
     busy = true;
     try {
       const answer = await fetch(path, {
-        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...body, revision }),
+        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...body, revision, grouped }),
       });
       const found = await answer.json();
       take(found);
@@ -101,6 +108,11 @@
   const undo = async () => {
     const last = decisions[decisions.length - 1];
     if (last && (await send("undo", {}))) say(`Taken back: ${told(last)}. ${counted()}`);
+  };
+
+  const regroup = async () => {
+    say("Regrouping…");
+    if (await send("regroup", {})) say(`Clusters are regrouped. ${counted()}`); // or the page is loaded again
   };
 
   // What is chosen, and where the keyboard is.
@@ -203,12 +215,14 @@
     else if (key === "s" || key === "d") answer(key === "s" ? "same" : "different", pairHere(), true);
     else if (key in ACTIONS) act(ACTIONS[key], document.activeElement?.closest(".card"));
     else if (key === "u") undo();
+    else if (key === "r") regroup();
     else if (key === "/") byId("number").focus();
     else if (key === "?") byId("keys").showModal();
     else return;
     event.preventDefault();
   });
   byId("undo").addEventListener("click", undo);
+  byId("regroup").addEventListener("click", regroup);
   byId("help").addEventListener("click", () => byId("keys").showModal());
   byId("undecided").addEventListener("change", filter);
   document.addEventListener("fcdeploy-found", render);
