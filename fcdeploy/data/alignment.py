@@ -19,6 +19,7 @@ SIZE = 112  # of a crop, pixels
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
+COARSE = 1.6  # how much smaller a window may show a photo without averaging, where that need not be fine
 MARGIN = 4  # pixels round what is read of a photo, for the filters' sake
 
 
@@ -54,7 +55,8 @@ def warped(
     """Return what of a photo lies in a window of ``size`` (width, height), in which black is beyond the photo.
 
     matrix: (2, 3), photo to window. Where the window shows the photo smaller, the photo is shrunk first with a filter
-    that averages (antialiasing), and then turned; the filters are bicubic, or, not so ``fine``, bilinear.
+    that averages (antialiasing), and then turned; the filters are bicubic. Not so ``fine``, they are bilinear, and what
+    is shrunk a little only is not averaged.
     """
     from PIL import Image
 
@@ -62,7 +64,7 @@ def warped(
 
     back = inverse(matrix)
     shrink = math.sqrt(abs(np.linalg.det(back[:, :2])))  # pixels of the photo in a row of one of the window
-    if shrink > 1:
+    if shrink > (1 if fine else COARSE):
         corners = np.array([[-1, -1], [size[0], -1], [-1, size[1]], [size[0], size[1]]])
         spots = applied(back, corners)
         low = np.clip(np.floor(spots.min(axis=0) - MARGIN * shrink), 0, image.size).astype(int)

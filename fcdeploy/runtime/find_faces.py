@@ -3,8 +3,8 @@
 A detector finds faces of some 10 to 300 pixels. So a photo is looked at as it is (a large one shrunk, as far as
 ``--min-face`` allows), in tiles where it is large even so, and again at a quarter of that for larger faces, and so on.
 The points of a face that was found are then looked for again in a window in which it stands upright and is of the size
-of a crop, twice, and then in that window mirrored: a crop depends on them, and on a turned or small face they are far
-off at first.
+of a crop, and in that window mirrored: a crop depends on them, and on a turned or small face they are far off at first.
+A face that is turned much is looked at once more, before that.
 """
 
 import itertools
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fcdeploy.data.alignment import TEMPLATE, applied, inverse, similarity, warped
+from fcdeploy.data.face_quality import roll_of
 from fcdeploy.engine.detector import Detector
 from fcdeploy.engine.detector_heads import Candidates, joined
 from fcdeploy.engine.suppression import overlaps, suppress
@@ -30,6 +31,7 @@ SMALLEST = 16  # pixels that --min-face becomes
 SHRINK = 4  # from one scale to the next
 TOUCHES = 2  # pixels from the inner edge of a tile: a face there is cut off
 WINDOW = 160  # sides of the window in which points are looked for again
+UPRIGHT = 10.0  # degrees: a face that is turned by more is put upright first
 NEAR = 28.0  # pixels of the window by which points may lie elsewhere, on average: a quarter of a crop
 AT_ONCE = 16  # windows per call
 
@@ -102,8 +104,10 @@ def aligned_points(image: "Image.Image", faces: Candidates, detector: Detector, 
     """
     points = faces.points.astype(np.float64)
     if search.refine and (detector.size is None or min(detector.size) >= WINDOW):
-        for mirrored in (False, True):  # the first look puts the face upright
-            points = _looked_for_again(image, points, detector, search, mirrored=mirrored)
+        with np.errstate(invalid="ignore"):
+            turned = np.array([abs(roll_of(face)) > UPRIGHT for face in points], bool)
+        points[turned] = _looked_for_again(image, points[turned], detector, search, mirrored=False)
+        points = _looked_for_again(image, points, detector, search, mirrored=True)
     return points
 
 

@@ -412,6 +412,18 @@ def test_identities_are_given_by_face_or_by_photo(album: Path, fcdeploy: Command
     assert "2 faces are in photos with several faces" in by_path["err"]
     Path("truth.meta").write_text("2\n-1\n0\n-1\n0\n1\n")
     assert clustered(fcdeploy, pse_bundle, "--labels", "truth.meta")["quality"] == by_path["quality"]
+    Path("truth.csv").write_text(
+        "".join(
+            f"{line},{person}\n"
+            for line, person in zip(
+                Path("found.faces.csv").read_text().splitlines(),
+                ["label", *(row["label"] for row in rows)],
+                strict=True,
+            )
+        )
+    )
+    labelled = clustered(fcdeploy, pse_bundle, "--labels", "truth.csv", "--label-column", "label")
+    assert labelled["quality"] == found["quality"]
     report = fcdeploy("report", "run", "--labels", "truth.meta", "-o", "page")
     assert report.code == 2  # ten faces, six labels
     Path("truth.csv").write_text("id,label\n" + "".join(f"{row['id']},1\n" for row in rows[:3]))
@@ -425,7 +437,7 @@ def test_identities_are_given_by_face_or_by_photo(album: Path, fcdeploy: Command
         ("face,label\nelsewhere/1.jpg#0,1\n", "'elsewhere/1.jpg#0'"),
         ("photo,label\nelsewhere/1.jpg,1\n", "'elsewhere/1.jpg'"),
         ("photo,label\n1.jpg,1\n1.jpg,2\n", "'1.jpg' twice"),
-        ("label\n1\n2\n3\n", "3 labels for 4 photos"),
+        ("1\n2\n3\n", "3 labels for 4 photos"),
     ],
 )
 def test_identities_of_other_photos_are_refused_before_anything_is_detected(
