@@ -6,7 +6,7 @@ that clustering all faces together would give. The folder is read only.
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -61,6 +61,7 @@ class Assigner:
 
     Opening reads the stored faces and computes once what the run did not keep, in seconds to minutes; a face then takes
     milliseconds. Threads take turns, and each call uses ``threads`` cores. Use it in a ``with``, or ``close`` it.
+    Pickled, as for a worker process, it is the folder's path: the copy opens the folder anew, as it is then.
 
     - run_dir: the folder of a finished run.
     - engine: the engine bundle, if it was moved since the run.
@@ -83,6 +84,15 @@ class Assigner:
         self._lock = threading.Lock()
         limits = Options(threads=threads, device=device, memory=memory)
         check_values(limits)
+        # Absolute, as a copy in another process may stand in another folder.
+        self._opened = (
+            Path(run_dir).absolute(),
+            None if engine is None else Path(engine).absolute(),
+            threads,
+            device,
+            memory,
+            progress,
+        )
         stored = open_stored(run_dir, engine)
         options = stored.options(limits)
         stored.bundle.check_device(device)
@@ -116,6 +126,11 @@ class Assigner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., "Assigner"], tuple[object, ...]]:
+        if self._run is None:
+            raise FcdeployError(f"{self.path}: this Assigner is closed, and cannot be pickled; open another.")
+        return _reopened, self._opened
 
     def close(self) -> None:
         """Free the engines and the arrays; the last call ends first."""
@@ -186,6 +201,12 @@ class Assigner:
             if self._labels[other] >= 0 and np.array_equal(self._run.stored_vectors[other], vectors[new]):
                 labels[new], similarity[new] = self._labels[other], 1
         return Assigned(labels, similarity, found.margin)
+
+
+def _reopened(
+    run_dir: Path, engine: Path | None, threads: int, device: str | None, memory: int, progress: bool
+) -> Assigner:
+    return Assigner(run_dir, engine=engine, threads=threads, device=device, memory=memory, progress=progress)
 
 
 def assigned_from_offers(offers: Offers, labels: np.ndarray) -> Assigned:

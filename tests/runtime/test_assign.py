@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import pickle
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +94,25 @@ def test_threads_take_turns(runs: Any, faces: Any) -> None:
     assert np.array_equal(found, wanted)
     with pytest.raises(FcdeployError, match="is closed"):
         assigner.assign(rows[new])
+
+
+def test_a_worker_process_gets_an_assigner_of_its_own(
+    runs: Any, faces: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a path that holds wherever the worker stands; what was closed is no good to anybody."""
+    rows, new = faces
+    folder = runs(CASES[0])[1]
+    monkeypatch.chdir(folder.parent)
+    with fcdeploy.Assigner(folder.name, threads=1) as assigner:
+        wanted = assigner.assign(rows[new])
+        sent = pickle.dumps(assigner)
+    monkeypatch.chdir(tmp_path)
+    with pickle.loads(sent) as there:
+        found = there.assign(rows[new])
+    for name in ("labels", "similarity", "margin"):
+        assert np.array_equal(getattr(found, name), getattr(wanted, name), equal_nan=True), name
+    with pytest.raises(FcdeployError, match="closed"):
+        pickle.dumps(assigner)
 
 
 def test_unmatched_faces_may_get_a_number_each(runs: Any, faces: Any) -> None:
