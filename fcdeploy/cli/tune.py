@@ -360,6 +360,12 @@ def _table(tuned: "Tuned") -> "Table":
 def _worth(tuned: "Tuned") -> "Iterator[str]":
     """Say how sure the choice is: by halves of the people, or by pairs drawn again."""
     first = tuned.tunables[0]
+    if tuned.all_alike:
+        more = "check more pairs of `fcdeploy pairs`" if tuned.estimated else "give more labelled faces"
+        yield (
+            f"every setting gives the same F, {tuned.best.f(tuned.objective):.4f}: there is nothing to choose by, and "
+            f"settings stay as they were; {more}"
+        )
     if tuned.elsewhere is not None:
         values = [values[first.key] for values in tuned.elsewhere.chosen]
         yield (

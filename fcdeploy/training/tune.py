@@ -197,14 +197,19 @@ def told_of(
     if isinstance(found, Elsewhere):
         assert identity is not None
         best, excluded, apart = flattest(tried.trials, tunables, objective, min_precision, identity, found)
+    trials = list(tried.trials)
+    if no_better := not min_precision and all_alike(tried, found, objective):
+        best = next((trial for trial in trials if trial.values == tried.before.values), tried.before)
+        trials += [] if best in trials else [best]
     people = 0 if identity is None else len(np.unique(identity[identity >= 0]))
     sure = None
     if isinstance(judge, PairJudge):
         sure = estimated(judge, [tried.before, *tried.trials], best, tunables[0].key)
+        sure = dataclasses.replace(sure, chosen=None) if no_better else sure
     tuned = Tuned(
         objective,
         tunables,
-        tried.trials,
+        trials,
         best,
         tried.before,
         recipe,
@@ -218,9 +223,19 @@ def told_of(
         tried.without,
         sure,
         tried.seconds,
+        no_better,
     )
     chosen = dataclasses.replace(with_settings(recipe, best.values), tuned=tuned.tuning())
     return dataclasses.replace(tuned, recipe=chosen)
+
+
+def all_alike(tried: Tried, found: Elsewhere | str | None, objective: str) -> bool:
+    """Tell whether no setting is better than another, on these faces and on halves: there is nothing to choose by."""
+    halves = (
+        [trial for sample in found.samples for trial in sample.trials] if isinstance(found, Elsewhere) else []
+    )
+    alike = len({trial.f(objective) for trial in [tried.before, *tried.trials]}) == 1
+    return alike and len({trial.f(objective) for trial in halves}) <= 1
 
 
 def flattest(

@@ -40,6 +40,7 @@ class Tuned:
     choice is worth on other people, where that was asked for and can be told; untold: why it cannot. excluded: settings
     that were left out because clusters fall apart with them. estimated: how sure the figures are, where it was chosen
     by checked pairs. seconds: of one clustering, with the settings as they were, from the checked features on.
+    all_alike: whether every setting gives the same F, so that the settings stay as they were.
     """
 
     objective: str
@@ -58,6 +59,7 @@ class Tuned:
     without: Mapping[str, Trial] = field(default_factory=dict)
     estimated: Estimated | None = None
     seconds: float = 0.0
+    all_alike: bool = False
 
     @property
     def expected(self) -> Mapping[str, Expected]:

@@ -122,6 +122,7 @@ def as_dict(tuned: Tuned) -> dict[str, object]:
         **({"estimated": asdict(tuned.estimated)} if tuned.estimated is not None else {}),
         **({"expected": expected_as_dict(tuned)} if tuned.elsewhere is not None else {}),
         **({"not_expected": tuned.untold} if tuned.untold else {}),
+        **({"all_alike": True} if tuned.all_alike else {}),
         "best": _row(tuned.best, tuned.measures),
         "highest": _row(tuned.highest, tuned.measures),
         "before": _row(tuned.before, tuned.measures),

@@ -348,6 +348,29 @@ def test_without_labels_a_value_is_suggested_where_neighbors_agree(bundle, faces
     json.dumps(unlabelled_as_dict(found), allow_nan=False)
 
 
+def test_where_no_setting_is_better_than_another_they_stay_as_they_were(bundle, faces, fcdeploy, tmp_path):
+    """Two faces far apart are said to be one person: with every threshold they are apart, and F is 0."""
+    features, _ = faces
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    ids = np.array([[face, int((unit @ unit[face]).argmin())] for face in (0, 1)], np.int32)
+    same = np.array([True, False])
+    pairs = CheckedPairs("pairs.csv", ids, same, np.array([2, 3]), 0, {})
+    tuned = tune(features_from_array(features), bundle, pairs=pairs, options=ONE)
+    assert tuned.all_alike
+    assert tuned.best.f("pairwise") == 0
+    assert tuned.recipe.links.tau == bundle.about.recipe["links"]["tau"] == 0.3
+    assert tuned.best in tuned.table()
+    assert tuned.estimated.chosen is None
+    features.tofile(tmp_path / "f.bin")
+    answers = zip(ids, ("same", "different"), strict=True)
+    (tmp_path / "pairs.csv").write_text("".join(f"{a},{b},{answer}\n" for (a, b), answer in answers))
+    given = ("--features", tmp_path / "f.bin", "--pairs", tmp_path / "pairs.csv", "--threads", 1)
+    done = fcdeploy("tune", "--engine", bundle.path, *given, "-o", tmp_path / "tuned.toml")
+    assert done.code == 0, done.err
+    assert "stay as they were" in done.out
+    assert load_recipe(tmp_path / "tuned.toml").links.tau == 0.3
+
+
 def test_pairs_that_cannot_tell_are_refused(bundle, faces):
     ids = np.array([[0, 1], [2, 3]], np.int32)
     only = CheckedPairs("pairs.csv", ids, np.ones(2, bool), np.array([2, 3]), 0, {})
