@@ -2,8 +2,10 @@
 
 Pairs are sorted by the link that brings their two faces together: those inside a cluster by its links, the others by
 the links that would join clusters next. Along this order pairs are cut into strata, narrow ones on both sides of the
-threshold, where an answer moves it, and of each stratum about equally many are drawn, every pair of it alike. A pair
-stands for as many as its stratum has over those of it that were checked.
+threshold, where an answer moves it, and of each stratum about equally many are drawn, every pair of it alike: at even
+distances along the order, from a random start. One link may bring millions of pairs together, which are all of one
+person or none: even distances give every such link its share of the draw. A pair stands for as many as its stratum has
+over those of it that were checked.
 """
 
 import itertools
@@ -58,8 +60,7 @@ def draw_pairs(evidence: Evidence, count: int, seed: int = 0) -> DrawnPairs:
         if size <= share:
             numbers = np.arange(first, last)
         else:
-            numbers = np.unique(rng.integers(first, last, 2 * share))
-            numbers = np.sort(rng.permutation(numbers)[:share])
+            numbers = first + ((np.arange(share) + rng.random()) * (size / share)).astype(np.int64)
         left -= len(numbers)
         at = np.searchsorted(cumulated, numbers, side="right") - 1
         inner = numbers - cumulated[at]

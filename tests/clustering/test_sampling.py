@@ -94,6 +94,27 @@ def test_strata_hold_the_pairs_by_the_link_that_brings_them_together(case, count
         assert sum(inside.values()) == total  # every pair that is in a cluster is drawn
 
 
+@settings(max_examples=100, deadline=None)
+@given(clustered_faces(), st.integers(1, 60), st.integers(0, 100))
+def test_every_link_has_its_share_of_what_is_drawn_of_a_stratum(case, count, seed):
+    """To within a pair, however many pairs it brings together: they are often all of one person or none."""
+    labels, evidence = case
+    n, (links, _) = len(labels), all_links(evidence)
+    drawn = draw_pairs(evidence, count, seed)
+    expected = number_of_link(links, n)
+    numbers = np.array([expected[a, b] for a, b in np.sort(drawn.ids, axis=1).tolist()])
+    ends = np.cumsum(np.bincount(list(expected.values()), minlength=len(links)))
+    inside = int(ends[len(evidence.links) - 1]) if len(evidence.links) else 0
+    cuts = cuts_of(inside, len(expected))
+    for stratum in np.unique(drawn.stratum):
+        of = drawn.stratum == stratum
+        assert drawn.pairs[of][0] == cuts[stratum + 1] - cuts[stratum]
+        for number, end in enumerate(ends.tolist()):
+            begin = max(cuts[stratum], int(ends[number - 1]) if number else 0)
+            share = max(0, min(cuts[stratum + 1], end) - begin) / drawn.pairs[of][0]
+            assert abs((numbers[of] == number).sum() - share * of.sum()) < 1
+
+
 def test_an_estimate_from_drawn_pairs_is_right_on_average():
     """Two persons in one cluster of 20 and 10 faces: half of the pairs are wrong, whatever is drawn."""
     n = 30
