@@ -109,8 +109,8 @@ GROUPS = {
     "--drop-flagged",
     multiple=True,
     metavar="FLAG",
-    help="Split clusters with this flag (garbage, mega-cluster, chain, duplicate, copies) into single faces; may be "
-    "repeated.",
+    help="Split clusters with this flag (garbage, mega-cluster, chain, duplicate, copies, borderline) into single "
+    "faces; may be repeated.",
 )
 @pairs_option
 @click.option(

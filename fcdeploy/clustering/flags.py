@@ -19,7 +19,7 @@ from fcdeploy.clustering.confidence import (
 from fcdeploy.clustering.evidence import Evidence
 from fcdeploy.clustering.groups import offsets_from_sizes
 
-GARBAGE, MEGA, CHAIN, DUPLICATE, COPIES, STRAY = (1 << bit for bit in range(6))
+GARBAGE, MEGA, CHAIN, DUPLICATE, COPIES, STRAY, BORDERLINE = (1 << bit for bit in range(7))
 FLAGS = {
     "garbage": GARBAGE,
     "mega-cluster": MEGA,
@@ -27,14 +27,16 @@ FLAGS = {
     "duplicate": DUPLICATE,
     "copies": COPIES,
     "stray": STRAY,
+    "borderline": BORDERLINE,
 }
 SEPARATOR = ";"  # between flags in a cell
 
-# Chosen on one half of a set's identities, and measured on the other: docs/how-to/confidence.md.
+# Chosen on other people's faces than those that figures are of: benchmarks/notes/confidence.md.
 LOOSE = 0.5  # cohesion below which neighbors do not hold a cluster together
-UNLIKE = 0.39  # of the usual similarity of nearest faces: below it the pairs of a cluster are hardly alike
+UNLIKE = 0.36  # of the usual similarity of nearest faces: below it the pairs of a cluster are hardly alike
 MEGA_UNLIKE = 0.45  # the same for clusters of MEGA_SHARE of all faces and MEGA_LEAST or more
 MEGA_SHARE, MEGA_LEAST = 0.01, 50
+CLOSE = 0.06  # of the usual similarity: mean margin below which a cluster is as near to another one
 CHAIN_SIDE, CHAIN_SHARE = 5, 0.1  # faces, and share of the cluster, that hang on one link
 CHAIN_SUPPORT = 0.2  # share of their neighbors that speak for it, at most
 CHAIN_WEAK = 0.1  # quantile of the strength of all links, below which it is weak
@@ -122,6 +124,7 @@ def measured(evidence: Evidence, labels: np.ndarray, counts: np.ndarray, sizes: 
     least = max(MEGA_LEAST, MEGA_SHARE * len(labels))
     flags[(own >= least) & (similarity < MEGA_UNLIKE * usual)] |= MEGA
     flags[chained(evidence, joins, of_link, own)] |= CHAIN
+    flags[several & (means_of(near.margin, labels, own) < CLOSE * usual)] |= BORDERLINE
     duplicate_of = duplicates(evidence, labels, own, order, starts)
     flags[duplicate_of >= 0] |= DUPLICATE
     most = np.zeros(clusters, np.int64)

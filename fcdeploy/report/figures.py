@@ -19,6 +19,7 @@ SAYS = {
     "duplicate": "probably the same person as a larger cluster",
     "copies": "half of it, or more, are copies of one face",
     "stray": "holds a face that is near to no other",
+    "borderline": "its faces are hardly nearer to each other than to another cluster",
 }
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from fcdeploy.clustering.evidence import SIMILARITY, Evidence, similarity_within
 from fcdeploy.clustering.flags import (
+    BORDERLINE,
     CHAIN,
     COPIES,
     DUPLICATE,
@@ -92,6 +93,14 @@ def test_a_part_of_a_person_is_a_duplicate_of_the_rest(rng):
     assert found.clusters.duplicate_of.tolist() == [-1, -1, -1, 0]
     assert found.clusters.flags[3] & DUPLICATE
     assert found.clusters.nearest[3] == 0
+
+
+def test_a_cluster_whose_faces_lie_as_near_to_another_is_borderline(rng):
+    """Every other face of a person: each half's nearest faces are as often in the other half."""
+    vectors, person = persons(rng, [20, 20, 20])
+    labels = np.where((person == 0) & (np.arange(60) % 2 == 0), 3, person)
+    found = measure(vectors, labels)
+    assert (found.clusters.flags & BORDERLINE).astype(bool).tolist() == [True, False, False, True]
 
 
 def test_a_cluster_of_copies_is_flagged_by_its_rows(rng):
