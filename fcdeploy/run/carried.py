@@ -38,27 +38,41 @@ class CarriedBlocks:
         self, stage: Stage, partial: Partial, open_engine: OpenEngine, store: Store, progress: Progress
     ) -> None:
         old = self._moved.stored(stage.name)
-        if stage.carry is None or old is None:
+        if stage.carry is not None and old is not None:
+            rows = stage.carry(self._moved, old, partial.arrays)
+        elif stage.needed is not None:
+            rows = stage.needed(self._moved)
+        else:
+            rows = None
+        if rows is None or len(rows) == stage.count:
             self._local.compute(stage, partial, open_engine, store, progress)
             return
-        rows = stage.carry(self._moved, old, partial.arrays)
         if len(rows):
-            some = replace(
-                stage,
-                shapes={
-                    part: ((len(rows), *shape[1:]), dtype) for part, (shape, dtype) in stage.shapes.items()
-                },
-                rows=len(rows),
-                visit=None,
-                block=lambda places, *opened: stage.block(rows[places], *opened),
-            )
-            made = MemoryStore().begin(stage.name, "", some.shapes)
-            self._local.compute(some, made, open_engine, store, progress)
-            for part, array in made.arrays.items():
-                partial.arrays[part][rows] = array
-        if stage.carried is not None:
+            self._compute_some(stage, rows, partial, open_engine, store, progress)
+        if stage.carried is not None and old is not None:
             stage.carried(self._moved, old, partial.arrays, rows)
         partial.commit(0, stage.count)
+
+    def _compute_some(
+        self,
+        stage: Stage,
+        rows: np.ndarray,
+        partial: Partial,
+        open_engine: OpenEngine,
+        store: Store,
+        progress: Progress,
+    ) -> None:
+        """Compute ``rows`` (m,) of an artifact, straight to their places."""
+
+        def block(places: np.ndarray, *opened: object) -> Arrays:
+            chosen = rows[places]
+            for part, made in stage.block(chosen, *opened).items():
+                partial.arrays[part][chosen] = made
+            return {}
+
+        some = replace(stage, shapes={}, rows=len(rows), visit=None, block=block)
+        counted = MemoryStore().begin(stage.name, "", {})  # who is done, of these rows
+        self._local.compute(some, counted, open_engine, store, progress)
 
 
 def renamed(moved: Moved, ids: np.ndarray) -> np.ndarray:

@@ -61,7 +61,8 @@ class Stage:
     many rows an array without a length will have, roughly. then: told of the arrays when they are there. unlisted: what
     stands for ``block`` for rows that are in no list but their own, see ``Extended``. carry: how rows of an earlier run
     over some of the faces are taken over, see ``fcdeploy.run.carried``; carried: what mends these when the others, (m,)
-    int32, are there.
+    int32, are there. needed: which rows (m,) int32, ascending, later stages read when theirs are taken over: of an
+    artifact that no run keeps, the others stay empty then.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Stage:
     unlisted: Callable[..., Arrays] | None = None
     carry: Carry | None = None
     carried: Callable[[Moved, Arrays, Arrays, np.ndarray], None] | None = None
+    needed: Callable[[Moved], np.ndarray] | None = None
 
     @property
     def count(self) -> int:

@@ -17,7 +17,7 @@ from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.carried import rows_stay
 from fcdeploy.run.partition import Partition
 from fcdeploy.run.run import Run
-from fcdeploy.run.stage import Stage
+from fcdeploy.run.stage import Moved, Stage
 from fcdeploy.run.store import Arrays, Shapes
 
 ENGINE_ROWS = 4096  # faces per engine call: enough for full-speed matrix products, small enough for the cache
@@ -72,7 +72,9 @@ class Layers:
     lists: Artifact
 
     def near1(self) -> Artifact:
-        return self._layer("near1", ("near1",), lambda places, sums: {"features": self._features(places)})
+        return self._layer(
+            "near1", ("near1",), lambda places, sums: {"features": self._features(places)}, reach=4
+        )
 
     def similar1(self, near: Artifact) -> Artifact:
         def feeds(places: np.ndarray, sums: Sums) -> Arrays:
@@ -81,14 +83,14 @@ class Layers:
                 "connected": self._connected(places, sums, 1, near["near1"]),
             }
 
-        return self._layer("similar1", ("h1", "near_drawn1"), feeds, (near,), through=(near,))
+        return self._layer("similar1", ("h1", "near_drawn1"), feeds, (near,), through=(near,), reach=3)
 
     def block1(self, similar: Artifact) -> Artifact:
         def feeds(places: np.ndarray, sums: Sums) -> Arrays:
             drawn = self._similar(places, sums, similar["h1"], similar["near_drawn1"])
             return {"features": self._features(places), "drawn": drawn}
 
-        return self._layer("block1", ("x1", "near2"), feeds, (similar,), through=(similar,))
+        return self._layer("block1", ("x1", "near2"), feeds, (similar,), through=(similar,), reach=2)
 
     def similar2(self, first: Artifact) -> Artifact:
         def feeds(places: np.ndarray, sums: Sums) -> Arrays:
@@ -98,7 +100,7 @@ class Layers:
                 "connected": self._connected(places, sums, 2, first["near2"]),
             }
 
-        return self._layer("similar2", ("h2",), feeds, (first,))
+        return self._layer("similar2", ("h2",), feeds, (first,), reach=1)
 
     def refined(self, first: Artifact, second: Artifact, made_from: tuple[Artifact, ...]) -> Artifact:
         """The refined features (n, 2d) float32, by face again; first: of ``block1``, second: of ``similar2``."""
@@ -141,8 +143,13 @@ class Layers:
         feeds: Feeds,
         made_from: tuple[Artifact, ...] = (),
         through: tuple[Artifact, ...] = (),
+        *,
+        reach: int,
     ) -> Artifact:
-        """Run the pass ``name`` over all places; its tables (n, 2d) are scratch."""
+        """Run the pass ``name`` over all places; its tables (n, 2d) are scratch.
+
+        reach: how many neighborhoods away from a refined face they are read.
+        """
         run = self.run
         half = run.options.tables == "float16"
 
@@ -165,8 +172,22 @@ class Layers:
                 opened=lambda: sums_on(gpu=run.on_gpu, vram=run.options.vram),
                 share=BESIDE_SUMS,
                 scratch=True,
+                needed=lambda moved: self._read_for_new(moved, reach),
             )
         )
+
+    def _read_for_new(self, moved: Moved, reach: int) -> np.ndarray:
+        """The places (m,) int32 in up to ``reach`` neighborhoods from a new face, whose rows alone are refined."""
+        hops, ranked = self.run.settings.neighborhood.hops, self.lists["ranked"]
+        if moved.stored("refined") is None:
+            return np.arange(self.run.n, dtype=np.int32)
+        reached = np.zeros(self.run.n, bool)
+        reached[self.cells.place[np.flatnonzero(moved.before < 0)]] = True
+        for _ in range(reach):
+            for width in (hops[0], hops[1] + 1):  # a neighborhood's first hop, and what is behind it
+                for some in moved.parts(np.flatnonzero(reached)):
+                    reached[ranked[some, :width]] = True
+        return np.flatnonzero(reached).astype(np.int32)
 
     def _features(self, places: np.ndarray) -> np.ndarray:
         return self.vectors.array[self.cells.order[places]]
