@@ -60,7 +60,7 @@ def draw_pairs(evidence: Evidence, count: int, seed: int = 0) -> DrawnPairs:
         if size <= share:
             numbers = np.arange(first, last)
         else:
-            numbers = first + ((np.arange(share) + rng.random()) * (size / share)).astype(np.int64)
+            numbers = first + ((np.arange(share) + rng.random()) * (size / max(1, share))).astype(np.int64)
         left -= len(numbers)
         at = np.searchsorted(cumulated, numbers, side="right") - 1
         inner = numbers - cumulated[at]
