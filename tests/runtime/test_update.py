@@ -14,8 +14,11 @@ from system_cases import CASES, Case
 
 import fcdeploy
 from fcdeploy.errors import InputError
+from fcdeploy.run.carried import CarriedBlocks
+from fcdeploy.run.stage import Stage
 from fcdeploy.runtime.evidence import read_placed
 from fcdeploy.runtime.update import read_ids
+from fcdeploy.systems.pse_gcn.layers import Layers
 
 PSE = CASES[0]
 AGREES = {"ve-gcn": 0.6}  # golden networks decide at random on such few faces
@@ -66,6 +69,36 @@ def test_added_faces_are_clustered_with_the_others_and_numbers_stay(
     assert np.array_equal(read_placed(run).labels, found.labels)
     sizes = np.bincount(found.labels[found.labels >= 0])
     assert np.array_equal(fcdeploy.confidence(run).clusters.size, sizes)
+
+
+def test_a_layerwise_update_computes_only_what_new_faces_read(
+    runs: Any, faces: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables of the faces around, and the refined features that tables of all faces give."""
+    rows, engine = faces[0], runs(PSE)[0]
+    run = tmp_path / "run"
+    fcdeploy.cluster(rows[:-2], engine=engine, run_dir=run, inference="layerwise", hops=(3, 2))
+    whole = Path(shutil.copytree(run, tmp_path / "whole"))
+    computed: dict[str, int] = {}
+    original = CarriedBlocks._compute_some
+
+    def watched(self: CarriedBlocks, stage: Stage, some: np.ndarray, *args: Any) -> None:
+        computed[stage.name] = len(some)
+        original(self, stage, some, *args)
+
+    monkeypatch.setattr(CarriedBlocks, "_compute_some", watched)
+    found = fcdeploy.update(run, add=rows[-2:])
+    assert 2 <= computed["similar2"] <= computed["block1"] < len(rows)
+    assert computed["refined"] == 2
+    computed.clear()
+    monkeypatch.setattr(
+        Layers, "_read_for_new", lambda self, moved, reach: np.arange(self.run.n, dtype=np.int32)
+    )
+    wanted = fcdeploy.update(whole, add=rows[-2:])
+    assert "block1" not in computed
+    refined, all_of_it = (load_artifact(folder / "refined")["refined"] for folder in (run, whole))
+    np.testing.assert_allclose(refined, all_of_it, atol=1e-6)
+    assert np.array_equal(found.labels, wanted.labels)
 
 
 def test_the_lists_are_those_of_a_run_over_all(runs: Any, folder: Any, faces: Any, tmp_path: Path) -> None:
