@@ -4,6 +4,8 @@ A new face would enter the list of a stored one if it were more similar than the
 directions of a link is told from this, without changing the list.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from fcdeploy.graph.kernels import njit, prange
@@ -102,6 +104,44 @@ def place_of_follower(
             if strengths[row, p] > best and sims[row, p] > floor[other]:
                 places[row] = p
     return places
+
+
+@dataclass(frozen=True)
+class Entering:
+    """The links that new faces would be part of, by the places (m, k) of their lists; bool.
+
+    denser: the stored face that each would link to, one per row at most; followers: those that would link to it.
+    certain: those of the others whose strength is enough without being confirmed.
+    """
+
+    denser: np.ndarray
+    certain: np.ndarray
+    followers: np.ndarray
+
+
+def links_of_entering(
+    ids: np.ndarray,
+    strengths: np.ndarray,
+    density: np.ndarray,
+    own: np.ndarray,
+    reached: np.ndarray,
+    floor: np.ndarray,
+    sims: np.ndarray,
+    threshold: float,
+) -> Entering:
+    """Return the links of new faces as ``candidates_and_certain`` gives them when these have entered the lists.
+
+    ids, strengths, sims: (m, k); density, reached, floor: (n,) of stored faces, as of ``place_of_follower``; own: (m,)
+    densities; threshold: of certain links.
+    """
+    stored = ids < len(density)
+    other = np.where(stored, ids, 0)
+    above = stored & (density[other] > own[:, None]) & (strengths > 0)
+    below = stored & (density[other] < own[:, None]) & (sims > floor[other])
+    best = np.where(above, strengths, 0)
+    denser = above & (np.arange(ids.shape[1]) == best.argmax(axis=1)[:, None])
+    followers = below & (strengths > reached[other])
+    return Entering(denser, (strengths >= threshold) & ((above & ~denser) | (below & ~followers)), followers)
 
 
 @njit(cache=True, nogil=True, parallel=True)

@@ -176,6 +176,30 @@ def unless_changed(name: str, now: Artifact, k: int | None = None) -> Carry:
     return carry
 
 
+def and_near(
+    carry: Carry,
+    part: str,
+    threshold: float,
+    within: float,
+    doubtful: Callable[[Moved, np.ndarray], np.ndarray],
+) -> Carry:
+    """Return a carry that also has values computed again that decide by little and may have changed.
+
+    Such a value of what stays is as it was when neighbors were others. part: the array (n,) of the values; within: how
+    far from the threshold they count as near; doubtful: which of some rows (m,) may have changed, (m,) bool.
+    """
+
+    def carried(moved: Moved, old: Arrays, new: Arrays) -> np.ndarray:
+        again = np.zeros(len(moved.before), bool)
+        again[carry(moved, old, new)] = True
+        near = np.flatnonzero(~again & (np.abs(new[part] - np.float32(threshold)) < within))
+        for rows in moved.parts(near):
+            again[rows] = doubtful(moved, rows)
+        return np.flatnonzero(again).astype(np.int32)
+
+    return carried
+
+
 def entries_stay(lists: Artifact, name: str, k: int) -> Carry:
     """Return how values (n, k) along the entries of lists are taken over, whatever place these have now.
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from fcdeploy.graph.connectivity import symmetric_scores
+from fcdeploy.graph.connectivity import candidates_and_certain, symmetric_scores
 from fcdeploy.graph.entering import (
     entering_scores,
+    links_of_entering,
     lists_with,
     mark_entering,
     place_of_denser,
@@ -84,6 +85,39 @@ def test_the_first_denser_face_is_the_one_that_links_to_denser_finds(lists: tupl
     assert (wanted == NO_LINK) == (place == NO_LINK)
     assert place == NO_LINK or ids[N, place] == wanted
     assert place_of_denser(ids[N:], density[:N], np.array([2.0], np.float32), N)[0] == NO_LINK
+
+
+def test_links_are_those_of_lists_that_it_has_entered(lists: tuple[np.ndarray, ...]) -> None:
+    """Its own link, those that would lead to it, and certain ones either way, from what clustering all finds."""
+    ids, sims, whole, whole_sims = lists
+    seen = 0
+    for seed, threshold in ((0, 0.9), (1, 0.7), (2, 0.5)):
+        density = np.random.default_rng(seed).random(N + 1)
+        density[N] = np.median(density)
+        reached = np.zeros(N)
+        for face in range(N):
+            above = density[ids[face]] > density[face]
+            reached[face] = max(0, np.where(above, sims[face], 0).max())
+        found = links_of_entering(
+            ids[N:],
+            sims[N:].astype(float),
+            density[:N],
+            density[N:],
+            reached,
+            sims[:N].min(axis=1),
+            sims[N:],
+            threshold,
+        )
+        strongest, certain = candidates_and_certain(whole, whole_sims.astype(float), density, threshold)
+        for p, other in enumerate(ids[N].tolist()):
+            if other == N:
+                continue
+            listed = np.flatnonzero(whole[other] == N)
+            assert found.denser[0, p] == (strongest[N] == other)
+            assert found.followers[0, p] == (strongest[other] == N)
+            assert found.certain[0, p] == bool(certain[N, p] or certain[other, listed].any())
+            seen += int(found.denser[0, p]) + int(found.followers[0, p]) + int(found.certain[0, p])
+    assert seen > 3
 
 
 def test_followers_by_hand() -> None:

@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from fcdeploy.deploy.recognise import recognise
 from fcdeploy.errors import InputError
+from fcdeploy.graph.entering import Entering
+from fcdeploy.graph.links import NO_LINK
 from fcdeploy.run.options import Options
 from fcdeploy.systems import describe, get_system
 from fcdeploy.systems.nsr_fc import spec
-from fcdeploy.systems.nsr_fc.decode import distance, probability
+from fcdeploy.systems.nsr_fc.decode import distance, place_of_link, probability
 from fcdeploy.systems.nsr_fc.inputs import list_batches, position_batches, position_code
 from fcdeploy.systems.nsr_fc.parity import PARITY, pce_batch, rescore_batch
 from fcdeploy.systems.nsr_fc.spec import NETWORKS, Recipe, link_of, problem, refusal
@@ -400,3 +402,26 @@ def test_a_plan_knows_which_passes_a_run_uses():
     assert abs(used["rescore"].calls * 512 * used["rescore"].lengths["p"] - recipe.rescore.k) < 1e-9
     used = load(recipe, part("refine", "rescore"), Options(inference="layerwise"))
     assert list(used) == ["near1", "similar1", "block1", "similar2", "block2", "rescore_first", "rescore"]
+
+
+def test_a_new_face_goes_by_its_own_link_then_a_certain_one_then_who_would_link_to_it():
+    """And PCENet is asked only where its answer may matter: row 1 has a certain link into the same cluster."""
+    clusters = np.tile([7, 1, 2, 3, 1], (6, 1))
+    strengths = np.tile([1, 0.9, 0.8, 0.7, 0.6], (6, 1))
+    denser, certain, followers = (np.zeros((6, 5), bool) for _ in range(3))
+    denser[:4, 1] = True
+    certain[1, 4] = True
+    certain[2, [2, 4]] = True  # the stronger one leads elsewhere
+    followers[:5, [3, 4]] = True
+    said = {1: [0.6, np.nan, 0.4, 0.3], 3: [np.nan, np.nan, np.nan, 0.8, 0.2]}
+    asked = []
+
+    def ask(place, follows):
+        asked.append((place.tolist(), follows))
+        return np.array([said[at][row] if at != NO_LINK else np.nan for row, at in enumerate(place.tolist())])
+
+    found = place_of_link(Entering(denser, certain, followers), strengths, clusters, np.float32(0.5), ask)
+    none = NO_LINK
+    assert asked == [([1, none, 1, 1, none, none], False), ([none, none, none, 3, 3, none], True)]
+    assert found[0].tolist() == [1, 4, 2, 3, none, none]
+    np.testing.assert_allclose(found[1], [0.6, 1, 1, 0.8, 0.2, np.nan])

@@ -1,6 +1,11 @@
 """From logits to distances, probabilities and decisions."""
 
+from collections.abc import Callable
+
 import numpy as np
+
+from fcdeploy.graph.entering import Entering
+from fcdeploy.graph.links import NO_LINK
 
 
 def distance(logits: np.ndarray) -> np.ndarray:
@@ -11,6 +16,38 @@ def distance(logits: np.ndarray) -> np.ndarray:
 def probability(logits: np.ndarray) -> np.ndarray:
     """Return the softmax of ``logits`` (..., 2) at class 1, float32."""
     return _sigmoid(logits[..., 1].astype(np.float64) - logits[..., 0])
+
+
+def place_of_link(
+    links: Entering,
+    strengths: np.ndarray,
+    clusters: np.ndarray,
+    least: np.float32,
+    ask: Callable[[np.ndarray, bool], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the place (m,) int64 of the link that decides where each new face belongs, and its probability (m,).
+
+    That is the link to a denser face, if PCENet confirms it, else the strongest certain one, else the strongest from a
+    face that would link to the new one, if PCENet confirms that. strengths: (m, k); clusters: (m, k), of each entry.
+    ask(place, follows): PCENet's probability (m,) of links to places (m,), or with follows from there, NaN where the
+    place is NO_LINK; it is not asked where a certain link leads to the same cluster. A link holds above ``least``.
+    NO_LINK where none does, with the probability of the first that was refused.
+    """
+    at = np.arange(len(strengths))
+
+    def strongest(some: np.ndarray) -> np.ndarray:
+        return np.where(some.any(axis=1), np.where(some, strengths, -np.inf).argmax(axis=1), NO_LINK)
+
+    denser, certain, follower = (strongest(some) for some in (links.denser, links.certain, links.followers))
+    sure = certain != NO_LINK
+    asked = np.where(sure & (clusters[at, denser] == clusters[at, certain]), NO_LINK, denser)
+    value = ask(asked, False)
+    confirmed = value > least
+    theirs = ask(np.where(confirmed | sure, NO_LINK, follower), True)
+    joined = theirs > least
+    place = np.select([confirmed, sure, joined], [denser, certain, follower], NO_LINK)
+    told = np.select([confirmed, sure, joined], [value, np.float32(1), theirs], value)
+    return place, np.where(np.isnan(told), theirs, told)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ lists; density peaks sort them, the pair networks do not.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -16,21 +17,21 @@ from fcdeploy.graph.connectivity import (
     symmetric_scores,
     weighted_largest,
 )
-from fcdeploy.graph.entering import entering_scores, lists_with, place_of_follower
+from fcdeploy.graph.entering import entering_scores, links_of_entering, lists_with
 from fcdeploy.graph.links import NO_LINK
 from fcdeploy.graph.transition import add_received, link_to_peaks, shares, transition_distances
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.blocks import blocks_of
-from fcdeploy.run.carried import entries_from_others, entries_stay, unless_changed
+from fcdeploy.run.carried import and_near, entries_from_others, entries_stay, unless_changed
 from fcdeploy.run.extended import Extended, Offers, Rule, offers_of_lists
 from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
 from fcdeploy.run.partition import Partition
 from fcdeploy.run.run import Run, step
-from fcdeploy.run.stage import Stage
+from fcdeploy.run.stage import Moved, Stage
 from fcdeploy.run.store import Arrays
-from fcdeploy.systems.nsr_fc.decode import distance, probability
+from fcdeploy.systems.nsr_fc.decode import distance, place_of_link, probability
 from fcdeploy.systems.nsr_fc.inputs import list_batches, position_batches, position_code
 from fcdeploy.systems.nsr_fc.spec import ENGINE_ROWS, PAIRS, link_of, longest_list, positions_a_call
 from fcdeploy.systems.pse_gcn.flow import clusters, refined_features, reranked_lists
@@ -40,6 +41,8 @@ CONNECT_BLOCK = 2048
 LINK_BLOCK = 65536
 CONFIRM_BLOCK = 2048
 NEAR = 0.5  # similarity of the neighbors whose recall is told apart
+SAME = 0.5  # probability from which LCENet takes two faces for one person
+NEARLY = 0.1  # from the least probability of a link: nearly undecided
 
 Similarities = Callable[[slice], np.ndarray]  # a block of faces -> those to their first k neighbors
 
@@ -55,7 +58,7 @@ def cluster(run: Run) -> np.ndarray:
     if link_of(networks, run.options.link) == PAIRS:
         scores = connectivity(run, vectors, cells, knn)
         candidates = candidate_links(run, knn, dists, scores)
-        confirmed = confirmation(run, vectors, cells, knn, candidates)
+        confirmed = confirmation(run, vectors, cells, knn, scores, candidates)
         links = pair_links(run, candidates, confirmed)
     else:
         assert dists is not None  # a bundle without re-scoring has no density peaks
@@ -101,7 +104,8 @@ def rule_of_pairs(
     """Link new faces to the denser stored face of the largest score times similarity, if PCENet confirms the two.
 
     Else to one that is linked for certain, else to the stored face that would most strongly link to it, if it confirms
-    these. A link back to a new face, which is in no list, is taken to be as probable as that from it.
+    these; see ``place_of_link``. A link back to a new face, which is in no list, is taken to be as probable as that
+    from it.
     """
     pairs, sims = run.settings.pairs, similarities(run, knn, dists)
     candidates = candidate_links(run, knn, dists, scores)
@@ -110,7 +114,7 @@ def rule_of_pairs(
     reached = strongest_links(run, knn, dists, scores, density)
     engine, least = run.opened_engine("confirm"), np.float32(least_probability(run))
 
-    def asked(rows: np.ndarray, place: np.ndarray, *, follows: bool) -> np.ndarray:
+    def asked(rows: np.ndarray, place: np.ndarray, follows: bool) -> np.ndarray:
         """PCENet's probability of links to, or with ``follows`` from, the faces at a place in lists of new ones."""
         probable = np.full(len(rows), np.nan, dtype=np.float32)
         some = np.flatnonzero(place != NO_LINK)
@@ -125,23 +129,13 @@ def rule_of_pairs(
         return probable
 
     def rule(rows: np.ndarray, labels: np.ndarray) -> Offers:
-        ids, at = np.ascontiguousarray(knn["ids"][rows, : pairs.k]), np.arange(len(rows))
+        ids = np.ascontiguousarray(knn["ids"][rows, : pairs.k])
         near, cosine = sims(slice(int(rows[0]), int(rows[-1]) + 1)), knn["sims"][rows, : pairs.k]
         means = entering_scores(ids, floor, cosine, scores["probability"][rows])
         strengths, own = means * near, density_from_scores(means, near)
-        higher = np.where(ids < run.n, density[np.minimum(ids, run.n - 1)], -np.inf) > own[:, None]
-        best = np.where(higher & (strengths > 0), strengths, 0)
-        denser = np.where(best.any(axis=1), best.argmax(axis=1), NO_LINK)
-        value = asked(rows, denser, follows=False)
-        confirmed = value > least
-        best[at, np.maximum(denser, 0)] = 0  # the others, of which the strongest may be certain
-        certain = (best >= threshold).any(axis=1) & ~confirmed
-        follower = place_of_follower(ids, strengths, density, own, reached, floor, cosine)
-        follower[confirmed | certain] = NO_LINK
-        theirs = asked(rows, follower, follows=True)
-        joined = theirs > least
-        place = np.select([confirmed, certain, joined], [denser, best.argmax(axis=1), follower], NO_LINK)
-        told = np.select([certain, joined], [np.float32(1), theirs], value)
+        links = links_of_entering(ids, strengths, density, own, reached, floor, cosine, threshold)
+        near_labels = labels[np.minimum(ids, run.n - 1)]
+        place, told = place_of_link(links, strengths, near_labels, least, partial(asked, rows))
         return offers_of_lists(ids, strengths.astype(np.float32), place, run.n, told)
 
     return rule
@@ -481,10 +475,21 @@ def candidate_links(run: Run, knn: Artifact, dists: Artifact | None, scores: Art
 
 @step("links")
 def confirmation(
-    run: Run, vectors: Artifact, cells: Partition, knn: Artifact, candidates: Artifact
+    run: Run, vectors: Artifact, cells: Partition, knn: Artifact, scores: Artifact, candidates: Artifact
 ) -> Artifact:
-    """PCENet's probability that a face and its candidate are one person, (n,) float32; 0 without a candidate."""
+    """PCENet's probability that a face and its candidate are one person, (n,) float32; 0 without a candidate.
+
+    When faces are added, links that stay are asked about again where it was nearly undecided and a new face stands in
+    either list that LCENet takes for the same person.
+    """
     k = run.settings.pairs.k
+
+    def beside_new(moved: Moved, faces: np.ndarray) -> np.ndarray:
+        found = np.zeros(len(faces), bool)
+        for end in (faces, np.maximum(candidates["ids"][faces], 0)):
+            new = moved.before[knn["ids"][end][:, 1:k]] < 0
+            found |= (new & (scores["probability"][end][:, 1:] >= SAME)).any(axis=1)
+        return found
 
     def block(faces: np.ndarray, engine: Engine) -> Arrays:
         denser = candidates["ids"]
@@ -505,7 +510,13 @@ def confirmation(
             rows=run.n,
             size=CONFIRM_BLOCK,
             visit=cells,
-            carry=unless_changed("candidates", candidates),
+            carry=and_near(
+                unless_changed("candidates", candidates),
+                "probability",
+                least_probability(run),
+                NEARLY,
+                beside_new,
+            ),
         )
     )
 
