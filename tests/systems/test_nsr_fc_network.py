@@ -413,7 +413,7 @@ def test_a_new_face_goes_by_its_own_link_then_a_certain_one_then_who_would_link_
     certain[1, 4] = True
     certain[2, [2, 4]] = True  # the stronger one leads elsewhere
     followers[:5, [3, 4]] = True
-    said = {1: [0.6, np.nan, 0.4, 0.3], 3: [np.nan, np.nan, np.nan, 0.8, 0.2]}
+    said = {1: [0.6, np.nan, 0.4, 0.3], 3: [np.nan, np.nan, np.nan, 0.8, 0.2], 4: [np.nan] * 4 + [0.7]}
     asked = []
 
     def ask(place, follows):
@@ -422,6 +422,10 @@ def test_a_new_face_goes_by_its_own_link_then_a_certain_one_then_who_would_link_
 
     found = place_of_link(Entering(denser, certain, followers), strengths, clusters, np.float32(0.5), ask)
     none = NO_LINK
-    assert asked == [([1, none, 1, 1, none, none], False), ([none, none, none, 3, 3, none], True)]
-    assert found[0].tolist() == [1, 4, 2, 3, none, none]
-    np.testing.assert_allclose(found[1], [0.6, 1, 1, 0.8, 0.2, np.nan])
+    assert asked == [
+        ([1, none, 1, 1, none, none], False),
+        ([none, none, none, 3, 3, none], True),
+        ([none, none, none, none, 4, none], True),  # of row 4, whose strongest follower is refused
+    ]
+    assert found[0].tolist() == [1, 4, 2, 3, 4, none]
+    np.testing.assert_allclose(found[1], [0.6, 1, 1, 0.8, 0.7, np.nan])

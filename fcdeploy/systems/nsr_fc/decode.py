@@ -27,10 +27,10 @@ def place_of_link(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the place (m,) int64 of the link that decides where each new face belongs, and its probability (m,).
 
-    That is the link to a denser face, if PCENet confirms it, else the strongest certain one, else the strongest from a
-    face that would link to the new one, if PCENet confirms that. strengths: (m, k); clusters: (m, k), of each entry.
-    ask(place, follows): PCENet's probability (m,) of links to places (m,), or with follows from there, NaN where the
-    place is NO_LINK; it is not asked where a certain link leads to the same cluster. A link holds above ``least``.
+    That is the link to a denser face, if PCENet confirms it, else the strongest certain one, else the strongest of
+    those from faces that would link to the new one that PCENet confirms. strengths: (m, k); clusters: (m, k), of each
+    entry. ask(place, follows): PCENet's probability (m,) of links to places (m,), or with follows from there, NaN where
+    the place is NO_LINK; it is not asked where a certain link leads to the same cluster. A link holds above ``least``.
     NO_LINK where none does, with the probability of the first that was refused.
     """
     at = np.arange(len(strengths))
@@ -38,16 +38,23 @@ def place_of_link(
     def strongest(some: np.ndarray) -> np.ndarray:
         return np.where(some.any(axis=1), np.where(some, strengths, -np.inf).argmax(axis=1), NO_LINK)
 
-    denser, certain, follower = (strongest(some) for some in (links.denser, links.certain, links.followers))
+    denser, certain = strongest(links.denser), strongest(links.certain)
     sure = certain != NO_LINK
     asked = np.where(sure & (clusters[at, denser] == clusters[at, certain]), NO_LINK, denser)
     value = ask(asked, False)
     confirmed = value > least
-    theirs = ask(np.where(confirmed | sure, NO_LINK, follower), True)
-    joined = theirs > least
-    place = np.select([confirmed, sure, joined], [denser, certain, follower], NO_LINK)
-    told = np.select([confirmed, sure, joined], [value, np.float32(1), theirs], value)
-    return place, np.where(np.isnan(told), theirs, told)
+    place = np.where(confirmed, denser, certain)
+    value = np.where(sure & ~confirmed, np.float32(1), value)
+    left = links.followers & (place == NO_LINK)[:, None]
+    while left.any():
+        follower = strongest(left)
+        theirs = ask(follower, True)
+        joined = theirs > least
+        place = np.where(joined, follower, place)
+        value = np.where(joined | np.isnan(value), theirs, value)
+        left[at, follower] = False
+        left &= ~joined[:, None]
+    return place, value
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

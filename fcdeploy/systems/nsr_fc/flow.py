@@ -103,9 +103,9 @@ def rule_of_pairs(
 ) -> Rule:
     """Link new faces to the denser stored face of the largest score times similarity, if PCENet confirms the two.
 
-    Else to one that is linked for certain, else to the stored face that would most strongly link to it, if it confirms
-    these; see ``place_of_link``. A link back to a new face, which is in no list, is taken to be as probable as that
-    from it.
+    Else to one that is linked for certain, else to the stored face that would most strongly link to it of those that
+    it confirms; see ``place_of_link``. A link back to a new face, which is in no list, is taken to be as probable as
+    that from it.
     """
     pairs, sims = run.settings.pairs, similarities(run, knn, dists)
     candidates = candidate_links(run, knn, dists, scores)
