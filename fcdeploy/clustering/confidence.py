@@ -118,8 +118,9 @@ def _margins(
     margin: np.ndarray,
     intra: np.ndarray,
     best: np.ndarray,
+    beside: np.ndarray,
 ) -> None:
-    """Fill margin, intra and best (n,) of the faces of a block of lists that begins at ``start``; see ``Near``."""
+    """Fill the arrays of ``Near`` (n,) for the faces of a block of lists that begins at ``start``."""
     m, k = ids.shape
     for row in prange(m):
         face = start + row
@@ -141,6 +142,7 @@ def _margins(
             else:
                 strange = max(strange, sim)
             last = min(last, sim)
+        beside[face] = strange > -np.inf
         if last < np.inf:
             best[face] = max(own, strange)
             if others > 0:
@@ -155,21 +157,22 @@ class Near:
     margin: best similarity to the own cluster minus best to any other; where a list holds only one of them, the last
     similarity of the list stands for the other, so that it is the least (or the most) that the margin may be. intra:
     share of the first neighbors that are in the own cluster, as many as the cluster has other faces. best: similarity
-    of the nearest neighbor.
+    of the nearest neighbor. beside: bool, whether a face that is not of the own cluster is in the list.
     """
 
     margin: np.ndarray
     intra: np.ndarray
     best: np.ndarray
+    beside: np.ndarray
 
 
 def near_of(lists: KnnGraph, labels: np.ndarray, sizes: np.ndarray) -> Near:
     """Read neighbor lists against labels (n,) int64, -1 in no cluster; sizes: (clusters,) of these faces."""
     n = len(labels)
-    found = Near(*(np.full(n, np.nan, np.float32) for _ in range(3)))
+    found = Near(*(np.full(n, np.nan, np.float32) for _ in range(3)), np.zeros(n, bool))
     for start in range(0, n, BLOCK):
         ids, sims = (np.asarray(part[start : start + BLOCK]) for part in (lists.ids, lists.sims))
-        _margins(ids, sims, start, labels, sizes, found.margin, found.intra, found.best)
+        _margins(ids, sims, start, labels, sizes, found.margin, found.intra, found.best, found.beside)
         release_pages(lists.ids, lists.sims)
     return found
 

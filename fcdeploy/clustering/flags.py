@@ -124,7 +124,9 @@ def measured(evidence: Evidence, labels: np.ndarray, counts: np.ndarray, sizes: 
     least = max(MEGA_LEAST, MEGA_SHARE * len(labels))
     flags[(own >= least) & (similarity < MEGA_UNLIKE * usual)] |= MEGA
     flags[chained(evidence, joins, of_link, own)] |= CHAIN
-    flags[several & (means_of(near.margin, labels, own) < CLOSE * usual)] |= BORDERLINE
+    # A list that holds nobody else says how near others may be at most.
+    margins = np.where(near.beside, near.margin, near.best)
+    flags[several & (means_of(margins, labels, own) < CLOSE * usual)] |= BORDERLINE
     duplicate_of = duplicates(evidence, labels, own, order, starts)
     flags[duplicate_of >= 0] |= DUPLICATE
     most = np.zeros(clusters, np.int64)

@@ -92,6 +92,7 @@ def test_margins_and_shares_are_read_off_the_lists_whatever_the_blocks(case, blo
         own = [s for o, s in listed if labels[o] == labels[face] >= 0]
         strange = [s for o, s in listed if not labels[o] == labels[face] >= 0]
         alone = labels[face] < 0 or sizes[labels[face]] == 1
+        assert found.beside[face] == bool(strange)
         if not listed or alone:
             assert np.isnan(found.margin[face])
             assert np.isnan(found.intra[face])
