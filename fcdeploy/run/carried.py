@@ -38,12 +38,11 @@ class CarriedBlocks:
         self, stage: Stage, partial: Partial, open_engine: OpenEngine, store: Store, progress: Progress
     ) -> None:
         old = self._moved.stored(stage.name)
+        rows: np.ndarray | None = None
         if stage.carry is not None and old is not None:
             rows = stage.carry(self._moved, old, partial.arrays)
         elif stage.needed is not None:
             rows = stage.needed(self._moved)
-        else:
-            rows = None
         if rows is None or len(rows) == stage.count:
             self._local.compute(stage, partial, open_engine, store, progress)
             return
