@@ -169,7 +169,8 @@ class Near:
 def near_of(lists: KnnGraph, labels: np.ndarray, sizes: np.ndarray) -> Near:
     """Read neighbor lists against labels (n,) int64, -1 in no cluster; sizes: (clusters,) of these faces."""
     n = len(labels)
-    found = Near(*(np.full(n, np.nan, np.float32) for _ in range(3)), np.zeros(n, bool))
+    margin, intra, best = (np.full(n, np.nan, np.float32) for _ in range(3))
+    found = Near(margin, intra, best, np.zeros(n, bool))
     for start in range(0, n, BLOCK):
         ids, sims = (np.asarray(part[start : start + BLOCK]) for part in (lists.ids, lists.sims))
         _margins(ids, sims, start, labels, sizes, found.margin, found.intra, found.best, found.beside)
