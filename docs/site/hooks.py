@@ -144,3 +144,8 @@ def on_page_markdown(markdown: str, *, page: "Page", config: "MkDocsConfig", fil
     parts = FENCE.split(markdown)
     parts[::2] = [re.sub(r"\[([^\]]*)\]\(([^)\s]+)\)", turn, part) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Let the long names of tests in tables break, so that what stands beside them has room."""
+    return html.replace("<code>tests/", '<code class="test">tests/')
