@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from fcdeploy.data.side_files import head_of
@@ -16,21 +17,27 @@ WRITTEN = re.compile(
     rb"# (.+, network .+, trained with fcdeploy "
     rb"|Tuned on [\d,]+ (labelled faces|checked pairs) for (mean|pairwise|bcubed) F: )"
 )
-BUILT_IN = resources.files("fcdeploy.deploy") / "recipes"
+SYSTEMS = resources.files("fcdeploy.systems")
+
+
+def built_in_files() -> dict[str, Traversable]:
+    """Return the built-in recipes by name: what the systems' folders hold in ``recipes``."""
+    folders = [system / "recipes" for system in SYSTEMS.iterdir() if (system / "recipes").is_dir()]
+    files = [file for folder in folders for file in folder.iterdir()]
+    return {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
 
 
 def built_in_names() -> list[str]:
     """Return the names of the built-in recipes, sorted."""
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in BUILT_IN.iterdir() if entry.name.endswith(".toml")
-    )
+    return sorted(built_in_files())
 
 
 def built_in_text(name: str) -> str:
     """Return a built-in recipe as it is written; raises InputError for an unknown name."""
-    if name not in built_in_names():
-        raise InputError(f"no built-in recipe is called '{name}'; there are {', '.join(built_in_names())}.")
-    return (BUILT_IN / f"{name}.toml").read_text()
+    files = built_in_files()
+    if name not in files:
+        raise InputError(f"no built-in recipe is called '{name}'; there are {', '.join(sorted(files))}.")
+    return files[name].read_text()
 
 
 def load_recipe(source: Path | str) -> Recipe:

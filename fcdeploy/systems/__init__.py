@@ -16,6 +16,7 @@ from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.extended import Extended, Rule
 from fcdeploy.run.options import Options
 from fcdeploy.run.run import Run
+from fcdeploy.systems.habits import Figures, SuitedRecipe
 from fcdeploy.systems.recipe import Recipe, Tolerance, Weights, Widths
 from fcdeploy.systems.training_types import Training, Tunable
 
@@ -151,6 +152,11 @@ class System(Generic[R]):
         if importlib.util.find_spec(f"{_package(self.name)}.training") is None:
             return {}
         return self.module("training").TRAINING
+
+    def suited_recipe(self, figures: Figures) -> SuitedRecipe:
+        """Return the settings that suit a training on such faces, from its file ``training``, which needs PyTorch."""
+        found: SuitedRecipe = self.module("training").suited_recipe(figures)
+        return found
 
     def passes(self, weights: Weights) -> dict[str, PassSpec]:
         """Return the passes of all networks in ``weights``, in the order of a run."""

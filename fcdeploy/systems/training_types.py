@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from fcdeploy.systems.habits import Habit
 from fcdeploy.systems.recipe import Recipe, Weights
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class TrainingSettings(Protocol):
 class Training(Generic[R]):
     """How a network of a system is trained; the file ``training`` holds one of each in its mapping ``TRAINING``.
 
+    schedule: the published one; habit: what suits faces that no schedule was published for.
     settings: a dataclass of what else may be chosen; where that is what new weights begin as, it is named ``start``,
     and "random" is what PyTorch draws.
     network(recipe, weights) is a new one behind networks of these widths, its weights drawn from PyTorch's generator.
@@ -100,6 +102,7 @@ class Training(Generic[R]):
     settings: type[TrainingSettings]
     network: Callable[[R, Weights], "nn.Module"]
     task: Callable[..., Task]
+    habit: Habit
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     mixes: bool = False

@@ -113,7 +113,7 @@ def train_best(
     folder = Path(run_dir) if run_dir else output.with_suffix(".run")
     given = dict(given or {})
     check_order(system, features, target, minutes, folder)
-    trained_here = networks_of(system.name, list(system.trainings()), network)
+    trained_here = networks_of(system, network)
     outputs = outputs_of(system, network, output)
     for name, path in outputs.items():
         training_of(system, name)
@@ -179,7 +179,7 @@ def check_order(
 
 def outputs_of(system: System, network: str | None, output: Path) -> dict[str, Path]:
     """Return where the checkpoints go, by network: of several, with its name behind a hyphen."""
-    names = networks_of(system.name, list(system.trainings()), network)
+    names = networks_of(system, network)
     if len(names) == 1:
         return {names[0]: output}
     return {name: output.with_name(f"{output.stem}-{name}{output.suffix}") for name in names}
@@ -213,7 +213,7 @@ def chosen_for(
         split = closest_split(tried, crowd)
     fewest = min(int(chosen.sum()) for chosen in faces.sides.values())
     k = longest_list(recipe) if recipe else 0
-    suited = suited_to(system.name, networks, labelled, split, crowd, fewest, k)
+    suited = suited_to(system, networks, labelled, split, crowd, fewest, k)
     if "splits" in given or "singletons" in given:
         return suited
     albums = albums_that_fit(
@@ -222,7 +222,7 @@ def chosen_for(
     if albums == split.albums:
         return suited
     split = sample.dealt(albums, split.strays if albums > 1 else 0.0, labelled.boundary)
-    return suited_to(system.name, networks, labelled, split, crowd, fewest, k)
+    return suited_to(system, networks, labelled, split, crowd, fewest, k)
 
 
 def albums_that_fit(faces: Faces, shots: np.ndarray, split: Dealt, k: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fcdeploy.data.features import Features
+from fcdeploy.systems.habits import Labelled
 from fcdeploy.training.identities import deal_faces
 
 SAMPLED = 1500  # faces whose neighbors are counted
@@ -14,26 +15,6 @@ BLOCK_BYTES = 256 << 20  # of similarities at a time
 WIDE = 4096  # nearest neighbors of a face, in all sets together, among which those of its own set are found
 MOST = 39  # neighbors that are counted, as many as lists of 40 have beside the face itself
 LEVELS = np.linspace(0.01, 0.99, 50)  # quantiles at which two distributions are compared
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """What the labelled faces are like.
-
-    faces, people: how many; sizes: (people,) int64, faces of each, ascending. same: the median similarity of two faces
-    of one person; boundary: the similarity that best tells neighbors of the same person from others.
-    """
-
-    faces: int
-    people: int
-    sizes: np.ndarray
-    same: float
-    boundary: float
-
-    @property
-    def typical(self) -> float:
-        """The median number of faces of a person."""
-        return float(np.median(self.sizes))
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 from fcdeploy.data.features import features_from_array  # noqa: E402
 from fcdeploy.systems import NAMES, get_system  # noqa: E402
+from fcdeploy.systems.gcn_d.training import largest_proposal  # noqa: E402
+from fcdeploy.systems.habits import Labelled  # noqa: E402
+from fcdeploy.systems.pse_gcn.training import noise_for  # noqa: E402
 from fcdeploy.training.best_of import longest_list, recipe_chosen  # noqa: E402
 from fcdeploy.training.choices import chosen_settings  # noqa: E402
 from fcdeploy.training.figures import (  # noqa: E402
     Crowd,
     Dealt,
-    Labelled,
     Sample,
     boundary_between,
     crowd_of,
@@ -21,12 +23,9 @@ from fcdeploy.training.figures import (  # noqa: E402
     similarity_within,
 )
 from fcdeploy.training.suited import (  # noqa: E402
-    HABITS,
     closest_split,
-    largest_proposal,
     list_length,
     networks_of,
-    noise_for,
     splits_to_try,
     suited_to,
     usual_split,
@@ -41,9 +40,11 @@ def crowd(*alike, faces=1000):
 
 
 def suited(system, target=None, labelled=CELEBRITIES):
-    networks = networks_of(system, list(get_system(system).trainings()), None)
+    networks = networks_of(get_system(system), None)
     albums, strays = usual_split(labelled.typical, 0.0)
-    return suited_to(system, networks, labelled, Dealt(albums, strays, crowd(5, 15, 20)), target, 3000)
+    return suited_to(
+        get_system(system), networks, labelled, Dealt(albums, strays, crowd(5, 15, 20)), target, 3000
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,10 +102,6 @@ def test_chosen_settings_are_possible_together_and_each_is_explained(name):
     assert all(row.why for row in found.reasons)
 
 
-def test_every_network_that_can_be_trained_has_habits():
-    assert set(HABITS) == {(name, network) for name in NAMES for network in get_system(name).trainings()}
-
-
 def test_more_people_train_longer_and_are_not_augmented():
     many = Labelled(500_000, 8000, np.full(8000, 60), 0.4, 0.4)
     found = suited("pse-gcn", labelled=many)
@@ -119,21 +116,20 @@ def test_faces_to_be_clustered_decide_how_long_lists_are():
 
 
 def test_re_scoring_and_gcn_e_are_trained_by_name_only():
-    assert networks_of("ve-gcn", ["vertex", "edge"], None) == ["vertex"]
+    assert networks_of(get_system("ve-gcn"), None) == ["vertex"]
 
 
 def test_a_recipe_that_is_given_decides_what_depends_on_its_lists():
     networks = ["pairwise"]
-    found = suited_to("sepfl", networks, CELEBRITIES, Dealt(10, 0.4, crowd(5)), None, 3000, 16)
+    found = suited_to(get_system("sepfl"), networks, CELEBRITIES, Dealt(10, 0.4, crowd(5)), None, 3000, 16)
     assert found.networks["pairwise"].settings["reach"] == "15"
     assert found.recipe == {}
     assert "k" not in {row.name for row in found.reasons}
 
 
 def test_re_scoring_is_trained_by_name_only():
-    networks = list(get_system("nsr-fc").trainings())
-    assert networks_of("nsr-fc", networks, None) == ["lce", "pce"]
-    assert networks_of("nsr-fc", networks, "rescore") == ["rescore"]
+    assert networks_of(get_system("nsr-fc"), None) == ["lce", "pce"]
+    assert networks_of(get_system("nsr-fc"), "rescore") == ["rescore"]
 
 
 @given(st.floats(1, 1000), st.floats(0, 1))

@@ -20,9 +20,12 @@ from fcdeploy.systems.gcn_d import flow
 from fcdeploy.systems.gcn_d.inputs import Graphs, seeds_of
 from fcdeploy.systems.gcn_d.network import Dsgcn, Layer, settle
 from fcdeploy.systems.gcn_d.spec import DETECT, SEGMENT, Recipe
+from fcdeploy.systems.habits import Figures, Habit, Reason, SuitedRecipe, same_person_from
 from fcdeploy.systems.training_types import Schedule, Task, Training
 
 HIDDEN = (512, 64)  # widths of the published layers
+LISTS = 80  # in which proposals are made
+LARGEST = (300, 3000)  # faces that a proposal may have, at least and at most
 
 
 @dataclass(frozen=True)
@@ -165,9 +168,43 @@ def network(name: str, recipe: Recipe, weights: Weights) -> Dsgcn:
 def _training(name: str, needs: tuple[str, ...] = ()) -> Training:
     schedule = Schedule(epochs=30, batch=32, lr=0.01, drops=(0.5, 0.8, 28 / 30), weight_decay=1e-4)
     return Training(
-        schedule, Settings, functools.partial(network, name), functools.partial(task, name), needs
+        schedule,
+        Settings,
+        functools.partial(network, name),
+        functools.partial(task, name),
+        Habit(5, 32, 0.05, settings={"dropout": "0"}),
+        needs,
     )
 
 
 # Segments of proposals become clusters by the scores of a detection network.
 TRAINING = {DETECT: _training(DETECT), SEGMENT: _training(SEGMENT, (DETECT,))}
+
+
+def suited_recipe(figures: Figures) -> SuitedRecipe:
+    """Return the settings that suit such faces: proposals by thresholds between two people and one."""
+    labelled, size = figures.labelled, largest_proposal(figures.faces)
+    thresholds = proposal_thresholds(labelled.boundary)
+    cohesion = round(labelled.same / 2, 2)  # two people in equal parts are half as alike as one
+    proposals = [
+        {"k": LISTS, "threshold": threshold, "step": 0.05, "min_size": 2, "max_size": size}
+        for threshold in thresholds
+    ]
+    alike = f"two faces of a person have a similarity of {labelled.same:g}; of a proposal, half that at least"
+    reasons = (
+        Reason("proposals", f"at {thresholds[0]:g} to {thresholds[-1]:g}", same_person_from(labelled)),
+        Reason("min_cohesion", f"{cohesion}", alike),
+        Reason("max_size", f"{size:,}", f"of {figures.faces:,} faces"),
+    )
+    values = {"proposals": proposals, "network.reduce": "mean", "overlap.min_cohesion": cohesion}
+    return SuitedRecipe(values, reasons)
+
+
+def largest_proposal(faces: int) -> int:
+    """Return how many faces a proposal may have: a quarter of those to be clustered, within bounds."""
+    return min(max(faces // 4, LARGEST[0]), LARGEST[1])
+
+
+def proposal_thresholds(boundary: float) -> list[float]:
+    """Return the similarities at which proposals are made: from a sixth of what is above the boundary to two thirds."""
+    return [round(boundary + (1 - boundary) * at / 12, 3) for at in range(2, 9)]

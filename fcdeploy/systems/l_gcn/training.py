@@ -14,6 +14,7 @@ from fcdeploy.run.features import read_features
 from fcdeploy.run.run import Run
 from fcdeploy.systems import Weights
 from fcdeploy.systems.folding import GraphConv
+from fcdeploy.systems.habits import Figures, Habit, SuitedRecipe, reason_of_hops, reason_of_k
 from fcdeploy.systems.l_gcn import flow
 from fcdeploy.systems.l_gcn.network import LGcn
 from fcdeploy.systems.l_gcn.spec import Recipe
@@ -141,5 +142,12 @@ TRAINING = {
         Settings,
         network,
         task,
+        Habit(27, 16, 0.05, mixed=True),
     )
 }
+
+
+def suited_recipe(figures: Figures) -> SuitedRecipe:
+    """Return the settings that suit such faces."""
+    values = {"neighborhood.hops": [figures.k, 5], "neighborhood.active": 10}
+    return SuitedRecipe(values, (reason_of_k(figures), reason_of_hops(values)))

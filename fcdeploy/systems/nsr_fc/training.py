@@ -23,6 +23,7 @@ from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import partition
 from fcdeploy.run.run import Run
 from fcdeploy.systems import Weights
+from fcdeploy.systems.habits import Figures, Habit, SuitedRecipe, reason_of_k
 from fcdeploy.systems.nsr_fc import flow
 from fcdeploy.systems.nsr_fc.inputs import position_code
 from fcdeploy.systems.nsr_fc.network import Attention, Encoder, Layer, Lce, Pce, Rescore, with_gram
@@ -329,8 +330,41 @@ TRAINING = {
         RescoreSettings,
         rescore_network,
         rescore_task,
+        # Re-scored distances are worse on other people than similarities are.
+        Habit(0.9, 256, 3e-4, mixed=True, by_name=True),
         takes=("refine",),
     ),
-    "lce": Training(_PAIRS, LceSettings, lce_network, lce_task, outcome=lce_outcome),
-    "pce": Training(_PAIRS, PceSettings, pce_network, pce_task, needs=("lce",), takes=("refine", "rescore")),
+    "lce": Training(
+        _PAIRS,
+        LceSettings,
+        lce_network,
+        lce_task,
+        Habit(4, 64, 3e-4, mixed=True, share=0.4),
+        outcome=lce_outcome,
+    ),
+    "pce": Training(
+        _PAIRS,
+        PceSettings,
+        pce_network,
+        pce_task,
+        Habit(2.7, 64, 3e-4, mixed=True, share=0.6, settings={"others": "1"}),
+        needs=("lce",),
+        takes=("refine", "rescore"),
+    ),
 }
+
+
+def suited_recipe(figures: Figures) -> SuitedRecipe:
+    """Return the settings that suit such faces."""
+    k = figures.k
+    values = {
+        "neighborhood.k": k,
+        "neighborhood.hops": [k, k // 5],
+        "neighborhood.active": 10,
+        "rescore.k": k,
+        "rescore.batch": 256,
+        "density_peaks.k": k // 2,
+        "pairs.k": k,
+        "pairs.certain_weights": [1.0, 1.0, 1.0],
+    }
+    return SuitedRecipe(values, (reason_of_k(figures),))

@@ -16,6 +16,7 @@ from fcdeploy.run.neighbors import partition
 from fcdeploy.run.run import Run
 from fcdeploy.systems import Weights, augmentation
 from fcdeploy.systems.augmentation import mirrors, noisy
+from fcdeploy.systems.habits import Figures, Habit, SuitedRecipe, reason_of_hops, reason_of_k
 from fcdeploy.systems.pse_gcn import flow
 from fcdeploy.systems.pse_gcn.network import PseGcn
 from fcdeploy.systems.pse_gcn.spec import Recipe
@@ -26,6 +27,9 @@ PUBLISHED, MULTI_SIMILARITY = "published", "multi-similarity"
 SHARP_SAME, SHARP_OTHER, BETWEEN = 4.0, 30.0, 0.5
 LOOK_ALIKES = 32  # identities that a neighborhood is filled from, before faces are taken as they come
 MEANS_BLOCK = 1024
+FEW_PEOPLE = 2000  # that a network learns by heart
+MIRRORED = 0.15  # of the coordinates
+NOISE = 0.45  # of the distance between two faces of a person
 
 
 @dataclass(frozen=True)
@@ -219,12 +223,37 @@ def network(recipe: Recipe, weights: Weights) -> PseGcn:
     return PseGcn(recipe.feature_dim)
 
 
+def augmented(figures: Figures) -> dict[str, str]:
+    """Return the augmentation that suits few people; none of many."""
+    if figures.labelled.people >= FEW_PEOPLE:
+        return {}
+    return {"flips": str(MIRRORED), "noise": str(noise_for(figures.labelled.same))}
+
+
+def noise_for(same: float) -> float:
+    """Return the length of the noise for people whose faces are so similar: less than the distance between two."""
+    return round(NOISE * float(2 - 2 * same) ** 0.5, 1)
+
+
 TRAINING = {
     "refine": Training(
         Schedule(epochs=10, batch=64, lr=0.01, drops=(0.4, 0.6, 0.8), momentum=0.9, weight_decay=1e-4),
         Settings,
         network,
         task,
+        Habit(1.5, 16, 0.03, settings={"nodes": "128", "loss": MULTI_SIMILARITY}, adapted=augmented),
         mixes=True,  # look-alikes are of any album
     )
 }
+
+
+def suited_recipe(figures: Figures) -> SuitedRecipe:
+    """Return the settings that suit such faces."""
+    k = figures.k
+    values = {
+        "neighborhood.k": k,
+        "neighborhood.hops": [k, k // 5],
+        "neighborhood.active": 10,
+        "links.k": k,
+    }
+    return SuitedRecipe(values, (reason_of_k(figures), reason_of_hops(values)))

@@ -14,6 +14,7 @@ from fcdeploy.run.features import read_features
 from fcdeploy.run.run import Run
 from fcdeploy.systems import Weights, augmentation
 from fcdeploy.systems.augmentation import mirrors, noisy
+from fcdeploy.systems.habits import Figures, Habit, Reason, SuitedRecipe, reason_of_k, same_person_from
 from fcdeploy.systems.sepfl import flow
 from fcdeploy.systems.sepfl.network import Sepfl
 from fcdeploy.systems.sepfl.spec import Recipe
@@ -233,5 +234,20 @@ TRAINING = {
         Settings,
         network,
         task,
+        Habit(
+            0.27,
+            64,
+            5e-4,
+            settings={"group": "8", "start": SIMILARITY},
+            adapted=lambda figures: {"reach": str(figures.k - 1)},
+        ),
     )
 }
+
+
+def suited_recipe(figures: Figures) -> SuitedRecipe:
+    """Return the settings that suit such faces: of neighbors that are one person, every other is near."""
+    labelled = figures.labelled
+    rho = round(labelled.boundary + (1 - labelled.boundary) / 2, 2)
+    reasons = (reason_of_k(figures), Reason("rho", str(rho), same_person_from(labelled)))
+    return SuitedRecipe({"links.k": figures.k, "links.rho": rho}, reasons)

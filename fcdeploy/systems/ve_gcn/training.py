@@ -17,6 +17,7 @@ from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import partition
 from fcdeploy.run.run import Run
 from fcdeploy.systems import Weights
+from fcdeploy.systems.habits import Figures, Habit, SuitedRecipe, reason_of_k
 from fcdeploy.systems.training_types import Schedule, Task, Training
 from fcdeploy.systems.ve_gcn import flow
 from fcdeploy.systems.ve_gcn.edges import sum_over_edges
@@ -26,6 +27,7 @@ from fcdeploy.systems.ve_gcn.spec import Recipe
 
 HIDDEN = 512  # of both published networks
 BLOCK = 65536
+LONG_LINKS = 320  # of lists in which links are looked for, at most: shorter ones take large people apart
 RANDOM, SIMILARITY = "random", "similarity"
 # Of a start from similarity: the share that is kept of random weights, and how far the layer that adds hidden features
 # up makes them smaller, so that both layers of the classifier learn at one rate.
@@ -216,12 +218,20 @@ TRAINING = {
         VertexSettings,
         vertex_network,
         vertex_task,
+        Habit(5, 256, 0.003, mixed=True, settings={"start": SIMILARITY}),
     ),
     "edge": Training(
         Schedule(epochs=40, batch=32, lr=0.1, drops=(0.5, 0.8, 0.9), momentum=0.9, weight_decay=1e-5),
         EdgeSettings,
         edge_network,
         edge_task,
+        Habit(5, 64, 0.01, mixed=True, by_name=True),  # GCN-V links well without it
         needs=("vertex",),
     ),
 }
+
+
+def suited_recipe(figures: Figures) -> SuitedRecipe:
+    """Return the settings that suit such faces."""
+    values = {"graph.k": figures.k, "links.k": min(8 * figures.k, LONG_LINKS)}
+    return SuitedRecipe(values, (reason_of_k(figures),))
