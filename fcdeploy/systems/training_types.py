@@ -64,7 +64,7 @@ class Task(Generic[Net]):
 
     batch(items, rng): the arrays of ``items`` (b,), by name; whatever is drawn comes from ``rng``. loss(net, batch):
     the loss of these arrays as tensors, and what the network said of them, one number each, flat: where all of these
-    are equal, it has collapsed. start(net) sets the weights of a new network to something better than random.
+    are equal, it has collapsed. start(net) sets the weights of a new network, on the CPU, to better than random ones.
     """
 
     size: int

@@ -229,7 +229,8 @@ def new_loop(
         store.drop_scratch()
         raise
     if task.start is not None:
-        task.start(networks.trained)
+        task.start(networks.trained.cpu())  # with arrays of the task, which are in memory
+        networks.trained.to(setup.device)
     held = None
     if "validation" in fitted:
         # No progress of what every check makes again.

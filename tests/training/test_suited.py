@@ -115,8 +115,11 @@ def test_faces_to_be_clustered_decide_how_long_lists_are():
     assert suited("sepfl", crowd(39, 39, 39)).recipe["links.k"] == 80
 
 
-def test_re_scoring_and_gcn_e_are_trained_by_name_only():
-    assert networks_of(get_system("ve-gcn"), None) == ["vertex"]
+def test_gcn_e_is_trained_behind_gcn_v_and_asked_about_every_face():
+    found = suited("ve-gcn")
+    assert list(found.networks) == ["vertex", "edge"]
+    assert found.networks["edge"].settings == {"ignore_ratio": "0", "start": "similarity"}
+    assert recipe_chosen(get_system("ve-gcn"), found, 256).edge.ignore_ratio == 0
 
 
 def test_a_recipe_that_is_given_decides_what_depends_on_its_lists():

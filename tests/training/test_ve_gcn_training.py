@@ -23,6 +23,7 @@ from fcdeploy.systems.ve_gcn.training import (  # noqa: E402
     edge_loss,
     edge_network,
     edge_task,
+    fitted_odds,
     purity,
     start_from_similarity,
     vertex_loss,
@@ -128,11 +129,10 @@ def test_only_who_asks_for_it_starts_from_similarity(run, labels):
     )
     for one, two in zip(net.state_dict().values(), wanted.state_dict().values(), strict=True):
         assert torch.equal(one, two)
-    assert "start = cosine" in VertexSettings(start="cosine").problem(Recipe(), 100)
 
 
 def test_gcn_e_s_loss_is_that_of_the_plain_network(run, labels):
-    """A mean over candidates, then over faces: those with few candidates weigh as much, and padding nothing."""
+    """A mean over candidates, then over faces: those with few candidates weigh as much."""
     made = edge_task(run, labels, EdgeSettings(ignore_ratio=0.5))
     torch.manual_seed(2)
     net = GcnE(24 if run.settings.transforms else 16, 8)
@@ -163,12 +163,47 @@ def test_gcn_e_s_loss_is_that_of_the_plain_network(run, labels):
         chosen = z[np.arange(len(members)), (labels[members] == labels[centre]).astype(int)]
         losses.append((np.logaddexp(z[:, 0], z[:, 1]) - chosen).mean())
         odds += (z[:, 1] - z[:, 0]).tolist()
-    assert len({len(row) for row in batch["real"].tolist()}) == 1
-    assert not batch["real"].all()
+    assert len(set(batch["counts"].tolist())) > 1
+    assert len(batch["features"]) == batch["counts"].sum()  # nothing is padded
     assert said.detach().numpy() == pytest.approx(np.array(odds), abs=1e-5)
     assert float(found.detach()) == pytest.approx(np.mean(losses), abs=1e-5)
     found.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+
+
+def test_a_start_from_distance_finds_candidates_the_likelier_the_nearer_they_are(run, labels):
+    """Those of one's own person are nearer: the odds tell them from others, where random weights tell nothing."""
+    made = edge_task(run, labels, EdgeSettings(ignore_ratio=0.0, start="similarity"))
+    batch = made.batch(np.arange(made.size), np.random.default_rng(0))
+    tensors = {key: torch.from_numpy(array) for key, array in batch.items()}
+    same, lengths = batch["same"] == 1, np.linalg.norm(batch["features"], axis=1)
+    torch.manual_seed(2)
+    net = GcnE(batch["features"].shape[1], 64)
+    random, _ = edge_loss(net, tensors)
+    made.start(net)
+    loss, odds = edge_loss(net, tensors)
+    odds = odds.detach().numpy()
+    share = batch["same"].mean()
+    assert float(loss.detach()) < float(random.detach())
+    assert np.corrcoef(odds, -lengths)[0, 1] > 0.7
+    assert odds[same].mean() - odds[~same].mean() > 0.3
+    assert (1 / (1 + np.exp(-odds))).mean() == pytest.approx(share, abs=0.1)
+
+
+def test_log_odds_are_fitted_as_they_were_drawn():
+    """Of 20,000 draws whose log odds are 3 x - 1; nothing is fitted where there is nothing to tell apart."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=20_000)
+    same = torch.from_numpy((rng.random(20_000) < 1 / (1 + np.exp(1 - 3 * x))).astype(np.int64))
+    assert fitted_odds(torch.from_numpy(x), same) == pytest.approx((3, -1), abs=0.1)
+    assert fitted_odds(torch.from_numpy(x), torch.ones_like(same)) == (1, 0)
+    assert fitted_odds(torch.ones(20_000), same) == (1, 0)
+    assert fitted_odds(torch.from_numpy(-x), same) == (1, 0)  # farther is likelier: not what it begins with
+
+
+@pytest.mark.parametrize("settings", [VertexSettings(start="cosine"), EdgeSettings(start="cosine")])
+def test_a_start_that_there_is_not_is_refused(settings):
+    assert "start = cosine" in settings.problem(Recipe(), 100)
 
 
 def test_gcn_e_takes_what_the_recipe_gives_it():

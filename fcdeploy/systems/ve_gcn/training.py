@@ -5,6 +5,8 @@ faces (as published, over the whole graph, 80,000 times). GCN-E stands behind a 
 graphs of candidates are made for each step (as published, once, and held in memory).
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,11 +19,11 @@ from fcdeploy.run.features import read_features
 from fcdeploy.run.neighbors import partition
 from fcdeploy.run.run import Run
 from fcdeploy.systems import Weights
-from fcdeploy.systems.habits import Figures, Habit, SuitedRecipe, reason_of_k
+from fcdeploy.systems.habits import Figures, Habit, Reason, SuitedRecipe, reason_of_k
 from fcdeploy.systems.training_types import Schedule, Task, Training
 from fcdeploy.systems.ve_gcn import flow
 from fcdeploy.systems.ve_gcn.edges import sum_over_edges
-from fcdeploy.systems.ve_gcn.inputs import Candidates, candidates_of, graphs_among, ignored_faces
+from fcdeploy.systems.ve_gcn.inputs import candidates_of, graphs_among, ignored_faces
 from fcdeploy.systems.ve_gcn.network import GcnE, GcnV
 from fcdeploy.systems.ve_gcn.spec import Recipe
 
@@ -33,6 +35,8 @@ RANDOM, SIMILARITY = "random", "similarity"
 # up makes them smaller, so that both layers of the classifier learn at one rate.
 KEPT, SMALLER = 0.1, 4
 FITTED_FACES = 8192  # on which the scale of that start is chosen, at most
+# Of GCN-E's: centres on whose candidates it is fitted, and the weight of neighbors' distances beside a candidate's own.
+FITTED_CENTRES, NEAR, NEWTON_STEPS = 256, 1 / 3, 20
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,18 @@ class VertexSettings:
 
         recipe: of the training faces; n: how many there are, of the smallest album.
         """
-        if self.start not in (RANDOM, SIMILARITY):
-            return f"start = {self.start} is neither {RANDOM} nor {SIMILARITY}"
-        return None
+        return problem_of_start(self.start)
 
 
 @dataclass(frozen=True)
 class EdgeSettings:
-    """ignore_ratio: the share of faces, of lowest confidence, that are not trained on; published for MS1M."""
+    """ignore_ratio: the share of faces, of lowest confidence, that are not trained on; published for MS1M.
+
+    start: "random" weights, as published, or "similarity", see ``start_from_distance``.
+    """
 
     ignore_ratio: float = 0.7
+    start: str = RANDOM
 
     def problem(self, recipe: Recipe, n: int) -> str | None:
         """Return what is wrong with these values, or None.
@@ -63,7 +69,14 @@ class EdgeSettings:
         recipe: of the training faces; n: how many there are, of the smallest album.
         """
         ratio = self.ignore_ratio
-        return None if 0 <= ratio < 1 else f"ignore_ratio = {ratio} should lie in 0 to 1, 1 not included"
+        if not 0 <= ratio < 1:
+            return f"ignore_ratio = {ratio} should lie in 0 to 1, 1 not included"
+        return problem_of_start(self.start)
+
+
+def problem_of_start(start: str) -> str | None:
+    """Return what is wrong with the name of a start, or None."""
+    return None if start in (RANDOM, SIMILARITY) else f"start = {start} is neither {RANDOM} nor {SIMILARITY}"
 
 
 def purity(ids: np.ndarray, sims: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -146,7 +159,7 @@ def vertex_loss(net: GcnV, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def edge_task(run: Run, labels: np.ndarray, settings: EdgeSettings) -> Task[GcnE]:
-    """An item is a face with its candidates, padded to the most of its batch.
+    """An item is a face with its candidates, one behind the other, without padding.
 
     What is learned is whether each candidate is of the face's identity.
     """
@@ -166,39 +179,104 @@ def edge_task(run: Run, labels: np.ndarray, settings: EdgeSettings) -> Task[GcnE
 
     def batch(items: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         chosen = candidates_of(lists["ids"][:, :k], vertex["confidence"], centres[items])
-        members, adj = dense_graphs(chosen, graphs_among(edges, chosen).shares)
-        features = table[members]
-        features -= table[chosen.centres][:, None]
-        same = labels[members] == labels[chosen.centres][:, None]
-        real = np.arange(members.shape[1]) < chosen.counts[:, None]
-        return {"features": features, "adj": adj, "real": real, "same": same.astype(np.int64)}
+        of = np.repeat(chosen.centres, chosen.counts)
+        features = table[chosen.faces]
+        features -= table[of]
+        shares = graphs_among(edges, chosen).shares
+        same = (labels[chosen.faces] == labels[of]).astype(np.int64)
+        return {
+            "features": features,
+            "shares": shares.astype(np.float32),
+            "counts": chosen.counts,
+            "same": same,
+        }
 
-    return Task(len(centres), batch, edge_loss)
+    task = Task(len(centres), batch, edge_loss)
+    if settings.start == RANDOM or not len(centres):
+        return task
+    some = batch(np.arange(0, len(centres), -(-len(centres) // FITTED_CENTRES)), np.random.default_rng(0))
+    return replace(task, start=partial(start_from_distance, batch=some))
 
 
-def dense_graphs(chosen: Candidates, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return candidates (b, w) int32, face 0 behind the last of a centre, and their means (b, w, w) float32.
-
-    shares: the graphs row by row, see ``CandidateGraphs``; a row of padding is zero.
-    """
-    counts = chosen.counts
-    inside = np.arange(counts.max()) < counts[:, None]
-    members = np.zeros(inside.shape, dtype=np.int32)
-    members[inside] = chosen.faces
-    adj = np.zeros((*inside.shape, inside.shape[1]), dtype=np.float32)
-    adj[inside[:, :, None] & inside[:, None, :]] = shares
-    return members, adj
+def logits_of(net: GcnE, batch: Mapping[str, Tensor]) -> Tensor:
+    """GCN-E of all candidates of a batch, (c, 2): products over all of them, means within those of each centre."""
+    x, sizes = batch["features"], batch["counts"].tolist()
+    graphs = [
+        shares.view(size, size)
+        for shares, size in zip(batch["shares"].split([size**2 for size in sizes]), sizes, strict=True)
+    ]
+    for conv in (net.conv1, net.conv2, net.conv3, net.conv4):
+        means = torch.cat([graph @ rows for graph, rows in zip(graphs, x.split(sizes), strict=True)])
+        x = F.relu(torch.cat([x, means], dim=-1) @ conv.weight + conv.bias)  # (c, 2 w) -> (c, w')
+    logits: Tensor = net.classifier(x)
+    return logits.float()
 
 
 def edge_loss(net: GcnE, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Cross entropy, a mean over candidates and then over faces; with by how much each is taken for a real one."""
-    x, adj, real = batch["features"], batch["adj"], batch["real"]
-    for conv in (net.conv1, net.conv2, net.conv3, net.conv4):
-        x = conv(x, adj)
-    logits = net.classifier(x.reshape(-1, x.shape[-1])).float()  # (b, w, h / 2) -> (b w, 2)
-    losses = F.cross_entropy(logits, batch["same"].reshape(-1), reduction="none").reshape(real.shape)
-    means = (losses * real).sum(dim=1) / real.sum(dim=1)
-    return means.mean(), (logits[:, 1] - logits[:, 0])[real.reshape(-1)]
+    logits, counts = logits_of(net, batch), batch["counts"]
+    losses = F.cross_entropy(logits, batch["same"], reduction="none")
+    each = torch.repeat_interleave(1 / counts.float(), counts) / len(counts)
+    return (losses * each).sum(), logits[:, 1] - logits[:, 0]
+
+
+def start_from_distance(net: GcnE, batch: Mapping[str, np.ndarray]) -> None:
+    """Set weights so that the odds of a candidate fall with its distance to the face, and with those of its neighbors.
+
+    From random weights a network is long in finding out that a difference has a length, and learns by heart whose
+    differences they are. Here the first layer's units come in pairs, relu(u . x) and relu(-u . x), of a candidate's
+    difference x and directions u, orthonormal ones that follow from the random weights; their sum is about
+    proportional to the length of x. Half of the units of each layer behind it hand this sum on, the second with its
+    mean over neighbors; the others stay small. batch: of a task, on which scale and offset are fitted.
+    """
+    conv1, conv2 = net.conv1, net.conv2
+    first, last = (layer for layer in net.classifier if isinstance(layer, nn.Linear))
+    d, hidden = conv1.weight.shape[0] // 2, conv1.weight.shape[1]
+    pairs, half = min(d, hidden // 2), hidden // 2
+    some, few = max(1, hidden // 2), max(1, half // 2)  # units that hand it on
+    with torch.no_grad():
+        directions = torch.linalg.qr(conv1.weight[:d, :pairs])[0]
+        for name, parameter in net.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(KEPT)
+            elif name.endswith("bias"):
+                parameter.zero_()
+        conv1.weight[:d, : 2 * pairs : 2] += directions
+        conv1.weight[:d, 1 : 2 * pairs : 2] -= directions
+        length = pairs * (2 / (math.pi * d)) ** 0.5  # sum of |u . x| of an x of length 1, about
+        conv2.weight[: 2 * pairs, :some] += (1 - NEAR) / length
+        conv2.weight[hidden : hidden + 2 * pairs, :some] += NEAR / length
+        net.conv3.weight[:some, :few] += 1 / some
+        net.conv4.weight[:few, :few] += 1 / few
+        first.weight[:few, :few] += 1 / few
+        last.weight[0, :few] += 0.5 / few
+        last.weight[1, :few] -= 0.5 / few
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        logits = logits_of(net, tensors)
+        slope, offset = fitted_odds(logits[:, 1] - logits[:, 0], tensors["same"])
+        last.weight *= slope
+        last.bias.copy_(torch.tensor([-offset / 2, offset / 2]))
+
+
+def fitted_odds(said: Tensor, same: Tensor) -> tuple[float, float]:
+    """Return by what ``said`` (c,) has to be multiplied, and what added, to be the log odds of ``same`` (c,).
+
+    A logistic regression by Newton's method; 1 and 0 where nothing can be learned from these.
+    """
+    x, y = said.double(), same.double()
+    centre, spread = x.mean(), x.std()
+    if not spread > 0 or not 0 < y.mean() < 1:
+        return 1.0, 0.0
+    rows = torch.stack([(x - centre) / spread, torch.ones_like(x)], dim=1)
+    weights = torch.zeros(2, dtype=torch.float64)
+    for _ in range(NEWTON_STEPS):
+        chance = torch.sigmoid(rows @ weights)
+        curvature = (rows * (chance * (1 - chance) + 1e-6)[:, None]).T @ rows
+        weights += torch.linalg.solve(curvature, rows.T @ (y - chance) - 1e-6 * weights)
+    slope = float(weights[0] / spread)
+    if not 0 < slope < math.inf:
+        return 1.0, 0.0
+    return slope, float(weights[1] - slope * centre)
 
 
 def vertex_network(recipe: Recipe, weights: Weights) -> GcnV:
@@ -218,14 +296,14 @@ TRAINING = {
         VertexSettings,
         vertex_network,
         vertex_task,
-        Habit(5, 256, 0.003, mixed=True, settings={"start": SIMILARITY}),
+        Habit(5, 256, 0.003, mixed=True, share=0.3, settings={"start": SIMILARITY}),
     ),
     "edge": Training(
         Schedule(epochs=40, batch=32, lr=0.1, drops=(0.5, 0.8, 0.9), momentum=0.9, weight_decay=1e-5),
         EdgeSettings,
         edge_network,
         edge_task,
-        Habit(5, 64, 0.01, mixed=True, by_name=True),  # GCN-V links well without it
+        Habit(0.5, 16, 0.01, mixed=True, share=0.7, settings={"ignore_ratio": "0", "start": SIMILARITY}),
         needs=("vertex",),
     ),
 }
@@ -233,5 +311,6 @@ TRAINING = {
 
 def suited_recipe(figures: Figures) -> SuitedRecipe:
     """Return the settings that suit such faces."""
-    values = {"graph.k": figures.k, "links.k": min(8 * figures.k, LONG_LINKS)}
-    return SuitedRecipe(values, (reason_of_k(figures),))
+    values = {"graph.k": figures.k, "links.k": min(8 * figures.k, LONG_LINKS), "edge.ignore_ratio": 0.0}
+    every = Reason("ignore_ratio", "0", "all faces ask GCN-E; the most confident ones link right without it")
+    return SuitedRecipe(values, (reason_of_k(figures), every))
