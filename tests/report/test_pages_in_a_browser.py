@@ -286,6 +286,42 @@ def test_faces_are_chosen_and_split_off_moved_and_merged_by_keyboard(watch, revi
     assert seen.said == []
 
 
+def test_sections_are_reached_from_a_menu_where_it_is_narrow(watch, report_page):
+    seen = watch(width=390)
+    seen.page.goto(report_page.as_uri())
+    link = seen.page.locator(".menu a", has_text="Single faces")
+    assert not link.is_visible()
+    seen.page.locator(".menu summary").click()
+    link.click()
+    assert not link.is_visible()
+    header, heading = (seen.page.locator(one).bounding_box() for one in (".top", "#singles-h"))
+    assert header["y"] + header["height"] <= heading["y"] < 450
+    assert seen.said == []
+
+
+def test_regroup_shows_the_clusters_of_the_next_run(watch, review):
+    seen = watch()
+    opened(seen, review)
+    cards = seen.page.locator("#largest .card")
+    sizes = [int(cards.nth(at).get_attribute("data-size")) for at in (0, 1)]
+    other = cards.nth(1).get_attribute("data-cluster")
+    cards.first.focus()
+    seen.page.keyboard.press("g")
+    seen.page.keyboard.type(other)
+    seen.page.keyboard.press("Enter")
+    wait_for(seen.page, "Saved: merged")
+    for expected, decisions in ((sum(sizes), 1), (sizes[0], 0)):
+        with seen.page.expect_navigation():
+            seen.page.keyboard.press("r")
+        wait_for(seen.page, f"{decisions} decision")
+        assert int(cards.first.get_attribute("data-size")) == expected
+        assert cards.first.locator(".said").text_content() == ""
+        if decisions:
+            seen.page.keyboard.press("u")
+            wait_for(seen.page, "Taken back")
+    assert seen.said == []
+
+
 def test_two_tabs_do_not_write_over_each_other(watch, review):
     first, second = watch(), watch()
     for seen in (first, second):
