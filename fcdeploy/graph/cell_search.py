@@ -120,10 +120,16 @@ class CellSearch:
         on every machine.
         """
         check_recall(recall)
+        return reach_of(self.cuts_for(sampled_faces(len(self.vectors), sample), k), recall)
+
+    def cuts_for(self, faces: np.ndarray, k: int) -> np.ndarray:
+        """Return the highest cuts (m, k) int64 that reach each of the k neighbors of ``faces`` (m,) among all.
+
+        k: at most n. The same for a face whichever others share the call.
+        """
         n = len(self.vectors)
         k = min(k, n)
         wide = min(n, k + SPARE)
-        faces = sampled_faces(n, sample)
         found = np.empty((len(faces), wide), dtype=np.int32)
         cuts = np.empty((len(faces), k), dtype=np.int64)
 
@@ -143,7 +149,7 @@ class CellSearch:
             cuts_needed(best.rows, self._centroids, where, near, count, best.floor, cuts[rows])
 
         self._in_parts(look_up, len(faces), wide)
-        return reach_of(cuts, recall)
+        return cuts
 
     def _near(self, faces: np.ndarray, codes: np.ndarray, wide: int) -> np.ndarray:
         """Return the nearest cells (m, p) int32 of faces, the most similar first; p depends on ``wide`` alone."""

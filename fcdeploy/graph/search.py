@@ -125,11 +125,17 @@ class InCells:
                 device.cut = device.reach_for(k, self.recall).cut
                 yield lambda faces: device.search(faces, k)
                 return
+        with self.unreached(vectors, cells, room) as search:
+            search.cut = search.reach_for(k, self.recall).cut
+            yield lambda faces: search.search(faces, k)
+
+    @contextlib.contextmanager
+    def unreached(self, vectors: np.ndarray, cells: Cells, room: Room) -> Iterator[CellSearch]:
+        """Prepare a search that is to be told how far faces look, on the CPU."""
         file = room.file() if 2 * vectors.nbytes // 4 > room.memory // INDEX_SHARE else None
         search = CellSearch(vectors, cells, lists_file=file)
         try:
-            search.cut = search.reach_for(k, self.recall).cut
-            yield lambda faces: search.search(faces, k)
+            yield search
         finally:
             if file is not None:
                 del search

@@ -110,6 +110,12 @@ def write_block(stage: Stage, partial: Partial, rows: np.ndarray, arrays: dict[s
         partial.arrays["starts"][where] = before + np.cumsum(arrays["counts"]) - arrays["counts"]
 
 
+def follows_rows(stage: Stage) -> bool:
+    """Tell whether a block of the visit is one run of rows in all arrays of a stage."""
+    grows = any(None in shape for shape, _ in stage.shapes.values())
+    return stage.visit is None and isinstance(stage.rows, int) and not grows
+
+
 def smaller(stage: Stage, rows: int, error: MemoryError) -> int:
     """Return half a block's rows, a multiple of ``whole``; raises FcdeployError where it cannot be less."""
     half = -(-rows // 2 // stage.whole) * stage.whole

@@ -30,7 +30,7 @@ from fcdeploy.data.atomic import (
     sync_folder,
 )
 from fcdeploy.data.damaged import DAMAGED
-from fcdeploy.data.lease import LEASE, Lease, check_not_leased
+from fcdeploy.data.lease import LEASE, Content, Lease, LostError, check_not_leased
 from fcdeploy.data.locks import BusyError, Lock
 from fcdeploy.data.run_record import (
     JOURNAL,
@@ -51,6 +51,7 @@ from fcdeploy.run.store import Arrays, Shapes, Span, fixed
 SUMMARY = "summary.json"
 DURABLE = "durable"  # in a journal, instead of what is trusted until the next start only
 COPY_BYTES = 1 << 24
+CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EIO, errno.EPERM)
 SCRATCH_FOLDER = ".fcdeploy-run-"  # begins the name of a run's own folder
 HEADER_BYTES = 128  # of an array whose length is known when it is finished
 
@@ -93,7 +94,7 @@ class RunFolder:
                 f"{path}: another run is using this folder ({error}choose another {choice}."
             ) from None
         try:
-            check_not_leased(self.path / LEASE)
+            gone = check_not_leased(self.path / LEASE)
         except BusyError as error:
             self._lock.close()
             raise InputError(
@@ -107,8 +108,7 @@ class RunFolder:
         self._lease: Lease | None = None
         self.read_elsewhere = shared and not is_local(self.path)
         if shared or not is_local(self.path):
-            self.claims.claim(LEASE)
-            self._lease = Lease(self.path / LEASE)
+            self._lease = self._begin_lease(gone, choice)
         elif LEASE in self.claims:
             (self.path / LEASE).unlink(missing_ok=True)  # of a run that was killed
         self._maps = Maps()
@@ -117,9 +117,39 @@ class RunFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
+        try:
+            self.check_ours()
+            ours = True
+        except FcdeployError:
+            ours = False
         self._give_back()
-        self.claims.end()
+        if ours:
+            self.claims.end()
         self._lock.close()
+
+    def _begin_lease(self, gone: Content | None, choice: str) -> Lease:
+        """Begin the lease; gone: the one that was found when we came, of a run that is gone."""
+        try:
+            if gone is None:
+                gone = check_not_leased(self.path / LEASE)  # somebody may have come at the same time
+            self.claims.claim(LEASE)
+            return Lease(self.path / LEASE, gone)
+        except BusyError as error:
+            self._lock.close()
+            raise InputError(
+                f"{self.path}: another run is using this folder ({error}choose another {choice}."
+            ) from None
+
+    def check_ours(self) -> None:
+        """Raise FcdeployError when a run on another machine has taken the folder while this one stood still."""
+        try:
+            if self._lease is not None:
+                self._lease.check()
+        except LostError as error:
+            raise FcdeployError(
+                f"{self.path}: was taken by {error}, while this run stood still for some time; what that one has done "
+                "is kept, and this one ends here."
+            ) from None
 
     def _give_back(self) -> None:
         """End the lease, if there is one."""
@@ -180,6 +210,7 @@ class RunFolder:
         commit waits until all is on disk, and is trusted after a restart of the machine, too. scratch: the artifact is
         of use to the run that makes it only, and deleted at its end.
         """
+        self.check_ours()
         self.claims.claim(*places_of(name, scratch))
         self._drop_finished(name)
         return FolderPartial(self, name, key, shapes, visit, durable, scratch)
@@ -206,6 +237,7 @@ class RunFolder:
 
     def drop(self, name: str) -> None:
         """Delete an artifact, finished or not."""
+        self.check_ours()
         self._drop_finished(name)
         if (unfinished := places_of(name)[0]) in self.claims:
             remove_partial(self.path / unfinished)
@@ -221,6 +253,7 @@ class RunFolder:
 
     def drop_scratch(self) -> None:
         """Delete all scratch artifacts and everything unfinished, those of earlier runs, too."""
+        self.check_ours()
         for name, entry in list(self._entries.items()):
             if entry.boot:
                 self._forget(name)
@@ -232,6 +265,7 @@ class RunFolder:
 
     def remove(self) -> None:
         """Delete the folder with all artifacts; anything that is not ours stays, and the folder with it."""
+        self.check_ours()
         self._give_back()
         self.drop_scratch()
         for name in list(self._entries):
@@ -260,11 +294,13 @@ class RunFolder:
 
     def record(self, name: str, entry: Entry) -> None:
         """Note that the artifact ``name`` is complete, or about to be."""
+        self.check_ours()
         self._entries[name] = entry
         self.claims.write()
 
     def describe(self, computed: Mapping[str, object]) -> None:
         """Record what the run computes, for who reads the folder; no later run goes by it."""
+        self.check_ours()
         self.claims.record.computed = dict(computed)
         self.claims.write()
 
@@ -304,6 +340,7 @@ class FolderPartial:
             self.arrays = folder.watch(
                 {part: self._map(part, shape, dtype) for part, (shape, dtype) in fixed(shapes).items()}
             )
+            self._copied_to: dict[str, int] = {}  # descriptors of arrays, by name
             self._growing = {part: self._open(part) for part in shapes if part not in self.arrays}
             self._journal: IO[str] = open(self._place / JOURNAL, "a")  # noqa: SIM115 - closed by finish
             if not self.finished:
@@ -318,6 +355,32 @@ class FolderPartial:
         folder.mkdir(exist_ok=True)
         return folder
 
+    def copy_rows(self, part: str, first: int, file: int, at: int, count: int) -> bool:
+        """Let the system copy rows of an array, from ``first`` on, out of an open file, where they begin at ``at``.
+
+        False where it cannot, or several machines may see the file in different states: then nothing is said of these
+        rows.
+        """
+        array = self.arrays[part]
+        if not isinstance(array, np.memmap) or self._folder.read_elsewhere:
+            return False
+        if part not in self._copied_to:
+            self._copied_to[part] = open_own(self._place / f"{part}.npy", os.O_WRONLY)
+        row = array.strides[0]
+        to, left = array.offset + first * row, count * row
+        with no_space_left(self._place):
+            try:
+                while left:
+                    copied = os.copy_file_range(file, self._copied_to[part], left, at, to)
+                    if not copied:
+                        return False
+                    at, to, left = at + copied, to + copied, left - copied
+            except OSError as error:
+                if error.errno not in CANNOT_COPY:
+                    raise
+                return False
+        return True
+
     def append(self, part: str, rows: np.ndarray) -> int:
         """Add rows to an array that grows with every block; returns the number of rows before them."""
         file = self._growing[part]
@@ -329,6 +392,7 @@ class FolderPartial:
 
     def commit(self, start: int, stop: int) -> None:
         """Declare the rows of a block written."""
+        self._folder.check_ours()
         with no_space_left(self._place):
             if self._durable:
                 for array in self.arrays.values():
@@ -342,10 +406,14 @@ class FolderPartial:
         self._journal.close()
         for file in self._growing.values():
             file.close()
+        for descriptor in self._copied_to.values():
+            os.close(descriptor)
+        self._copied_to.clear()
         self.arrays.clear()
 
     def finish(self) -> Arrays:
         """Give the artifact its final name and map it."""
+        self._folder.check_ours()
         for part, file in self._growing.items():
             shape, dtype = self._shapes[part]
             with no_space_left(self._place):
@@ -378,9 +446,10 @@ class FolderPartial:
     def _remove_blocks(self) -> None:
         """Delete what others left for this artifact, also while a late one is about to write there."""
         folder = self._place / BLOCKS
+        gone = folder.with_name(f"{BLOCKS}.gone")
+        remove_folder(gone)  # of a driver that was killed just here
         if folder.is_dir():
             with contextlib.suppress(FileNotFoundError):
-                gone = folder.with_name(f"{BLOCKS}.gone")
                 os.rename(folder, gone)  # from here on nobody gets a file into it
                 remove_folder(gone)
 

@@ -6,6 +6,7 @@ It writes nothing into the run folder but files of blocks.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -43,6 +44,10 @@ class OvertakenError(Exception):
 
 class StoppedError(Exception):
     """There is nothing left to do."""
+
+
+class UnfitError(FcdeployError):
+    """This machine lacks what every worker needs."""
 
 
 class Line:
@@ -194,13 +199,28 @@ class FollowedBlocks:
                     said = {"kind": type(error).__name__, "sentence": str(error)}
                     self._line.ask(messages.REFUSED, stage.name, partial.key, span, json.dumps(said))
                     raise
-                # Where the folder is gone, so is who would have wanted the block.
+                # Where the folder is gone, so is who would have wanted the block: another is further on.
                 with contextlib.suppress(FileNotFoundError):
                     write_block_file(partial.blocks, span, partial.key, arrays, self._worker)
                 del arrays
                 reply = self._line.ask(messages.DONE, stage.name, partial.key, span)
                 if resident_bytes() > self._budget:
                     store.release_pages()
+
+
+def wait_for_folder(folder: Path, told: Path) -> None:
+    """Wait until the driver's run folder is seen from here, and in it ``told``, a place that no other run has.
+
+    Raises UnfitError when it is not, as where it is not mounted, or where another one has its name.
+    """
+    until = time.monotonic() + (SEEN_SECONDS if folder.parent.is_dir() else 0)
+    while not told.is_dir():
+        if time.monotonic() >= until:
+            found = "is another folder" if folder.is_dir() else "is not there"
+            raise UnfitError(
+                f"{folder}: {found} on {os.uname().nodename}; every machine has to see the run folder at the same path."
+            )
+        time.sleep(LOOK_SECONDS)
 
 
 class Follower:
@@ -225,7 +245,16 @@ class Follower:
 
 
 def copied(place: Path, parts: list[str], copy: Path) -> Path:
-    """Copy an artifact once for all workers of this machine; returns where the copy is."""
+    """Copy an artifact once for all workers of this machine; returns where the copy is, ``place`` on a full disk."""
+    try:
+        return _copied(place, parts, copy)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return place
+
+
+def _copied(place: Path, parts: list[str], copy: Path) -> Path:
     copy.parent.mkdir(parents=True, exist_ok=True)
     with open(copy.with_name(f"{copy.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -15,8 +15,11 @@ MOST_LOSSES = 3  # workers lost over one block, behind which the block is given 
 LEAST_PATIENCE = 30.0  # seconds that a block may take before another worker is given it, too
 SLOWER = 4  # times as long as the slowest block so far, likewise
 HOLDERS = 2  # workers at the same block, at most
-BLOCKS_EACH = 8  # of every worker in a stage
+SHARES = 2  # a worker is given so much less than its share of what is left, so that all end at nearly the same time
 LEAST_ROWS = 256  # of a block, where there are as many
+LEAST_SECONDS = (
+    0.02  # that a block takes at least: by so much workers may end apart, and handing out costs a tenth
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Handout:
     """The blocks of one stage: what is waiting, what is leased, what is done.
 
     missing: the runs of rows to compute; size: rows of a block, a multiple of ``whole``, rows that stay together, in
-    the visit's own counting from 0.
+    the visit's own counting from 0. workers: how many there are, if blocks may be smaller: they begin large, and become
+    smaller towards the end, down to ``least`` rows. Without it all have ``size`` rows.
     """
 
     def __init__(
@@ -49,26 +53,39 @@ class Handout:
         size: int,
         whole: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        workers: Callable[[], int] | None = None,
+        least: int = LEAST_ROWS,
     ) -> None:
-        self._whole, self._clock = whole, clock
-        self._waiting: deque[Span] = deque()
-        for first, end in missing:
-            self._waiting.extend((start, min(start + size, end)) for start in range(first, end, size))
+        self._size, self._whole, self._clock = size, whole, clock
+        self._workers, self._least = workers, least
+        self._runs = deque(missing)  # of which no block was cut yet
+        self._waiting: deque[Span] = deque()  # blocks that were handed out before
         self._leases: list[Lease] = []
         self._done: list[Span] = []
         self._losses: dict[Span, int] = {}
-        self._slowest = 0.0
-        self.left = sum(stop - start for start, stop in self._waiting)
+        self._slowest, self._rate = 0.0, 0.0  # seconds of a block, rows per second and worker
+        self.left = _rows(self._runs)
         self.again = 0  # blocks that were handed out once more
 
     @property
     def finished(self) -> bool:
         return not self.left
 
+    @property
+    def waiting(self) -> list[Span]:
+        """The rows that nobody has."""
+        return [*self._waiting, *self._runs]
+
     def take(self, worker: str) -> Span | None:
         """Lease a worker the next block, or one that another has had for too long; None when there is none."""
         if self._waiting:
             return self._lease(self._waiting.popleft(), worker)
+        if self._runs:
+            start, end = self._runs.popleft()
+            stop = min(start + self._next_size(end - start), end)
+            if stop < end:
+                self._runs.appendleft((stop, end))
+            return self._lease((start, stop), worker)
         patience = max(LEAST_PATIENCE, SLOWER * self._slowest)
         for lease in sorted(self._leases, key=lambda lease: lease.since):
             holders = [other.worker for other in self._leases if other.span == lease.span]
@@ -78,6 +95,15 @@ class Handout:
                 return self._lease(lease.span, worker)
         return None
 
+    def _next_size(self, first: int) -> int:
+        """Return how many rows the next block has; first: rows of the run that it is cut from."""
+        if self._workers is None:
+            return self._size
+        left = first + _rows(self._runs)
+        fair = -(-left // (SHARES * max(1, self._workers())))
+        rows = min(self._size, max(fair, self._least, int(self._rate * LEAST_SECONDS)))
+        return max(self._whole, -(-rows // self._whole) * self._whole)
+
     def _lease(self, span: Span, worker: str) -> Span:
         self._leases.append(Lease(span, worker, self._clock()))
         return span
@@ -86,7 +112,9 @@ class Handout:
         """Tell whether a block that a worker has computed counts: none of its rows were done before."""
         for lease in self._leases:
             if lease.worker == worker and lease.span == span:
-                self._slowest = max(self._slowest, self._clock() - lease.since)
+                seconds = self._clock() - lease.since
+                self._slowest = max(self._slowest, seconds)
+                self._rate = (span[1] - span[0]) / max(seconds, 1e-6)
         self._return(worker, span)
         if any(_overlap(span, other) for other in self._done):
             return False
@@ -119,6 +147,7 @@ class Handout:
         self._return(worker, span)
         self._put_back(span)
         self._waiting = deque(part for waiting in self._waiting for part in _cut(waiting, half))
+        self._size = min(self._size, half)
         return True
 
     def _return(self, worker: str, span: Span) -> None:
@@ -126,16 +155,14 @@ class Handout:
 
     def _put_back(self, span: Span) -> None:
         """Let a block wait again, before all others, unless somebody else has it or it is done."""
-        taken = [lease.span for lease in self._leases] + self._done + list(self._waiting)
+        taken = [lease.span for lease in self._leases] + self._done + self.waiting
         if not any(_overlap(span, other) for other in taken):
             self.again += 1
             self._waiting.appendleft(span)
 
 
-def size_of_blocks(count: int, size: int, whole: int, workers: int) -> int:
-    """Return how many rows a block has, at most ``size``, so that many workers end at nearly the same time."""
-    fair = max(LEAST_ROWS, -(-count // (BLOCKS_EACH * max(1, workers))))
-    return max(whole, -(-min(size, fair) // whole) * whole)
+def _rows(spans: Iterable[Span]) -> int:
+    return sum(stop - start for start, stop in spans)
 
 
 def _overlap(one: Span, other: Span) -> bool:

@@ -11,6 +11,7 @@ NEXT = "next"  # what else is there to do
 DONE = "done"  # a block is written; and what BLOCK asks
 NO_MEMORY = "no memory"  # for a block; likewise
 REFUSED = "refused"  # the block cannot be computed by anybody; text: type and sentence, as JSON
+UNFIT = "unfit"  # this machine lacks what every worker needs; text: a sentence
 ENDED = "ended"  # the worker itself; text: why, empty where it was told to
 
 # What the driver answers.

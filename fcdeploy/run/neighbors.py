@@ -1,17 +1,18 @@
 """Neighbor lists as artifacts: found by a search, or read from a file."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import numpy as np
 
+from fcdeploy.graph.cell_search import SAMPLE, CellSearch, reach_of, sampled_faces
 from fcdeploy.graph.cell_search_cuda import ranks_on
 from fcdeploy.graph.chosen_lists import ChosenLists
 from fcdeploy.graph.knn import KnnGraph, KnnSearch, similarities_of_lists
 from fcdeploy.graph.lists import RowsInOrder, check_lists, mostly_without_self
 from fcdeploy.graph.partition import NEAREST, make_cells
 from fcdeploy.graph.recall import measure_recall
-from fcdeploy.graph.search import Find, search_named
+from fcdeploy.graph.search import Find, InCells, search_named
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.carried import lists_merge
 from fcdeploy.run.given import GivenLists, open_lists
@@ -74,6 +75,11 @@ def nearest_neighbors(
     def opened() -> AbstractContextManager[Find]:
         return search.open(vectors.array, cells.cells if search.in_cells else None, k, run.room(name))
 
+    through: tuple[Artifact, ...] = ()
+    if run.blocks is not None and isinstance(search, InCells) and not run.on_gpu:
+        shared = SharedSearch(run, name, text, vectors, cells, search, k)
+        opened, through = shared.opened, (shared.cuts,)
+
     def measure(arrays: Arrays) -> None:
         if search.in_cells:
             recall = measure_recall(vectors.array, KnnGraph(arrays["ids"], arrays["sims"]), above)
@@ -93,11 +99,58 @@ def nearest_neighbors(
             size=search.block,
             visit=cells if search.in_cells else None,
             opened=opened,
+            through=through,
             scratch=scratch,
             then=measure,
             carry=lists_merge(vectors, clip=clip),
         )
     )
+
+
+class SharedSearch:
+    """A search in cells by several workers, who share out, too, finding how far faces have to look.
+
+    cuts: those of a sample of faces, see ``CellSearch.cuts_for``. What a worker prepares for them serves its search.
+    """
+
+    def __init__(
+        self, run: Run, name: str, text: str, vectors: Artifact, cells: Partition, search: InCells, k: int
+    ) -> None:
+        self._search, self._k = search, k
+        self._prepare = lambda: search.unreached(vectors.array, cells.cells, run.room(name))
+        self._prepared: tuple[ExitStack, CellSearch] | None = None
+        ((shape, _),) = vectors.shapes.values()
+        sample = sampled_faces(int(shape[0] or 0), SAMPLE)
+        self.cuts = run.compute(
+            Stage(
+                name=f"{name}_cuts",
+                text=f"{text}: reach",
+                block=lambda rows, prepared: {"cuts": prepared.cuts_for(sample[rows], k)},
+                shapes={"cuts": ((len(sample), k), np.int64)},
+                made_from=(vectors, cells.artifact),
+                settings={"k": k},
+                rows=len(sample),
+                opened=self._kept_open,
+                scratch=True,
+            )
+        )
+
+    @contextmanager
+    def _kept_open(self) -> Iterator[CellSearch]:
+        """Prepare the search, and leave it so."""
+        if self._prepared is None:
+            stack = ExitStack()
+            self._prepared = stack, stack.enter_context(self._prepare())
+        yield self._prepared[1]
+
+    @contextmanager
+    def opened(self) -> Iterator[Find]:
+        """Open the search; its cuts are there."""
+        with self._kept_open() as search:
+            search.cut = reach_of(self.cuts["cuts"], self._search.recall).cut
+            stack, self._prepared = self._prepared[0], None  # type: ignore[index]
+            with stack:
+                yield lambda faces: search.search(faces, self._k)
 
 
 def lists_from_file(

@@ -231,15 +231,15 @@ class RayCrew:
     def describe(self, worker: str) -> str:
         return self._names.get(worker, f"worker {worker}")
 
-    def poll(self) -> list[Asked | Lost]:
+    def poll(self, wait: bool = True) -> list[Asked | Lost]:
         if time.monotonic() - self._looked > LOOK:
             self._look()
         if not self._asked:
             if self._reason:
                 raise FcdeployError(f"no worker is left: {self._reason}.")
-            time.sleep(TICK)
+            time.sleep(TICK if wait else 0)
             return []
-        ready, waiting = self._ray.wait(list(self._asked), num_returns=1, timeout=TICK)
+        ready, waiting = self._ray.wait(list(self._asked), num_returns=1, timeout=TICK if wait else 0)
         if ready and waiting:
             ready += self._ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]
         return [event for ref in ready if (event := self._event(ref)) is not None]

@@ -7,7 +7,9 @@ lost at any time.
 
 import contextlib
 import json
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,23 +18,25 @@ from typing import Protocol
 from fcdeploy.data.run_record import Entry
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.run import messages
-from fcdeploy.run.block_files import blocks_in, read_block_file, remove_block_file
-from fcdeploy.run.blocks import OpenEngine, rows_of_block, smaller, write_block
+from fcdeploy.run.block_files import BlockFile, blocks_in, look_at_block, name_of_block
+from fcdeploy.run.blocks import OpenEngine, follows_rows, rows_of_block, smaller, write_block
 from fcdeploy.run.fingerprint import differences
 from fcdeploy.run.folder import FolderPartial, RunFolder
-from fcdeploy.run.handout import GivenUpError, Handout, size_of_blocks
+from fcdeploy.run.handout import GivenUpError, Handout
 from fcdeploy.run.memory import resident_bytes
 from fcdeploy.run.messages import Ask, Reply
 from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Bar, Progress
 from fcdeploy.run.stage import Stage
-from fcdeploy.run.store import Arrays, Partial, Span, Store, missing_blocks
+from fcdeploy.run.store import Partial, Span, Store, missing_blocks
 from fcdeploy.run.summary import WorkersFigures
 
 MOST_RESTARTS = 200  # of a worker's flow one behind the other, which then goes elsewhere than ours
 
 ALONE_SECONDS = 60.0  # without any worker, behind which the user is told
 MOST_NOTES = 5  # of lost workers; the bar counts them all
+APPEARS_SECONDS = 1.0  # for which a file server may hide a file that is there
+MOST_WRITTEN = 2  # blocks of each worker that wait to be taken in while workers are answered first
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,10 @@ class Lost:
 class Crew(Protocol):
     """Workers elsewhere, and how they are reached."""
 
-    def poll(self) -> list[Asked | Lost]:
+    def poll(self, wait: bool = True) -> list[Asked | Lost]:
         """Return what has happened, after waiting a little for it; starts workers where there is room for one.
+
+        wait: or what has happened by now.
 
         Raises FcdeployError when there is none and none can be had.
         """
@@ -89,8 +95,9 @@ class Crew(Protocol):
 class Product:
     """An artifact in the making.
 
-    in_order: whether blocks are taken in one behind the other; at: what is missing then, and ready: blocks that are
-    written and wait for those before them, by their first row. taken: how many were taken in.
+    written: blocks that workers have reported and that are to be taken in. in_order: whether they are one behind the
+    other; at: what is missing then, and ready: blocks that wait for those before them, by their first row. taken: how
+    many were taken in.
     """
 
     stage: Stage
@@ -100,7 +107,8 @@ class Product:
     bar: Bar
     in_order: bool
     at: list[Span] = field(default_factory=list)
-    ready: dict[int, Span] = field(default_factory=dict)
+    written: deque[BlockFile] = field(default_factory=deque)
+    ready: dict[int, BlockFile] = field(default_factory=dict)
     taken: int = 0
 
 
@@ -175,20 +183,24 @@ class SharedBlocks:
             product = Product(stage, partial, Handout([], 1), blocks, bar, growing, missing)
             adopted = self._adopted(product, missing)
             gaps = list(missing_blocks([*partial.finished, *adopted], stage.count))
-            size = stage.size  # as everywhere where engines are: sums are rounded otherwise in other batches
-            if not stage.passes:
-                size = size_of_blocks(stage.count, stage.size, stage.whole, self._crew.expected)
-            product.handout = Handout(gaps, size, stage.whole)
+            # As everywhere where engines are: sums are rounded otherwise in other batches.
+            workers = None if stage.passes else lambda: self._crew.expected
+            product.handout = Handout(gaps, stage.size, stage.whole, workers=workers)
             self._product, self._first = product, 0.0
             try:
                 started = time.monotonic()
-                while not product.handout.finished:
+                while product.written or not product.handout.finished:
                     if not self._crew.count and time.monotonic() - started > ALONE_SECONDS:
                         self._tell_of_waiting()
                     self._serve()
-                    for event in self._crew.poll():
+                    events = self._crew.poll(wait=not product.written)
+                    for event in events:
                         self._handle(event, product)
                         self._serve()
+                    # Behind the answers, so that nobody waits for the copying.
+                    full = len(product.written) > MOST_WRITTEN * max(1, self._crew.count)
+                    if product.written and (full or not events):
+                        self._take(product, product.written.popleft())
                     if resident_bytes() > self._options.budget:
                         store.release_pages()
             finally:
@@ -208,41 +220,43 @@ class SharedBlocks:
     def _adopted(self, product: Product, missing: list[Span]) -> list[Span]:
         """Take in blocks that were written before a driver ended, and delete other files."""
         adopted: list[Span] = []
-        for span in blocks_in(product.blocks):
+        for span, path in blocks_in(product.blocks):
             inside = any(start <= span[0] < span[1] <= stop for start, stop in missing)
             apart = all(span[1] <= other[0] or other[1] <= span[0] for other in adopted)
-            arrays = read_block_file(product.blocks, span, product.partial.key) if inside and apart else None
-            if arrays is None:
-                remove_block_file(product.blocks, span)
+            block = look_at_block(path, span, product.partial.key) if inside and apart else None
+            if block is None:
+                path.unlink(missing_ok=True)
             else:
                 adopted.append(span)
-                self._take(product, span, arrays)
+                self._take(product, block)
         for part in product.blocks.glob(".*.tmp"):  # of a worker that was killed; a late one begins anew
             part.unlink(missing_ok=True)
         return adopted
 
-    def _take(self, product: Product, span: Span, arrays: Arrays) -> None:
+    def _take(self, product: Product, block: BlockFile) -> None:
         """Take a block into the artifact, or keep it until those before it are there where they go in order."""
         if not product.in_order:
-            self._commit(product, span, arrays)
+            self._commit(product, block)
             return
-        product.ready[span[0]] = span
-        while product.at and (span := product.ready.pop(product.at[0][0], (-1, -1)))[0] >= 0:
-            found = read_block_file(product.blocks, span, product.partial.key)
-            if found is None:
+        product.ready[block.span[0]] = block
+        while product.at and (found := product.ready.pop(product.at[0][0], None)) is not None:
+            self._commit(product, found)
+            stop, end = found.span[1], product.at[0][1]
+            product.at = ([(stop, end)] if stop < end else []) + product.at[1:]
+
+    def _commit(self, product: Product, block: BlockFile) -> None:
+        start, stop = block.span
+        if not (follows_rows(product.stage) and copied_rows(product.partial, block)):
+            arrays = block.read()
+            if arrays is None:
                 raise FcdeployError(
                     f"{product.blocks}: a block of {product.stage.text} is gone or damaged; run the same command again."
                 )
-            self._commit(product, span, found)
-            end = product.at[0][1]
-            product.at = ([(span[1], end)] if span[1] < end else []) + product.at[1:]
-
-    def _commit(self, product: Product, span: Span, arrays: Arrays) -> None:
-        write_block(product.stage, product.partial, rows_of_block(product.stage, *span), arrays)
-        product.partial.commit(*span)
-        remove_block_file(product.blocks, span)
+            write_block(product.stage, product.partial, rows_of_block(product.stage, start, stop), arrays)
+        product.partial.commit(start, stop)
+        block.remove()
         product.taken += 1
-        product.bar.advance(span[1] - span[0])
+        product.bar.advance(stop - start)
         product.bar.tell(self._told(product))
 
     def _told(self, product: Product) -> str:
@@ -260,23 +274,29 @@ class SharedBlocks:
         if ask.kind == messages.HELLO:
             self._welcome(worker, ask)
             return
+        if ask.kind == messages.UNFIT:
+            self._do_without(worker, ask.text, product)
+            return
         current = ask.run == self._run and (ask.name, ask.key) == (product.stage.name, product.partial.key)
         span = ask.start, ask.stop
         self._asking[worker] = ask  # whatever comes: it waits for an answer
         if ask.kind == messages.REFUSED and ask.run == self._run:
             raise refused(ask.text)
         if ask.kind == messages.DONE and current:
-            arrays = read_block_file(product.blocks, span, ask.key)
-            if arrays is None:  # already taken in, or lost
-                if product.handout.is_open(worker, span):
-                    self._lose_block(worker, f"{product.blocks}: the block it wrote is not there", product)
+            path = product.blocks / name_of_block(span, worker)
+            block = look_at_block(path, span, ask.key)
+            if block is None and product.handout.is_open(worker, span):
+                time.sleep(APPEARS_SECONDS)
+                block = look_at_block(path, span, ask.key)
+                if block is None:
+                    self._do_without(worker, f"{path} is not there, which it says it wrote.", product)
+                    return
+            if block is None:
+                pass  # somebody else's was first
             elif product.handout.done(worker, span):
-                self._asking[worker] = ask._replace(kind=messages.BLOCK)
-                self._serve()  # before the copying: the worker goes on
-                self._take(product, span, arrays)
-                return
+                product.written.append(block)
             else:
-                remove_block_file(product.blocks, span)
+                block.remove()
         elif ask.kind == messages.NO_MEMORY and current and not product.handout.halve(worker, span):
             smaller(product.stage, span[1] - span[0], MemoryError(ask.text))  # which raises
         if ask.kind in (messages.DONE, messages.NO_MEMORY):
@@ -290,6 +310,14 @@ class SharedBlocks:
             self._note(f"{self._crew.describe(worker)} was lost ({reason}); its blocks go to others.")
         self._lose_block(worker, reason, product)
         product.bar.tell(self._told(product))
+
+    def _do_without(self, worker: str, reason: str, product: Product) -> None:
+        """Go on without a worker whose machine lacks something, and without others in its place."""
+        where = self._crew.describe(worker)
+        self._asking.pop(worker, None)
+        self._note(f"{where} is not used: {reason}")
+        self._lose_block(worker, reason, product)
+        self._crew.dismiss(worker, f"{where} is not used: {reason.rstrip('.')}")
 
     def _lose_block(self, worker: str, reason: str, product: Product) -> None:
         try:
@@ -359,6 +387,28 @@ class SharedBlocks:
         if (ask.name, ask.key) in self._inside:
             return Reply(messages.INSIDE)
         return self._begin()  # it has fallen behind: what it asks for was needed, and is no more
+
+
+def copied_rows(partial: FolderPartial, block: BlockFile) -> bool:
+    """Let the system copy a block, one run of rows in all arrays, into an artifact; False where it cannot."""
+    rows = block.span[1] - block.span[0]
+    if block.arrays.keys() != partial.arrays.keys():
+        return False
+    for name, within in block.arrays.items():
+        array = partial.arrays[name]
+        if (within.dtype, within.shape) != (array.dtype, (rows, *array.shape[1:])):
+            return False
+    try:
+        file = os.open(block.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return all(
+            partial.copy_rows(name, block.span[0], file, within.at, rows)
+            for name, within in block.arrays.items()
+        )
+    finally:
+        os.close(file)
 
 
 def described(entry: Entry) -> str:

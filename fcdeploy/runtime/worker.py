@@ -21,7 +21,8 @@ from fcdeploy.data.features import Features, Source, stamp_of
 from fcdeploy.data.leftovers import remove_leftovers, temporary_folder_in
 from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.engine.embedder import settings_from_table
-from fcdeploy.errors import speaking_flags
+from fcdeploy.errors import InputError, speaking_flags
+from fcdeploy.graph.codes import CodeScale, codes_of_rows
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run import messages
 from fcdeploy.run.follow import (
@@ -32,6 +33,8 @@ from fcdeploy.run.follow import (
     Line,
     OvertakenError,
     StoppedError,
+    UnfitError,
+    wait_for_folder,
 )
 from fcdeploy.run.messages import Ask
 from fcdeploy.run.progress import Progress
@@ -63,6 +66,7 @@ def work(description: str, name: str, threads: int, workers: int, send: Send) ->
         own_folder(own["scratch"], own["folder"]) as folder,
     ):
         place = Place(name, threads, own["memory"] or machine.memory() // 2 // max(1, workers), folder)
+        load_kernels()
         reply = send(Ask(messages.HELLO, text=json.dumps(own_fingerprint(own))))
         if reply.kind == messages.STOP:
             return
@@ -70,8 +74,11 @@ def work(description: str, name: str, threads: int, workers: int, send: Send) ->
             line.begun, told = reply, json.loads(reply.text)
             try:
                 with threads_limited(threads):
+                    wait_for_folder(Path(told["folder"]), Path(told["told"]))
                     WAYS[told["kind"]](told, line, place)
                 line.ask(messages.NEXT)
+            except (InputError, UnfitError) as error:
+                line.ask(messages.UNFIT, text=str(error))
             except OvertakenError as overtaken:
                 if overtaken.reply.start == line.run:
                     time.sleep(LOOK_SECONDS)
@@ -134,6 +141,11 @@ def copies_in(scratch: Path, run_folder: str) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
+
+
+def load_kernels() -> None:
+    """Have ready what every kernel needs, threads and a compiler, which takes a moment the first time."""
+    codes_of_rows(np.zeros((1, 1), dtype=np.float32), CodeScale(1.0, 1))
 
 
 def own_fingerprint(about: Mapping[str, str]) -> dict[str, str]:

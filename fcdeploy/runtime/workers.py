@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypedDict
@@ -51,8 +52,8 @@ class Workers:
         self.blocks, self.run_folder = blocks, folder
         place = folder.scratch_file(WORKERS)
         assert place is not None
-        place.mkdir()
-        self.folder = place.absolute()
+        self.folder = place.absolute() / secrets.token_hex(8)  # by which workers know that it is ours
+        self.folder.mkdir(parents=True)
         self._told = 0
         self._source: Source | None = None
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fcdeploy.data import lease
-from fcdeploy.data.lease import LEASE, Lease, check_not_leased
+from fcdeploy.data.lease import LEASE, Lease, LostError, check_not_leased
 from fcdeploy.data.locks import BusyError
-from fcdeploy.errors import InputError
+from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.run.folder import RunFolder
 
 
@@ -100,3 +100,60 @@ def test_the_lease_of_a_killed_run_is_taken_over_on_the_same_host(tmp_path: Path
     with RunFolder(place, shared=shared):
         assert (place / LEASE).exists() == shared
     assert not (place / LEASE).exists()
+
+
+def test_of_two_that_find_an_old_lease_at_the_same_time_one_gets_it(tmp_path: Path) -> None:
+    path = tmp_path / LEASE
+    path.write_text("dead-host 4711 000000000007\n")
+    gone = check_not_leased(path)
+    assert gone == ("dead-host", 4711, 7)
+    first = Lease(path, gone)
+    with elsewhere(), pytest.raises(BusyError):
+        Lease(path, gone)
+    first.check()
+    first.close()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_run_that_stood_still_for_long_writes_nothing_into_a_folder_that_another_has(
+    tmp_path: Path, ended: bool
+) -> None:
+    """A machine that slept: the other one may have ended in the meantime, and what is here is no longer as it was."""
+    place = tmp_path / "run"
+    with RunFolder(place, shared=True) as folder:
+        held = folder._lease
+        assert held is not None
+        partial = folder.begin("ids", "key", {"ids": ((5000,), "<i4")})
+        partial.commit(0, 10)
+        held._over.set()  # it sleeps
+        held._thread.join()
+        (place / LEASE).unlink() if ended else (place / LEASE).write_text("other-host 99 000000000001\n")
+        before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        held._renewed -= 1000
+        for write in (
+            lambda: partial.commit(10, 20),
+            lambda: folder.begin("other", "key", {"ids": ((5000,), "<i4")}),
+            lambda: folder.drop("ids"),
+            folder.drop_scratch,
+            folder.remove,
+            partial.finish,
+        ):
+            with pytest.raises(FcdeployError, match="was taken by"):
+                write()
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
+def test_a_lease_that_was_taken_stays_lost(tmp_path: Path) -> None:
+    held = Lease(tmp_path / LEASE)
+    (tmp_path / LEASE).write_text("other-host 99 000000000001\n")
+    until = time.monotonic() + 5
+    while not held._lost and time.monotonic() < until:
+        time.sleep(0.01)
+    with pytest.raises(LostError, match="process 99 on other-host"):
+        held.check()
+    (tmp_path / LEASE).unlink()
+    with pytest.raises(LostError):
+        held.check()
+    held.close()
+    assert not (tmp_path / LEASE).exists()

@@ -22,7 +22,7 @@ from fcdeploy.errors import FcdeployError, FcdeployWarning, InputError
 from fcdeploy.run import fingerprint, handout
 
 SYSTEMS = [case for case in CASES if not case.networks]
-SEARCHES = [*((case, "cells") for case in SYSTEMS), (CASES[0], "ivf"), (CASES[0], "exact")]
+SEARCHES = [*((case, knn) for knn in ("cells", "exact") for case in SYSTEMS), (CASES[0], "ivf")]
 
 
 @pytest.fixture

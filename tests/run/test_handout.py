@@ -1,18 +1,19 @@
 """The handing-out of blocks: whatever workers do, every row is done once, none is lost, and leases come back."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fcdeploy.run.handout import (
-    BLOCKS_EACH,
     LEAST_PATIENCE,
     LEAST_ROWS,
+    LEAST_SECONDS,
     MOST_LOSSES,
     GivenUpError,
     Handout,
-    size_of_blocks,
 )
 from fcdeploy.run.store import missing_blocks
 
@@ -93,21 +94,63 @@ def test_halves_are_multiples_of_what_stays_together_and_the_smallest_is_not_hal
     assert not handout.halve("a", (0, 4))
 
 
-def test_blocks_are_small_enough_for_all_workers_and_not_smaller() -> None:
-    assert size_of_blocks(100_000, 65536, 1, 2) == 100_000 / 2 / BLOCKS_EACH
-    assert size_of_blocks(10_000_000, 8192, 1, 2) == 8192
-    assert size_of_blocks(1000, 8192, 1, 8) == LEAST_ROWS
-    assert size_of_blocks(1000, 8192, 96, 8) == 288
-    assert size_of_blocks(100, 50, 96, 8) == 96
+def sizes_of(handout: Handout, clock: Clock, seconds_per_row: float = 0.01) -> list[int]:
+    """Rows of the blocks that one worker takes one after the other."""
+    sizes = []
+    while span := handout.take("a"):
+        sizes.append(span[1] - span[0])
+        clock.now += seconds_per_row * sizes[-1]
+        assert handout.done("a", span)
+    return sizes
+
+
+def test_blocks_become_smaller_towards_the_end_and_hold_every_row() -> None:
+    """Half a worker's share of what is left: of two workers, a quarter."""
+    clock = Clock()
+    sizes = sizes_of(Handout([(0, 60_000), (70_000, 110_000)], 65_536, clock=clock, workers=lambda: 2), clock)
+    assert sizes[:3] == [25_000, 18_750, -(-(100_000 - 43_750) // 4)]
+    assert sum(sizes) == 100_000
+    assert sizes[-1] <= LEAST_ROWS
+    assert len(sizes) < 40
+    shrinking = [size for size in sizes if size >= LEAST_ROWS]
+    assert sum(one < other for one, other in pairwise(shrinking)) <= 1  # a run's end
+
+
+def test_blocks_are_no_larger_than_asked_for_and_multiples_of_what_stays_together() -> None:
+    clock = Clock()
+    most = sizes_of(Handout([(0, 10_000_000)], 8192, clock=clock, workers=lambda: 2), clock)
+    assert max(most) == 8192
+    assert sum(most) == 10_000_000
+    together = sizes_of(Handout([(0, 100_000)], 65_536, 96, clock, lambda: 8), clock)
+    assert all(size % 96 == 0 for size in together[:-1])
+    assert sizes_of(Handout([(0, 100)], 50, 96, clock, lambda: 8), clock) == [96, 4]
+
+
+def test_blocks_of_a_quick_stage_are_not_so_small_that_handing_them_out_is_what_takes_time() -> None:
+    """A million rows per second: no block of less than LEAST_SECONDS of work, the last one apart."""
+    clock = Clock()
+    sizes = sizes_of(Handout([(0, 200_000)], 65_536, clock=clock, workers=lambda: 2), clock, 1e-6)
+    assert min(sizes[:-1]) == pytest.approx(1e6 * LEAST_SECONDS, rel=0.01)
+    assert sum(sizes) == 200_000
+
+
+def test_more_workers_are_given_smaller_blocks_from_then_on() -> None:
+    clock, crew = Clock(), [1]
+    handout = Handout([(0, 100_000)], 65_536, clock=clock, workers=lambda: crew[0])
+    assert handout.take("a") == (0, 50_000)
+    crew[0] = 5
+    assert handout.take("b") == (50_000, 55_000)
 
 
 class Workers(RuleBasedStateMachine):
     """Workers take blocks, finish, fail, are slow, come back late, and run out of memory, in any order."""
 
+    workers = None
+
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.handout = Handout([(0, 25), (27, ROWS)], SIZE, WHOLE, self.clock)
+        self.handout = Handout([(0, 25), (27, ROWS)], SIZE, WHOLE, self.clock, self.workers, 2)
         self.journal: list[tuple[int, int]] = []
         self.busy: dict[str, tuple[int, int]] = {}
         self.late: list[tuple[str, tuple[int, int]]] = []  # who was taken for lost, and writes all the same
@@ -162,7 +205,7 @@ class Workers(RuleBasedStateMachine):
         rows = [row for start, stop in self.journal for row in range(start, stop)]
         assert len(rows) == len(set(rows)), "in the journal twice"
         assert self.handout.left == ROWS - 2 - len(rows)
-        open_rows = {row for start, stop in self.handout._waiting for row in range(start, stop)}
+        open_rows = {row for start, stop in self.handout.waiting for row in range(start, stop)}
         leased = {row for lease in self.handout._leases for row in range(*lease.span)}
         assert open_rows | leased | set(rows) >= {*range(25), *range(27, ROWS)}
         assert not (open_rows | leased) & set(rows)
@@ -183,5 +226,13 @@ class Workers(RuleBasedStateMachine):
         assert list(missing_blocks(self.journal, ROWS)) == [(25, 27)]
 
 
+class TaperedWorkers(Workers):
+    """The same where blocks become smaller."""
+
+    workers = staticmethod(lambda: 2)
+
+
+TestTaperedWorkers = TaperedWorkers.TestCase
+TestTaperedWorkers.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestWorkers = Workers.TestCase
 TestWorkers.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

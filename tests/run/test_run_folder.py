@@ -450,3 +450,30 @@ def test_artifacts_in_memory_are_read_only_once_finished_and_gone_once_dropped()
     store.drop("pair")
     store.drop("pair")
     assert store.load("pair", "key") is None
+
+
+def test_a_kill_between_the_last_block_and_the_name_leaves_nothing_in_the_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where workers write their blocks is renamed, then deleted: the one killed in between is followed by another."""
+
+    class Killed(Exception):
+        pass
+
+    def killed(path: Path) -> None:
+        if path.exists():
+            raise Killed
+
+    with RunFolder(tmp_path / "run") as folder:
+        partial = folder.begin("wide", "key", WIDE)
+        wanted = fill(partial)
+        partial.commit(0, 3000)
+        (partial.folder_of_blocks() / "a.block").write_bytes(b"late")
+        with monkeypatch.context() as patch:
+            patch.setattr(run_folder, "remove_folder", killed)
+            with pytest.raises(Killed):
+                partial.finish()
+        again = folder.begin("wide", "key", WIDE)
+        again.folder_of_blocks()
+        assert_equal(again.finish(), wanted)
+        assert [path.name for path in (tmp_path / "run/wide").iterdir()] == ["array.npy"]
