@@ -1,6 +1,6 @@
 """Neighbor lists as artifacts: found by a search, or read from a file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import numpy as np
@@ -72,9 +72,10 @@ def nearest_neighbors(
         ids, sims = find(rows)
         return {"ids": ids, "sims": np.clip(sims, 0, 1) if clip else sims}
 
-    def opened() -> AbstractContextManager[Find]:
+    def alone() -> AbstractContextManager[Find]:
         return search.open(vectors.array, cells.cells if search.in_cells else None, k, run.room(name))
 
+    opened: Callable[[], AbstractContextManager[Find]] = alone
     through: tuple[Artifact, ...] = ()
     if run.blocks is not None and isinstance(search, InCells) and not run.on_gpu:
         shared = SharedSearch(run, name, text, vectors, cells, search, k)

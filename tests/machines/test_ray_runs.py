@@ -25,6 +25,12 @@ SYSTEMS = [case for case in CASES if not case.networks]
 SEARCHES = [*((case, knn) for knn in ("cells", "exact") for case in SYSTEMS), (CASES[0], "ivf")]
 
 
+@pytest.fixture(autouse=True)
+def many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of few faces, however quick they are: there is something to share out and to lose."""
+    monkeypatch.setattr(handout, "LEAST_SECONDS", 0.0)
+
+
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let workers of a run in this folder die at the moments that it is called with; see ``dying_worker``."""

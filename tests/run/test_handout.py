@@ -1,5 +1,6 @@
 """The handing-out of blocks: whatever workers do, every row is done once, none is lost, and leases come back."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -145,7 +146,7 @@ def test_more_workers_are_given_smaller_blocks_from_then_on() -> None:
 class Workers(RuleBasedStateMachine):
     """Workers take blocks, finish, fail, are slow, come back late, and run out of memory, in any order."""
 
-    workers = None
+    workers: Callable[[], int] | None = None
 
     def __init__(self) -> None:
         super().__init__()
