@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcdeploy.errors import InputError
-from fcdeploy.graph.cell_search import FIRST, MOST_CUT, NEAREST, SPARE, CellSearch
+from fcdeploy.graph.cell_search import (
+    FIRST,
+    MOST_CUT,
+    NEAREST,
+    SPARE,
+    CellSearch,
+    reach_of,
+    sampled_faces,
+)
 from fcdeploy.graph.cells import ITERATIONS, SAMPLE_PER_CELL, SEED, Cells
 from fcdeploy.graph.codes import EXACT, code_scale, codes_of_faces, codes_of_rows
 from fcdeploy.graph.knn import KnnSearch, order_candidates
@@ -336,6 +344,18 @@ def test_the_default_cut_is_that_of_the_default_recall():
     search.search(np.arange(10, dtype=np.int32), 20)
     assert search.cut == search.reach_for(20).cut
     assert CellSearch(vectors, cells, cut=100).cut == 100
+
+
+def test_how_far_a_face_must_look_does_not_depend_on_which_faces_share_the_call():
+    """Workers each look at a part of the sample."""
+    vectors = people(5000, 32, 60, 0.8)
+    search = CellSearch(vectors, make_cells(vectors, 60))
+    faces = sampled_faces(5000, 300)
+    whole = search.cuts_for(faces, 20)
+    assert whole.shape == (300, 20)
+    parts = [search.cuts_for(part, 20) for part in np.split(faces, [1, 90, 200])]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert reach_of(whole, 0.97) == search.reach_for(20, 0.97, sample=300)
 
 
 @pytest.mark.parametrize("recall", [0, -1, 1.5, float("nan")])
