@@ -52,6 +52,7 @@ class Watch:
 @click.option("--faces", default=5_210_000, show_default=True)
 @click.option("--dim", default=256, show_default=True)
 @click.option("--memory", default="8G", show_default=True)
+@click.option("--tables", default="float32", show_default=True, type=click.Choice(["float32", "float16"]))
 @click.option("--threads", default=2, show_default=True)
 @click.option(
     "--kill-after", default=1200.0, show_default=True, help="Seconds after which the run is killed."
@@ -63,7 +64,14 @@ class Watch:
     "--folder", type=click.Path(path_type=Path), help="Where faces and runs go.  [default: temporary]"
 )
 def main(
-    faces: int, dim: int, memory: str, threads: int, kill_after: float, again: bool, folder: Path | None
+    faces: int,
+    dim: int,
+    memory: str,
+    tables: str,
+    threads: int,
+    kill_after: float,
+    again: bool,
+    folder: Path | None,
 ) -> None:
     """Measure one large run that is killed once."""
     torch.manual_seed(1)
@@ -74,7 +82,8 @@ def main(
         bundle, _ = export_checkpoint(checkpoint, place / "pse.onnx")
         features, labels = generate(place / "faces", faces, dim)
         os.sync()
-        options = ["--engine", str(bundle.path), "--memory", memory, "--threads", str(threads)]
+        options = ["--engine", str(bundle.path), "--memory", memory, "--tables", tables]
+        options += ["--threads", str(threads)]
         run_dir, output = place / "run", place / "pred_labels.meta"
         estimate = json.loads(fcdeploy("estimate", features, *options, "--run-dir", run_dir, "--json"))
         click.echo(f"estimated: {sum(estimate['seconds'].values()):.0f} s", err=True)
@@ -113,7 +122,8 @@ def main(
             rows.append({"stage": "undisturbed", "seconds": time.perf_counter() - started})
             more["equal_to_undisturbed"] = digest_of(output) == found
             click.echo(f"labels as those of an undisturbed run: {more['equal_to_undisturbed']}")
-        arguments = {"faces": faces, "dim": dim, "memory": memory, "threads": threads, "killed_after": killed}
+        arguments = {"faces": faces, "dim": dim, "memory": memory, "tables": tables, "threads": threads}
+        arguments["killed_after"] = killed
         write_report("killed", rows, {**arguments, **more})
 
 

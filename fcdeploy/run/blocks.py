@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -33,12 +35,12 @@ class Blocks(Protocol):
 class LocalBlocks:
     """This process, one block after the other, in the order of the visit.
 
-    A block for which there is no memory is computed in halves, and so are those after it. Raises FcdeployError where
-    there is none for the smallest.
+    A block is written while the next one is computed. One for which there is no memory is computed in halves, and so
+    are those after it. Raises FcdeployError where there is none for the smallest.
     """
 
     def __init__(self, options: Options) -> None:
-        self._budget = options.budget
+        self._budget, self._alone = options.budget, options.cores == 1
 
     def making(self, name: str, key: str) -> contextlib.AbstractContextManager[None]:
         """Do nothing else: nobody needs to know."""
@@ -49,9 +51,15 @@ class LocalBlocks:
     ) -> None:
         missing = list(missing_blocks(partial.finished, stage.count))
         left = sum(stop - start for start, stop in missing)
+
+        def write(rows: np.ndarray, arrays: dict[str, np.ndarray], start: int, stop: int) -> None:
+            write_block(stage, partial, rows, arrays)
+            partial.commit(start, stop)
+
         with (
             opened(stage, open_engine) as resources,
             progress.bar(stage.text, stage.count, stage.count - left, stage.unit) as bar,
+            Behind(write, alone=self._alone) as written,
         ):
             size = stage.size
             for first, end in missing:
@@ -62,15 +70,51 @@ class LocalBlocks:
                     try:
                         arrays = stage.block(rows, *resources)
                     except MemoryError as error:
+                        written.wait()
                         store.release_pages()
                         size = smaller(stage, stop - start, error)
                         continue
-                    write_block(stage, partial, rows, arrays)
-                    partial.commit(start, stop)
+                    written(rows, arrays, start, stop)
                     bar.advance(stop - start)
                     start = stop
                     if resident_bytes() > RELEASE_AT * self._budget:
                         store.release_pages()
+
+
+class Behind:
+    """Calls a function in a thread of its own, each time when the last call is done; a ``with`` waits for the last.
+
+    What the function raises is raised by the next call, or by ``wait``. alone: call it here and now instead.
+    """
+
+    def __init__(self, function: Callable[..., None], *, alone: bool = False) -> None:
+        self._function = function
+        self._pool = None if alone else ThreadPoolExecutor(1, thread_name_prefix="fcdeploy-write")
+        self._last: Future[None] | None = None
+
+    def __call__(self, *arguments: object) -> None:
+        self.wait()
+        if self._pool is None:
+            self._function(*arguments)
+        else:
+            self._last = self._pool.submit(self._function, *arguments)
+
+    def wait(self) -> None:
+        """Return when all calls are done."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> "Behind":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+        if kind is None:
+            self.wait()
 
 
 def blocks_of(n: int, size: int) -> Iterator[slice]:

@@ -323,7 +323,7 @@ def refined_layerwise(
     """
     if layers_fit(run):
         return refined_on_device(run, vectors, cells, knn, ranked)
-    layers = Layers(run, vectors, cells, lists_by_place(run, cells, knn, ranked))
+    layers = Layers(run, vectors, cells, lists_by_place(run, vectors, cells, knn, ranked))
     near = layers.near1()
     similar = layers.similar1(near)
     first = layers.block1(similar)

@@ -26,8 +26,10 @@ BESIDE_SUMS = 2  # an engine and the tables of the sums, which take half of the 
 Feeds = Callable[[np.ndarray, Sums], Arrays]  # of some places: the inputs of a pass
 
 
-def lists_by_place(run: Run, cells: Partition, knn: Artifact, ranked: Artifact) -> Artifact:
-    """The part of the lists that neighborhoods are made of, with places in the order of visits instead of faces."""
+def lists_by_place(
+    run: Run, vectors: Artifact, cells: Partition, knn: Artifact, ranked: Artifact
+) -> Artifact:
+    """Features and the part of the lists that neighborhoods are made of, places in the order of visits for faces."""
     near = run.settings.neighborhood
     reach = max(near.hops[0], near.hops[1] + 1)
 
@@ -37,6 +39,7 @@ def lists_by_place(run: Run, cells: Partition, knn: Artifact, ranked: Artifact) 
             "ranked": cells.place[ranked["ids"][faces][:, :reach]],
             "ids": cells.place[knn["ids"][faces][:, : near.active]],
             "sims": knn["sims"][faces][:, : near.active],
+            "features": vectors.array[faces],
         }
 
     return run.compute(
@@ -48,8 +51,9 @@ def lists_by_place(run: Run, cells: Partition, knn: Artifact, ranked: Artifact) 
                 "ranked": ((run.n, reach), np.int32),
                 "ids": ((run.n, near.active), np.int32),
                 "sims": ((run.n, near.active), np.float32),
+                "features": ((run.n, run.features.dim), np.float32),
             },
-            made_from=(knn, ranked, cells.artifact),
+            made_from=(vectors, knn, ranked, cells.artifact),
             settings={"reach": reach, "active": near.active},
             rows=run.n,
             scratch=True,
@@ -95,7 +99,7 @@ class Layers:
     def similar2(self, first: Artifact) -> Artifact:
         def feeds(places: np.ndarray, sums: Sums) -> Arrays:
             return {
-                "x1": floats_from_halves(first["x1"][places]),
+                "x1": floats_from_halves(rows_at(first["x1"], places)),
                 # The fixed graph is normalised twice, as published.
                 "connected": self._connected(places, sums, 2, first["near2"]),
             }
@@ -109,8 +113,8 @@ class Layers:
         def block(faces: np.ndarray, sums: Sums, engine: Engine) -> Arrays:
             places = self.cells.place[faces]
             feeds = {
-                "features": self.vectors.array[faces],
-                "x1": floats_from_halves(first["x1"][places]),
+                "features": self._features(places),
+                "x1": floats_from_halves(rows_at(first["x1"], places)),
                 "drawn": self._similar(places, sums, second["h2"], first["x1"]),
             }
             refined = engine.run(feeds)["refined"]
@@ -190,7 +194,7 @@ class Layers:
         return np.flatnonzero(reached).astype(np.int32)
 
     def _features(self, places: np.ndarray) -> np.ndarray:
-        return self.vectors.array[self.cells.order[places]]
+        return rows_at(self.lists["features"], places)
 
     def _connected(self, places: np.ndarray, sums: Sums, times: int, table: np.ndarray) -> np.ndarray:
         """Sums (m, 2d) over the rows that the fixed graph connects to each place, normalised ``times`` times."""
@@ -208,6 +212,12 @@ class Layers:
         return sums.sum_similar(
             self.lists["ranked"], places, hops, bits_of(directions), bits_of(table), self.run.marks
         )
+
+
+def rows_at(table: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Rows of a table at ascending places, as they lie there where these follow each other."""
+    first, last = int(places[0]), int(places[-1])
+    return table[first : last + 1] if last - first + 1 == len(places) else table[places]
 
 
 def halved(run: Run, rows: np.ndarray) -> np.ndarray:
