@@ -37,6 +37,8 @@ SEED = 77
 ROWS = 65536
 TASK = 32768  # rows of a task at most
 TASK_BYTES = 2**26  # that the keys of a task take at most
+PAIRS = 2**22  # of faces and cells that are listed at once, 32 bytes each with all that is made of them
+LEAST_ROWS = 32  # of a product with all centroids, however many there are
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class CellSearch:
     ) -> None:
         """Call ``use`` with the scores (rows, cells) of some of the rows ``which``, and the slice of these."""
         count = self.cells.count
-        step = max(1, TILE // count)
+        step = max(LEAST_ROWS, TILE // count)
         scores: np.ndarray = np.empty(step * count, dtype=self.products.scores)
         for start in range(0, len(which), step):
             rows = slice(start, min(start + step, len(which)))
@@ -189,16 +191,22 @@ class CellSearch:
         """Compare rows with all other cells that score high enough; ``count`` (m,) of ``near`` are done."""
         limits = limits_of(best.floor, cut)
         last = _last_cells(best.rows, self._centroids, near, count, limits)
-        lists, rows = _pairs_between(near, count, last)
         far = np.flatnonzero(last == BEYOND)
-        parts = [(lists, rows)]
+        parts = [_pairs_between(near, count, last)]
+
+        def visit() -> None:
+            lists, rows = (np.concatenate(pairs) for pairs in zip(*parts, strict=True))
+            parts.clear()
+            best.visit(self.lists, *pairs_by_list(lists, rows, self.cells.count))
 
         def look_at_all(scores: np.ndarray, some: slice) -> None:
             parts.append(_pairs_above(scores, far[some], near, count, limits))
+            if sum(len(lists) for lists, _ in parts) > PAIRS:
+                visit()
 
         self._for_centroid_scores(best.rows, far, look_at_all)
-        lists, rows = (np.concatenate(pairs) for pairs in zip(*parts, strict=True))
-        best.visit(self.lists, *pairs_by_list(lists, rows, self.cells.count))
+        if parts:
+            visit()
 
     def _codes_at(self, faces: np.ndarray) -> np.ndarray:
         return self.lists.codes[self._place[faces]]

@@ -14,6 +14,7 @@ SEED = 1234
 SAMPLE_PER_CELL = 40
 ITERATIONS = 8
 ROWS = 65536
+CELL = 192  # faces of a cell at most, on average
 ONE_CELL = 4096  # up to this many faces, order does not matter
 
 
@@ -38,8 +39,12 @@ class Cells:
 
 
 def cell_count(n: int) -> int:
-    """Return how many cells n faces get: 4 sqrt(n), so that a search looks at O(sqrt(n)) faces."""
-    return 1 if n <= ONE_CELL else int(4 * np.sqrt(n))
+    """Return how many cells n faces get: 4 sqrt(n), so that a search looks at O(sqrt(n)) faces, or n / CELL if more.
+
+    People do not get more faces where there are more people: in larger cells, faces are with strangers, their centroids
+    say little about them, and what is near a face lies in hundreds of cells.
+    """
+    return 1 if n <= ONE_CELL else max(int(4 * np.sqrt(n)), n // CELL)
 
 
 def train_cells(vectors: np.ndarray, count: int) -> np.ndarray:

@@ -21,6 +21,7 @@ NEAR = 16  # centroids that a row is compared with afterwards: the nearest in th
 NEAREST = 32  # cells of a face that are kept with it
 ROWS = 2048  # of a task
 SCORES = 2**17  # of one product
+LEAST_ROWS = 32  # of one product, however many centroids there are
 
 
 @runtime_checkable
@@ -114,7 +115,7 @@ def _for_scores(
 ) -> None:
     """Call ``use`` with the scores (rows, c) of some rows of ``codes``, and a slice that says which they are."""
     packed = products.packed(centroids)
-    count, step = len(centroids), max(1, SCORES // len(centroids))
+    count, step = len(centroids), max(LEAST_ROWS, SCORES // len(centroids))
 
     def task(start: int) -> None:
         scores: np.ndarray = np.empty(step * count, dtype=products.scores)

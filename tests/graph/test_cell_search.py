@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcdeploy.errors import InputError
+from fcdeploy.graph import cell_search
 from fcdeploy.graph.cell_search import (
     FIRST,
     MOST_CUT,
@@ -310,6 +311,27 @@ def test_reaching_all_cells_gives_the_lists_of_all_pairs():
     found = all_lists(vectors, cells, 20, cut=0, threads=2)
     expected = KnnSearch(vectors).search(np.arange(3000, dtype=np.int32), 20)
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("cut", [0, 300])
+def test_only_so_many_pairs_of_faces_and_cells_are_listed_at_once(faces, monkeypatch, cut):
+    """However far faces look, as they do where a low cut lets hundreds of cells in: memory has a bound."""
+    vectors, cells, _ = faces
+    expected = all_lists(vectors, cells, 20, cut=cut)
+    listed = []
+    sort = cell_search.pairs_by_list
+
+    def counted(lists, rows, count):
+        listed.append(len(lists))
+        return sort(lists, rows, count)
+
+    monkeypatch.setattr(cell_search, "pairs_by_list", counted)
+    monkeypatch.setattr(cell_search, "PAIRS", 5000)
+    monkeypatch.setattr(cell_search, "TILE", 1)  # as with so many cells that a tile has no room for more rows
+    first = len(vectors) * NEAREST  # cells that are near a face are listed as they are
+    assert_same(all_lists(vectors, cells, 20, cut=cut), expected)
+    assert cut or sum(listed) == len(vectors) * cells.count
+    assert max(listed) <= max(first, 5000 + cell_search.LEAST_ROWS * cells.count)
 
 
 def test_the_reach_is_the_least_that_finds_the_share_asked_for():

@@ -214,6 +214,7 @@ def test_the_order_of_cells_is_by_cell_then_by_id():
 def test_few_faces_are_one_cell():
     assert cell_count(1) == cell_count(ONE_CELL) == 1
     assert cell_count(584_013) == 3056  # 4 * 764.2
+    assert cell_count(5_210_000) == 27_135  # of 192 faces
 
 
 def test_similarities_of_lists_are_those_of_the_search_bit_for_bit():
