@@ -38,9 +38,8 @@ def regrouped(run: OpenedRun, decisions: Path) -> OpenedRun:
         within=within,
     )
     again = Placed(labels, placed.face, made, placed.dropped, placed.ids)
-    summary = {
-        name: value for name, value in run.summary.items() if name != "quality"
-    }  # of the other clusters
+    summary = run.summary.copy()
+    summary.pop("quality", None)  # of the other clusters
     return replace(run, placed=again, confidence=measured_rows(again), summary=summary)
 
 
