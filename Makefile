@@ -102,12 +102,13 @@ docs-pictures: .venv/installed
 	$(BIN)/python -m fcdeploy.cli.reference > docs/reference/cli.md
 	$(BIN)/python docs/site/recipe_keys.py > docs/reference/recipe-keys.md
 
-# What benchmarks/gpu_check.sh needs on a machine with a GPU and without a network, in build/gpu: wheels for its Python,
-# but for the packages that it has, and an engine.
+# What benchmarks/gpu_check.sh needs on a machine with a GPU and without a network, in build/gpu: wheels for its Python
+# and CUDA, but for the packages that it has, and an engine.
 GPU_PYTHON ?= 3.12
+GPU_CUDA ?= 13
 GPU_HAS ?= torch numpy
 gpu-carry: .venv/installed
-	$(BIN)/python benchmarks/gpu_carry.py --python $(GPU_PYTHON) $(addprefix --there ,$(GPU_HAS))
+	$(BIN)/python benchmarks/gpu_carry.py --python $(GPU_PYTHON) --cuda $(GPU_CUDA) $(addprefix --there ,$(GPU_HAS))
 
 clean:
 	rm -rf .venv build

@@ -2,13 +2,15 @@
 
     python benchmarks/bench_scale.py --faces 10000 --faces 100000 --faces 584000
     python benchmarks/bench_scale.py --system gcn-v --memory 3G
+    python benchmarks/bench_scale.py --device cuda --vram 6G --faces 584000 --name scale_gpu_vram
 
 Each size runs in a process of its own, in a run folder, after warm-ups of 6,000 faces that compile the kernels.
 Generated faces are flushed to disk before the clock starts: writing them is not part of a run. The exponent of a stage
 between two sizes is log(seconds) over log(faces). Weights are random: the arithmetic does not depend on them, quality
-does, and is not what is measured here.
+does, and is not what is measured here. Results are written after each size. Equal ``labels`` are a hash of equal files.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -24,7 +26,7 @@ from typing import Any
 
 import click
 from faces import generate
-from report import write_report
+from report import RESULTS, GpuMemory, write_report
 
 SIZES = (10_000, 100_000, 584_000)
 WARM_UP = 6_000  # more than one cell
@@ -50,11 +52,14 @@ SYSTEMS: dict[str, dict[str, object]] = {
 @click.option("--knn", default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--memory", default="4G", show_default=True)
+@click.option("--vram", help="Of a GPU.  [default: all of it]")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--repeat", default=1, show_default=True, help="Runs of each size; their medians are reported.")
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Where faces and runs go.  [default: temporary]"
 )
+@click.option("--name", help="Of the results.  [default: by system and device]")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, help="Where the results go.")
 def main(
     sizes: tuple[int, ...],
     system: str,
@@ -65,24 +70,36 @@ def main(
     knn: str,
     device: str,
     memory: str,
+    vram: str | None,
     threads: int,
     repeat: int,
     folder: Path | None,
+    name: str | None,
+    results: Path,
 ) -> None:
     """Measure whole runs of a system with its published settings (k = 80)."""
+    parts = ["scale", *([] if system == "pse-gcn" else [system.replace("-", "_")])]
+    name = name or "_".join(parts if device == "cpu" else [*parts, "gpu"])
+    runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         place = Path(scratch)
         bundle = engine or random_bundle(system, dim, place)
         own = {"inference": inference, "tables": tables} if system == "pse-gcn" else {}
         options = [text for name, value in own.items() for text in (f"--{name}", value)]
         options += ["--knn", knn, "--memory", memory, "--threads", str(threads), "--device", device]
+        options += ["--vram", vram] if vram else []
         cluster(place, bundle, WARM_UP, dim, options)
         if knn == "auto":  # which compares all pairs of so few
             cluster(place, bundle, WARM_UP, dim, [*options, "--knn", "cells"])
-        runs = [
-            median_of([cluster(place, bundle, faces, dim, options) for _ in range(repeat)])
-            for faces in sorted(sizes)
-        ]
+        arguments = {"system": system, "dim": dim, **SYSTEMS[system], **own, "knn": knn, "device": device}
+        arguments |= {"memory": memory, "vram": vram, "threads": threads, "repeat": repeat}
+        for faces in sorted(sizes):
+            runs.append(median_of([cluster(place, bundle, faces, dim, options) for _ in range(repeat)]))
+            write_report(name, rows_of(runs), {**arguments, "runs": runs}, results)
+
+
+def rows_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each stage of each run, and one for the whole command; runs: of sizes upwards."""
     rows = []
     for at, run in enumerate(runs):
         for stage, measured in run["stages"].items():
@@ -101,16 +118,12 @@ def main(
                 "faces_per_s": run["faces"] / run["wall_seconds"],
                 "peak_gb": run["peak_bytes"] / 1e9,
                 "written_gb": run["written_bytes"] / 1e9,
-                **{f"{way}_gb": size / 1e9 for way, size in run.get("copied", {}).items()},
+                "labels": run["labels"],
+                **run.get("copied", {}),
+                **({"gpu_peak_gb": run["gpu_peak_bytes"] / 1e9} if run["gpu_peak_bytes"] else {}),
             }
         )
-    arguments = {"system": system, "dim": dim, **SYSTEMS[system], **own, "knn": knn, "device": device}
-    parts = ["scale", *([] if system == "pse-gcn" else [system.replace("-", "_")])]
-    write_report(
-        "_".join(parts if device == "cpu" else [*parts, "gpu"]),
-        rows,
-        {**arguments, "memory": memory, "threads": threads, "repeat": repeat, "runs": runs},
-    )
+    return rows
 
 
 def random_bundle(system: str, dim: int, place: Path) -> Path:
@@ -159,11 +172,15 @@ def cluster(place: Path, engine: Path, faces: int, dim: int, options: list[str])
     ]
     os.sync()
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    with GpuMemory() as gpu:
+        process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        wall_seconds = time.perf_counter() - started
     if process.returncode:
         raise click.ClickException(f"{' '.join(command)} ended with exit code {process.returncode}")
     summary: dict[str, Any] = json.loads(process.stdout)
-    summary["wall_seconds"] = time.perf_counter() - started
+    summary["wall_seconds"] = wall_seconds
+    summary["gpu_peak_bytes"] = gpu.peak
+    summary["labels"] = hashlib.sha256((place / "pred_labels.meta").read_bytes()).hexdigest()[:16]
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     summary["cpu_seconds"] = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     summary["written_bytes"] = 512 * (used.ru_oublock - before.ru_oublock)

@@ -1,13 +1,15 @@
 """Collect what gpu_check.sh needs on a machine without a network: wheels, and an engine of random weights.
 
-    python benchmarks/gpu_carry.py --python 3.12 --there numpy --there torch -o build/gpu
+    python benchmarks/gpu_carry.py --python 3.12 --cuda 13 --there numpy --there torch -o build/gpu
 
-Wheels larger than --part are cut into parts, which gpu_check.sh puts together again. Prints what lies there, and how
-large it is. CUDA itself (cuBLAS, NVRTC, cuDNN) is not among it: a machine with CuPy or PyTorch has it.
+Wheels of an earlier call are deleted. Those larger than --part are cut into parts, which gpu_check.sh puts together
+again. Prints what lies there, and how large it is. CUDA itself (cuBLAS, NVRTC, cuDNN) is not among it: a machine with
+CuPy or PyTorch has it.
 """
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import click
@@ -27,7 +29,7 @@ PACKAGES = (
         "pygments",
     ),
     *("rich", "threadpoolctl", "tomlkit"),  # fcdeploy
-    *("cuda-pathfinder", "cupy-cuda12x", "flatbuffers", "onnxruntime-gpu", "protobuf"),  # its GPU
+    *("cuda-pathfinder", "flatbuffers", "protobuf"),  # its GPU, with those of FOR_CUDA
     *(
         "attrs",
         "hypothesis",
@@ -40,6 +42,10 @@ PACKAGES = (
     ),  # its tests
     "numkong",
 )
+FOR_CUDA = {
+    "12": {"cupy-cuda12x": "", "onnxruntime-gpu": "<1.27"},
+    "13": {"cupy-cuda13x": "", "onnxruntime-gpu": ">=1.27"},
+}
 PLATFORMS = (
     "manylinux_2_28_x86_64",
     "manylinux_2_27_x86_64",
@@ -51,15 +57,25 @@ PART = 60 << 20
 
 @click.command()
 @click.option("--python", default="3.12", show_default=True, help="The other machine's Python.")
+@click.option(
+    "--cuda",
+    default="13",
+    show_default=True,
+    type=click.Choice(list(FOR_CUDA)),
+    help="The other machine's CUDA.",
+)
 @click.option("--there", multiple=True, help="A package that it has; repeatable.")
 @click.option("--dim", default=256, show_default=True, help="Of the engine.")
 @click.option("--part", default=PART, show_default=True, help="Bytes of a file at most.")
 @click.option("-o", "output", type=click.Path(path_type=Path), default=Path("build/gpu"), show_default=True)
-def main(python: str, there: tuple[str, ...], dim: int, part: int, output: Path) -> None:
+def main(python: str, cuda: str, there: tuple[str, ...], dim: int, part: int, output: Path) -> None:
     """Download wheels and export an engine."""
     wheels = output / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
-    packages = [name for name in PACKAGES if name not in there]
+    for old in wheels.glob("*.whl*"):  # pip refuses to install two versions
+        old.unlink()
+    wanted = dict.fromkeys(PACKAGES, "") | FOR_CUDA[cuda]
+    packages = [name + versions for name, versions in wanted.items() if name not in there]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--python-version", python, "--implementation", "cp", "-d", str(wheels)]
     command += [option for name in PLATFORMS for option in ("--platform", name)]
@@ -68,8 +84,8 @@ def main(python: str, there: tuple[str, ...], dim: int, part: int, output: Path)
         if wheel.stat().st_size > part:
             cut(wheel, part)
     if not (output / "pse.onnx").exists():
-        random_bundle("pse-gcn", dim, output).rename(output / "pse.onnx")
-        (output / "checkpoint.pth").unlink()
+        with tempfile.TemporaryDirectory(dir=output) as scratch:
+            random_bundle("pse-gcn", dim, Path(scratch)).rename(output / "pse.onnx")
     files = sorted(file for file in output.rglob("*") if file.is_file())
     for file in files:
         click.echo(f"{file.stat().st_size / 2**20:8.1f} MB  {file}")

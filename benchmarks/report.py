@@ -27,6 +27,7 @@ PACKAGES = {  # name in a report -> the distributions that may provide it
     "numba": ("numba",),
     "faiss": ("faiss-gpu", "faiss-cpu"),
     "numkong": ("numkong",),
+    "cupy": ("cupy-cuda13x", "cupy-cuda12x"),
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
     "torch": ("torch",),
     "scikit-learn": ("scikit-learn",),
@@ -63,6 +64,33 @@ def median_seconds(
         "max": max(seconds),
         "repeats": repeats,
     }
+
+
+class GpuMemory:
+    """Watches the memory in use on the first GPU, by whomever, while a ``with`` lasts.
+
+    peak: the most there was, in bytes; None where the driver's tool does not tell.
+    """
+
+    peak: int | None = None
+
+    def __enter__(self) -> "GpuMemory":
+        self._tool: subprocess.Popen[str] | None
+        query = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        try:
+            self._tool = subprocess.Popen(
+                [*query, "--loop-ms=100"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+        except OSError:
+            self._tool = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._tool is None:
+            return
+        self._tool.terminate()
+        told = [int(line) for line in self._tool.communicate()[0].split() if line.isdigit()]
+        self.peak = max(told) << 20 if told else None
 
 
 def peak_bytes() -> int:

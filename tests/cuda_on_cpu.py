@@ -161,10 +161,12 @@ class Stream(contextlib.AbstractContextManager["Stream"]):
     def __init__(self, cupy: "Cupy") -> None:
         self.cupy = cupy
         self.queue: list[Callable[[], None]] = []
+        self.given = 0  # pieces of work
         cupy.streams.append(self)
 
     def put(self, work: Callable[[], None]) -> None:
         self.queue.append(work)
+        self.given += 1
 
     def __enter__(self) -> "Stream":
         self.cupy.entered.stack = [*self.cupy.stack, self]

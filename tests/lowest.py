@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-GPU = {"cupy-cuda12x", "onnxruntime-gpu", "tensorrt"}
+GPU = {"cupy-cuda12x", "cupy-cuda13x", "onnxruntime-gpu", "tensorrt"}
 BOUND = re.compile(r"(?P<name>[\w.-]+)>=(?P<lowest>[\w.]+)")
 
 
@@ -22,9 +22,11 @@ def lowest() -> dict[str, str]:
         if bound is None:
             raise ValueError(f"pyproject.toml: {entry} has no lower bound")
         name, version = bound["name"], bound["lowest"]
+        if name in GPU:
+            continue
         if found.setdefault(name, version) != version:
             raise ValueError(f"pyproject.toml: {name} has the lower bounds {found[name]} and {version}")
-    return {name: version for name, version in found.items() if name not in GPU}
+    return found
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from lowest import lowest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Installed from elsewhere than the constraints: GPU builds, and TensorRT from NVIDIA's own index.
-NOT_PINNED = {"cupy-cuda12x", "onnxruntime-gpu", "tensorrt"}
+NOT_PINNED = {"cupy-cuda12x", "cupy-cuda13x", "onnxruntime-gpu", "tensorrt"}
 
 
 def name_of(requirement: str) -> str:
@@ -70,7 +70,8 @@ def imported(folder: Path) -> set[str]:
 
 def test_every_package_that_users_install_is_imported() -> None:
     modules = {"faiss-cpu": "faiss", "onnxruntime-gpu": "onnxruntime", "pillow": "PIL"}
-    modules |= {"cupy-cuda12x": "cupy", "tensorrt-rtx": "tensorrt_rtx", "pillow-heif": "pillow_heif"}
+    modules |= {"cupy-cuda12x": "cupy", "cupy-cuda13x": "cupy"}
+    modules |= {"tensorrt-rtx": "tensorrt_rtx", "pillow-heif": "pillow_heif"}
     extras = dict(PROJECT["optional-dependencies"])
     for ours in ("browser", "dev", "docs"):
         del extras[ours]

@@ -28,8 +28,9 @@ ABILITIES = (
     ("export", (("torch", "torch"), ("onnx", "onnx"), ("onnxscript", "onnxscript")), "cpu,export"),
     ("train", (("torch", "torch"), ("matplotlib.figure", "matplotlib")), "cpu,export,train"),
     ("build", (("tensorrt_rtx", "tensorrt-rtx"),), "tensorrt-rtx"),
-    ("GPU", (("cupy", "cupy-cuda12x"), ("faiss", "faiss-cpu"), ("onnxruntime", "onnxruntime-gpu")), "gpu"),
+    ("GPU", (("cupy", "cupy-cuda13x"), ("faiss", "faiss-cpu"), ("onnxruntime", "onnxruntime-gpu")), "gpu"),
 )
+FOR_CUDA_12 = {"cupy-cuda13x": "cupy-cuda12x", "gpu": "gpu-cuda12"}
 FIRST = ("numpy", "numba")  # without which nothing else loads
 SECONDS = 300  # that a check may take
 PROBE = "import sys; from fcdeploy.cli import doctor; doctor.probe(sys.argv[1:])"
@@ -129,15 +130,16 @@ def examine() -> Findings:
     """
     from fcdeploy import __version__
 
+    known = abilities_here()
     modules = dict.fromkeys(
-        [*FIRST, *(module for _, needs, _ in ABILITIES for module, _ in needs)]
+        [*FIRST, *(module for _, needs, _ in known for module, _ in needs)]
     )  # each once, in order
     found = examine_apart([*(f"import {module}" for module in modules), *CHECKS])
-    packages = {package: _version(package) for _, needs, _ in ABILITIES for _, package in needs}
+    packages = {package: _version(package) for _, needs, _ in known for _, package in needs}
     packages = {name: _version(name) for name in FIRST} | packages
     loads = {module: found[f"import {module}"] for module in modules}
     by_package = {name: loads[name] for name in FIRST} | {
-        package: loads[module] for _, needs, _ in ABILITIES for module, package in needs
+        package: loads[module] for _, needs, _ in known for module, package in needs
     }
     broken = {
         package: loaded["broken"]
@@ -145,7 +147,7 @@ def examine() -> Findings:
         if loaded.get("broken") and (packages[package] or not package.endswith("-gpu"))
     }
     abilities: dict[str, Ability] = {}
-    for ability, needs, extra in ABILITIES:
+    for ability, needs, extra in known:
         missing = [package for module, package in needs if not _there(package, loads[module], packages)]
         abilities[ability] = {"missing": missing, "install": f"pip install 'fcdeploy[{extra}]'"}
     providers = found["providers"]
@@ -276,6 +278,20 @@ def _there(package: str, loaded: Mapping[str, object], packages: dict[str, str |
     # faiss-gpu serves where faiss-cpu is asked for; the reverse does not hold.
     loads = not loaded.get("broken") and not loaded.get("missing") and "failed" not in loaded
     return loads and (packages[package] is not None or not package.endswith("-gpu"))
+
+
+def abilities_here() -> tuple[tuple[str, tuple[tuple[str, str], ...], str], ...]:
+    """Return ABILITIES with the packages for CUDA 12 where those, and not the ones for CUDA 13, are installed."""
+    if _version("cupy-cuda13x") or not _version("cupy-cuda12x"):
+        return ABILITIES
+    return tuple(
+        (
+            ability,
+            tuple((module, FOR_CUDA_12.get(package, package)) for module, package in needs),
+            FOR_CUDA_12.get(extra, extra),
+        )
+        for ability, needs, extra in ABILITIES
+    )
 
 
 def _version(package: str) -> str | None:

@@ -9,7 +9,15 @@ import numpy as np
 
 from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph import aggregation
-from fcdeploy.graph.cuda import DeviceArray, DeviceArrays, download, import_cupy, kernel, upload
+from fcdeploy.graph.cuda import (
+    DeviceArray,
+    DeviceArrays,
+    device_budget,
+    download,
+    import_cupy,
+    kernel,
+    upload,
+)
 from fcdeploy.graph.neighborhoods import largest_neighborhood
 from fcdeploy.packages import tell_if_broken
 
@@ -46,14 +54,14 @@ class Sums(Protocol):
 
 
 @contextlib.contextmanager
-def sums_on(*, gpu: bool, vram: int = 0) -> Iterator[Sums]:
+def sums_on(*, gpu: bool, vram: int = 0, resident: DeviceArrays | None = None) -> Iterator[Sums]:
     """Open an object with the functions ``sum_connected`` and ``sum_similar``.
 
     It is a ``DeviceSums`` if ``gpu`` is set and CuPy is installed, else the module ``aggregation``. Device memory is
-    freed when the block ends.
+    freed when the block ends. resident: what lies there already.
     """
     try:
-        sums = DeviceSums(vram) if gpu else None
+        sums = DeviceSums(vram, resident) if gpu else None
     except MissingDependencyError as error:  # ONNX Runtime's CUDA provider works without CuPy
         tell_if_broken(error, "sums are made on the CPU")
         sums = None
@@ -69,14 +77,13 @@ def sums_on(*, gpu: bool, vram: int = 0) -> Iterator[Sums]:
 class DeviceSums:
     """Sums on the GPU, with lists and tables kept in device memory; what does not fit is summed on the CPU.
 
-    vram: device memory budget in bytes, 0 for all that is free. Arguments and results are those of ``aggregation``.
-    Blocks of about 4,096 faces per call work well.
+    vram: device memory budget in bytes, 0 for all that is free; resident: what takes some of it already. Arguments and
+    results are those of ``aggregation``. Blocks of about 4,096 faces per call work well.
     """
 
-    def __init__(self, vram: int = 0) -> None:
+    def __init__(self, vram: int = 0, resident: DeviceArrays | None = None) -> None:
         self._cupy = import_cupy()
-        budget = (vram or self._cupy.cuda.runtime.memGetInfo()[0]) // SHARE
-        self._arrays = DeviceArrays(self._cupy, budget)
+        self._arrays = DeviceArrays(self._cupy, device_budget(self._cupy, vram, resident) // SHARE)
 
     def sum_connected(
         self,

@@ -1,7 +1,7 @@
 """The best of many scores on a GPU: ``BestScores`` with products, keys and selection in device memory."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import ModuleType
@@ -56,24 +56,40 @@ def table_of(cupy: ModuleType, rows: DeviceArray, ids: np.ndarray, first: np.nda
     return Table(rows, upload(cupy, ids, np.int32), first, upload(cupy, first, np.int32))
 
 
-class DeviceBest:
-    """The ``wide`` best members of lists for each of ``rows`` (m, stride), which lie on the device.
+class Scratch:
+    """Device memory for scores, and rows beside them, that the steps of a part use one after the other.
 
-    room: bytes for scores and rows beside them; where a single row needs more, it gets more.
+    room: bytes that there are at most; a step that needs more gets more.
     """
 
+    def __init__(self, cupy: ModuleType, room: int) -> None:
+        self._cupy, self.room = cupy, room
+        self._held: DeviceArray | None = None
+
+    def place(self, size: int) -> int:
+        """Return the address of ``size`` bytes, where those of earlier steps may lie."""
+        if self._held is None or self._held.nbytes < size:
+            self._held = None  # let go before more is asked for
+            # Few sizes, so that what is let go serves again.
+            rounded = max(size, min(self.room, 1 << (size - 1).bit_length()))
+            made: DeviceArray = self._cupy.empty((-(-rounded // FOUR),), np.float32)
+            self._held = made
+        return address(self._held)
+
+
+class DeviceBest:
+    """The ``wide`` best members of lists for each of ``rows`` (m, stride), which lie on the device."""
+
     def __init__(
-        self, cupy: ModuleType, products: DeviceProducts, rows: DeviceArray, wide: int, room: int
+        self, cupy: ModuleType, products: DeviceProducts, rows: DeviceArray, wide: int, scratch: Scratch
     ) -> None:
         assert 0 < wide <= WIDEST
         self._cupy, self._products = cupy, products
-        self.rows, self.wide, self._room = rows, wide, room
+        self.rows, self.wide, self.scratch = rows, wide, scratch
         self.m = int(rows.shape[0])
         self.keys = cupy.empty((self.m, wide), np.int64)
         self.held = cupy.empty((self.m,), np.int32)
         self.floors = cupy.empty((self.m,), np.int64)
-        self._scores: DeviceArray | None = None
-        self._gathered: DeviceArray | None = None
         launch(cupy, "clear_keys", -(-self.m // THREADS), (self.held, self.floors, np.int32(self.m)))
 
     def visit(self, table: Table, lists: np.ndarray, rows: np.ndarray) -> None:
@@ -85,7 +101,7 @@ class DeviceBest:
         some = sizes[lists] > 0
         lists, rows = lists[some], rows[some]
         costs = padded_sizes(sizes)[lists] * FOUR + table.row_bytes
-        for start, stop in _cuts(rows, costs, self._room):
+        for start, stop in _cuts(rows, costs, self.scratch.room):
             self._visit_some(table, lists[start:stop], rows[start:stop])
 
     def visit_all(self, table: Table, first: int = 0) -> None:
@@ -94,10 +110,10 @@ class DeviceBest:
         if not self.m:
             return
         tall = min(self.m, TILE_ROWS)
-        across = max(FOUR, min(padded(n, FOUR), self._room // (FOUR * tall) // FOUR * FOUR))
+        across = max(FOUR, min(padded(n, FOUR), self.scratch.room // (FOUR * tall) // FOUR * FOUR))
         tiles = -(-n // across)
         bounds = upload(self._cupy, np.minimum(np.arange(tiles + 1) * across, n), np.int32)
-        scores = self._scores_for(tall * across)
+        scores = self.scratch.place(FOUR * tall * across)
         segments = upload(self._cupy, np.arange(tall + 1), np.int32)
         at = upload(self._cupy, np.arange(tall) * across, np.int64)
         which = [upload(self._cupy, np.full(tall, tile), np.int32) for tile in range(tiles)]
@@ -109,7 +125,7 @@ class DeviceBest:
                 self._products.multiply(
                     *(address(self.rows, start * stride), rows),
                     *(address(table.rows, tile * across * stride), members, stride, table.itemsize),
-                    *(address(scores), across),
+                    *(scores, across),
                 )
                 self._keep(table, start, rows, scores, at, which[tile], segments, bounds)
 
@@ -133,16 +149,16 @@ class DeviceBest:
         begin, order = pairs_by_list(lists, np.arange(pairs), len(table.first) - 1)
         at, ends = _places_of_scores(begin, order, padded_sizes(np.diff(table.first)))
         segments = np.searchsorted(rows, np.arange(first_row, first_row + count + 1))
-        gathered = self._gathered_for(table, pairs)
-        copy_rows(cupy, self.rows, upload(cupy, rows[order], np.int32), gathered, pairs)
-        scores = self._scores_for(int(ends[-1]))
+        gathered = self.scratch.place(pairs * table.row_bytes + FOUR * int(ends[-1]))
+        scores = gathered + pairs * table.row_bytes
+        copy_rows(cupy, self.rows, upload(cupy, rows[order], np.int32), np.uint64(gathered), pairs)
         starts, bounds, offsets = begin.tolist(), table.first.tolist(), ends.tolist()
         for one in np.flatnonzero(np.diff(begin)).tolist():
             members = bounds[one + 1] - bounds[one]
             self._products.multiply(
-                *(address(gathered, starts[one] * table.stride), starts[one + 1] - starts[one]),
+                *(gathered + starts[one] * table.row_bytes, starts[one + 1] - starts[one]),
                 *(address(table.rows, bounds[one] * table.stride), members, table.stride, table.itemsize),
-                *(address(scores, offsets[one]), padded(members, FOUR)),
+                *(scores + FOUR * offsets[one], padded(members, FOUR)),
             )
         self._keep(
             *(table, first_row, count, scores, upload(cupy, at, np.int64), upload(cupy, lists, np.int32)),
@@ -154,7 +170,7 @@ class DeviceBest:
         table: Table,
         start: int,
         rows: int,
-        scores: DeviceArray,
+        scores: int,
         at: DeviceArray,
         lists: DeviceArray,
         segments: DeviceArray,
@@ -162,26 +178,13 @@ class DeviceBest:
     ) -> None:
         capacity = keys_for(self.wide + ROUND)
         arguments = (
-            *(scores, at, lists, segments, first, table.ids, np.int32(self.wide), np.int32(capacity)),
+            *(np.uint64(scores), at, lists, segments, first, table.ids),
+            *(np.int32(self.wide), np.int32(capacity)),
             *(self.keys[start : start + rows], self.held[start : start + rows]),
             self.floors[start : start + rows],
         )
         name = "keep_integers" if table.itemsize == 2 else "keep_floats"
         launch(self._cupy, name, rows, arguments, shared=capacity * KEY)
-
-    def _scores_for(self, count: int) -> DeviceArray:
-        if self._scores is None or self._scores.shape[0] < count:
-            self._scores = None  # let go before more is asked for
-            made: DeviceArray = self._cupy.empty((count,), np.float32)
-            self._scores = made
-        return self._scores
-
-    def _gathered_for(self, table: Table, count: int) -> DeviceArray:
-        if self._gathered is None or self._gathered.shape[0] < count:
-            self._gathered = None
-            made: DeviceArray = self._cupy.empty((count, table.stride), table.rows.dtype)
-            self._gathered = made
-        return self._gathered
 
 
 def keys_for(count: int) -> int:
@@ -214,32 +217,57 @@ def launch(
 
 
 def copy_rows(
-    cupy: ModuleType, source: DeviceArray, which: DeviceArray, out: DeviceArray, count: int
+    cupy: ModuleType, source: DeviceArray, which: DeviceArray, out: DeviceArray | np.uint64, count: int
 ) -> None:
-    """Copy rows ``which`` (count,) int32 of ``source`` to ``out``; rows take multiples of 16 bytes."""
+    """Copy rows ``which`` (count,) int32 of ``source`` to ``out``, or this address; rows take multiples of 16 bytes."""
     width = int(source.shape[1]) * int(source.dtype.itemsize) // 16
     blocks = min(BLOCKS, -(-count * width // THREADS))
     launch(cupy, "copy_rows", blocks, (source, which, out, np.int64(count), np.int32(width)))
 
 
-def on_streams(cupy: ModuleType, task: Callable[[Part], None], parts: Iterable[Part]) -> None:
-    """Call ``task`` for each of some parts, on streams of their own; all is done when it returns."""
-    free: SimpleQueue[Stream] = SimpleQueue()
-    for _ in range(STREAMS):
-        free.put(cupy.cuda.Stream(non_blocking=True))
+class DeviceStreams:
+    """Streams, and a thread for each that puts work on it; both stay for all of a search.
 
-    def run(part: Part) -> None:
-        stream = free.get()
+    CuPy keeps what a stream let go for this stream alone, so that new streams would take new memory every time, and
+    cuBLAS has a handle per thread.
+    """
+
+    def __init__(self, cupy: ModuleType) -> None:
+        self._free: SimpleQueue[Stream] = SimpleQueue()
+        for _ in range(STREAMS):
+            self._free.put(cupy.cuda.Stream(non_blocking=True))
+        self._threads = ThreadPoolExecutor(STREAMS)
+
+    def run(self, task: Callable[[Part], None], parts: Iterable[Part]) -> None:
+        """Call ``task`` for each of some parts, each on one of the streams; all is done when it returns."""
+
+        def on_stream(part: Part) -> None:
+            stream = self._free.get()
+            try:
+                with stream:
+                    task(part)
+                    stream.synchronize()
+            finally:
+                self._free.put(stream)
+
+        calls = [self._threads.submit(on_stream, part) for part in parts]
         try:
-            with stream:
-                task(part)
-                stream.synchronize()
+            for call in calls:
+                call.result()
         finally:
-            free.put(stream)
+            for call in calls:
+                call.cancel()
+            wait(calls)
 
-    with ThreadPoolExecutor(STREAMS) as pool:
-        for _ in pool.map(run, parts):
-            pass
+    def close(self) -> None:
+        """End the threads, which have nothing to do any more."""
+        self._threads.shutdown()
+
+    def __enter__(self) -> "DeviceStreams":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def _cuts(rows: np.ndarray, costs: np.ndarray, room: int) -> Iterator[tuple[int, int]]:

@@ -20,14 +20,16 @@ from fcdeploy.graph.best_cuda import (
     KEY,
     STREAMS,
     THREADS,
+    TILE_ROWS,
     WIDEST,
     DeviceBest,
+    DeviceStreams,
+    Scratch,
     Table,
     address,
     copy_rows,
     keys_for,
     launch,
-    on_streams,
     table_of,
 )
 from fcdeploy.graph.cell_search import FIRST, RECALL, SAMPLE, SPARE, Reach
@@ -47,7 +49,8 @@ from fcdeploy.graph.cuda import (
 from fcdeploy.graph.products_cuda import EIGHT, FOUR, DeviceProducts, padded
 from fcdeploy.packages import tell_if_broken
 
-PART = 1 << 16  # faces whose candidates are found together
+PART = 1 << 16  # faces whose candidates in cells are found together: the more there are, the fewer products
+TILED_PART = 4 * TILE_ROWS  # rows that are compared with everything: their products are the same in any part
 LEAST_ROOM = 64 << 20  # bytes for scores, below which nothing is gained
 MOST_ROOM = 1 << 30
 WARP = 32
@@ -64,6 +67,7 @@ class DeviceRows:
 
     cupy: ModuleType
     products: DeviceProducts
+    streams: DeviceStreams
     vectors: np.ndarray
     there: DeviceArray | None
     room: int
@@ -127,9 +131,9 @@ def ranks_on(
         return
     cupy, products = device
     try:
-        with device_errors(cupy, "neighbor search"):
+        with device_errors(cupy, "neighbor search"), DeviceStreams(cupy) as streams:
             budget = device_budget(cupy, vram, resident)
-            yield DeviceRanks(cupy, products, min(MOST_ROOM, budget // HALVES // STREAMS))
+            yield DeviceRanks(cupy, products, streams, min(MOST_ROOM, budget // HALVES // STREAMS))
     finally:
         free_all(cupy)
 
@@ -161,12 +165,12 @@ def device_for(
         return
     cupy, products = device
     try:
-        with device_errors(cupy, "neighbor search"):
+        with device_errors(cupy, "neighbor search"), DeviceStreams(cupy) as streams:
             found = _placed(cupy, vectors, k, vram, resident, codes)
             if found is None and resident is not None and resident.nbytes:
                 resident.clear()
                 found = _placed(cupy, vectors, k, vram, None, codes)
-            yield None if found is None else DeviceRows(cupy, products, vectors, *found)
+            yield None if found is None else DeviceRows(cupy, products, streams, vectors, *found)
     finally:
         free_all(cupy)
 
@@ -239,11 +243,11 @@ class DeviceSearch:
             asked = faces[part]
             own = cupy.empty((len(asked), there.shape[1]), np.float32)
             copy_rows(cupy, there, upload(cupy, asked, np.int32), own, len(asked))
-            best = DeviceBest(cupy, self._rows.products, own, wide, self._rows.room)
+            best = DeviceBest(cupy, self._rows.products, own, wide, Scratch(cupy, self._rows.room))
             best.visit_all(self._table, int(asked[0]))
             ids[part], sims[part] = self._rows.ordered(best, asked, k)
 
-        on_streams(cupy, task, parts_of(len(faces)))
+        self._rows.streams.run(task, parts_of(len(faces), TILED_PART))
         return ids, sims
 
 
@@ -283,7 +287,7 @@ class DeviceCellSearch:
             self._visit_others(best, near, count, cut)
             ids[part], sims[part] = self._rows.ordered(best, asked, k)
 
-        on_streams(self._cupy, task, parts_of(len(faces)))
+        self._rows.streams.run(task, parts_of(len(faces), PART))
         return ids, sims
 
     def reach_for(self, k: int, recall: float = RECALL, sample: int = SAMPLE) -> Reach:
@@ -308,7 +312,8 @@ class DeviceCellSearch:
         codes = self._cupy.empty((len(faces), self._table.stride), np.float16)
         places = upload(self._cupy, self._place[faces], np.int32)
         copy_rows(self._cupy, self._table.rows, places, codes, len(faces))
-        return DeviceBest(self._cupy, self._rows.products, codes, wide, self._rows.room)
+        scratch = Scratch(self._cupy, self._rows.room)
+        return DeviceBest(self._cupy, self._rows.products, codes, wide, scratch)
 
     def _near(self, faces: np.ndarray, best: DeviceBest) -> np.ndarray:
         """Return the nearest cells (m, p) int32 of faces, the most similar first."""
@@ -316,7 +321,7 @@ class DeviceCellSearch:
         kept = self.cells.nearest
         if kept is not None and kept.shape[1] >= p:
             return np.ascontiguousarray(kept[faces, :p])
-        cells = DeviceBest(self._cupy, self._rows.products, best.rows, p, self._rows.room)
+        cells = DeviceBest(self._cupy, self._rows.products, best.rows, p, best.scratch)
         cells.visit_all(self._centroid_table)
         return download(cells.found())
 
@@ -329,24 +334,27 @@ class DeviceCellSearch:
     def _visit_others(self, best: DeviceBest, near: np.ndarray, count: np.ndarray, cut: int) -> None:
         """Compare rows with all other cells that score high enough; ``count`` (m,) of ``near`` are done."""
         limits = cell_search.limits_of(best.kept(), cut)
-        step = max(1, self._rows.room // (FOUR * padded(self.cells.count, FOUR)))
+        step = max(1, best.scratch.room // (FOUR * padded(self.cells.count, FOUR)))
         for start in range(0, best.m, step):
             some = slice(start, min(start + step, best.m))
-            lists, rows = self._cells_above(best.rows[some], near[some], count[some], limits[some])
+            lists, rows = self._cells_above(best, some, near[some], count[some], limits[some])
             best.visit(self._table, lists, rows + start)
 
     def _cells_above(
-        self, codes: DeviceArray, near: np.ndarray, count: np.ndarray, limits: np.ndarray
+        self, best: DeviceBest, some: slice, near: np.ndarray, count: np.ndarray, limits: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the cells that score high enough and were not visited, (pairs,) int32, and their rows, ascending."""
+        """Return the cells that score high enough and were not visited, (pairs,) int32, and their rows, ascending.
+
+        near, count, limits: of the rows ``some`` of ``best``, from which theirs are counted.
+        """
         cupy, cells, m = self._cupy, self.cells.count, len(near)
         stride = padded(cells, FOUR)
-        scores = cupy.empty((m, stride), np.float32)
-        multiply_rows(self._rows.products, codes, self._centroid_table, scores)
+        scores = best.scratch.place(FOUR * m * stride)
+        multiply_rows(self._rows.products, best.rows[some], self._centroid_table, scores, stride)
         totals = cupy.empty((m,), np.int32)
         known = (
             *(
-                scores,
+                np.uint64(scores),
                 np.int32(stride),
                 np.int32(cells),
                 upload(cupy, near, np.int32),
@@ -370,8 +378,8 @@ class DeviceCellSearch:
 class DeviceRanks:
     """Ranks centroids on the device, see ``partition.Ranks``; room: bytes for scores."""
 
-    def __init__(self, cupy: ModuleType, products: DeviceProducts, room: int) -> None:
-        self._cupy, self._products, self._room = cupy, products, room
+    def __init__(self, cupy: ModuleType, products: DeviceProducts, streams: DeviceStreams, room: int) -> None:
+        self._cupy, self._products, self._streams, self._room = cupy, products, streams, room
 
     def ranked(self, codes: np.ndarray, centroids: np.ndarray, nearest: int) -> np.ndarray:
         """Return which centroids (c, d) int8 score highest for each of ``codes`` (m, d) int8: (m, nearest) int32."""
@@ -382,24 +390,26 @@ class DeviceRanks:
 
         def task(part: slice) -> None:
             rows = halves_of_codes(cupy, codes[part])
-            best = DeviceBest(cupy, self._products, rows, nearest, self._room)
+            best = DeviceBest(cupy, self._products, rows, nearest, Scratch(cupy, self._room))
             best.visit_all(table)
             found[part] = download(best.found())
 
-        on_streams(cupy, task, parts_of(len(codes)))
+        self._streams.run(task, parts_of(len(codes), TILED_PART))
         return found
 
 
-def parts_of(count: int) -> list[slice]:
-    """Cut ``count`` rows into parts that are worked on at a time."""
-    return [slice(start, min(start + PART, count)) for start in range(0, count, PART)]
+def parts_of(count: int, size: int) -> list[slice]:
+    """Cut ``count`` rows into parts of at most ``size``, one behind the other."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def multiply_rows(products: DeviceProducts, rows: DeviceArray, table: Table, out: DeviceArray) -> None:
-    """Write the products of rows (m, stride) with all of a table to ``out`` (m, padded)."""
+def multiply_rows(
+    products: DeviceProducts, rows: DeviceArray, table: Table, out: int, out_stride: int
+) -> None:
+    """Write the products of rows (m, stride) with all of a table to the address ``out``, (m, out_stride) float32."""
     products.multiply(
         *(address(rows), int(rows.shape[0]), address(table.rows), int(table.rows.shape[0])),
-        *(table.stride, table.itemsize, address(out), int(out.shape[1])),
+        *(table.stride, table.itemsize, out, out_stride),
     )
 
 

@@ -169,7 +169,7 @@ def release_device_memory() -> None:
 
 
 class DeviceArrays:
-    """Copies of host arrays on the device, made at first use and kept while they are alive and there is room.
+    """Copies of host arrays on the device, made at first use or there, kept while they are alive and there is room.
 
     budget: bytes that all of them may take together. wait: is called before one is let go, to wait for whatever may
     still be reading it.
@@ -184,9 +184,7 @@ class DeviceArrays:
 
     def get(self, *arrays: np.ndarray) -> list[DeviceArray] | None:
         """Return the copies of ``arrays``, which must not change; None when they do not fit together."""
-        for key, (owner, _) in list(self._held.items()):
-            if owner() is None:
-                self._drop(key)
+        self._drop_orphans()
         wanted = {_key(array): array for array in arrays}
         if sum(array.nbytes for array in wanted.values()) > self._budget:
             return None
@@ -198,6 +196,21 @@ class DeviceArrays:
             self._held[key] = entry
         return [self._held[_key(array)][1] for array in arrays]
 
+    def fits(self, size: int) -> bool:
+        """Tell whether a copy of ``size`` bytes can be kept, if others go."""
+        return size <= self._budget
+
+    def adopt(self, array: np.ndarray, copy: DeviceArray) -> None:
+        """Keep ``copy``, which was made on the device and is complete, as that of ``array``, if it fits."""
+        assert (copy.shape, copy.dtype) == (array.shape, array.dtype)
+        if not self.fits(array.nbytes):
+            return
+        self._drop_orphans()
+        key = _key(array)
+        self._held.pop(key, None)
+        self._make_room(array.nbytes, (key,))
+        self._held[key] = (weakref.ref(_owner(array)), copy)
+
     @property
     def nbytes(self) -> int:
         """The bytes that the copies take."""
@@ -206,6 +219,11 @@ class DeviceArrays:
     def clear(self) -> None:
         """Let all copies go."""
         self._held.clear()
+
+    def _drop_orphans(self) -> None:
+        for key, (owner, _) in list(self._held.items()):
+            if owner() is None:
+                self._drop(key)
 
     def _make_room(self, size: int, wanted: Collection[Key]) -> None:
         held = self.nbytes

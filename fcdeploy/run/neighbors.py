@@ -97,7 +97,8 @@ def nearest_neighbors(
             made_from=(vectors,),
             settings={"k": k, "search": search.name, "clip": clip, **search.settings},
             rows=m,
-            size=search.block,
+            # Workers share blocks, of which there have to be enough.
+            size=search.gpu_block if run.on_gpu and not run.options.ray else search.block,
             visit=cells if search.in_cells else None,
             opened=opened,
             through=through,

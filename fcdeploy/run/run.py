@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack
@@ -64,7 +64,8 @@ class Run:
     features, when they were checked. grown: what else decides its artifacts when it continues from another run's, see
     ``fcdeploy.run.carried``. survey: whether artifacts are described only; planned: those described so far. blocks: who
     computes the blocks of stages (None: this process); follows: the driver that this run goes behind, if it does.
-    copied_before: bytes that the process had copied to and from a GPU when the run began.
+    copied_before: bytes that the process had copied to and from a GPU when the run began; copied_in: those copied in
+    each stage.
     """
 
     features: Features
@@ -92,6 +93,7 @@ class Run:
     figures: Figures = field(default_factory=Figures)
     planned: list[Artifact] = field(default_factory=list)
     copied_before: Copied = field(default_factory=lambda: replace(copied))
+    copied_in: dict[str, Copied] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -326,9 +328,17 @@ class Run:
             self.opened[name] = engine.provider
             yield engine
 
-    def stage(self, name: str) -> AbstractContextManager[None]:
-        """Count the time of the block as part of stage ``name``."""
-        return self.progress.stage(name)
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of the block, and what it copies to and from a GPU, as part of stage ``name``."""
+        before = replace(copied)
+        try:
+            with self.progress.stage(name):
+                yield
+        finally:
+            here = self.copied_in.setdefault(name, Copied())
+            here.there += copied.there - before.there
+            here.back += copied.back - before.back
 
     def check_finite(self, rows: np.ndarray, faces: np.ndarray, what: str) -> None:
         """Raise FcdeployError when one of ``rows`` (m, w), of ``faces`` (m,), holds NaN or infinity."""

@@ -10,10 +10,12 @@ from fcdeploy.graph.recall import RecallFigures
 
 
 class StageFigures(TypedDict, total=False):
-    """What a stage took."""
+    """What a stage took; bytes that it copied, where there is a GPU."""
 
     seconds: float
     faces_per_s: float
+    to_device: int
+    from_device: int
 
 
 class FeaturesRead(TypedDict):

@@ -31,7 +31,7 @@ from fcdeploy.run.options import MERGE, Options
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.run import Run
 from fcdeploy.run.store import MemoryStore, Store
-from fcdeploy.run.summary import Summary
+from fcdeploy.run.summary import StageFigures, Summary
 from fcdeploy.runtime.bad_rows import (
     IN_NO_CLUSTER,
     check_on_bad,
@@ -299,6 +299,14 @@ def note_extremes(labels: np.ndarray, run: Run, system: System) -> None:
         )
 
 
+def _figures_of(run: Run, stage: str, seconds: float, faces: int) -> StageFigures:
+    """Return what a stage took, and where the run has a GPU how many bytes it copied to and from it."""
+    figures = StageFigures(seconds=seconds, faces_per_s=faces / seconds if seconds else 0.0)
+    if run.on_gpu and (here := run.copied_in.get(stage)) is not None:
+        figures |= {"to_device": here.there, "from_device": here.back}
+    return figures
+
+
 def _summary(labels: np.ndarray, run: Run, bundle: Bundle) -> Summary:
     sizes = np.bincount(labels[labels >= 0])
     summary: Summary = {
@@ -307,7 +315,7 @@ def _summary(labels: np.ndarray, run: Run, bundle: Bundle) -> Summary:
         "singletons": int((sizes == 1).sum()),
         "peak_bytes": peak_bytes(),
         "stages": {
-            name: {"seconds": seconds, "faces_per_s": len(labels) / seconds if seconds else 0.0}
+            name: _figures_of(run, name, seconds, len(labels))
             for name, seconds in run.progress.seconds.items()
         },
     }

@@ -195,8 +195,10 @@ def test_a_layerwise_run_that_stays_on_the_gpu_gives_the_clusters_of_the_cpu(
     assert "gather_rows" in names  # of the features, which stay there from the search on
     # Lists of 12 twice, re-ranked ones and their overlaps, refined features; cells, sizes of sets, and six flags.
     assert cuda.copied.back - before == 60 * 12 * 8 * 2 + 60 * 12 * 12 + 60 * 64 * 4 + 60 * 4 + 60 * 4 + 6 * 4
-    told = json.loads((tmp_path / "run/summary.json").read_text())["copied"]
-    assert told["from_device"] == cuda.copied.back - before
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["copied"]["from_device"] == cuda.copied.back - before
+    assert sum(stage["from_device"] for stage in summary["stages"].values()) == cuda.copied.back - before
+    assert summary["stages"]["refine"]["from_device"] == 60 * 64 * 4 + 6 * 4
     launched = len(names)
     monkeypatch.setattr(layers_cuda, "device_budget", lambda cupy, vram, resident: 0)
     assert np.array_equal(fcdeploy.cluster(faces, **options, run_dir=tmp_path / "other"), expected)
@@ -206,6 +208,85 @@ def test_a_layerwise_run_that_stays_on_the_gpu_gives_the_clusters_of_the_cpu(
     # Tables that lie on the host between the layers give the same, to the bit.
     lists = [np.load(tmp_path / run / "refined_knn/sims.npy") for run in ("run", "other")]
     assert np.array_equal(*lists)
+
+
+def test_refined_features_stay_on_the_gpu_for_the_search_among_them(
+    everywhere, golden, pse_bundle, monkeypatch
+):
+    """They go over once, to the host, where there is room for them; else twice. Clusters are the same."""
+    import fcdeploy
+    from fcdeploy.graph.cuda import DeviceArrays
+    from fcdeploy.run.run import Run
+    from fcdeploy.systems.pse_gcn import layers_cuda
+
+    monkeypatch.setattr(layers_cuda, "ENGINE_ROWS", 16)
+    monkeypatch.setattr(Run, "on_gpu", True)
+    faces = np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(-1, 32)[:60]
+    options = {"engine": pse_bundle.path, "k": 12, "hops": (8, 2), "inference": "layerwise", "tau": 0.8}
+    copied, labels = [], []
+    for fits in (DeviceArrays.fits, lambda self, size: size < 60 * 64 * 4):
+        monkeypatch.setattr(DeviceArrays, "fits", fits)
+        before = cuda.copied.there
+        labels.append(fcdeploy.cluster(faces, **options))
+        copied.append(cuda.copied.there - before)
+    assert np.array_equal(*labels)
+    # Instead of the features, the face of each row.
+    assert copied[1] - copied[0] == 60 * 64 * 4 - 60 * 4
+
+
+def test_an_update_on_the_gpu_computes_the_faces_that_are_new(
+    everywhere, golden, pse_bundle, monkeypatch, tmp_path
+):
+    """Their places lie anywhere, not one behind the other; all tables are computed, and lists are those of one run."""
+    import fcdeploy
+    from fcdeploy.run.run import Run
+    from fcdeploy.systems.pse_gcn import layers_cuda
+
+    monkeypatch.setattr(layers_cuda, "ENGINE_ROWS", 8)
+    faces = np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(-1, 32)[:60]
+    options = {"engine": pse_bundle.path, "k": 12, "hops": (8, 2), "inference": "layerwise", "tau": 0.8}
+    lists = []
+    for gpu in (False, True):
+        monkeypatch.setattr(Run, "on_gpu", gpu)
+        run = tmp_path / f"run-{gpu}"
+        fcdeploy.cluster(faces[:45], **options, run_dir=run)
+        before = len(everywhere.launches)
+        fcdeploy.update(run, add=faces[45:])
+        assert ("count_not_finite" in [name for name, *_ in everywhere.launches[before:]]) == gpu
+        lists.append(np.load(run / "refined_knn/ids.npy"))
+    assert np.array_equal(*lists)
+
+
+def test_copies_made_on_the_device_are_kept_like_others(library):
+    fake = cuda_on_cpu.Cupy(library)
+    first, second = (np.full((100, 4), at, np.float32) for at in range(2))
+    held = DeviceArrays(fake, first.nbytes)
+    copy = cuda.upload(fake, first)
+    held.adopt(first, copy)
+    allocated = fake.allocated
+    assert held.get(first.view()) == [copy]
+    assert fake.allocated == allocated
+    held.adopt(second, cuda.upload(fake, second))  # in the place of the first
+    assert held.nbytes == first.nbytes
+    large = np.zeros((101, 4), np.float32)
+    held.adopt(large, cuda.upload(fake, large))  # for which there never is room
+    assert held.nbytes == first.nbytes
+    assert np.array_equal(held.get(second)[0].get(), second)
+    del second
+    held.adopt(first, copy)
+    assert len(held._held) == 1
+
+
+def test_sums_leave_room_for_what_stays_on_the_device(cupy, lists):
+    rows = table(2)
+    resident = DeviceArrays(cupy, rows.nbytes)
+    resident.get(rows)
+    budget = 2 * (lists[0].nbytes + directions().nbytes + rows.nbytes)
+    arguments = (lists[0], np.arange(9, dtype=np.int32), (12, 5), directions(), table(2), new_scratch(N))
+    DeviceSums(budget + rows.nbytes - 2, resident).sum_similar(*arguments)
+    assert cupy.launches == []
+    DeviceSums(budget + rows.nbytes, resident).sum_similar(*arguments)
+    assert len(cupy.launches) == 1
 
 
 def test_tables_that_are_not_finite_are_told_by_face(everywhere, golden, pse_bundle, monkeypatch):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.graph import best_cuda, cell_search_cuda, cuda, products_cuda
-from fcdeploy.graph.best_cuda import WIDEST, _cuts
+from fcdeploy.graph.best_cuda import STREAMS, WIDEST, _cuts
 from fcdeploy.graph.cell_search import CellSearch
-from fcdeploy.graph.cell_search_cuda import cells_on_device, pairs_on_device, ranks_on
+from fcdeploy.graph.cell_search_cuda import TILED_PART, cells_on_device, pairs_on_device, parts_of, ranks_on
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.cuda import DeviceArrays
 from fcdeploy.graph.knn import KnnSearch
@@ -127,6 +127,26 @@ def test_lists_depend_neither_on_parts_nor_on_the_threads_of_a_block(cupy, faces
     asked = cells.order()[:600]
     expected = CellSearch(vectors, cells, cut=700).search(asked, 20)
     assert_same(in_cells(vectors, cells, 20, 700, faces=asked), expected)
+
+
+def test_two_streams_do_all_blocks_of_a_search(cupy, faces, monkeypatch):
+    """Each has parts of every block; what they let go is theirs, so that later blocks take no memory of others."""
+    vectors, cells = faces
+    monkeypatch.setattr(cell_search_cuda, "PART", 100)
+    before = len(cupy.streams)
+    with cells_on_device(vectors, cells, 20, 1 << 26) as search:
+        search.cut = 700
+        for start in (0, 300, 600):
+            given = [stream.given for stream in cupy.streams[before:]]
+            asked = cells.order()[start : start + 300]
+            assert_same(search.search(asked, 20), CellSearch(vectors, cells, cut=700).search(asked, 20))
+            assert all(stream.given > was for stream, was in zip(cupy.streams[before:], given, strict=True))
+    assert len(cupy.streams) == before + 2
+
+
+@pytest.mark.parametrize(("name", "part"), [("cells", cell_search_cuda.PART), ("exact", TILED_PART)])
+def test_a_block_of_a_run_on_a_gpu_has_parts_for_both_streams(name, part):
+    assert len(parts_of(search_named(name, 100).gpu_block, part)) >= 2 * STREAMS
 
 
 def test_what_a_block_cannot_hold_at_once_is_dropped_on_the_way(cupy, faces, monkeypatch):

@@ -122,6 +122,26 @@ def test_doctor_survives_whatever_a_package_does(run_with) -> None:
     assert {"torch", "onnx"} <= set(findings["abilities"]["export"]["missing"])
 
 
+@pytest.mark.parametrize(
+    ("installed", "package", "extra"),
+    [
+        ((), "cupy-cuda13x", "gpu"),
+        (("cupy-cuda12x",), "cupy-cuda12x", "gpu-cuda12"),
+        (("cupy-cuda12x", "cupy-cuda13x"), "cupy-cuda13x", "gpu"),
+    ],
+)
+def test_doctor_looks_for_the_cupy_that_is_installed(
+    monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], package: str, extra: str
+) -> None:
+    from fcdeploy.cli import doctor
+
+    monkeypatch.setattr(doctor, "_version", lambda name: "1" if name in installed else None)
+    known = {ability: (dict(needs), asked) for ability, needs, asked in doctor.abilities_here()}
+    assert known["GPU"][0]["cupy"] == package
+    assert known["GPU"][1] == extra
+    assert known.keys() == {ability for ability, *_ in doctor.ABILITIES}
+
+
 @pytest.mark.parametrize("name", ["numpy", "numba"])
 def test_a_command_says_which_package_is_broken_and_why(run_with, name: str, tmp_path: Path) -> None:
     features = tmp_path / "features.bin"

@@ -135,7 +135,7 @@ class Layers:
                 carry=rows_stay,
                 size=ENGINE_ROWS,
                 visit=self.cells,
-                opened=lambda: sums_on(gpu=run.on_gpu, vram=run.options.vram),
+                opened=lambda: sums_on(gpu=run.on_gpu, vram=run.options.vram, resident=run.resident),
                 share=BESIDE_SUMS,
             )
         )
@@ -173,7 +173,7 @@ class Layers:
                 through=through,
                 rows=run.n,
                 size=ENGINE_ROWS,
-                opened=lambda: sums_on(gpu=run.on_gpu, vram=run.options.vram),
+                opened=lambda: sums_on(gpu=run.on_gpu, vram=run.options.vram, resident=run.resident),
                 share=BESIDE_SUMS,
                 scratch=True,
                 needed=lambda moved: self._read_for_new(moved, reach),

@@ -1,7 +1,8 @@
 """PSE-GCN layer by layer with all that lies between the layers in device memory: nothing goes over the host.
 
-The passes and sums are those of ``layers``, over the same blocks of places; only the refined features are copied back.
-While a pass computes one block, the sums of the next are added up on another stream.
+The passes and sums are those of ``layers``, over the same blocks of places; only the refined features are copied back,
+and they stay on the device, too, where neighbors are searched among them next. While a pass computes one block, the
+sums of the next are added up on another stream.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from fcdeploy.run.carried import rows_stay
 from fcdeploy.run.partition import Partition
 from fcdeploy.run.run import Run
 from fcdeploy.run.stage import Stage
-from fcdeploy.run.store import Arrays
+from fcdeploy.run.store import Arrays, expected_bytes
 from fcdeploy.systems.pse_gcn.layers import ENGINE_ROWS, shapes_of
 
 PASSES = ("near1", "similar1", "block1", "similar2", "block2")
@@ -84,7 +85,9 @@ def refined_on_device(
     run: Run, vectors: Artifact, cells: Partition, knn: Artifact, ranked: Artifact
 ) -> Artifact:
     """The refined features (n, 2d) float32, by face; of the same key as by ``Layers``, which computes the same."""
-    near = run.settings.neighborhood
+    near, shapes = run.settings.neighborhood, shapes_of(run, "refined")
+    keep = run.resident is not None and run.resident.fits(expected_bytes(shapes))
+    stays: list[DeviceArray] = []
 
     def check(rows: np.ndarray, places: np.ndarray) -> None:
         run.check_finite(rows, cells.order[places], "value")
@@ -99,21 +102,27 @@ def refined_on_device(
                     cupy, knn["ids"], knn["sims"], ranked["ids"], cells, reach=reach, active=near.active
                 )
                 features = rows_by_place(cupy, vectors.array, cells, run.resident)
-                yield ResidentLayers(cupy, features, lists, near.hops, near.active, check)
+                layers = ResidentLayers(cupy, features, lists, near.hops, near.active, check, keep=keep)
+                yield layers
+                stays.extend(layers.kept())
         finally:
             free_all(cupy)
 
     def block(faces: np.ndarray, layers: "ResidentLayers", *engines: DeviceEngine) -> Arrays:
-        refined = layers.refined(cells.place[faces], engines)
+        refined = layers.refined(faces, cells.place[faces], engines)
         run.check_finite(refined, faces, "refined feature")
         return {"refined": refined}
+
+    def stay(arrays: Arrays) -> None:
+        if stays and run.resident is not None:
+            run.resident.adopt(arrays["refined"], stays.pop())
 
     return run.compute(
         Stage(
             name="refined",
             text="refinement",
             block=block,
-            shapes=shapes_of(run, "refined"),
+            shapes=shapes,
             made_from=(vectors, knn, ranked),
             settings={"hops": list(near.hops), "active": near.active, "tables": run.options.tables},
             passes=PASSES,
@@ -122,6 +131,7 @@ def refined_on_device(
             size=ENGINE_ROWS,
             visit=cells,
             opened=opened,
+            then=stay,
             share=SHARE * len(PASSES),
         )
     )
@@ -137,7 +147,10 @@ class PlacedLists:
 
 
 class ResidentLayers:
-    """The layers over n faces, by place. features: (n, d) float32 on the device; check: see ``Check``."""
+    """The layers over n faces, by place.
+
+    features: (n, d) float32 on the device; check: see ``Check``; keep: whether refined features stay there, by face.
+    """
 
     def __init__(
         self,
@@ -147,6 +160,8 @@ class ResidentLayers:
         hops: tuple[int, int],
         active: int,
         check: Check,
+        *,
+        keep: bool = False,
     ) -> None:
         self._cupy, self._features, self._lists = cupy, features, lists
         self._hops, self._active, self._check = hops, active, check
@@ -155,25 +170,73 @@ class ResidentLayers:
         self._staged = [cupy.empty((ENGINE_ROWS, self._width), np.float32) for _ in range(STAGED)]
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._tables: dict[str, DeviceArray] = {}
+        self._turn = 0  # of the staged blocks: the one that is read next
+        self._ahead = (0, 0)  # the places whose sums are added up there already
+        self._whole: DeviceArray | None = None
+        self._keep, self._written = keep, np.zeros(self._n, dtype=bool)
         cupy.cuda.get_current_stream().synchronize()  # other streams do not wait for this one
 
-    def refined(self, places: np.ndarray, engines: Sequence[DeviceEngine]) -> np.ndarray:
-        """Return the refined features (m, 2d) of ``places`` (m,), one behind the other; engines: of PASSES."""
+    def refined(self, faces: np.ndarray, places: np.ndarray, engines: Sequence[DeviceEngine]) -> np.ndarray:
+        """Return the refined features (m, 2d) of ``faces`` (m,), at most ENGINE_ROWS, at ``places`` (m,).
+
+        Quickest for places one behind the other, block after block. engines: of PASSES.
+        """
         if not self._tables:
             self._layers(engines)
-        start, stop = int(places[0]), int(places[-1]) + 1
-        assert np.array_equal(places, np.arange(start, stop))
-        tables = self._tables
-        out = self._cupy.empty((stop - start, self._width), np.float32)
-        self._add_up(self._similar(tables["h2"], tables["x1"]), slice(start, stop), 0)
-        self._stream.synchronize()
-        feeds = {
-            "features": place_of(self._features, start, stop),
-            "x1": place_of(tables["x1"], start, stop),
-            "drawn": place_of(self._staged[0], 0, stop - start),
-        }
-        engines[-1].run_there(feeds, {"refined": place_of(out, 0, stop - start)})
+        m, start = len(places), int(places[0])
+        tables = {"features": self._features, "x1": self._tables["x1"]}
+        if np.array_equal(places, np.arange(start, start + m)):
+            feeds = {name: place_of(table, start, start + m) for name, table in tables.items()}
+            drawn = self._drawn(start, start + m)
+        else:
+            asked = upload(self._cupy, places, np.int32)
+            rows = {name: self._gathered(table, asked) for name, table in tables.items()}
+            feeds = {name: place_of(table, 0, m) for name, table in rows.items()}
+            self._cupy.cuda.get_current_stream().synchronize()
+            drawn = self._drawn_at(asked)
+        out = self._cupy.empty((m, self._width), np.float32)
+        engines[-1].run_there({**feeds, "drawn": place_of(drawn, 0, m)}, {"refined": place_of(out, 0, m)})
+        if self._whole is not None:
+            self._write("scatter_rows", out, upload(self._cupy, faces, np.int32), self._whole)
+            self._written[faces] = True
         return download(out)
+
+    def kept(self) -> list[DeviceArray]:
+        """Return the refined features (n, 2d) of all faces on the device, or nothing where some are missing."""
+        return [self._whole] if self._whole is not None and self._written.all() else []
+
+    def _drawn(self, start: int, stop: int) -> DeviceArray:
+        """Return the sums of places start..stop-1 that the last pass reads, and begin those of the next block."""
+        add_up = self._similar(self._tables["h2"], self._tables["x1"])
+        if self._ahead != (start, stop):
+            self._add_up(add_up, slice(start, stop), self._turn)
+        self._stream.synchronize()
+        drawn = self._staged[self._turn]
+        self._turn = (self._turn + 1) % STAGED
+        self._ahead = (stop, min(stop + ENGINE_ROWS, self._n))
+        if stop < self._n:  # beside what the engine computes
+            self._add_up(add_up, slice(*self._ahead), self._turn)
+        return drawn
+
+    def _drawn_at(self, places: DeviceArray) -> DeviceArray:
+        """Return the sums of ``places`` (m,) that the last pass reads."""
+        self._ahead = (0, 0)
+        with self._stream:
+            self._similar(self._tables["h2"], self._tables["x1"])(places, self._staged[self._turn])
+        self._stream.synchronize()
+        return self._staged[self._turn]
+
+    def _gathered(self, table: DeviceArray, places: DeviceArray) -> DeviceArray:
+        """Return the rows of a table at ``places`` (m,)."""
+        rows = self._cupy.empty((int(places.shape[0]), int(table.shape[1])), np.float32)
+        self._write("gather_rows", table, places, rows)
+        return rows
+
+    def _write(self, name: str, rows: DeviceArray, where: DeviceArray, out: DeviceArray) -> None:
+        """Gather rows at ``where`` (m,), or scatter them to there."""
+        count, width = int(where.shape[0]), int(rows.shape[1])
+        arguments = (rows, where, out, np.int64(count), np.int32(width))
+        kernel(self._cupy, name)((min(count, BLOCKS),), (THREADS,), arguments)
 
     def _layers(self, engines: Sequence[DeviceEngine]) -> None:
         """Compute what the last pass reads of all faces: the tables x1 and h2."""
@@ -192,6 +255,8 @@ class ResidentLayers:
             similar2, {"x1": x1}, ("h2",), "connected", self._connected(2, block.pop("near2"))
         )
         self._tables = {"x1": x1, **second}
+        if self._keep:  # there were more tables before
+            self._whole = self._cupy.empty((self._n, self._width), np.float32)
 
     def _pass(
         self,
