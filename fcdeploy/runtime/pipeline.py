@@ -303,7 +303,7 @@ def _figures_of(run: Run, stage: str, seconds: float, faces: int) -> StageFigure
     """Return what a stage took, and where the run has a GPU how many bytes it copied to and from it."""
     figures = StageFigures(seconds=seconds, faces_per_s=faces / seconds if seconds else 0.0)
     if run.on_gpu and (here := run.copied_in.get(stage)) is not None:
-        figures |= {"to_device": here.there, "from_device": here.back}
+        figures["to_device"], figures["from_device"] = here.there, here.back
     return figures
 
 
