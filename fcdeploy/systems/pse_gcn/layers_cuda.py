@@ -203,6 +203,7 @@ class ResidentLayers:
 
     def kept(self) -> list[DeviceArray]:
         """Return the refined features (n, 2d) of all faces on the device, or nothing where some are missing."""
+        self._stream.synchronize()  # sums may have been begun that nobody asked for
         return [self._whole] if self._whole is not None and self._written.all() else []
 
     def _drawn(self, start: int, stop: int) -> DeviceArray:
