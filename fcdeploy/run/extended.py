@@ -113,7 +113,7 @@ class Roomy:
 class StoredSearch:
     """Finds the nearest of the n stored faces for any rows, each row itself first; see ``Search``."""
 
-    name, in_cells, block = "stored", False, 8192
+    name, in_cells, block, gpu_block = "stored", False, 8192, 8192
     settings: Mapping[str, object] = {}
 
     def __init__(self, n: int) -> None:

@@ -129,7 +129,7 @@ class WithinAlbums:
     albums: (n,) int32, the set that each face belongs to.
     """
 
-    in_cells, block = False, 8192
+    in_cells, block, gpu_block = False, 8192, 8192
 
     def __init__(self, albums: np.ndarray) -> None:
         self.albums = albums
