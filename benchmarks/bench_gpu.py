@@ -89,7 +89,13 @@ def main(
     cupy = import_cupy()
     bundle = None if engine is None else read_bundle(engine)
     peaks = peaks_of(cupy, copy_bytes, side)
-    arguments: dict[str, object] = {"dim": dim, "k": k, "recall": RECALL, "copy_bytes": copy_bytes, "side": side}
+    arguments: dict[str, object] = {
+        "dim": dim,
+        "k": k,
+        "recall": RECALL,
+        "copy_bytes": copy_bytes,
+        "side": side,
+    }
     arguments |= {
         "bandwidth_gb_per_s": peaks.bandwidth / 1e9,
         "float16_tflop_per_s": peaks.float16 / 1e12,
