@@ -22,10 +22,11 @@ from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.recall import Recall
 from fcdeploy.graph.search import Room, Search, search_named
 from fcdeploy.run.artifact import Artifact
-from fcdeploy.run.blocks import Blocks, LocalBlocks
+from fcdeploy.run.blocks import RELEASE_AT, Blocks, LocalBlocks
 from fcdeploy.run.engines import Engines
 from fcdeploy.run.given import GivenLists
 from fcdeploy.run.keys import digest
+from fcdeploy.run.memory import resident_bytes
 from fcdeploy.run.options import Options
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.stage import Stage
@@ -225,7 +226,9 @@ class Run:
                 arrays = partial.finish()
                 self.drop(*stage.through)
             if stage.then is not None and self.follows is None:
+                self.make_room()
                 stage.then(arrays)
+            self.make_room()
             return arrays
 
         return self._planned(
@@ -275,6 +278,7 @@ class Run:
                 self.drop(*through)
             if then is not None and self.follows is None:
                 then(arrays)
+            self.make_room()
             return arrays
 
         passes = tuple(sorted({one for artifact in through for one in artifact.passes}))
@@ -315,6 +319,11 @@ class Run:
         for artifact in artifacts:
             artifact.forget()
             self.store.drop(artifact.name)
+
+    def make_room(self) -> None:
+        """Let go of mapped pages, which are read again when needed, where most of the memory budget is taken."""
+        if resident_bytes() > RELEASE_AT * self.options.budget:
+            self.store.release_pages()
 
     @contextmanager
     def engine(self, name: str, share: int = 1) -> Iterator[Engine]:

@@ -55,7 +55,9 @@ def near_copies_of(system: System, run: Run) -> NearCopies | None:
         return NearCopies(leader, filled) if filled else None
     knn = system.neighbors(run)
     with run.stage("knn"):
-        return find_near_copies(read_features(run).array, knn.lists)
+        found = find_near_copies(read_features(run).array, knn.lists)
+        run.make_room()
+        return found
 
 
 def rows_key(run: Run) -> str:

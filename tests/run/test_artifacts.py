@@ -321,3 +321,19 @@ def test_a_folder_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -
     with pytest.raises(InputError, match="newer version of fcdeploy; upgrade fcdeploy, or choose another"):
         RunFolder(tmp_path / "run")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("resident", "released"), [(1 << 40, True), (1 << 20, False)])
+def test_after_a_stage_mapped_pages_are_let_go_of_where_they_take_the_budget(
+    monkeypatch: pytest.MonkeyPatch, resident: int, released: bool
+) -> None:
+    """Also before and after what is done with a whole artifact, which may read all of others."""
+    monkeypatch.setattr("fcdeploy.run.run.resident_bytes", lambda: resident)
+    did: list[str] = []
+    run = new_run()
+    monkeypatch.setattr(run.store, "release_pages", lambda: did.append("release"))
+    kept = squares(run, then=lambda arrays: did.append("then"))
+    assert kept["squares"].tolist() == [face**2 for face in range(N)]
+    assert did == (["release", "then", "release"] if released else ["then"])
+    _ = run.collect("one", lambda: {"one": np.ones(1)}).arrays
+    assert did[3 if released else 1 :] == (["release"] if released else [])
