@@ -524,7 +524,7 @@ CASES: dict[str, tuple[tuple[Any, ...], str]] = {
                 *("--engine", "BUNDLE", "--labels", "truth.meta"),
             ),
         ),
-        "run `fcdeploy faces` first",
+        "truth.meta: 1 labels for 4 photos",
     ),
     "bad photos only": (
         ("faces", "broken", "--detector", DETECTOR, "--quiet"),

@@ -62,8 +62,8 @@ def test_no_run_promises_more_than_there_is(
                 yield engine
 
     @contextlib.contextmanager
-    def watched_sums(*, gpu: bool, vram: int = 0) -> Iterator[Any]:
-        with device.holds(vram // 2), sums_on(gpu=gpu, vram=vram) as sums:  # what its tables may take
+    def watched_sums(*, gpu: bool, vram: int = 0, **named: Any) -> Iterator[Any]:
+        with device.holds(vram // 2), sums_on(gpu=gpu, vram=vram, **named) as sums:  # what its tables may take
             yield sums
 
     monkeypatch.setattr(Bundle, "open", watched)
