@@ -63,7 +63,10 @@ def test_no_run_promises_more_than_there_is(
 
     @contextlib.contextmanager
     def watched_sums(*, gpu: bool, vram: int = 0, **named: Any) -> Iterator[Any]:
-        with device.holds(vram // 2), sums_on(gpu=gpu, vram=vram, **named) as sums:  # what its tables may take
+        with (
+            device.holds(vram // 2),
+            sums_on(gpu=gpu, vram=vram, **named) as sums,
+        ):  # what its tables may take
             yield sums
 
     monkeypatch.setattr(Bundle, "open", watched)
