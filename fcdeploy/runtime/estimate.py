@@ -21,6 +21,7 @@ from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.cells import ITERATIONS, SAMPLE_PER_CELL, cell_count
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.knn import PROBES
+from fcdeploy.graph.partition import FULL_ITERATIONS
 from fcdeploy.graph.products import quickest_products
 from fcdeploy.graph.search import INDEX_SHARE, search_named
 from fcdeploy.graph.threads import threads_limited
@@ -212,10 +213,11 @@ def _comparisons(n: int, dim: int) -> float:
     return len(queries) * len(rows) / seconds
 
 
-def _training(n: int) -> int:
+def _training(n: int, method: str) -> int:
     """Return how many pairs are compared for k-means, and then for every face to its cell."""
     cells = cell_count(n)
-    return SAMPLE_PER_CELL * cells * cells * ITERATIONS + n * cells
+    whole = FULL_ITERATIONS if method == "cells" else ITERATIONS  # others compare with a few near cells
+    return SAMPLE_PER_CELL * cells * cells * whole + n * cells
 
 
 def _cells_seconds(n: int, dim: int, options: Options) -> float:
@@ -224,7 +226,7 @@ def _cells_seconds(n: int, dim: int, options: Options) -> float:
     if method == "exact":
         return 0.0
     faster = INT8_RATE if method == "cells" and quickest_products().rows is np.int8 else 1
-    return _training(n) / (_comparisons(n, dim) * faster)
+    return _training(n, method) / (_comparisons(n, dim) * faster)
 
 
 def _knn_seconds(n: int, dim: int, options: Options) -> float:
@@ -232,7 +234,7 @@ def _knn_seconds(n: int, dim: int, options: Options) -> float:
     method, cells = _method(options, n), cell_count(n)
     if method == "exact":
         return n * n / comparisons
-    training = _training(n)
+    training = _training(n, method)
     if method == "ivf":
         return training / comparisons + n * n * min(1.0, PROBES / cells) / (comparisons * LISTS_RATE)
     compared = n * min(n, int(COMPARED * n**0.5))
