@@ -215,7 +215,7 @@ class Layers:
 
 
 def rows_at(table: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Rows of a table at ascending places, as they lie there where these follow each other."""
+    """Return the rows (m, w) of a table (n, w) at ascending ``places`` (m,): a view where these follow each other."""
     first, last = int(places[0]), int(places[-1])
     return table[first : last + 1] if last - first + 1 == len(places) else table[places]
 
