@@ -41,6 +41,9 @@ NOT_MEASURED = {
         **dict.fromkeys(("10.2 GB", "102 GB", "39.7 GB", "397 GB", "202 GB", "140 GB"), "arithmetic"),
     },
     "docs/how-to/scale.md": {"98 %": "a setting"},
+    "docs/explanation/memory-and-disk.md": dict.fromkeys(
+        ("0.64 GB", "20 GB", "79 GB", "403 GB", "280 GB"), "arithmetic"
+    ),
     "docs/explanation/neighbor-search.md": {"98 %": "a setting"},
     "docs/reference/files.md": {"64 MB": "a setting"},
     "docs/how-to/threshold.md": {"95 %": "a definition"},

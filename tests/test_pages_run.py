@@ -36,6 +36,7 @@ FEW_STEPS = "--steps 1 --batch 2 --threads 1 --quiet"
 BEFORE = {
     "triton.md": ["fcdeploy cluster features.bin --engine pse.onnx --run-dir run -o labels.meta"],
     "files.md": ["fcdeploy cluster features.bin --engine pse.onnx --run-dir run -o labels.meta"],
+    "biometric-data.md": ["fcdeploy cluster features.bin --engine pse.onnx --run-dir run -o labels.meta"],
 }
 WITH_CODE = [page for page in PAGES if page.name != "cli.md"]
 
@@ -90,6 +91,8 @@ def world(
     Path("pairs.csv").write_text("a,b,answer\n0,1,same\n")
     Path("photos.txt").write_text("".join(f"{number}.jpg\n" for number in range(len(features))))
     Path("decisions.csv").write_text("a,b,answer\n0,6,same\n")
+    Path("ids.txt").write_text("3\n4\n")
+    np.zeros((500, 32), "<f4").tofile("later.bin")
 
     pictures = pictures_of(60)
     for number, picture in enumerate(pictures):
