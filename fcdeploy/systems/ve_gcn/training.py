@@ -312,5 +312,9 @@ TRAINING = {
 def suited_recipe(figures: Figures) -> SuitedRecipe:
     """Return the settings that suit such faces."""
     values = {"graph.k": figures.k, "links.k": min(8 * figures.k, LONG_LINKS), "edge.ignore_ratio": 0.0}
-    every = Reason("ignore_ratio", "0", "all faces ask GCN-E; the most confident ones link right without it")
+    every = Reason(
+        "ignore_ratio",
+        "0",
+        "GCN-E decides for all faces, as the most confident ones link correctly without it",
+    )
     return SuitedRecipe(values, (reason_of_k(figures), every))
