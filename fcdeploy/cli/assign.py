@@ -21,7 +21,7 @@ GROUPS = {
 
 RAY = (
     "Assign on a Ray cluster: the one that runs here (auto), the one at an address, or N workers on this machine. "
-    "FEATURES, the run folder and OUTPUT have to be in folders that all machines see."
+    "FEATURES, the run folder and OUTPUT must be in folders that all machines see."
 )
 
 

@@ -36,8 +36,8 @@ def command(
 ) -> None:
     """Compile an ONNX bundle into TensorRT plans for one GPU.
 
-    With the profile rtx3090, TensorRT for RTX compiles on any machine, without a GPU; with the others, TensorRT needs
-    the target GPU. The precision is that of the ONNX graphs.
+    With the profile rtx3090, TensorRT for RTX compiles on any machine, without a GPU; with h200, TensorRT compiles on
+    the target GPU; with cpu, ONNX Runtime writes optimised graphs. The precision is that of the ONNX graphs.
 
     \b
     Example:

@@ -81,7 +81,7 @@ GROUPS = {
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip", "zero"]),
-    help="Rows with NaN, infinity or zeros only, and images that cannot be embedded: stop, skip them (label -1), or "
+    help="Rows with NaN, infinity or only zeros, and images that cannot be embedded: stop, skip them (label -1), or "
     "give each a cluster of its own (zero). All are listed in OUTPUT.bad.txt.  [default: stop; for photos, skip]",
 )
 @click.option(

@@ -17,6 +17,7 @@ from fcdeploy.cli.shared_options import (
     labelled_duplicates_option,
     labelled_on_bad_option,
     quiet_option,
+    scratch_option,
 )
 from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
@@ -69,7 +70,7 @@ GROUPS = {
 @labelled_on_bad_option("With -o, they are listed in OUTPUT.bad.txt.")
 @run_option("threads")
 @run_option("memory")
-@run_option("scratch")
+@scratch_option
 @json_option("all results")
 @quiet_option
 def command(

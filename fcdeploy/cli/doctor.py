@@ -64,15 +64,15 @@ class Findings(TypedDict):
 @click.command("doctor", cls=grouped())
 @run_option(
     "ray",
-    help="Check the machines of a Ray cluster instead: do versions, code and processors equal those of this one?",
+    help="Check the machines of a Ray cluster instead: whether their versions, code and processors equal this one's.",
 )
 @json_option("the results")
 def command(ray: str | None, as_json: bool) -> None:
     """Show what is installed, what works, and what is missing.
 
-    Every package is imported, and every execution provider opens a graph, since ONNX Runtime lists providers that it
-    cannot open. Cores and memory are those available to this process. What is missing comes with the command that
-    installs it.
+    Every package is imported, and every execution provider opens a small graph, because ONNX Runtime also lists
+    providers that do not work. Cores and memory are those available to this process. For whatever is missing, the
+    command that installs it is shown.
 
     \b
     Example:

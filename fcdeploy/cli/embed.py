@@ -16,7 +16,7 @@ from fcdeploy.cli.types import Numbers, PathType, Size
 
 RAY = (
     "Embed on a Ray cluster: the one that runs here (auto), the one at an address, or N workers on this machine. "
-    "OUTPUT and the images have to be in folders that all machines see."
+    "OUTPUT and the images must be in folders that all machines see."
 )
 SETTINGS = ("layout", "size", "channels", "mean", "scale", "output_tensor")  # of the embedder
 GROUPS = {
@@ -76,7 +76,7 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
 @click.option(
     "--write-labels",
     type=PathType,
-    help="Also write the identities that the folders or labels of IMAGES tell, a label per row (.meta, .npy).",
+    help="Also write the identities from the folders or labels of IMAGES, one label per row (.meta, .npy).",
 )
 @click.option(
     "--output-tensor",
@@ -113,13 +113,12 @@ def command(
 
     IMAGES is a text file with one image path per line, relative to its own folder; a folder, with all images below it
     in natural order; or an archive of images (.tar, .zip, .rec; several as 'shard-{000..010}.tar'). Row i of the
-    features is image i, counted from 0. Each image has to be the crop of one face, aligned as the model was trained
-    (usually 112 x 112 pixels): `fcdeploy faces` makes such crops from photos. Images of another size are resized.
+    features is image i, counted from 0. Each image must be a crop of one face, aligned as the model expects (usually
+    112 x 112 pixels): `fcdeploy faces` makes such crops from photos. Images of another size are resized.
 
     Images that cannot be embedded are listed in features.bad.txt (line, path, reason). For a folder or archive, the
-    images of the rows are listed in features.filelist.txt, and --write-labels takes its folders as identities
-    (person/name.jpg), or the labels of the archive or table (.lst, .csv). To continue an interrupted run, repeat the
-    command.
+    image of each row is listed in features.filelist.txt. --write-labels takes identities from folders (person/name.jpg),
+    or from the labels of an archive or table (.lst, .csv). To continue an interrupted run, repeat the command.
 
     \b
     Example:

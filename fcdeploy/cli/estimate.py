@@ -28,12 +28,12 @@ GROUPS = {
 @run_options
 @dim_option
 @column_option
-@click.option("--run-dir", type=PathType, help="Estimate for a run that keeps all results in a run folder.")
+@click.option("--run-dir", type=PathType, help="Run folder of that run; its results are then kept in files.")
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
     default=0,
-    help="Number of machines like this one to share the work.  [default: none but this one]",
+    help="Number of machines like this one that share the work.  [default: this one only]",
 )
 @json_option("the estimate")
 def command(

@@ -21,14 +21,16 @@ from fcdeploy.cli.shared_options import quiet_option
     "--key",
     "keys",
     multiple=True,
+    metavar="KEY",
     help="Key of the weights in a checkpoint that holds several, e.g. ema or ema.shadow; once for all checkpoints, or "
-    "once per --ckpt in the same order.",
+    "once for every --ckpt in the same order.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Engine bundle to write.  [default: SYSTEM.onnx]"
 )
 @click.option(
     "--recipe",
+    metavar="FILE|NAME",
     help="Recipe with the settings of the system: a TOML file or a built-in name.  [default: the .toml beside the "
     "checkpoint, as `fcdeploy train` writes it, else the published MS1M settings]",
 )
@@ -44,7 +46,7 @@ from fcdeploy.cli.shared_options import quiet_option
     type=click.Choice(["decisions", "similarities"]),
     default="decisions",
     show_default=True,
-    help="With fp16, matrix products that stay float32: all that decide on links (decisions), or only those of "
+    help="With fp16, matrix products that stay in float32: all that links depend on (decisions), or only the "
     "similarities that are compared (similarities, faster).",
 )
 @click.option(

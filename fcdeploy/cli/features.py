@@ -20,7 +20,7 @@ column_option = click.option(
 id_column_option = click.option(
     "--id-column",
     metavar="NAME",
-    help="Column of a table that holds ids, to be written with the labels; -o has to be .csv, .tsv or .parquet then.",
+    help="Column of a table that holds ids, to be written with the labels; needs -o with .csv, .tsv or .parquet.",
 )
 
 

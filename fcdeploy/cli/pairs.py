@@ -29,8 +29,8 @@ def command(run_dir: Path, count: int, output: Path, seed: int, quiet: bool) -> 
 
     DIR is the --run-dir of a finished `fcdeploy cluster`. Write "same" or "different" into the column answer, or leave
     it empty where you cannot tell. Then `fcdeploy tune --pairs` chooses the engine's threshold by the answers, and
-    `fcdeploy cluster --pairs` respects them. Faces are given by row number from 0 (line number, for a list of images),
-    or by the ids of `fcdeploy update` in a run that it has updated.
+    `fcdeploy cluster --pairs` respects them. Faces are given by row number from 0 (line number, for a list of images);
+    if the run has ids (--id-column), or was updated, by their ids.
 
     \b
     Example:

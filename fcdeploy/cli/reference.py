@@ -9,9 +9,9 @@ HEAD = """# The commands
 
 Generated from the commands' own help by `python -m fcdeploy.cli.reference > docs/reference/cli.md`.
 
-Results on stdout, messages on stderr. Exit codes: 0 done; 1 something failed that is not your mistake; 2 the input or
-the command line cannot be used, said in one sentence; 3 an exported graph misses its tolerance; 130 interrupted,
-143 stopped by SIGTERM, 129 by SIGHUP.
+Results on stdout, messages on stderr. Exit codes: 0 success; 1 a failure that is not caused by your input; 2 invalid
+input or options; 3 an exported graph exceeds its tolerance; 130 interrupted (Ctrl-C), 143 stopped by SIGTERM, 129 by
+SIGHUP.
 """
 
 

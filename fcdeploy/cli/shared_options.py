@@ -57,8 +57,12 @@ pairs_option = click.option(
     "--pairs",
     type=PathType,
     metavar="FILE",
-    help="Pairs of faces that a person has checked, which clusters then respect: a table with columns a and b (ids of "
+    help="Pairs of faces that a person has checked, which the clusters respect: a table with columns a and b (ids of "
     "faces) and answer (same or different).",
+)
+scratch_option = run_option(  # of a command that runs on this machine alone
+    "scratch",
+    help="Folder for temporary files larger than memory, deleted at the end.  [default: beside the output]",
 )
 dim_option = dim_option_of("the engine's")
 images_option = images_option_of(required=False)
@@ -90,6 +94,6 @@ def labelled_on_bad_option(where: str) -> Callable[[Command], Command]:
         type=click.Choice(["stop", "skip", "zero"]),
         default="stop",
         show_default=True,
-        help="Rows with NaN, infinity or zeros only: stop, or leave them out with their labels (skip or zero). "
+        help="Rows with NaN, infinity or only zeros: stop, or leave them out with their labels (skip or zero). "
         f"{where}",
     )

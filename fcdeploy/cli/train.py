@@ -13,7 +13,7 @@ from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.label_options import label_column_option
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_option
-from fcdeploy.cli.shared_options import quiet_option, seed_option
+from fcdeploy.cli.shared_options import quiet_option, scratch_option, seed_option
 from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
@@ -67,18 +67,19 @@ RENAMED = {
     type=click.Choice(["ignore", "singleton"]),
     default="ignore",
     show_default=True,
-    help="Faces labelled -1, empty or NaN: left out, or each an identity of its own (singleton).",
+    help="Faces of unknown identity (-1, empty, NaN): leave them out (ignore), or count each as an identity of its own "
+    "(singleton).",
 )
 @click.option(
     "--target",
     type=PathType,
     metavar="FEATURES",
-    help="Unlabelled features like those you will cluster; the training faces are then split to look like them.",
+    help="Unlabelled features like those you will cluster; the training faces are split to resemble them.",
 )
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    help="Time for the training: several seeds are trained, and the best on held-out people is kept.  "
+    help="Time limit of the training, in which several seeds are trained; the best on held-out people is kept.  "
     "[default: 30]",
 )
 @click.option(
@@ -87,16 +88,19 @@ RENAMED = {
     type=PathType,
     default=Path("checkpoint.pth"),
     show_default=True,
-    help="Checkpoint to write, in the authors' key layout; the recipe goes beside it (.toml). For several "
-    "networks: with -NETWORK after the name, e.g. checkpoint-lce.pth.",
+    help="Checkpoint to write, in the authors' layout, with the recipe beside it (.toml). With several networks, each "
+    "has its name appended, e.g. checkpoint-lce.pth.",
 )
 @click.option(
     "--network",
+    metavar="NAME",
     help="Network to train, for a system with several, e.g. lce.  [default: all, one after the other]",
 )
 @click.option(
     "--recipe",
-    help="TOML file or built-in name.  [default: the .toml beside a --ckpt or --init, else chosen from the data]",
+    metavar="FILE|NAME",
+    help="Recipe: a TOML file or a built-in name.  [default: the .toml beside a --ckpt or --init, else chosen from the "
+    "data]",
 )
 @click.option(
     "--ckpt",
@@ -109,15 +113,20 @@ RENAMED = {
     "--knn",
     type=PathType,
     metavar="FILE",
-    help="File of neighbor lists of all faces (.npz, .npy).  [default: neighbors are searched]",
+    help="File of neighbor lists of all faces (.npz, .npy), instead of a search.",
 )
-@click.option("--reranked", type=PathType, help="File of re-ranked lists of all faces (.npz, .npy).")
+@click.option(
+    "--reranked",
+    type=PathType,
+    help="File of re-ranked neighbor lists of all faces (.npz, .npy), instead of re-ranking.",
+)
 @click.option("--init", type=PathType, help="Checkpoint to start from instead of random weights.")
 @click.option(
     "--key",
     "keys",
     multiple=True,
-    help="Key of the weights in a checkpoint that holds several, e.g. ema; once for all checkpoints, or once per "
+    metavar="KEY",
+    help="Key of the weights in a checkpoint that holds several, e.g. ema; once for all checkpoints, or once for every "
     "--ckpt and then for --init.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs, instead of --steps.")
@@ -154,18 +163,16 @@ RENAMED = {
 @click.option(
     "--mixed/--no-mixed",
     default=None,
-    help="Mixed precision: matrix products in half precision.  [default: on a GPU, and where chosen]",
+    help="Mixed precision: matrix products in half precision.  [default: on for a GPU, else chosen by network]",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Threads to use.  [default: all cores]"
-)
+@run_option("threads")
 @click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip", "zero"]),
     default="stop",
     show_default=True,
-    help="Rows with NaN, infinity or zeros only: stop, or leave them and their labels out (skip and zero alike). All "
-    "are listed in OUTPUT.bad.txt.",
+    help="Rows with NaN, infinity or only zeros: stop, or leave them out with their labels (skip or zero). They are "
+    "listed in OUTPUT.bad.txt.",
 )
 @click.option(
     "--splits",
@@ -189,14 +196,15 @@ RENAMED = {
 @click.option(
     "--dim",
     type=click.IntRange(min=1),
-    help="Width of a .bin file's rows.  [default: its sidecar, or by the number of labels]",
+    help="Number of columns of a .bin file.  [default: from its sidecar, or the number of labels]",
 )
 @click.option(
     "--run-dir",
     type=PathType,
-    help="Folder that keeps the training, to be resumed by the same command.  [default: OUTPUT's name with .run]",
+    help="Folder that keeps the state of the training, to continue it with the same command.  [default: OUTPUT's name "
+    "with .run]",
 )
-@run_option("scratch")
+@scratch_option
 @quiet_option
 def command(
     system: str,

@@ -18,6 +18,7 @@ from fcdeploy.cli.shared_options import (
     labelled_duplicates_option,
     labelled_on_bad_option,
     quiet_option,
+    scratch_option,
 )
 from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
@@ -72,7 +73,7 @@ GROUPS = {
     "--min-precision",
     type=click.FloatRange(0, 1),
     default=0.0,
-    help="Minimum precision of the objective that the choice has to reach.  [default: any]",
+    help="Minimum precision that the choice must reach, in the metric of --objective.  [default: any]",
 )
 @click.option(
     "--repeats",
@@ -98,7 +99,7 @@ GROUPS = {
 @click.option(
     "--run-dir", type=PathType, help="Folder that keeps all results, to continue an interrupted run."
 )
-@run_option("scratch")
+@scratch_option
 @json_option("all settings that were tried, with their measures,")
 @quiet_option
 def command(

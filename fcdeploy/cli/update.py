@@ -46,14 +46,14 @@ GROUPS = {
     type=click.Choice(DECISIONS),
     default="apply",
     show_default=True,
-    help="Clusters that new faces connect: merge them, ask for each merge, or never merge.",
+    help="Old clusters that become connected: merge them, ask for each merge, or never merge.",
 )
 @click.option(
     "--splits",
     type=click.Choice(DECISIONS),
     default="apply",
     show_default=True,
-    help="Clusters that fall apart: split them, ask for each split, or never split.",
+    help="Old clusters that fall apart: split them, ask for each split, or never split.",
 )
 @click.option(
     "-o",
@@ -68,7 +68,7 @@ GROUPS = {
     type=click.Choice(["stop", "skip"]),
     default="stop",
     show_default=True,
-    help="Rows to add with NaN, infinity or zeros only: stop, or skip them (label -1).",
+    help="Rows to add with NaN, infinity or only zeros: stop, or skip them (label -1).",
 )
 @moved_engine_option
 @column_option
@@ -98,9 +98,10 @@ def command(
     """Add faces to a finished run, or remove some; clusters keep their numbers.
 
     The result is close to clustering all remaining faces together, but reuses what was computed for old faces. The id
-    of a face is that of --id-column, where the first run was given one, or else its row number in the first run; added
-    faces get the next free numbers. Merges and splits are listed in RUN_DIR/changes.csv, those of all updates in
-    RUN_DIR/history.csv. RUN_DIR is replaced as a whole at the end, and stays as it was if the command is stopped.
+    of a face comes from --id-column, if the first run used it; otherwise it is the row number in the first run, and
+    added faces get the next free numbers. RUN_DIR/changes.csv lists the merges and splits of the last update,
+    RUN_DIR/history.csv the faces whose cluster changed in any update. RUN_DIR is replaced as a whole at the end; if the
+    command is stopped, it stays as it was.
 
     \b
     Example:

@@ -70,14 +70,14 @@ class Options:
         NEIGHBORS,
         "auto",
         "Neighbor search, or a file of neighbor lists to use instead. auto compares all pairs up to 50,000 faces and "
-        "searches in cells beyond.",
+        "searches in cells beyond; ivf is an index of faiss.",
         TEXT,
         metavar="auto|exact|ivf|cells|FILE",
     )
     recall: float | None = option(
         NEIGHBORS,
         None,
-        "Recall that a search in cells has to reach, e.g. 0.99.",
+        "Target recall of a search in cells, e.g. 0.99.",
         REAL,
         least=0,
         most=1,
@@ -195,7 +195,7 @@ class Options:
     vram: int = option(
         MACHINE,
         0,
-        "GPU memory budget, e.g. 8G, for everything that runs on the GPU together.",
+        "GPU memory budget of the whole run, e.g. 8G.",
         BYTES,
         least=0,
         metavar="SIZE",
@@ -204,8 +204,8 @@ class Options:
     scratch: Path | None = option(  # noqa: RUF009
         MACHINE,
         None,
-        "Folder for temporary files larger than memory, deleted at the end. Workers on other machines keep their "
-        "copies of artifacts there.",
+        "Folder for temporary files larger than memory, deleted at the end; on other machines of --ray, also for "
+        "copies of artifacts.",
         PATH,
         metavar="DIR",
         usual="beside the output",

@@ -84,7 +84,7 @@ def cluster(
       normalised.
     - engine: the folder of an engine bundle.
     - column: array of an archive, or column of a table, that holds the features, where a path is given.
-    - on_bad: rows with NaN, infinity or zeros only: 'stop' raises InputError (the default), 'skip' labels them -1,
+    - on_bad: rows with NaN, infinity or only zeros: 'stop' raises InputError (the default), 'skip' labels them -1,
       'zero' gives each a cluster of its own.
     - run_dir: folder that keeps all results; the same call continues an interrupted run.
     - progress: whether progress bars are shown on stderr.
@@ -339,7 +339,7 @@ def update(
     - same_photo: the photo of each added face, a file or values; faces of one photo are kept apart.
     - merges, splits: old clusters that become connected, or that fall apart: 'apply', 'never', or a function that gets
       each change (``old``, ``new``, ``faces``, ``kind``) and returns whether to apply it.
-    - on_bad: added rows with NaN, infinity or zeros only: 'stop' raises InputError, 'skip' labels them -1.
+    - on_bad: added rows with NaN, infinity or only zeros: 'stop' raises InputError, 'skip' labels them -1.
 
     Returns all faces with their labels, and the changes. Raises InputError (a ValueError) for input that cannot be
     used.
