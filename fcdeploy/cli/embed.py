@@ -117,8 +117,9 @@ def command(
     112 x 112 pixels): `fcdeploy faces` makes such crops from photos. Images of another size are resized.
 
     Images that cannot be embedded are listed in features.bad.txt (line, path, reason). For a folder or archive, the
-    image of each row is listed in features.filelist.txt. --write-labels takes identities from folders (person/name.jpg),
-    or from the labels of an archive or table (.lst, .csv). To continue an interrupted run, repeat the command.
+    image of each row is listed in features.filelist.txt. --write-labels takes identities from folders
+    (person/name.jpg), or from the labels of an archive or table (.lst, .csv). To continue an interrupted run, repeat
+    the command.
 
     \b
     Example:
