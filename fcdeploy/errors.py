@@ -35,6 +35,11 @@ def speaking_flags() -> Iterator[None]:
         _speaking_flags = before
 
 
+def counted(n: int, one: str, several: str = "") -> str:
+    """Return a number with its noun, as in "1 label" and "2,670 labels"; several: a plural that is not regular."""
+    return f"{n:,} {one if n == 1 else several or f'{one}s'}"
+
+
 def spoken(sentence: str) -> str:
     """Return a sentence with options named as its reader types them."""
 

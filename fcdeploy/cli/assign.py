@@ -11,6 +11,7 @@ from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.shared_options import moved_engine_option, no_summary_option
 from fcdeploy.cli.types import PathType
+from fcdeploy.errors import counted
 
 GROUPS = {
     "Input": ("run_dir", "engine", "column", "id_column"),
@@ -130,5 +131,5 @@ def command(
     if not quiet:
         others = "each in a new one" if unmatched == "singleton" else "in none (-1)"
         click.echo(
-            f"{output}: {found.matched:,} of {opened.n:,} faces in stored clusters, the others {others}"
+            f"{output}: {found.matched:,} of {counted(opened.n, 'face')} in stored clusters, the others {others}"
         )

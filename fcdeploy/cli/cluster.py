@@ -24,6 +24,7 @@ from fcdeploy.cli.shared_options import (
 )
 from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType, from_values
+from fcdeploy.errors import counted
 from fcdeploy.run.options import CLUSTERS, ENGINE, MACHINE, NEIGHBORS, WORKERS
 
 if TYPE_CHECKING:
@@ -476,19 +477,21 @@ def print_summary(summary: "Summary", output: Path) -> None:
         table.add_row(name, f"{stage['seconds']:.2f}", f"{stage['faces_per_s']:,.0f}")
     table.add_row("total", f"{sum(stage['seconds'] for stage in summary['stages'].values()):.2f}", "")
     console.print(table)
-    dropped = f", {summary['uncovered']:,} faces unassigned" if "uncovered" in summary else ""
+    dropped = f", {counted(summary['uncovered'], 'face')} unassigned" if "uncovered" in summary else ""
     console.print(
-        f"{summary['faces']:,} faces in {summary['clusters']:,} clusters, {summary['singletons']:,} of them "
-        f"singletons{dropped}; peak memory {summary['peak_bytes'] / 1e9:.2f} GB"
+        f"{counted(summary['faces'], 'face')} in {counted(summary['clusters'], 'cluster')}, {summary['singletons']:,} "
+        f"of them singletons{dropped}; peak memory {summary['peak_bytes'] / 1e9:.2f} GB"
     )
     if photos := summary.get("photos"):
         console.print(
-            f"{photos['faces_found']:,} faces found in {photos['photos']:,} photos, {photos['gated']:,} left out; "
-            f"{photos['bad_photos']:,} photos could not be read"
+            f"{counted(photos['faces_found'], 'face')} found in {counted(photos['photos'], 'photo')}, "
+            f"{photos['gated']:,} left out; {counted(photos['bad_photos'], 'photo')} could not be read"
         )
     if workers := summary.get("workers"):
         lost = f", {workers['workers_lost']:,} lost" if workers["workers_lost"] else ""
-        console.print(f"{workers['blocks']:,} blocks by {workers['workers']:,} workers{lost}")
+        console.print(
+            f"{counted(workers['blocks'], 'block')} by {counted(workers['workers'], 'worker')}{lost}"
+        )
     if summary.get("bad"):
         if "lines" in summary:
             console.print(f"{summary['bad']:,} of {summary['lines']:,} lines could not be embedded")
@@ -497,7 +500,7 @@ def print_summary(summary: "Summary", output: Path) -> None:
     for name, recall in summary.get("recall", {}).items():
         console.print(
             f"{name}: recall {recall['all']:.4f}, and {recall['above']:.4f} of neighbors at {recall['threshold']:.2f} "
-            f"or above (IVF, measured on {recall['sample']} faces)",
+            f"or above (measured on {counted(recall['sample'], 'face')})",
         )
     if "quality" in summary:
         pairwise, bcubed = summary["quality"]["pairwise"], summary["quality"]["bcubed"]
@@ -506,18 +509,19 @@ def print_summary(summary: "Summary", output: Path) -> None:
             f"BCubed F {bcubed['f']:.4f}, NMI {summary['quality']['nmi']:.4f}",
         )
         if left_out := summary["quality"].get("unknown"):
-            console.print(f"{left_out:,} faces of unknown identity left out of these")
+            console.print(f"{counted(left_out, 'face')} of unknown identity left out of these figures")
     if flagged := {name: count for name, count in summary.get("flags", {}).items() if count}:
         told = ", ".join(f"{name} {count:,}" for name, count in flagged.items())
         console.print(f"flagged clusters: {told}")
     for name, counts in summary.get("dropped", {}).items():
         console.print(
-            f"{counts['clusters']:,} clusters flagged {name} split into {counts['rows']:,} single faces"
+            f"{counted(counts['clusters'], 'cluster')} flagged {name} split into "
+            f"{counted(counts['rows'], 'single face')}"
         )
     if known := summary.get("constraints"):
         console.print(
-            f"constraints: {known['same']:,} pairs same, {known['different']:,} different, {known['refused']:,} links "
-            f"refused, listed in {refused_list_of(output)}"
+            f"constraints: {counted(known['same'], 'pair')} same, {known['different']:,} different, "
+            f"{counted(known['refused'], 'link')} refused, listed in {refused_list_of(output)}"
         )
     for sentence in sentences(summary["computed"]):
         console.print(sentence)

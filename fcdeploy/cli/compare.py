@@ -21,6 +21,7 @@ from fcdeploy.cli.shared_options import (
 )
 from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
+from fcdeploy.errors import counted
 
 if TYPE_CHECKING:
     from fcdeploy.training.comparison import Comparison
@@ -181,7 +182,7 @@ def _print(found: "Comparison") -> None:
             )
     PlainConsole().print(table)
     measure = "pairwise" if found.objective == "pairwise" else "BCubed"
-    known = f"{found.faces:,} faces of {found.identities:,} people"
+    known = f"{counted(found.faces, 'face')} of {counted(found.identities, 'person', 'people')}"
     click.echo(
         f"best: the settings of highest {measure} F on these same labels (in-sample), {known}; expect lower quality on "
         "other faces"
@@ -191,4 +192,4 @@ def _print(found: "Comparison") -> None:
             "its own: the settings of the engine's recipe, in-sample only if they were tuned on these faces"
         )
     if found.unknown:
-        click.echo(f"{found.unknown:,} faces of unknown identity left out of all figures")
+        click.echo(f"{counted(found.unknown, 'face')} of unknown identity left out of all figures")

@@ -13,6 +13,7 @@ from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.shared_options import max_pixels_option, no_summary_option, summary_json_option
 from fcdeploy.cli.types import Numbers, PathType, Size
+from fcdeploy.errors import counted
 
 RAY = (
     "Embed on a Ray cluster: the one that runs here (auto), the one at an address, or N workers on this machine. "
@@ -162,9 +163,9 @@ def command(
     elif not quiet:
         good = summary["lines"] - summary["bad"]
         click.echo(
-            f"{good:,} of {summary['lines']:,} lines embedded, {summary['resized']:,} of them resized, in "
+            f"{good:,} of {counted(summary['lines'], 'line')} embedded, {summary['resized']:,} of them resized, in "
             f"{summary['seconds']:.1f} s; input {summary['input']}"
         )
-        click.echo(f"features of {summary['rows']:,} rows, {summary['dim']}-d, in {output}")
+        click.echo(f"{counted(summary['rows'], 'row')} of {summary['dim']}-d features in {output}")
         if write_labels is not None:
             click.echo(f"labels in {write_labels}")

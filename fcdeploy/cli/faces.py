@@ -13,6 +13,7 @@ from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.shared_options import max_pixels_option, no_summary_option, summary_json_option
 from fcdeploy.cli.types import PathType
+from fcdeploy.errors import counted
 
 if TYPE_CHECKING:
     from fcdeploy.run.summary import FacesSummary
@@ -132,10 +133,13 @@ def print_faces(summary: "FacesSummary", output: Path) -> None:
     """Print how many photos and faces there were, and where they are."""
     good = summary["photos"] - summary["bad_photos"]
     click.echo(
-        f"{summary['faces_found']:,} faces in {good:,} photos ({summary['photos_without_faces']:,} without any) in "
+        f"{counted(summary['faces_found'], 'face')} in {counted(good, 'photo')} "
+        f"({summary['photos_without_faces']:,} without any) in "
         f"{summary['seconds']:.1f} s; detector {summary['detector']['input']}"
     )
     if summary["gated"]:
-        counted = ", ".join(f"{count:,} by {name}" for name, count in summary["gated_by"].items())
-        click.echo(f"{summary['gated']:,} of them left out ({counted}), listed in {output / 'gated.csv'}")
-    click.echo(f"{summary['faces']:,} faces in {output / 'faces.csv'}, their crops in {output / 'faces.txt'}")
+        gates = ", ".join(f"{count:,} by {name}" for name, count in summary["gated_by"].items())
+        click.echo(f"{summary['gated']:,} of them left out ({gates}), listed in {output / 'gated.csv'}")
+    click.echo(
+        f"{counted(summary['faces'], 'face')} in {output / 'faces.csv'}, crops listed in {output / 'faces.txt'}"
+    )

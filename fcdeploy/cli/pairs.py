@@ -7,6 +7,7 @@ import click
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.shared_options import quiet_option, seed_option
 from fcdeploy.cli.types import PathType
+from fcdeploy.errors import counted
 
 
 @click.command("pairs", cls=grouped())
@@ -47,5 +48,6 @@ def command(run_dir: Path, count: int, output: Path, seed: int, quiet: bool) -> 
     if not quiet:
         inside = int(drawn.together.sum())
         click.echo(
-            f"{len(drawn.ids):,} pairs in {output}: {inside:,} inside clusters, {len(drawn.ids) - inside:,} across"
+            f"{counted(len(drawn.ids), 'pair')} in {output}: {inside:,} within a cluster, {len(drawn.ids) - inside:,} "
+            "between clusters"
         )

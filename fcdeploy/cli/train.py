@@ -289,7 +289,7 @@ def command(
 
 
 def _resumable(kept: Path) -> AbstractContextManager[None]:
-    return resumable(f"the same command goes on from what {kept} holds", kept)
+    return resumable(f"the same command continues from {kept}", kept)
 
 
 def _open_faces(
@@ -382,8 +382,8 @@ def _width_by_labels(features: Path, dim: int | None, labels: Path, label_column
         return None
     if form_to_read(labels, label_column) == "clusters":
         raise InputError(
-            f"{labels}: a file of clusters does not say how many faces there are, from which the width of "
-            f"{features} would follow; give --dim."
+            f"{labels}: a file of clusters does not say how many faces there are, so that the width of {features} is "
+            "not known; give --dim."
         )
     return _width(feature_files(features), len(read_labels(labels, None, label_column)), labels)
 
@@ -396,6 +396,6 @@ def _width(files: list[Path], n: int, labels: Path) -> int:
     if size == 0 or size % (4 * n):
         raise InputError(
             f"{files[0]}: {size:,} bytes are not {n:,} rows of float32 values, and {labels} has {n:,} labels; "
-            "give the labels of these very faces, or --dim."
+            "give the labels of these faces, or --dim."
         )
     return size // (4 * n)

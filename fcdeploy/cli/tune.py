@@ -22,6 +22,7 @@ from fcdeploy.cli.shared_options import (
 )
 from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
+from fcdeploy.errors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -232,7 +233,7 @@ def _check_output(output: Path, inputs: tuple[Path | None, ...]) -> None:
 
 
 def _advice(run_dir: Path | None) -> str:
-    return f"the same command goes on from what {run_dir} holds" if run_dir else ""
+    return f"the same command continues from {run_dir}" if run_dir else ""
 
 
 def _read_truth(labels: Path, opened: "Features", label_column: str | None) -> "np.ndarray":
@@ -287,8 +288,8 @@ def _suggest(
     PlainConsole().print(table)
     first, last = found.close
     click.echo(
-        f"* suggested: {found.tunable.key} = {found.best.value}, where neighbors speak most for what is joined; as "
-        f"good within 1 %: {first} to {last}; as it was: {found.before}"
+        f"* suggested: {found.tunable.key} = {found.best.value}, at which neighbors agree most with the clusters; "
+        f"within 1 % of it: {first} to {last}; the recipe's: {found.before}"
     )
     click.echo(f"recipe in {output}, plot in {plot}")
 
@@ -319,14 +320,14 @@ def _print(tuned: "Tuned", output: Path, plot: Path) -> None:
         click.echo(f"{name} precision {precision} or more: {found}, {describe_values(trial.values)}")
     click.echo(
         f"* chosen: {describe_values(tuned.best.values)}, {figures_of(tuned.best, tuned.objective)} on these faces; "
-        f"as it was, {describe_values(tuned.before.values)}, F {tuned.before.f(tuned.objective):.4f}"
+        f"the recipe's: {describe_values(tuned.before.values)}, F {tuned.before.f(tuned.objective):.4f}"
     )
     for line in expected_lines(tuned):
         click.echo(line)
     for line in _worth(tuned):
         click.echo(line)
     if left_out := tuned.best.evaluation.unknown:
-        click.echo(f"{left_out:,} faces of unknown identity left out of all figures")
+        click.echo(f"{counted(left_out, 'face')} of unknown identity left out of all figures")
     click.echo(f"recipe in {output}, plot in {plot}")
 
 
@@ -364,38 +365,38 @@ def _worth(tuned: "Tuned") -> "Iterator[str]":
     if tuned.all_alike:
         more = "check more pairs of `fcdeploy pairs`" if tuned.estimated else "give more labelled faces"
         yield (
-            f"every setting gives the same F, {tuned.best.f(tuned.objective):.4f}: there is nothing to choose by, and "
-            f"settings stay as they were; {more}"
+            f"every setting gives the same F, {tuned.best.f(tuned.objective):.4f}, so the settings stay as they are; "
+            f"{more}"
         )
     if tuned.elsewhere is not None:
         values = [values[first.key] for values in tuned.elsewhere.chosen]
         yield (
-            f"(in brackets: 19 in 20 sets of as many people; by {len(values)} choices on half of the people, judged on "
-            f"the others; these chose {first.key} {min(values)} to {max(values)})"
+            f"(in brackets: 95 % interval for other sets of as many people, from {len(values)} choices on half of the "
+            f"people, measured on the other half; these chose {first.key} {min(values)} to {max(values)})"
         )
         if tuned.falls_apart:
             yield (
-                "no setting keeps clusters together: with each of them a cluster has more than 1.5 times the faces of "
-                "the largest person, here or on a half; expect such clusters elsewhere"
+                "every setting merges people: a cluster has more than 1.5 times as many faces as the largest person, "
+                "on all faces or on a half; expect such clusters on other faces, too"
             )
         elif tuned.excluded:
             yield (
-                f"{tuned.excluded:,} of {len(tuned.trials):,} settings left out: with them a cluster has more than 1.5 "
-                "times the faces of the largest person, here or on a half"
+                f"{tuned.excluded:,} of {len(tuned.trials):,} settings excluded: with these, a cluster has more than "
+                "1.5 times as many faces as the largest person, on all faces or on a half"
             )
         if tuned.joins_hardly_anybody:
             yield (
-                f"what is left joins hardly anybody (the highest F with large clusters is "
-                f"{tuned.highest.f(tuned.objective):.3f}): the network does not tell these people apart; train it "
-                "longer, or for these embeddings"
+                f"the other settings join hardly any faces (the highest F of an excluded setting is "
+                f"{tuned.highest.f(tuned.objective):.3f}): the network does not distinguish these people; train it "
+                "longer, or on these embeddings"
             )
     elif tuned.untold:
-        yield f"not known what this is worth on other people: {tuned.untold}"
+        yield f"no estimate for other people: {tuned.untold}"
     if sure := tuned.estimated:
         low, high = sure.f
-        told = f"by {sure.pairs:,} checked pairs, {sure.same:,} of one person: F is {low:.3f} to {high:.3f}"
+        told = f"from {sure.pairs:,} checked pairs, {sure.same:,} of the same person: F is {low:.3f} to {high:.3f}"
         if sure.chosen is not None:
             told += f", the best {first.key} {sure.chosen[0]:g} to {sure.chosen[1]:g}"
-        yield f"{told} (19 in 20 draws of such pairs)"
+        yield f"{told} (95 % intervals)"
         if not sure.weighted:
-            yield "the pairs are not of `fcdeploy pairs`: all figures are of these pairs, not of all faces"
+            yield "the pairs were not drawn by `fcdeploy pairs`: all figures are for these pairs, not for all faces"

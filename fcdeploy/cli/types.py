@@ -28,7 +28,7 @@ class Hops(click.ParamType):
         try:
             first, second = (int(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"'{value}' is not two whole numbers with a comma between, e.g. 80,10.", param, ctx)
+            self.fail(f"'{value}' is not two whole numbers separated by a comma, e.g. 80,10.", param, ctx)
         return first, second
 
 
@@ -70,7 +70,7 @@ class Numbers(click.ParamType):
         except ValueError:
             numbers = ()
         if len(numbers) not in (1, 3):
-            self.fail(f"'{value}' is neither one number nor three with commas between.", param, ctx)
+            self.fail(f"'{value}' is neither one number nor three numbers separated by commas.", param, ctx)
         return numbers
 
 
@@ -86,7 +86,7 @@ class Bytes(click.ParamType):
             size = int(float(text.rstrip("KMGT")) * 1024**power)
         except (ValueError, OverflowError):
             self.fail(
-                f"'{value}' is not a size; write a number with K, M, G or T behind it, e.g. 4G.", param, ctx
+                f"'{value}' is not a size; write a number followed by K, M, G or T, e.g. 4G.", param, ctx
             )
         if size < 0:
             self.fail(f"'{value}' is negative.", param, ctx)

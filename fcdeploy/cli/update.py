@@ -15,6 +15,7 @@ from fcdeploy.cli.shared_options import (
     summary_json_option,
 )
 from fcdeploy.cli.types import PathType
+from fcdeploy.errors import counted
 
 if TYPE_CHECKING:
     from fcdeploy.clustering.identity import Change, Decide
@@ -154,9 +155,9 @@ def command(
     elif not quiet:
         said = found.summary
         click.echo(
-            f"{output}: {said['faces']:,} faces in {said['clusters']:,} clusters; {said['added']:,} added, "
-            f"{said['removed']:,} removed; {said['merges']:,} merges, {said['splits']:,} splits, {said['refused']:,} "
-            f"refused ({run_dir / 'changes.csv'})"
+            f"{output}: {counted(said['faces'], 'face')} in {counted(said['clusters'], 'cluster')}; {said['added']:,} "
+            f"added, {said['removed']:,} removed; {counted(said['merges'], 'merge')}, "
+            f"{counted(said['splits'], 'split')}, {said['refused']:,} refused ({run_dir / 'changes.csv'})"
         )
 
 
@@ -172,7 +173,8 @@ def decider(choice: str, flag: str) -> "Decide":
     def ask(change: "Change") -> bool:
         what = "be merged into" if change.kind == "merge" else "be split off into"
         return click.confirm(
-            f"{change.faces:,} faces of cluster {change.old} would {what} {change.new}; do so?", err=True
+            f"{counted(change.faces, 'face')} of cluster {change.old} would {what} {change.new}; do so?",
+            err=True,
         )
 
     return ask if choice == "ask" else lambda change: choice == "apply"

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from fcdeploy.data.label_values import labels_from_values
 from fcdeploy.data.labels import as_labels, check_known, renumber
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 UNKNOWNS = ("ignore", "singleton")
 
@@ -93,7 +93,7 @@ def share_in_same_cluster(first: ArrayLike, second: ArrayLike) -> float:
     """
     one, other = as_labels(first, "first"), as_labels(second, "second")
     if len(one) != len(other):
-        raise InputError(f"the first clustering has {len(one):,} faces, the second {len(other):,}.")
+        raise InputError(f"the first clustering has {counted(len(one), 'face')}, the second {len(other):,}.")
     if not len(one):
         return 1.0
     alone = (one < 0) & (other < 0)
@@ -140,7 +140,7 @@ def _evaluate(pred: np.ndarray, truth: np.ndarray, unknown: str) -> Evaluation:
     n = len(pred)
     if n != len(truth):
         raise InputError(
-            f"pred has {n:,} labels and truth has {len(truth):,}; give the labels of the same faces."
+            f"pred has {counted(n, 'label')} and truth has {len(truth):,}; give the labels of the same faces."
         )
     if not n:
         raise InputError("there are no labels to compare; give one label per face.")

@@ -16,7 +16,7 @@ from fcdeploy.data.label_tables import HEADINGS, read_arrow, read_table
 from fcdeploy.data.label_values import NUMBER, UNKNOWN_TEXTS, labels_from_texts, labels_from_values, shortened
 from fcdeploy.data.run_record import check_not_of_a_run
 from fcdeploy.data.written_tables import check_written_table, is_written_table, write_table
-from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.errors import FcdeployWarning, InputError, counted
 
 BLOCK_BYTES = 1 << 20  # of text read at a time
 BLOCK_LABELS = 1 << 17  # written at a time
@@ -73,7 +73,7 @@ def read_labels(path: Path | str, n: int | None = None, column: str | None = Non
         labels = _read_array(path) if form == "array" else _read_archive(path, column)
     if n is not None and len(labels) != n:
         raise WrongNumberOfLabels(
-            f"{path}: {len(labels):,} labels for {n:,} faces; give the labels of these very faces.",
+            f"{path}: {counted(len(labels), 'label')} for {counted(n, 'face')}; give the labels of these faces.",
             len(labels),
         )
     return labels

@@ -414,7 +414,7 @@ class TensorRtEngine:
 
     def _full(self) -> FcdeployError:
         return FcdeployError(
-            f"{self._where}: the device memory is full; give a smaller --batch, or --vram to take batches in parts."
+            f"{self._where}: the GPU memory is full; give a smaller --batch, or --vram to take batches in parts."
         )
 
     def _failed(self, what: str) -> FcdeployError:

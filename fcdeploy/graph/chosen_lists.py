@@ -30,8 +30,8 @@ class ChosenLists:
         if left.min() < k:
             short = int(np.argmin(left))
             raise InputError(
-                f"{self._lists.path}: the list of row {self.chosen[faces[short]]} holds {left[short]} neighbors that "
-                f"are not bad rows, {k} are needed; give a smaller k, or make the lists of the good rows alone."
+                f"{self._lists.path}: without bad rows, the list of row {self.chosen[faces[short]]} holds "
+                f"{left[short]} neighbors, and {k} are needed; give a smaller --k, or make lists of the good rows only."
             )
         return ids, sims, none
 

@@ -147,8 +147,8 @@ class RunFolder:
                 self._lease.check()
         except LostError as error:
             raise FcdeployError(
-                f"{self.path}: was taken by {error}, while this run stood still for some time; what that one has done "
-                "is kept, and this one ends here."
+                f"{self.path}: was taken over by {error}, while this run was suspended; this run stops, and writes "
+                "nothing more."
             ) from None
 
     def _give_back(self) -> None:

@@ -99,7 +99,7 @@ class FollowedStore:
                         place = copied(kept, told["parts"], self._copies / f"{name}-{key[:16]}")
                     return self._maps.watch(map_arrays(place, told["parts"]))
             if time.monotonic() > until:
-                raise FcdeployError(f"{kept}: is not there on {os.uname().nodename}, or not whole.")
+                raise FcdeployError(f"{kept}: is missing or incomplete on {os.uname().nodename}.")
             time.sleep(LOOK_SECONDS)
             if self._line.ask(messages.FIND, name, key).kind != messages.FINISHED:
                 raise OvertakenError(self._line.begun)  # it was needed, and is no more

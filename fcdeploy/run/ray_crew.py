@@ -107,7 +107,7 @@ def connected(options: Options) -> Iterator[ModuleType]:
     except (OSError, RuntimeError, ValueError) as error:
         _clear(ray, folder, environment)
         raise InputError(
-            f"--ray {address}: no cluster is reached ({_first_line(str(error))}); start one with "
+            f"--ray {address}: no cluster can be reached ({_first_line(str(error))}); start one with "
             "`ray start --head`, and `ray start --address HOST:PORT` on other machines, this one included, or "
             "give local:2."
         ) from None
@@ -289,7 +289,7 @@ class RayCrew:
     def _lost(self, worker: str, member: Member, reason: str) -> Lost:
         self._failures[member.node] = self._failures.get(member.node, 0) + 1
         if self._failures[member.node] >= MOST_FAILURES:
-            self._reason = f"{self.describe(worker)} ends every time ({reason})"
+            self._reason = f"{self.describe(worker)} fails every time ({reason})"
         lost = Lost(worker, reason)
         self._end(worker, member)
         del self._members[worker]

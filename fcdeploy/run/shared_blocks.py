@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fcdeploy.data.run_record import Entry
-from fcdeploy.errors import FcdeployError, InputError
+from fcdeploy.errors import FcdeployError, InputError, counted
 from fcdeploy.run import messages
 from fcdeploy.run.block_files import BlockFile, blocks_in, look_at_block, name_of_block
 from fcdeploy.run.blocks import OpenEngine, follows_rows, rows_of_block, smaller, write_block
@@ -214,7 +214,8 @@ class SharedBlocks:
         if not self._told_of_waiting:
             self._told_of_waiting = True
             self._note(
-                f"no worker has come yet: a machine needs {self._crew.needs} for one; `ray status` shows what is taken."
+                f"no worker has started yet: each needs a machine with {self._crew.needs}; `ray status` shows what is "
+                "in use."
             )
 
     def _adopted(self, product: Product, missing: list[Span]) -> list[Span]:
@@ -250,7 +251,8 @@ class SharedBlocks:
             arrays = block.read()
             if arrays is None:
                 raise FcdeployError(
-                    f"{product.blocks}: a block of {product.stage.text} is gone or damaged; run the same command again."
+                    f"{product.blocks}: a block of {product.stage.text} is missing or damaged; run the same command "
+                    "again."
                 )
             write_block(product.stage, product.partial, rows_of_block(product.stage, start, stop), arrays)
         product.partial.commit(start, stop)
@@ -260,11 +262,10 @@ class SharedBlocks:
         product.bar.tell(self._told(product))
 
     def _told(self, product: Product) -> str:
-        workers = self._crew.count
-        told = f"{workers} worker{'' if workers == 1 else 's'}, {product.taken:,} blocks"
+        told = f"{counted(self._crew.count, 'worker')}, {counted(product.taken, 'block')}"
         if product.handout.again:
             told += f", {product.handout.again:,} handed out again"
-        return told + (f", {self.lost:,} workers lost" if self.lost else "")
+        return told + (f", {counted(self.lost, 'worker')} lost" if self.lost else "")
 
     def _handle(self, event: Asked | Lost, product: Product) -> None:
         if isinstance(event, Lost):
@@ -289,7 +290,7 @@ class SharedBlocks:
                 time.sleep(APPEARS_SECONDS)
                 block = look_at_block(path, span, ask.key)
                 if block is None:
-                    self._do_without(worker, f"{path} is not there, which it says it wrote.", product)
+                    self._do_without(worker, f"{path}, which it reported as written, is missing.", product)
                     return
             if block is None:
                 pass  # somebody else's was first
@@ -353,8 +354,8 @@ class SharedBlocks:
             self._restarts[worker] = self._restarts.get(worker, 0) + 1 if reply.kind == messages.BEGIN else 0
             if self._restarts[worker] > MOST_RESTARTS:
                 where = self._crew.describe(worker)
-                self._note(f"{where} is not used: its run does not arrive at {ask.name}, as this one has.")
-                self._crew.dismiss(worker, f"{where} does not arrive at {ask.name}")
+                self._note(f"{where} is not used: it does not reach the stage {ask.name}.")
+                self._crew.dismiss(worker, f"{where} does not reach the stage {ask.name}")
             else:
                 self._crew.answer(worker, reply)
 
@@ -376,9 +377,9 @@ class SharedBlocks:
             if ask.key != product.partial.key:
                 where = self._crew.describe(worker)
                 self._note(
-                    f"{where} is not used: it makes another {ask.name}; its code or its files are others."
+                    f"{where} is not used: it computes a different {ask.name}; its code or its files differ."
                 )
-                self._crew.dismiss(worker, f"{where} has other code, or reads other files")
+                self._crew.dismiss(worker, f"{where} has different code or reads different files")
                 del self._asking[worker]
                 return None
             span = product.handout.take(worker)

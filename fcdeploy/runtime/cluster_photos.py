@@ -18,7 +18,7 @@ from fcdeploy.data.run_record import LOCK, RECORD, check_run_folder, read_record
 from fcdeploy.data.side_files import check_not_an_input, check_replaceable
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.embedder import Embedder, settings_beside
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.graph.lists import ListsFile
 from fcdeploy.run.folder import SUMMARY, RunFolder
 from fcdeploy.run.options import Options
@@ -78,7 +78,7 @@ def cluster_photos(
     table = faces.table
     if not len(table.passed):
         found = len(table.photo)
-        told = f"none of {found:,} faces passes the gates" if found else "no face was found"
+        told = f"none of {counted(found, 'face')} passes the gates" if found else "no face was found"
         raise InputError(f"{job.photos.name}: {told}; there is nothing to cluster.")
     ids = np.array([table.face_id(face) for face in table.passed.tolist()], dtype=object)
     truth = None if known is None else known.of_faces(table, unknown)

@@ -45,7 +45,7 @@ from fcdeploy.engine.embedder import (
 from fcdeploy.engine.onnx_file import model_files
 from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.engine.tensors import Engine
-from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.errors import FcdeployWarning, InputError, counted
 from fcdeploy.graph.alike import FEWEST, alike_sentence, random_pairs
 from fcdeploy.run.folder import RunFolder, rows_from_the_first
 from fcdeploy.run.keys import digest
@@ -144,8 +144,8 @@ def new_job(
     check_model_path(model)
     if files.folder and len(outside := lines_outside(files)):
         warnings.warn(
-            f"{files.name}: {len(outside):,} of {files.n:,} lines lead out of its folder (the first is line "
-            f"{outside[0]}, counted from 0, {files.shown(outside[0])!r}); they are read anyway.",
+            f"{files.name}: {len(outside):,} of {files.n:,} lines point outside of its folder (the first is line "
+            f"{outside[0]}, counted from 0, {files.shown(outside[0])!r}); these files are read anyway.",
             FcdeployWarning,
             stacklevel=2,
         )
@@ -160,7 +160,7 @@ def new_job(
     job = Job(files, model, settings, **options)
     if any(files.skipped.values()):
         told = " and ".join(f"{count:,} {SKIPPED[kind]}" for kind, count in files.skipped.items() if count)
-        job.note(f"{files.name}: {files.n:,} images; {told} passed over.")
+        job.note(f"{files.name}: {counted(files.n, 'image')}; {told} skipped.")
     return job
 
 
@@ -355,9 +355,9 @@ def looked_up(job: Job, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
     if renamed := job.files.found_as:
         first = min(renamed)
         job.note(
-            f"{job.files.name}: {len(renamed):,} of {job.files.n:,} lines name their files in another Unicode "
-            f"normalisation than the disk (the first is line {first}, counted from 0, {job.files.shown(first)!r}); the "
-            "files are taken."
+            f"{job.files.name}: in {len(renamed):,} of {counted(job.files.n, 'line')}, the Unicode normalisation of the "
+            f"name differs from that on disk (the first is line {first}, counted from 0, {job.files.shown(first)!r}); "
+            "these files are used."
         )
     return found
 
@@ -545,9 +545,9 @@ def report_bad_lines(
     stretched = np.flatnonzero(states == State.STRETCHED)
     if len(stretched):
         warnings.warn(
-            f"{len(stretched):,} of {files.n:,} images have another aspect ratio than the embedder's input and were "
-            f"stretched (the first is line {stretched[0]}, counted from 0, {files.shown(stretched[0])!r}); aligned "
-            "face crops are expected.",
+            f"{len(stretched):,} of {counted(files.n, 'image')} stretched to the aspect ratio of the embedder's input "
+            f"(the first is line {stretched[0]}, counted from 0, {files.shown(stretched[0])!r}); aligned face crops "
+            "are expected.",
             FcdeployWarning,
             stacklevel=2,
         )
@@ -563,15 +563,15 @@ def report_bad_lines(
                 file.write(b"%d\t%s\t%s\n" % (line, files.line(line), reason.encode()))
         listed = f", listed in {bad_list}"
     reasons = Counter(reason_of(state, job.max_pixels) for state in states[bad].tolist())
-    counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
     told = (
-        f"{files.name}: {len(bad):,} of {files.n:,} lines could not be embedded ({counted}; the first is line "
+        f"{files.name}: {len(bad):,} of {counted(files.n, 'line')} could not be embedded ({why}; the first is line "
         f"{bad[0]}, counted from 0, {files.shown(bad[0])!r}){listed}"
     )
     if len(bad) == files.n:
         raise InputError(f"{told}; nothing is left.")
     if on_bad == "stop":
-        choice = "on_bad='zero'" if bad_list is None else "--on-bad skip or zero (what is done is kept)"
+        choice = "on_bad='zero'" if bad_list is None else "--on-bad skip or zero (finished work is kept)"
         raise InputError(f"{told}; fix them, or give {choice}.")
     warnings.warn(f"{told}; {outcomes[on_bad]}.", FcdeployWarning, stacklevel=2)
 

@@ -33,7 +33,7 @@ from fcdeploy.engine.detector import Detector, check_detector_path, detector_dig
 from fcdeploy.engine.detector_settings import DetectorSettings, detector_settings_beside
 from fcdeploy.engine.embedder import check_model_path
 from fcdeploy.engine.onnx_file import model_files
-from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.errors import FcdeployWarning, InputError, counted
 from fcdeploy.run.folder import RunFolder, rows_from_the_first
 from fcdeploy.run.keys import digest
 from fcdeploy.run.progress import Progress
@@ -450,15 +450,15 @@ def tell_of_bad_photos(job: FacesJob, found: Found, on_bad: str, bad_list: Path)
     if not len(bad):
         return
     reasons = Counter(reason_of(state, job.max_pixels) for state in states[bad].tolist())
-    counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
     told = (
-        f"{job.photos.name}: {len(bad):,} of {job.photos.n:,} photos could not be read ({counted}; the first is line "
-        f"{bad[0]}, counted from 0, {job.photos.shown(bad[0])!r}), listed in {bad_list}"
+        f"{job.photos.name}: {len(bad):,} of {counted(job.photos.n, 'photo')} could not be read ({why}; the first is "
+        f"line {bad[0]}, counted from 0, {job.photos.shown(bad[0])!r}), listed in {bad_list}"
     )
     if len(bad) == job.photos.n:
         raise InputError(f"{told}; nothing is left.")
     if on_bad == "stop":
-        raise InputError(f"{told}; fix them, or give --on-bad skip (what is done is kept).")
+        raise InputError(f"{told}; fix them, or give --on-bad skip (finished work is kept).")
     warnings.warn(f"{told}; they are left out.", FcdeployWarning, stacklevel=2)
 
 

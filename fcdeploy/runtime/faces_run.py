@@ -14,7 +14,7 @@ from fcdeploy.data.bad_list import write_bad_list
 from fcdeploy.data.filelist import Filelist, filelist_from_lines
 from fcdeploy.data.images import FIRST_BAD
 from fcdeploy.engine.embedder import embedder_digest
-from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.errors import FcdeployWarning, InputError, counted
 from fcdeploy.run.folder import RunFolder
 from fcdeploy.run.progress import Progress
 from fcdeploy.run.summary import FacesSummary
@@ -82,7 +82,7 @@ def faces_to_folder(
             table = table_of(job, found, embedded)
             if not len(table.photo):
                 warnings.warn(
-                    f"{job.photos.name}: no face was found in {job.photos.n:,} photos; a lower --score-threshold finds "
+                    f"{job.photos.name}: no face was found in {counted(job.photos.n, 'photo')}; a lower --score-threshold finds "
                     "more, and a lower --min-face smaller ones.",
                     FcdeployWarning,
                     stacklevel=2,
@@ -130,7 +130,7 @@ def _embedded(
     states = np.array(partial.arrays["states"])
     if (states >= FIRST_BAD).all():
         raise InputError(
-            f"{job.embedder}: computed a usable embedding for none of {len(states):,} faces; check its settings."
+            f"{job.embedder}: computed a usable embedding for none of {counted(len(states), 'face')}; check its settings."
         )
     embedded = Embedded(partial.arrays["features"], states, made_by)
     return embedded, {"file": str(job.embedder), "sha256": made_by, "input": described}

@@ -10,7 +10,7 @@ from fcdeploy.data.filelist import Filelist
 from fcdeploy.data.keyed_labels import ID_HEADINGS, KeyedLabels, read_keyed_labels
 from fcdeploy.data.label_values import UNKNOWN, shortened
 from fcdeploy.data.labels import WrongNumberOfLabels, check_known, read_labels
-from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.errors import FcdeployWarning, InputError, counted
 from fcdeploy.runtime.face_lists import FaceTable
 
 PHOTOS = ("photo", "path", "file", "filename", "image")  # headings of a column of photos
@@ -45,8 +45,8 @@ class PhotoLabels:
             missed = [one for one in self.of_face if one not in everybody]
             if missed:
                 self._tell(
-                    f"{len(missed):,} of {len(self.of_face):,} faces that it names were not found (the first is "
-                    f"{shortened(missed[0])})"
+                    f"faces that it names and that were not found: {len(missed):,} of {len(self.of_face):,} (the first "
+                    f"is {shortened(missed[0])})"
                 )
         else:
             assert self.of_photo is not None
@@ -56,8 +56,8 @@ class PhotoLabels:
             unsure = int(np.count_nonzero(several & (self.of_photo[photo] != UNKNOWN)))
             if unsure:
                 self._tell(
-                    f"{unsure:,} faces are in photos with several faces, of which it does not say who is who; they "
-                    "count as unknown"
+                    "in photos with several faces, a label per photo does not say whose it is; faces that therefore "
+                    f"count as unknown: {unsure:,}"
                 )
         check_known(labels, self.name, unknown)
         return labels
@@ -75,14 +75,15 @@ def read_photo_labels(path: Path, photos: Filelist, column: str | None = None) -
     """
     if path.exists() and Path(photos.name).exists() and path.samefile(photos.name):
         if photos.labels is None:
-            raise InputError(f"{path}: its folders are no identities; {FORMS}.")
+            raise InputError(f"{path}: its folders are not identities; {FORMS}.")
         return PhotoLabels(str(path), photos.labels)
     keyed = read_keyed_labels(path, column, (*ID_HEADINGS, *PHOTOS)) if path.is_file() else None
     if keyed is None:
         try:
             return PhotoLabels(str(path), read_labels(path, photos.n, column))
         except WrongNumberOfLabels as error:
-            raise InputError(f"{path}: {error.found:,} labels for {photos.n:,} photos; {FORMS}.") from error
+            told = f"{counted(error.found, 'label')} for {counted(photos.n, 'photo')}"
+            raise InputError(f"{path}: {told}; {FORMS}.") from error
     place = {photos.shown(at): at for at in range(photos.n)}
     if keyed.heading.lower() in ID_HEADINGS:
         return _by_face(keyed, place)
@@ -108,8 +109,8 @@ def _by_photo(keyed: KeyedLabels, place: dict[str, int]) -> PhotoLabels:
         raise _no_photo(keyed, place)
     if missed:
         warnings.warn(
-            f"{keyed.name}: {len(missed):,} photos that it names are not among the {len(place):,} photos (the first is "
-            f"{shortened(missed[0])}).",
+            f"{keyed.name}: photos that it names and that were not given: {len(missed):,} of {len(set(keyed.keys)):,} "
+            f"(the first is {shortened(missed[0])}).",
             FcdeployWarning,
             stacklevel=3,
         )

@@ -89,19 +89,19 @@ def prepare(features: Features, bundle: Bundle, options: Options) -> Prepared:
     if options.inference == "auto" and inference != PUBLISHED:
         notes = [
             *notes,
-            f"inference is {inference}, which is quicker and not the published function, for more than "
-            f"{EXACT_INFERENCE_LIMIT:,} faces; give --inference {PUBLISHED} for that.",
+            f"inference is {inference}, as there are more than {EXACT_INFERENCE_LIMIT:,} faces: much faster, but not "
+            f"the published function; for that, give --inference {PUBLISHED}.",
         ]
     options = dataclasses.replace(options, inference=inference)
     bundle.check_device(options.device)
     if options.tables != "float32" and options.inference != "layerwise":
-        notes = [*notes, f"--tables {options.tables} changes nothing: inference is {options.inference}."]
+        notes = [*notes, f"--tables {options.tables} has no effect: inference is {options.inference}."]
     search = "file" if options.knn_file else search_named(options.knn, features.n).name
     if options.recall is not None and search != "cells":
         found = "come from a file" if search == "file" else f"are found by {search} search"
-        notes = [*notes, f"--recall {options.recall} changes nothing: neighbors {found}."]
+        notes = [*notes, f"--recall {options.recall} has no effect: neighbors {found}."]
     if options.vram and bundle.device(options.device) == "cpu":
-        notes = [*notes, "--vram changes nothing: the engine runs on the CPU."]
+        notes = [*notes, "--vram has no effect: the engine runs on the CPU."]
     bundle.check_files()
     for name in passes_of_run(system, settings, bundle.weights, options):
         bundle.file(name)  # the manifest of somebody else's bundle may leave one out

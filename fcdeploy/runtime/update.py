@@ -244,7 +244,7 @@ def _places_of(stored: Stored, names: np.ndarray) -> np.ndarray:
         shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         by = "the numbers of their rows in the first run, or those that an update gave them"
         raise InputError(
-            f"{stored.path}: {len(unknown):,} of the faces to remove are not there ({shown}); faces are known by "
+            f"{stored.path}: {len(unknown):,} of the faces to remove do not exist ({shown}); faces are known by "
             f"{by if stored.ids is None else 'their ids, those of --id-column'}."
         )
     return np.array([place[name] for name in asked], np.int64)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fcdeploy.clustering.propagation import Cuts
+from fcdeploy.errors import counted
 from fcdeploy.graph.alike import random_pairs
 from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.run.run import Run
@@ -61,12 +62,12 @@ def note_divided(run: Run, labels: np.ndarray, persons: Sequence[np.ndarray], ke
     """
     if not run.final:
         return
-    counted = np.zeros(run.n, dtype=bool)
+    seen = np.zeros(run.n, dtype=bool)
     components, clusters = [], 0
     for faces in sorted(persons, key=len, reverse=True):
-        if counted[faces].mean() > SAME:
+        if seen[faces].mean() > SAME:
             continue
-        counted[faces] = True
+        seen[faces] = True
         placed = labels[faces][labels[faces] >= 0]
         sizes = np.unique(placed, return_counts=True)[1]
         if sizes.max(initial=0) < KEPT * len(faces):
@@ -75,10 +76,10 @@ def note_divided(run: Run, labels: np.ndarray, persons: Sequence[np.ndarray], ke
     if components:
         several = len(components) > 1
         run.note(
-            f"{key} = {most:,} cut {len(components):,} {'components' if several else 'component'} of more faces, "
+            f"{key} = {most:,} cut {counted(len(components), 'component')} of more faces, "
             f"{'each ' if several else ''}of one person by {'their' if several else 'its'} similarities: "
-            f"{sum(components):,} faces are in {clusters:,} clusters; raise {key} well above {max(components):,} in "
-            f"the recipe and {EXPORT}.",
+            f"{sum(components):,} faces are in {counted(clusters, 'cluster')}; raise {key} well above "
+            f"{max(components):,} in the recipe and {EXPORT}.",
             max_size={
                 "limit": most,
                 "components_cut": len(components),
@@ -93,7 +94,8 @@ def note_united(run: Run, components: int, faces: int, key: str, rounds: int) ->
     """Tell that components which no round could divide became one, as published."""
     if components > 1 and run.final:
         run.note(
-            f"{components:,} components of {faces:,} faces were larger than {key} after {rounds:,} rounds and became "
-            f"one component, as published; raise {key} in the recipe and {EXPORT}.",
+            f"{components:,} components of {faces:,} faces were still larger than {key} after "
+            f"{counted(rounds, 'round')} and became one component, as published; raise {key} in the recipe and "
+            f"{EXPORT}.",
             united={"components": components, "faces": faces},
         )

@@ -40,7 +40,7 @@ class Compared:
     """What was found of one engine or method.
 
     own: the engine's settings as they are, None for a method without a network, which has none; best: the trial of
-    highest F on these very faces; curve: the trials that differ from it in the first setting only; tried: how many
+    highest F on these same faces; curve: the trials that differ from it in the first setting only; tried: how many
     there were. seconds: one clustering from the features on, the search of neighbors included. notes: for the user.
     """
 

@@ -17,7 +17,7 @@ from fcdeploy.data.checked_pairs import CheckedPairs
 from fcdeploy.data.features import Features
 from fcdeploy.data.labels import check_known
 from fcdeploy.engine.bundle import MANIFEST, Bundle
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.folder import RunFolder
@@ -385,5 +385,5 @@ def check_number(found: int, features: Features, where: str) -> None:
         width = f" of {features.dim} values, the engine's width" if headless else ""
         other = ", or features of this width" if headless else ""
         raise InputError(
-            f"{where}: {found:,} labels for {n:,} faces{width}; give the labels of these very faces{other}."
+            f"{where}: {counted(found, 'label')} for {counted(n, 'face')}{width}; give the labels of these faces{other}."
         )

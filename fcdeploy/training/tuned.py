@@ -36,7 +36,7 @@ class Estimated:
 class Tuned:
     """What was chosen, out of which trials, and the trial of the settings as they were.
 
-    highest: the trial of highest F on these very faces. people: how many identities are known. elsewhere: what the
+    highest: the trial of highest F on these same faces. people: how many identities are known. elsewhere: what the
     choice is worth on other people, where that was asked for and can be told; untold: why it cannot. excluded: settings
     that were left out because clusters fall apart with them. estimated: how sure the figures are, where it was chosen
     by checked pairs. seconds: of one clustering, with the settings as they were, from the checked features on.

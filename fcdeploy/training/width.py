@@ -23,7 +23,7 @@ def check_width(features: Features, labels: np.ndarray, where: str) -> None:
     features: raw rows, whose number is that of the labels.
     """
     width, n = features.dim, features.n
-    advice = f"give the labels of these very faces, or the true width as --dim (--dim {width} if this is it)"
+    advice = f"give the labels of these faces, or the true width as --dim (--dim {width} if this is it)"
     read = f"{features.name}: by the {n:,} labels of {where} it holds rows of {width} float32 values"
     if other := _repeats_with_another_width(features):
         raise InputError(

@@ -78,7 +78,7 @@ def test_plan_and_run_give_the_same_notes(fcdeploy, bundle, few, tmp_path: Path)
     options = (tmp_path / "f.npy", "--engine", bundle, "--vram", "1G", "--tables", "float16")
     notes = fcdeploy("estimate", *options).err
     assert fcdeploy("cluster", *options, "--quiet", "-o", tmp_path / "x.meta").err == notes
-    said = ("k = 20 is more than", "--tables float16 changes nothing", "--vram changes nothing")
+    said = ("k = 20 is more than", "--tables float16 has no effect", "--vram has no effect")
     assert all(text in notes for text in said)
     assert notes.count("Note: ") == len(said)
 

@@ -81,7 +81,7 @@ def test_json_is_all_that_stdout_holds_and_has_the_promised_keys(files):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("0\n1\n", "2 labels for 8 faces; give the labels of these very faces."),
+        ("0\n1\n", "2 labels for 8 faces; give the labels of these faces."),
         ("0\nzero\n", "line 2 holds 'zero', which is not an integer; write integers only, or names only."),
         ("", "is empty; expected one label per line."),
         (None, "there is no such file; check the name."),

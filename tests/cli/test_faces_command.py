@@ -524,7 +524,7 @@ CASES: dict[str, tuple[tuple[Any, ...], str]] = {
                 *("--engine", "BUNDLE", "--labels", "truth.meta"),
             ),
         ),
-        "truth.meta: 1 labels for 4 photos",
+        "truth.meta: 1 label for 4 photos",
     ),
     "bad photos only": (
         ("faces", "broken", "--detector", DETECTOR, "--quiet"),

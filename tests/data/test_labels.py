@@ -411,10 +411,8 @@ def test_a_clusters_file_that_is_no_partition_is_refused_in_one_sentence(text, n
 def test_another_number_of_labels_than_faces_is_refused(name, tmp_path):
     write_labels(tmp_path / name, np.arange(100))
     assert len(read_labels(tmp_path / name, 100)) == 100
-    assert (
-        refusal(tmp_path / name, 2670) == "100 labels for 2,670 faces; give the labels of these very faces."
-    )
-    assert refusal(tmp_path / name, 99) == "100 labels for 99 faces; give the labels of these very faces."
+    assert refusal(tmp_path / name, 2670) == "100 labels for 2,670 faces; give the labels of these faces."
+    assert refusal(tmp_path / name, 99) == "100 labels for 99 faces; give the labels of these faces."
 
 
 @pytest.mark.parametrize("name", ["a.meta", "a.npy", "a.txt"])

@@ -139,7 +139,7 @@ def test_a_run_that_stood_still_for_long_writes_nothing_into_a_folder_that_anoth
             folder.remove,
             partial.finish,
         ):
-            with pytest.raises(FcdeployError, match="was taken by"):
+            with pytest.raises(FcdeployError, match="was taken over by"):
                 write()
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 

@@ -268,7 +268,7 @@ def test_device_memory_is_bounded_and_batches_are_cut_to_fit(open_engine, trt, t
 
 def test_a_full_device_is_one_sentence(open_engine, trt):
     trt.memory.limit = 100
-    with open_engine() as engine, pytest.raises(FcdeployError, match="device memory is full; give a smaller"):
+    with open_engine() as engine, pytest.raises(FcdeployError, match="GPU memory is full; give a smaller"):
         engine.run(feeds_of(8, 4))
 
 

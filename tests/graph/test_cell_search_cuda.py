@@ -286,7 +286,7 @@ def test_a_run_on_a_gpu_searches_there_and_frees_the_memory(cupy, faces):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (cuda_on_cpu.OutOfMemoryError("no"), "the device memory is full; end what else uses the GPU"),
+        (cuda_on_cpu.OutOfMemoryError("no"), "the GPU memory is full; end other programs that use the GPU"),
         (cuda_on_cpu.CUDARuntimeError("cudaErrorIllegalAddress"), "CUDA failed .cudaErrorIllegalAddress"),
     ],
 )

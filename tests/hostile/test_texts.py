@@ -168,7 +168,9 @@ def test_lines_that_lead_out_of_the_folder_are_noticed(tmp_path: Path) -> None:
     assert lines_outside(files).tolist() == [1, 3, 6]
     model = tmp_path / "model.onnx"
     model.write_bytes(b"")
-    with pytest.warns(FcdeployWarning, match=r"3 of 7 lines lead out of its folder \(the first is line 1"):
+    with pytest.warns(
+        FcdeployWarning, match=r"3 of 7 lines point outside of its folder \(the first is line 1"
+    ):
         new_job(files, model)
 
 

@@ -53,5 +53,5 @@ def test_another_recall_computes_the_lists_again_and_the_same_finds_them(faces, 
 
 
 def test_recall_that_changes_nothing_is_said(faces, pse_bundle):
-    with pytest.warns(FcdeployWarning, match="recall = 0.9 changes nothing: neighbors are found by exact"):
+    with pytest.warns(FcdeployWarning, match="recall = 0.9 has no effect: neighbors are found by exact"):
         fcdeploy.cluster(faces[:300], engine=pse_bundle.path, recall=0.9)

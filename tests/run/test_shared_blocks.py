@@ -597,7 +597,7 @@ def test_a_worker_whose_files_are_others_is_not_used(tmp_path: Path, alone: Any)
         found, _, crew = driven(tmp_path / "run", notes, flow=changed)
     check(tmp_path / "run", found, alone)
     assert len(crew.dismissed) == 1
-    assert "makes another squares" in notes[0]
+    assert "computes a different squares" in notes[0]
 
 
 class Driver:

@@ -127,7 +127,7 @@ def test_who_is_removed_is_gone_and_who_comes_back_finds_his_cluster(
     back = fcdeploy.update(run, add=rows[~new][gone])
     assert np.array_equal(back.faces, np.concatenate([stay, len(old) + np.arange(len(gone))]))
     assert same_pairs(back.labels, np.concatenate([old[stay], old[gone]])) > 0.9
-    with pytest.raises(InputError, match=r"2 of the faces to remove are not there \(0, 7\)"):
+    with pytest.raises(InputError, match=r"2 of the faces to remove do not exist \(0, 7\)"):
         fcdeploy.update(run, remove=[0, 1, 7])
 
 

@@ -241,7 +241,7 @@ def test_every_run_of_neighbors_of_the_chain_is_recognised():
     [
         ({"lce": {}}, "LCENet works together with PCENet only; give PCENet's checkpoint"),
         ({"rescore": {}, "pce": {}}, "PCENet works together with LCENet only"),
-        ({"refine": {}, "lce": {}, "pce": {}}, "behind the re-scoring, not directly behind the refinement"),
+        ({"refine": {}, "lce": {}, "pce": {}}, "after the re-scoring, not directly after the refinement"),
         ({"refine": {}, "rescore": {"dim": 16}}, "for 16-d features, and the refinement gives 32-d ones"),
         (
             {"rescore": {}, "lce": {}, "pce": {}},

@@ -426,7 +426,7 @@ def test_an_interrupt_before_anything_is_kept_promises_nothing(people, fcdeploy,
     data = ("--features", "f.bin", "--labels", "f.meta", "-o", tmp_path / "c.pth")
     assert fcdeploy("train", "pse-gcn", *data).err.splitlines()[-1] == "Interrupted."
     (tmp_path / "c.run").mkdir()
-    assert "goes on from what" in fcdeploy("train", "pse-gcn", *data).err
+    assert "continues from" in fcdeploy("train", "pse-gcn", *data).err
 
 
 @pytest.mark.parametrize(("measures", "panels"), [([], 1), (["pairwise_f"], 2)])

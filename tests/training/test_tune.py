@@ -203,7 +203,7 @@ def test_the_command_prints_the_trade_off_and_writes_recipe_and_plot(
         (("-o", "none/x.toml"), "none/x.toml: the folder none does not exist"),
         (
             ("--labels", "short.npy"),
-            "short.npy: 299 labels for 300 faces; give the labels of these very faces.",
+            "short.npy: 299 labels for 300 faces; give the labels of these faces.",
         ),
         (("--labels", "f.npy"), "expected one label per face, integers"),
         (("--features", "f.bin", "--labels", "short.npy"), "of 32 values, the engine's width"),

@@ -73,7 +73,7 @@ def test_a_folder_is_its_images_in_natural_order(fcdeploy: Command, people: np.n
 
 
 def test_python_takes_a_folder_too(people: np.ndarray) -> None:
-    with pytest.warns(FcdeployWarning, match="passed over"):
+    with pytest.warns(FcdeployWarning, match="skipped"):
         rows = package.embed("people", model="embedder.onnx")
     np.testing.assert_allclose(rows, embed_plainly(people), atol=1e-4)
 
@@ -95,7 +95,7 @@ def test_clusters_of_a_folder_are_of_the_list_beside_them(
     assert len(Path("c.meta").read_text().split()) == len(NAMES)
     assert Path("c.filelist.txt").read_text().splitlines() == NAMES
     assert "pairwise" in json.loads(out)["quality"]
-    assert any("passed over" in note for note in json.loads(out)["notes"])
+    assert any("skipped" in note for note in json.loads(out)["notes"])
     lists = fcdeploy("cluster", "c.filelist.txt", *args, "-o", "d.meta", "--labels", "c.filelist.txt")
     assert lists[0] == 2
     assert "holds no labels" in lists[2]

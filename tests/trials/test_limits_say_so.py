@@ -187,7 +187,7 @@ def test_embeddings_that_are_alike_are_told_where_they_are_made(tmp_path):
         pixels = 200 + 10 * draw.standard_normal((16, 16, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{at}.png")
     images = [tmp_path / f"{at}.png" for at in range(60)]
-    with pytest.warns(fcdeploy.FcdeployWarning, match="random pairs of faces are alike"):
+    with pytest.warns(fcdeploy.FcdeployWarning, match="random pairs of faces are similar"):
         fcdeploy.embed(images, model=tmp_path / "e.onnx")
 
 

@@ -196,8 +196,8 @@ def tell(run: Run, told: Told) -> None:
         note_united(run, components, faces, MAX_SIZE, ROUNDS)
     if too_large := told["too_large"]:
         run.note(
-            f"{too_large:,} proposals have more than {LARGEST:,} faces, which the cap could not divide (nearly equal "
-            "rows); they are left out.",
+            f"proposals of more than {LARGEST:,} faces that could not be split (nearly equal rows) are left out: "
+            f"{too_large:,}.",
             proposals_too_large=too_large,
         )
 

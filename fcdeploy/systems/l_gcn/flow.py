@@ -232,8 +232,8 @@ def tell(run: Run, vectors: Artifact, knn: Artifact, labels: np.ndarray, cuts: C
     note_divided(run, labels, persons, MAX_SIZE, after.max_size)
     if cuts.unasked >= max(FEWEST, run.n * UNASKED):
         run.note(
-            f"{cuts.unasked:,} faces are in clusters of at most {MAX_SIZE} = {after.max_size:,} faces that were made "
-            "of all links, those that the network refuses, too: only what is larger comes apart, as published; lower "
-            f"{MAX_SIZE} in the recipe and {EXPORT}.",
+            f"{cuts.unasked:,} faces are in components of at most {MAX_SIZE} = {after.max_size:,} faces, each of "
+            "which became one cluster whatever the network says of its links, as published; a lower value splits them: "
+            f"give --set {MAX_SIZE}=N, or lower it in the recipe and {EXPORT}.",
             clustered_unasked=cuts.unasked,
         )

@@ -224,7 +224,7 @@ def problem(weights: Weights) -> str | None:
             return f"{title} works together with {other} only; give {other}'s checkpoint, too"
     if "refine" in weights and "lce" in weights and "rescore" not in weights:
         return (
-            "the pair networks stand behind the re-scoring, not directly behind the refinement; "
+            "the pair networks come after the re-scoring, not directly after the refinement; "
             "give the re-scoring network's checkpoint, too, or leave the refinement out"
         )
     if "lce" in weights and any(weights["lce"][width] != weights["pce"][width] for width in ("dim", "k")):
