@@ -43,6 +43,6 @@ def random_pairs(vectors: np.ndarray, faces: np.ndarray | None = None) -> Random
 def alike_sentence(name: str, pairs: RandomPairs) -> str:
     """Say that random pairs of the faces called ``name`` are alike, and what to check."""
     return (
-        f"{name}: random pairs of faces are similar, with a median cosine of {pairs.median:.2f}; unless nearly all faces "
-        "are of one person, check the preprocessing for the embedder (order of channels, mean, scale, alignment)."
+        f"{name}: random pairs of faces are similar, with a median cosine of {pairs.median:.2f}; unless nearly all "
+        "faces are of one person, check the embedder's preprocessing (order of channels, mean, scale, alignment)."
     )

@@ -131,7 +131,8 @@ def device_errors(cupy: ModuleType, what: str) -> Iterator[None]:
         yield
     except cupy.cuda.memory.OutOfMemoryError as error:
         raise FcdeployError(
-            f"{what}: the GPU memory is full; end other programs that use the GPU, give a smaller --vram, or --device cpu."
+            f"{what}: the GPU memory is full; end other programs that use the GPU, give a smaller --vram, or --device "
+            "cpu."
         ) from error
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise FcdeployError(f"{what}: CUDA failed ({error}).") from error

@@ -355,9 +355,9 @@ def looked_up(job: Job, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
     if renamed := job.files.found_as:
         first = min(renamed)
         job.note(
-            f"{job.files.name}: in {len(renamed):,} of {counted(job.files.n, 'line')}, the Unicode normalisation of the "
-            f"name differs from that on disk (the first is line {first}, counted from 0, {job.files.shown(first)!r}); "
-            "these files are used."
+            f"{job.files.name}: in {len(renamed):,} of {counted(job.files.n, 'line')}, the Unicode normalisation of "
+            f"the name differs from that on disk (the first is line {first}, counted from 0, "
+            f"{job.files.shown(first)!r}); these files are used."
         )
     return found
 

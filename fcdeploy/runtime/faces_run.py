@@ -82,8 +82,8 @@ def faces_to_folder(
             table = table_of(job, found, embedded)
             if not len(table.photo):
                 warnings.warn(
-                    f"{job.photos.name}: no face was found in {counted(job.photos.n, 'photo')}; a lower --score-threshold finds "
-                    "more, and a lower --min-face smaller ones.",
+                    f"{job.photos.name}: no face was found in {counted(job.photos.n, 'photo')}; a lower "
+                    "--score-threshold finds more, and a lower --min-face smaller ones.",
                     FcdeployWarning,
                     stacklevel=2,
                 )
@@ -130,7 +130,8 @@ def _embedded(
     states = np.array(partial.arrays["states"])
     if (states >= FIRST_BAD).all():
         raise InputError(
-            f"{job.embedder}: computed a usable embedding for none of {counted(len(states), 'face')}; check its settings."
+            f"{job.embedder}: computed a usable embedding for none of {counted(len(states), 'face')}; check its "
+            "settings."
         )
     embedded = Embedded(partial.arrays["features"], states, made_by)
     return embedded, {"file": str(job.embedder), "sha256": made_by, "input": described}

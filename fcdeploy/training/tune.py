@@ -385,5 +385,6 @@ def check_number(found: int, features: Features, where: str) -> None:
         width = f" of {features.dim} values, the engine's width" if headless else ""
         other = ", or features of this width" if headless else ""
         raise InputError(
-            f"{where}: {counted(found, 'label')} for {counted(n, 'face')}{width}; give the labels of these faces{other}."
+            f"{where}: {counted(found, 'label')} for {counted(n, 'face')}{width}; give the labels of these "
+            f"faces{other}."
         )
