@@ -155,7 +155,7 @@ def _stacked(rows: Iterable[object], name: str, dim: int | None) -> np.ndarray:
         if row is None or (isinstance(row, float) and np.isnan(row)):
             raise InputError(f"{where} is missing; remove it, or give a row of NaN.")
         if isinstance(row, (str, bytes, Mapping)) or np.isscalar(row):
-            raise InputError(f"{where} is a {type(row).__name__} and no row of numbers.")
+            raise InputError(f"{where} is a {type(row).__name__}, not a row of numbers.")
         try:
             values = _as_array(row, where) if not isinstance(row, (list, tuple)) else np.asarray(row)
         except ValueError as error:

@@ -263,8 +263,8 @@ def check_lists(ids: np.ndarray, start: int, n: int, where: str) -> np.ndarray:
         row, column = (int(at[0]) for at in np.nonzero(bad))
         if ids[row, column] == -1:
             raise InputError(
-                f"{where}: face {start + row} has the neighbor {ids[row, column]}, which searches write where they "
-                "found too few; make full lists, or search with --knn ivf or exact."
+                f"{where}: face {start + row} has the neighbor {ids[row, column]}, which stands for one that a search "
+                "did not find; make full lists, or search with --knn ivf or exact."
             )
         raise InputError(
             f"{where}: face {start + row} has the neighbor {ids[row, column]}, which is not a face of 0..{n - 1}; "

@@ -375,7 +375,7 @@ def _decider(name: str, choice: str | Decide) -> Decide:
     if callable(choice):
         return choice
     if choice not in ("apply", "never"):
-        raise InputError(f"{name} = {choice!r}: should be 'apply', 'never', or a function that is asked.")
+        raise InputError(f"{name} = {choice!r}: should be 'apply', 'never', or a function that decides.")
     return lambda change: choice == "apply"
 
 
@@ -419,15 +419,15 @@ class FaceClusterer:
         """
         if self.run_dir is None:
             raise InputError(
-                "FaceClusterer.predict: needs what fit keeps in a folder; construct it with run_dir."
+                "FaceClusterer.predict: needs the results of fit in a folder; construct FaceClusterer with run_dir."
             )
         if not hasattr(self, "labels_"):
             raise InputError("FaceClusterer.predict: nothing was fitted yet; call fit first.")
         state, rows = read_rows(self.run_dir)
         if not state.updates and not np.array_equal(rows.labels, self.labels_):  # an update keeps the numbers
             raise InputError(
-                f"FaceClusterer.predict: {self.run_dir} holds other clusters than those of fit, of a later run there; "
-                "call fit again, or give each its own run_dir."
+                f"FaceClusterer.predict: {self.run_dir} holds the clusters of a later run, not those of fit; call fit "
+                "again, or give each FaceClusterer its own run_dir."
             )
         return assign(X, run_dir=self.run_dir, engine=self.engine, column=self.column).labels
 

@@ -258,7 +258,7 @@ def read_state(path: Path, *, locked: bool = False) -> State:
         found = json.loads((path / STATE).read_bytes())
     except FileNotFoundError:
         if _record_of(path).artifacts or (path / RECORD).is_file():
-            why = "the run in it has not ended, or was of an earlier version of fcdeploy"
+            why = "the run in it has not finished, or is of an earlier version of fcdeploy"
         else:
             why = "it is not a run folder"
         raise InputError(

@@ -367,7 +367,7 @@ def _known(
     if same_photo is None:
         return known
     if plan.added is None:
-        raise InputError("--same-photo is of faces to add, and there are none; leave it out.")
+        raise InputError("--same-photo is for faces to add, and there are none; leave it out.")
     if isinstance(same_photo, (str, Path)):
         return with_photos(known, read_photos(same_photo, n - stay), stay, n)
     return with_photos(known, photos_from_values(same_photo, n - stay), stay, n)
@@ -523,7 +523,5 @@ def read_ids(path: Path | str, *, as_text: bool = False) -> np.ndarray:
         return np.array([line.strip() for line in lines if line.strip()], dtype=object)
     for at, line in enumerate(lines, 1):
         if line.strip() and not NUMBER.fullmatch(line.strip()):
-            raise InputError(
-                f"{path}: line {at:,} is '{line[:40]}', where the number of a face was expected."
-            )
+            raise InputError(f"{path}: line {at:,} is '{line[:40]}', not the number of a face.")
     return np.array([int(line) for line in lines if line.strip()], dtype=np.int64)

@@ -17,7 +17,7 @@ from fcdeploy.data.run_record import RECORD
 from fcdeploy.deploy.checkpoint import keys_of
 from fcdeploy.deploy.recipe import load_recipe
 from fcdeploy.deploy.recipe_beside import TRAINING, recipe_beside, recipe_place
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.systems import Recipe, System
 from fcdeploy.systems.settings import settings_as_dict, settings_from_dict
 from fcdeploy.training.choices import Choices
@@ -130,7 +130,7 @@ def train_best(
     )
     if faces.left_out:
         report.say(
-            f"{faces.left_out:,} faces of unknown identity are left out (--unknown singleton takes them in)"
+            f"left out: {counted(faces.left_out, 'face')} of unknown identity (included with --unknown singleton)"
         )
     lists = {"knn": knn, "reranked": reranked}
     before = [*checkpoints, *filter(None, [init])]
@@ -151,7 +151,7 @@ def train_best(
         folder=folder,
         labels_name=labels_name,
     )
-    report.say("chosen by the faces:")
+    report.say("settings chosen from the faces:")
     for line in lines_of(suited.reasons):
         report.say(f"  {line}")
     return kept_best(order, outputs, minutes, report, quiet)
@@ -172,8 +172,8 @@ def check_order(
         )
     if is_config(folder / TRAINING):
         raise InputError(
-            f"{folder}: holds a training whose settings were given; give the same ones to go on with it, or choose "
-            "another --run-dir."
+            f"{folder}: holds a training with given settings; give the same settings to continue it, or choose another "
+            "--run-dir."
         )
 
 
@@ -414,7 +414,7 @@ def begun(order: Order) -> dict[str, dict[str, float]]:
         return {}
     if config != config_of(order):
         raise InputError(
-            f"{order.folder}: holds a training of other faces or settings; give the same ones to go on with it, or "
+            f"{order.folder}: holds a training of other faces or settings; give the same ones to continue it, or "
             "choose another --run-dir."
         )
     return {name: dict(seconds) for name, seconds in taken.items()}
@@ -444,7 +444,7 @@ def written_to(output: Path, trained: Trained, suited: Suited) -> Trained:
     """Write the best seed's checkpoint, and its recipe with why its settings were chosen."""
     text = trained.recipe.read_text().splitlines(keepends=True)
     comments = next((at for at, line in enumerate(text) if not line.startswith("#")), len(text))
-    why = [f"# {line}\n" for line in ("Chosen by the faces:", *lines_of(suited.reasons))]
+    why = [f"# {line}\n" for line in ("Chosen from the faces:", *lines_of(suited.reasons))]
     with atomic_file(output) as file:
         file.write(trained.checkpoint.read_bytes())
     with atomic_file(recipe_place(output)) as file:

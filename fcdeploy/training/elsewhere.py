@@ -125,7 +125,7 @@ def judged_elsewhere(
     for repeat in range(task.repeats):
         halves = halves_of(identity, repeat)
         if halves is None:
-            return "there are too few people with several faces to judge a choice on others"
+            return "there are too few people with several faces to measure a choice on other people"
         try:
             with contextlib.ExitStack() as stack:
                 runs = [

@@ -51,7 +51,7 @@ class TorchEngine:
         found = {name: output.cpu().numpy() for name, output in zip(names, outputs, strict=True)}
         if not all(np.isfinite(values).all() for values in found.values()):
             raise FcdeployError(
-                "training diverged: what the network says of validation faces is no longer finite; start again with "
+                "training diverged: the network's outputs for validation faces are no longer finite; start again with "
                 "a lower --lr, in another --run-dir."
             )
         return found
@@ -144,7 +144,7 @@ class WithinAlbums:
         """Prepare to find the k nearest rows of a face's album; raises InputError when an album has fewer than k."""
         albums, n = self.albums, len(self.albums)
         if len(vectors) != n:
-            raise InputError("--splits: does not go with proposals of several levels; leave it out.")
+            raise InputError("--splits: cannot be combined with [[proposals.merge]]; leave it out.")
         sizes = check_albums(albums, int(albums.max()) + 1, k, "training")  # validation: before
         order = np.argsort(albums, kind="stable").astype(np.int32)
         starts = np.cumsum(sizes) - sizes

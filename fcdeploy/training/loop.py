@@ -138,9 +138,7 @@ class Loop:
         self.at.total = self.total = min(planned, max(possible, int(FEWEST_STEPS * planned)))
         if self.total < planned:
             more = (
-                ""
-                if possible >= self.total
-                else f", which the time does not allow: {self.total * each / 60:.0f} min"
+                "" if possible >= self.total else f", longer than --minutes: {self.total * each / 60:.0f} min"
             )
             self.report.say(
                 f"{self.total:,} of {planned:,} steps{more}, {each:.2g} s each; more with --minutes"
@@ -237,8 +235,8 @@ class Loop:
         self.at.same = self.at.same + 1 if spread < SAME else 0
         if self.at.same >= SAME_STEPS:
             raise FcdeployError(
-                f"training collapsed: since step {self.at.step - SAME_STEPS + 1:,} all that {self.name} says of its "
-                f"faces is the same (within {SAME}); start again with another --lr than {self.schedule.lr}, a larger "
+                f"training collapsed: since step {self.at.step - SAME_STEPS + 1:,}, {self.name} gives the same output "
+                f"for all faces (within {SAME}); start again with another --lr than {self.schedule.lr}, a larger "
                 f"--batch than {self.batch}, or another --seed, in another --run-dir."
             )
 
@@ -323,14 +321,14 @@ class Loop:
                 torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
         except Exception as error:  # torch.load lets whatever its readers raise pass through
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise InputError(f"{file}: cannot be taken up ({reason}); choose another --run-dir.") from error
+            raise InputError(f"{file}: cannot be continued ({reason}); choose another --run-dir.") from error
         if at.best_step >= 0:  # what may become the checkpoint as it is
             try:
                 load_state_dict(self.folder / BEST)
             except InputError as error:
                 raise InputError(f"{str(error).rstrip('.')}; choose another --run-dir.") from error
         self.at = at
-        going = f"ended at step {at.step:,}" if at.ended else f"going on from step {at.step:,}"
+        going = f"ended at step {at.step:,}" if at.ended else f"continuing from step {at.step:,}"
         self.report.say(f"{going} of {self.total:,}, kept in {self.folder}")
 
 

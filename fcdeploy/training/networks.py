@@ -120,7 +120,7 @@ def start_from(path: Path, key: str | None, net: torch.nn.Module, settings: Trai
     """Start from a checkpoint's weights; raises InputError when ``settings`` say what to start from, too."""
     if (start := getattr(settings, "start", "random")) != "random":
         raise InputError(
-            f"--init and --set start={start} both say what the weights begin as; give one of them."
+            f"--init and --set start={start} both determine the initial weights; give one of them."
         )
     load_weights(net, path, key)
 

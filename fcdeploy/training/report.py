@@ -27,7 +27,7 @@ class Report:
     def compiling(self) -> None:
         """Say that kernels are being compiled, once."""
         if not self._compiles:
-            self.say("compiling kernels, which later runs find in a cache")
+            self.say("compiling kernels (cached for later runs)")
         self._compiles = True
 
     def say(self, text: str) -> None:

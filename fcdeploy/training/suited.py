@@ -121,14 +121,14 @@ def reasons_of_split(labelled: Labelled, split: Dealt, target: Crowd | None) -> 
     """Say how the labelled faces are split, and why."""
     own = f"the labelled people have {labelled.typical:.0f} faces each (median)"
     if target is None:
-        why = f"{own}; {OWN_FACES} of them or so are in one set, as nothing is known of the faces to be clustered"
+        why = f"{own}; without --target, about {OWN_FACES} of them are put into one set"
         stray = "most people of a collection have few faces; --target takes the share from your own"
     else:
         why = (
             f"{own}; in a set a face then has {split.crowd.typical:.0f} look-alikes (similarity {labelled.boundary:g} "
             f"or more), and {target.typical:.0f} among the faces to be clustered"
         )
-        stray = f"{split.crowd.alone:.1%} of the faces are then alone, and {target.alone:.1%} of those to be clustered"
+        stray = f"{split.crowd.alone:.1%} of the faces then have none, and {target.alone:.1%} of those to be clustered"
     yield Reason("splits", str(split.albums), why)
     yield Reason("singletons", f"{split.strays:g}", stray)
 
@@ -138,12 +138,12 @@ def reasons_of_network(name: str, habit: Habit, steps: int, labelled: Labelled) 
     yield Reason(
         f"steps of {name}",
         f"{steps:,} of {habit.batch}, rate {habit.lr:g}",
-        f"{labelled.people:,} people, {habit.steps:g} steps each: more, and they are learned by heart",
+        f"{labelled.people:,} people, {habit.steps:g} steps each; with more, the network overfits",
     )
     if "flips" in habit.settings:
-        mirrored = f"{habit.settings['flips']} mirrored, noise {habit.settings['noise']}"
+        value = f"flips {habit.settings['flips']}, noise {habit.settings['noise']}"
         why = f"{labelled.people:,} people are few; two faces of one have a similarity of {labelled.same:g}"
-        yield Reason("augmentation", mirrored, why)
+        yield Reason("augmentation", value, why)
 
 
 def lines_of(reasons: Sequence[Reason]) -> list[str]:

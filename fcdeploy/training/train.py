@@ -24,7 +24,7 @@ from fcdeploy.data.features import Features, hash_of
 from fcdeploy.deploy.checkpoint import keys_of
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.deploy.recipe_beside import note_of_another, recipe_beside, recipe_place
-from fcdeploy.errors import FcdeployWarning, InputError
+from fcdeploy.errors import FcdeployWarning, InputError, counted
 from fcdeploy.graph.given_lists import check_lists_of
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
@@ -280,16 +280,16 @@ def say_what_is_trained(setup: Setup, report: Report) -> None:
     faces, networks = setup.faces, setup.networks
     if faces.left_out:
         report.say(
-            f"{faces.left_out:,} faces of unknown identity are left out (--unknown singleton takes them in)"
+            f"left out: {counted(faces.left_out, 'face')} of unknown identity (included with --unknown singleton)"
         )
-    behind = f", behind {' and '.join(networks.before)}" if networks.before else ""
-    kept = "none kept for validation"
+    after = f", after {' and '.join(networks.before)}" if networks.before else ""
+    kept = "none held out for validation"
     if "validation" in faces.sides:
         n, people = faces.counts("validation")
         kept = f"{n:,} validation faces of {people:,}"
     n, people = faces.counts("training")
     report.say(
-        f"{networks.name} of {setup.system.title}{behind}: {n:,} training faces of {people:,} identities, {kept}"
+        f"{networks.name} of {setup.system.title}{after}: {n:,} training faces of {people:,} identities, {kept}"
     )
 
 
@@ -364,8 +364,8 @@ def check_given_lists(
     for option, path in given.items():
         if faces.dealt > 1:
             raise InputError(
-                f"--{option} {path}: does not go with --splits {faces.dealt}, which deals the faces into sets with "
-                "neighbors of their own; leave one of them out."
+                f"--{option} {path}: cannot be combined with --splits {faces.dealt}, which searches neighbors within "
+                "each set; leave one of them out."
             )
         if option == "reranked" and option not in system.options:
             raise InputError(f"--reranked does not apply to {system.title}, which has no re-ranking.")
@@ -460,7 +460,7 @@ def recipe_of_side(setup: Setup, side: str, albums: np.ndarray) -> tuple[Recipe,
     if choices.splits > 1:
         if system.searches(fitted).get("proposals"):  # among components, which are of no album
             raise InputError(
-                f"--splits {choices.splits}: does not go with proposals of several levels; leave it out, or give a "
+                f"--splits {choices.splits}: cannot be combined with [[proposals.merge]]; leave it out, or give a "
                 "recipe without [[proposals.merge]]."
             )
         features = Features(np.broadcast_to(np.zeros(1, np.float32), (len(albums), recipe.feature_dim)), side)

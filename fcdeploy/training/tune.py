@@ -312,7 +312,7 @@ def check_given(truth: np.ndarray | None, pairs: CheckedPairs | None, objective:
         raise InputError("give either the true identities of all faces, or pairs that a person has checked.")
     if pairs is not None and objective != "pairwise":
         raise InputError(
-            f"--objective {objective}: pairs tell pairwise F only; leave it out, or give --labels."
+            f"--objective {objective}: checked pairs give pairwise F only; leave it out, or give --labels."
         )
 
 
@@ -366,12 +366,12 @@ def check_truth(truth: np.ndarray, features: Features, where: str, unknown: str 
     sizes = np.bincount(identities_of(known))
     if (sizes == 1).all():
         raise InputError(
-            f"{where}: puts no two faces together, so that there is nothing to tune on; give faces of people with "
+            f"{where}: has no identity with two faces, so there is nothing to tune on; give faces of people with "
             "several each."
         )
     if len(sizes) == 1:
         raise InputError(
-            f"{where}: all {len(known):,} faces are of one identity, for which no threshold is too low; "
+            f"{where}: all {len(known):,} faces are of one identity, for which no threshold would be too low; "
             "give faces of several."
         )
 

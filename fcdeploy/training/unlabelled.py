@@ -120,7 +120,7 @@ def tune_unlabelled(
     best = max(points, key=lambda point: point.votes)
     if best.votes <= 0:
         raise InputError(
-            f"{features.name}: at no {tunable.key} do most neighbors of the faces speak for what is joined; label some "
+            f"{features.name}: at no value of {tunable.key} do most neighbors agree with the clusters; label some "
             "faces, or check some pairs (`fcdeploy pairs`)."
         )
     close = [point.value for point in points if point.votes >= (1 - CLOSE) * best.votes]
@@ -169,7 +169,7 @@ def write_unlabelled(found: Unlabelled, features: str, output: Path) -> Path:
     check_replaceable(plot, is_drawn_here, "the plot")
     said = describe_values({found.tunable.key: found.best.value})
     lines = [
-        f"Suggested without labels: {said}, where neighbors speak most for what is joined.",
+        f"Suggested without labels: {said}, at which neighbors agree most with the clusters.",
         f"{found.best.clusters:,} clusters; not measured on labelled faces.",
     ]
     with atomic_file(output) as file:

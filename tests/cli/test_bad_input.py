@@ -330,7 +330,7 @@ def test_an_id_that_is_no_face_is_named_with_its_row(
         here / "lists.npz",
         says=(
             "lists.npz: face 42 has the neighbor ",
-            "which searches write" if value == -1 else "0..199",
+            "which stands for one" if value == -1 else "0..199",
         ),
     )
 
@@ -347,7 +347,7 @@ def test_an_integer_id_that_is_no_face_is_named_with_its_row(
         features,
         option,
         here / "lists.npy",
-        says=(f"face 42 has the neighbor {value}", "which searches write" if value == -1 else "0..199"),
+        says=(f"face 42 has the neighbor {value}", "which stands for one" if value == -1 else "0..199"),
     )
 
 

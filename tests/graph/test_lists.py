@@ -144,7 +144,7 @@ def test_lists_that_lack_their_own_faces_are_told_from_a_few_that_do():
     [
         (3, N, f"face 3 has the neighbor {N}.0, which is not a face of 0..{N - 1}"),
         (22, 10**12, "face 22 has the neighbor"),
-        (0, -1, "face 0 has the neighbor -1.0, which searches write where they found too few"),
+        (0, -1, "face 0 has the neighbor -1.0, which stands for one that a search did not find"),
         (9, 2.5, "face 9 has the neighbor 2.5"),
         (9, np.nan, "face 9 has the neighbor nan"),
         (9, np.inf, "face 9 has the neighbor inf"),
@@ -170,7 +170,7 @@ def test_a_whole_id_that_is_no_face_is_named_before_it_is_narrowed(lists, dtype,
     ids[4, 1] = value
     with pytest.raises(
         InputError,
-        match=f"here: face 104 has the neighbor {value}, (which is not a face|which searches write)",
+        match=f"here: face 104 has the neighbor {value}, (which is not a face|which stands for one)",
     ):
         check_lists(ids, 100, N, "here")
 

@@ -167,7 +167,7 @@ def test_predict_refuses_clusters_of_another_fit(runs: Any, faces: Any, tmp_path
     rows, new = faces
     clusterer = fcdeploy.FaceClusterer(runs(CASES[0])[0], run_dir=tmp_path / "run").fit(rows[~new])
     fcdeploy.FaceClusterer(runs(CASES[0])[0], run_dir=tmp_path / "run", tau=0.99).fit(rows[~new])
-    with pytest.raises(InputError, match="other clusters than those of fit"):
+    with pytest.raises(InputError, match="clusters of a later run, not those of fit"):
         clusterer.predict(rows[new])
     fcdeploy.update(tmp_path / "run", remove=[0])
     kept = fcdeploy.FaceClusterer(runs(CASES[0])[0], run_dir=tmp_path / "other").fit(rows[~new])
@@ -230,7 +230,7 @@ def test_what_is_wrong_with_a_folder_is_said(runs: Any, faces: Any, exported: An
     (folder / "refined" / "refined.npy").unlink()
     refused(folder, rows, "'refined' is missing")
     (folder / "state.json").unlink()
-    refused(folder, rows, "has not ended")
+    refused(folder, rows, "has not finished")
     (folder / "state.json").write_text('{"format_version": 99}')
     refused(folder, rows, "newer version")
 

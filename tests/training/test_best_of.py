@@ -68,7 +68,7 @@ def test_as_many_seeds_as_the_time_allows_and_the_best_is_kept(trainings, traine
     assert found.seeds == {"refine": 3}
     assert (tmp_path / "new/c.pth").read_text() == "refine 1"
     recipe = (tmp_path / "new/c.toml").read_text()
-    assert recipe.startswith(HEADING + "# Chosen by the faces:\n# splits")
+    assert recipe.startswith(HEADING + "# Chosen from the faces:\n# splits")
     assert is_written_recipe(tmp_path / "new/c.toml")
     kept = json.loads((tmp_path / "new/c.run/chosen.json").read_text())
     assert kept["seconds"] == {"refine": {"0": 600, "1": 600, "2": 600}}
@@ -206,7 +206,7 @@ def test_the_command_and_python_train_alike_with_nothing_said_of_settings(
     few = [word for name, value in FEW.items() for word in (f"--{name}", value)]
     done = fcdeploy("train", "pse-gcn", *data, *few, "--minutes", 0.001, "--set", "nodes=16", "-o", "a.pth")
     assert done.code == 0, done.err
-    assert "chosen by the faces" in done.err
+    assert "chosen from the faces" in done.err
     recipe = load_recipe("a.toml")
     assert (recipe.system, recipe.feature_dim) == ("pse-gcn", 16)
     assert "# k " in Path("a.toml").read_text()

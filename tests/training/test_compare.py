@@ -243,7 +243,7 @@ def test_what_cannot_be_compared_is_one_sentence_and_writes_nothing(
 @pytest.mark.parametrize(
     ("truth", "says"),
     [
-        (np.arange(120), "puts no two faces together"),
+        (np.arange(120), "has no identity with two faces"),
         (np.zeros(119, np.int64), "119 labels for 120 faces"),
         (np.full(120, -1), "unknown"),
     ],

@@ -116,7 +116,7 @@ def chain(people, fcdeploy, tmp_path, monkeypatch):
             *("-o", f"{network}.pth"),
         )
         assert done.code == 0, done.err
-        assert (f"{network} of NSR-FC, behind {' and '.join(needed)}:" in done.err) == bool(needed)
+        assert (f"{network} of NSR-FC, after {' and '.join(needed)}:" in done.err) == bool(needed)
     return (
         data,
         short,

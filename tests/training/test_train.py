@@ -631,7 +631,7 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         (
             "sepfl",
             {"--recipe": "sepfl.toml", "--init": "other.pth", "--set": "start=similarity"},
-            "both say what the weights begin as",
+            "both determine the initial weights",
         ),
         ("sepfl", {"--recipe": "sepfl.toml", "--set": "start=cosine"}, "neither random nor similarity"),
         ("pse-gcn", {"--ckpt": "other.pth"}, "needs none"),
@@ -679,7 +679,7 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
     ("validation", "says", "says_not"),
     [
         (0.1, "validation faces: k = 40 is more than the number of faces, 25; k = 25 is used", "none kept"),
-        (0, "training faces of 45 identities, none kept for validation", "is used"),
+        (0, "training faces of 45 identities, none held out for validation", "is used"),
     ],
 )
 def test_what_few_validation_faces_change_is_said(

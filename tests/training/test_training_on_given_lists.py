@@ -110,7 +110,7 @@ def test_lists_that_cannot_be_used_are_refused_and_nothing_is_written(
         (("--knn", "shorter.npz"), "shorter.npz: holds 3 neighbors per face"),
         (("--knn", "distances.npz"), "distances.npz: holds distances 1 - cosine where cosine similarities"),
         (("--knn", "none.npz"), "none.npz: no such file of neighbor lists"),
-        (("--knn", lists, "--splits", 2), "does not go with --splits 2"),
+        (("--knn", lists, "--splits", 2), "cannot be combined with --splits 2"),
         (("--reranked", "turned.npz"), "turned.npz: "),
     ):
         done = fcdeploy("train", "pse-gcn", *data, *FEW, *options, "-o", "c.pth")

@@ -99,7 +99,7 @@ def test_the_highest_f_among_settings_of_the_precision_asked_for(bundle, faces):
 @pytest.mark.parametrize(
     ("truth", "says"),
     [
-        (np.arange(FACES), "l.meta: puts no two faces together"),
+        (np.arange(FACES), "l.meta: has no identity with two faces"),
         (np.full(FACES, -1), "l.meta: all 300 labels are unknown"),
         (np.zeros(FACES, np.int64), "l.meta: all 300 faces are of one identity"),
         (np.zeros(FACES - 1, np.int64), "l.meta: 299 labels for 300 faces of 32 values"),
