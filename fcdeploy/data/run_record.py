@@ -77,10 +77,10 @@ def check_run_folder(folder: Path | str, choice: str = "--run-dir", older: Names
         others = sorted(path.name for path in folder.iterdir() if not left_by_a_kill(path))
         if others:
             shown = ", ".join(others[:3]) + (f" and {len(others) - 3:,} more" if len(others) > 3 else "")
-            lacks = f"{RECORD} there is not" if RECORD in others else f"there is no {RECORD},"
+            lacks = f"a {RECORD} that fcdeploy did not write" if RECORD in others else f"no {RECORD}"
             raise InputError(
-                f"{folder}: holds {shown}, and {lacks} the record by which fcdeploy knows a folder as its own; nothing "
-                f"was written, choose another {choice}."
+                f"{folder}: holds {shown}, and {lacks}, so that it is not a folder of fcdeploy; nothing was written, "
+                f"choose another {choice}."
             )
         record = Record({LOCK})
     if os.path.lexists(folder / LOCK) and not _is_lock(folder / LOCK):
