@@ -354,7 +354,7 @@ def test_a_folder_without_its_record_is_nobodys_to_write_to(tmp_path: Path, text
         make(folder, "pair", "key", PAIR)
     (tmp_path / "run.json").write_text(text, encoding="latin-1")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"run\.json there is not the record .* choose another run_dir"):
+    with pytest.raises(InputError, match=r"run\.json that fcdeploy did not write.* choose another run_dir"):
         RunFolder(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

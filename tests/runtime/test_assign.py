@@ -159,7 +159,7 @@ def test_predict_assigns_to_what_was_fitted(runs: Any, faces: Any, tmp_path: Pat
         clusterer.predict(rows[new])
     assert np.array_equal(clusterer.fit(rows[~new]).labels_, old)
     assert np.array_equal(clusterer.predict(rows[new]), fcdeploy.assign(rows[new], run_dir=folder).labels)
-    with pytest.raises(InputError, match="construct it with run_dir"):
+    with pytest.raises(InputError, match="construct FaceClusterer with run_dir"):
         fcdeploy.FaceClusterer(engine).fit(rows[:100]).predict(rows[new])
 
 

@@ -29,7 +29,7 @@ from fcdeploy.systems.l_gcn.network import network_from_state_dict, padded_subgr
 
 pytestmark = [  # the caps are smaller than some persons, or as large as all faces of a test together
     pytest.mark.filterwarnings("ignore:propagation.max_size = .* cut"),
-    pytest.mark.filterwarnings("ignore:.* faces are in clusters of at most propagation.max_size"),
+    pytest.mark.filterwarnings("ignore:.* faces are in components of at most propagation.max_size"),
 ]
 TOLERANCE = 1e-5  # of the logits' scale; replaying the authors' classes moves their own logits by 1.2e-7
 N = 1283

@@ -191,7 +191,7 @@ def test_a_run_folder_of_given_settings_is_not_mixed_with_chosen_ones(trained, t
     }
     (tmp_path / "new/c.run").mkdir(parents=True)
     (tmp_path / "new/c.run/config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="settings were given"):
+    with pytest.raises(InputError, match="with given settings"):
         trained()
 
 

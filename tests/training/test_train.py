@@ -656,7 +656,7 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         (
             "gcn-d",
             {"--recipe": "levels.toml", "--network": "detect", "--splits": 2},
-            "of several levels; leave",
+            "proposals.merge]]; leave",
         ),
         ("pse-gcn", {"-o": "c.run"}, "is the run folder, too"),
         ("pse-gcn", {"-o": "c.pth", "--run-dir": "c.pth"}, "is the run folder, too"),
