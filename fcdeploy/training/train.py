@@ -461,7 +461,7 @@ def recipe_of_side(setup: Setup, side: str, albums: np.ndarray) -> tuple[Recipe,
         if system.searches(fitted).get("proposals"):  # among components, which are of no album
             raise InputError(
                 f"--splits {choices.splits}: cannot be combined with [[proposals.merge]]; leave it out, or give a "
-                "recipe without [[proposals.merge]]."
+                "recipe without these."
             )
         features = Features(np.broadcast_to(np.zeros(1, np.float32), (len(albums), recipe.feature_dim)), side)
         engines = LiveEngines(system, weights, torch.device("cpu"))
