@@ -12,6 +12,7 @@ from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.shared_options import json_option
 from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
+from fcdeploy.errors import counted
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.bench import Report
@@ -102,7 +103,7 @@ def _print(reports: "Sequence[Report]") -> None:
     for at, report in enumerate(reports, 1):
         console.print(
             f"{f'{at}  ' if several else ''}{report.bundle}: {report.system}, {report.precision}, {report.opened}, "
-            f"{report.threads} threads"
+            f"{counted(report.threads, 'thread')}"
         )
     table = Table(box=None, pad_edge=False)
     table.add_column("what", no_wrap=True)

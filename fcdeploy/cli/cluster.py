@@ -494,9 +494,9 @@ def print_summary(summary: "Summary", output: Path) -> None:
         )
     if summary.get("bad"):
         if "lines" in summary:
-            console.print(f"{summary['bad']:,} of {summary['lines']:,} lines could not be embedded")
+            console.print(f"{summary['bad']:,} of {counted(summary['lines'], 'line')} could not be embedded")
         else:
-            console.print(f"{summary['bad']:,} of {summary['rows']:,} rows could not be used")
+            console.print(f"{summary['bad']:,} of {counted(summary['rows'], 'row')} could not be used")
     for name, recall in summary.get("recall", {}).items():
         console.print(
             f"{name}: recall {recall['all']:.4f}, and {recall['above']:.4f} of neighbors at {recall['threshold']:.2f} "

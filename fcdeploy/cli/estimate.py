@@ -11,6 +11,7 @@ from fcdeploy.cli.run_options import RUN_SECTIONS, run_options
 from fcdeploy.cli.shared_options import dim_option, engine_option, json_option
 from fcdeploy.cli.text import PlainConsole
 from fcdeploy.cli.types import PathType
+from fcdeploy.errors import counted
 from fcdeploy.run.options import ENGINE, WORKERS
 
 GROUPS = {
@@ -87,7 +88,8 @@ def command(
         shared = sum(estimated.shared.values())
         scratch = sum(size for size, _ in estimated.files.values()) / 1e9
         console.print(
-            f"with {workers:,} workers: about {estimated.elapsed:.0f} s; {shared:.0f} s of the above are shared among "
+            f"with {counted(workers, 'worker')}: about {estimated.elapsed:.0f} s; {shared:.0f} s of the above are "
+            "shared among "
             "them, "
             f"and --scratch takes up to {scratch:,.1f} GB on each machine"
         )

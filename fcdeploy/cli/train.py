@@ -15,6 +15,7 @@ from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.shared_options import quiet_option, scratch_option, seed_option
 from fcdeploy.cli.types import PathType
+from fcdeploy.errors import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -395,7 +396,8 @@ def _width(files: list[Path], n: int, labels: Path) -> int:
     size = sum(file.stat().st_size for file in files)
     if size == 0 or size % (4 * n):
         raise InputError(
-            f"{files[0]}: {size:,} bytes are not {n:,} rows of float32 values, and {labels} has {n:,} labels; "
+            f"{files[0]}: {size:,} bytes are not {counted(n, 'row')} of float32 values, and {labels} has "
+            f"{counted(n, 'label')}; "
             "give the labels of these faces, or --dim."
         )
     return size // (4 * n)

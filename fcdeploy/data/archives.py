@@ -37,7 +37,7 @@ from fcdeploy.data.members import (
     members_of,
     read_parts,
 )
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 HEAD = 512  # bytes that tell an archive
 TAR_HEADER, ZIP_INDEX = 1 << 24, 1 << 30  # bytes of a header of a tar, and of the index of a zip, at most
@@ -125,7 +125,9 @@ def filelist_from_archives(paths: Sequence[Path], name: str) -> Filelist:
     names = [each for one in found for each in one.names]
     passed = {kind: sum(one.passed[kind] for one in found) for kind in ("hidden", "other")}
     if not names:
-        raise InputError(f"{name}: holds no images ({sum(passed.values()):,} members of other kinds).")
+        raise InputError(
+            f"{name}: holds no images ({counted(sum(passed.values()), 'member')} of other kinds)."
+        )
     said = [label for one in found for label in one.labels]
     labels: np.ndarray | None
     if any(label is not None for label in said):

@@ -7,7 +7,7 @@ import numpy as np
 
 from fcdeploy.data.damaged import reason_of
 from fcdeploy.data.forms.shape import as_rows
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 if TYPE_CHECKING:
     import pyarrow
@@ -176,7 +176,8 @@ def _stacked(rows: Iterable[object], name: str, dim: int | None) -> np.ndarray:
             )
         if made and values.size != made[0].size:
             raise InputError(
-                f"{where} has {values.size:,} values, those before it {made[0].size:,}; rows have to be of one length."
+                f"{where} has {counted(values.size, 'value')}, those before it {made[0].size:,}; all rows must "
+                "have the same length."
             )
         made.append(values)
     if not made:

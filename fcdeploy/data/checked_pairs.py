@@ -10,7 +10,7 @@ import numpy as np
 
 from fcdeploy.data.label_tables import read_text, rows_of_text
 from fcdeploy.data.label_values import shortened
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 SAME, DIFFERENT = "same", "different"
 ANSWERS = {
@@ -91,7 +91,7 @@ def read_pairs(path: Path | str, n: int, ids: np.ndarray | None = None) -> Check
     for row, line in zip(rows, lines, strict=True):
         if len(row) <= max(columns.values()):
             raise InputError(
-                f"{path}: line {line:,} has {len(row)} columns; expected a, b, and {SAME} or {DIFFERENT}."
+                f"{path}: line {line:,} has {counted(len(row), 'column')}; expected a, b, and {SAME} or {DIFFERENT}."
             )
         answer = row[columns[ANSWER]].lower()
         if answer == NOT_A_FACE:
@@ -198,7 +198,8 @@ def read_photos(path: Path | str, n: int) -> np.ndarray:
         lines.pop()
     if len(lines) != n:
         raise InputError(
-            f"{path}: has {len(lines):,} lines for {n:,} faces; write the photo of every face, one per line, and "
+            f"{path}: has {counted(len(lines), 'line')} for {counted(n, 'face')}; write the photo of every face, "
+            "one per line, and "
             "nothing in the line of a face whose photo is not known."
         )
     numbers: dict[str, int] = {"": NO_PHOTO}

@@ -27,7 +27,7 @@ from fcdeploy.data.forms.tensors import read_safetensors, read_torch
 from fcdeploy.data.forms.vecs import VECS, is_bigann, is_vecs, read_bigann, read_vecs
 from fcdeploy.data.rows import Rows, Shards
 from fcdeploy.data.sidecar import Sidecar, check_hash, check_size, read_sidecar
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 BLOCK_ROWS = 16384
 SHOWN_ROWS = 5
@@ -168,7 +168,9 @@ def open_features(
     if id_column is not None:
         ids = np.concatenate([part.ids for part in parts if part.ids is not None])
     form = parts[0].form if len(parts) == 1 else f"{len(parts):,} files, {parts[0].form}"
-    read_as = f"{rows.shape[0]:,} rows of {rows.shape[1]:,} {rows.dtype.newbyteorder('=').name} ({form})"
+    read_as = (
+        f"{counted(rows.shape[0], 'row')} of {rows.shape[1]:,} {rows.dtype.newbyteorder('=').name} ({form})"
+    )
     told = all(part.form != "raw" or part.sidecar is not None for part in parts)
     doubts = next((part.doubt for part in parts if part.doubt), "")
     note = "" if told else f"{name}: read as {read_as}{doubts}."
@@ -193,7 +195,9 @@ def features_from_array(array: object, dim: int | None = None, *, normalize: boo
     empty, ragged or masked, does not hold real numbers or has another width than ``dim``.
     """
     rows = array_from(array, "features", dim)
-    read_as = f"{rows.shape[0]:,} rows of {rows.shape[1]:,} {rows.dtype.newbyteorder('=').name} (array)"
+    read_as = (
+        f"{counted(rows.shape[0], 'row')} of {rows.shape[1]:,} {rows.dtype.newbyteorder('=').name} (array)"
+    )
     return Features(rows, "features", normalize, read_as=read_as)
 
 
@@ -212,13 +216,13 @@ def check_features(features: Features) -> None:
         zero.add(start + np.flatnonzero(norm == 0))
     if broken.count:
         raise InputError(
-            f"{features.name}: {broken.count:,} of {features.n:,} rows hold NaN, infinite or overflowing values "
-            f"({broken}); remove or recompute these faces."
+            f"{features.name}: {broken.count:,} of {features.n:,} rows {'holds' if broken.count == 1 else 'hold'} NaN, "
+            f"infinite or overflowing values ({broken}); remove or recompute these faces."
         )
     if zero.count and features.normalize:
         raise InputError(
-            f"{features.name}: {zero.count:,} of {features.n:,} rows are all zero ({zero}) and have no direction; "
-            "remove or recompute these faces."
+            f"{features.name}: {zero.count:,} of {features.n:,} rows {'is' if zero.count == 1 else 'are'} all zero "
+            f"({zero}); remove or recompute these faces."
         )
 
 

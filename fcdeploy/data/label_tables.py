@@ -11,7 +11,7 @@ import numpy as np
 from fcdeploy.data.damaged import DAMAGED, reason_of
 from fcdeploy.data.forms.tables import import_pyarrow
 from fcdeploy.data.label_values import NUMBER, UNKNOWN_TEXTS, labels_from_texts, labels_from_values, shortened
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 DELIMITERS = "\t,;|"
 HEADINGS = frozenset(
@@ -58,7 +58,8 @@ def read_table(path: Path, column: str | None, n: int | None) -> np.ndarray:
     for row, line in zip(rows, lines, strict=True):
         if len(row) != width:
             raise InputError(
-                f"{path}: line {line:,} has {len(row)} columns, line {lines[0]:,} has {width}; write the same number "
+                f"{path}: line {line:,} has {counted(len(row), 'column')}, line {lines[0]:,} has {width}; write "
+                "the same number "
                 "in every line, and quote cells that hold the delimiter."
             )
     if path.suffix.lower() == ".lst" and column is None:
@@ -137,7 +138,8 @@ def _column_of(
         if len(named) == 1:
             return named[0], True
         raise InputError(
-            f"{path}: has {width} columns ({_columns(first, heading)}); choose the column of the labels with "
+            f"{path}: has {counted(width, 'column')} ({_columns(first, heading)}); choose the column of the "
+            "labels with "
             "--label-column."
         )
     if first.count(column) == 1 and not (column.isdigit() and not heading):

@@ -109,7 +109,7 @@ def check_known(labels: np.ndarray, where: str, unknown: str) -> None:
     """Raise InputError, saying ``where`` they come from, when all ``labels`` (n,) are unknown and to be ignored."""
     if unknown == "ignore" and not (labels != -1).any():
         raise InputError(
-            f"{where}: all {len(labels):,} labels are unknown (-1, empty or NaN), which leaves nothing to measure; "
+            f"{where}: all labels ({len(labels):,}) are unknown (-1, empty or NaN), which leaves nothing to measure; "
             "give labels of some faces, or --unknown singleton, by which each is an identity of its own."
         )
 
@@ -473,7 +473,11 @@ def _read_clusters(path: Path, n: int | None) -> np.ndarray:
     limit = 1_000_000 + 100 * len(ids) if n is None else n
     if (wrong := ids >= limit).any():
         at = wrong.argmax()
-        faces = f"a file of {len(ids):,} ids" if n is None else f"{n:,} faces (ids count from 0)"
+        faces = (
+            f"a file of {counted(len(ids), 'id')}"
+            if n is None
+            else f"{counted(n, 'face')} (ids count from 0)"
+        )
         raise InputError(
             f"{path}: line {lines[at]:,} holds the face id {ids[at]}, too large for {faces}; "
             "give the clusters of these same faces."

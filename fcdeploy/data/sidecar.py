@@ -11,7 +11,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from fcdeploy.data.typed import fits, typed
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 WRITTEN_BY = "fcdeploy embed"
 LARGEST = 1 << 20  # bytes
@@ -95,7 +95,7 @@ def check_size(path: Path, name: str, sidecar: Sidecar, dim: int | None) -> None
     size = path.stat().st_size
     if size != sidecar.bytes:
         raise InputError(
-            f"{name}: {size:,} bytes; {beside} says {sidecar.rows:,} rows of {sidecar.width} {sidecar.dtype}, "
+            f"{name}: {size:,} bytes; {beside} says {counted(sidecar.rows, 'row')} of {sidecar.width} {sidecar.dtype}, "
             f"{sidecar.bytes:,} bytes. It was cut short or replaced since; embed again, or delete {beside} if the new "
             "file is meant."
         )

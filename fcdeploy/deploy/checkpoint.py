@@ -22,7 +22,7 @@ from fcdeploy.data.torch_file import (
     read_torch_file,
 )
 from fcdeploy.deploy.recognise import ALIKE, likeness
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,8 @@ def keys_of(key: str | Sequence[str] | None, checkpoints: int) -> list[str | Non
     keys = [key] if isinstance(key, str) else list(key or ())
     if len(keys) not in (0, 1, checkpoints):
         raise InputError(
-            f"--key is given {len(keys)} times for {checkpoints} checkpoints; give it once for all, or once for each."
+            f"--key is given {len(keys)} times for {counted(checkpoints, 'checkpoint')}; give it once for all, or "
+            "once for each."
         )
     return [one or None for one in keys] * (checkpoints // len(keys)) if keys else [None] * checkpoints
 

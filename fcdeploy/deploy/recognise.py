@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.systems import NAMES, System, describe, get_system
 from fcdeploy.systems.recipe import TensorShapes, Widths
 
@@ -116,7 +116,7 @@ def _alike(shapes: TensorShapes, where: str) -> list[_Candidate]:
     if not alike:
         shown = ", ".join(list(shapes)[:4]) + (", ..." if len(shapes) > 4 else "")
         raise InputError(
-            f"{where}: its {len(shapes)} tensors ({shown or 'none'}) match no known system; "
+            f"{where}: its {counted(len(shapes), 'tensor')} ({shown or 'none'}) fit no known system; "
             f"known: {', '.join(NAMES)}."
         )
     return sorted(alike, key=lambda one: -one.common)  # stable: equally alike ones stay in the order of NAMES

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fcdeploy.engine.detector_settings import DetectorSettings
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 COLUMNS = re.compile(r"(?P<name>.+?)(\[(?P<first>\d+)(:(?P<stop>\d+))?\])?")
 POINTS = 5
@@ -205,7 +205,8 @@ def _head_of_priors(outputs: Rows, size: tuple[int, int], settings: DetectorSett
     names = {rows.shape[1]: name for name, rows in outputs.items()}
     if len(settings.anchors) != len(settings.strides):
         raise InputError(
-            f"{where}: {len(settings.anchors)} lists of anchors for {len(settings.strides)} strides; give one per "
+            f"{where}: {counted(len(settings.anchors), 'list')} of anchors for "
+            f"{counted(len(settings.strides), 'stride')}; give one per "
             "stride."
         )
     found, wanted = len(outputs[names[4]]), len(priors_of(size, settings))
@@ -248,13 +249,14 @@ def _head_of_faces(outputs: Rows, settings: DetectorSettings, where: str) -> Hea
         return rows[name][:, columns]
 
     if (found := values(outputs, "boxes").shape[1]) != 4:
-        raise InputError(f"{where}: outputs.boxes has {found} columns; 4 are needed.")
+        raise InputError(f"{where}: outputs.boxes has {counted(found, 'column')}; 4 are needed.")
     width = values(outputs, "points").shape[1]
     per_point = settings.point_values or (3 if width % 2 else 2)
     count = width // per_point
     if width % per_point or max(settings.point_order) >= count:
         raise InputError(
-            f"{where}: outputs.points is of {width} columns, {per_point} per point, and point_order names point "
+            f"{where}: outputs.points has {counted(width, 'column')}, {per_point} per point, and point_order "
+            "names point "
             f"{max(settings.point_order)}, counted from 0; set point_values (2 for x and y, 3 with a score) and "
             "point_order in the .toml beside it."
         )
@@ -354,7 +356,8 @@ def _columns(text: str, outputs: Mapping[str, np.ndarray], where: str) -> tuple[
     columns = slice(first, int(match["stop"]) if match["stop"] else first + 1)
     if not columns.start < columns.stop <= outputs[name].shape[1]:
         raise InputError(
-            f"{where}: output {name!r} has {outputs[name].shape[1]} columns, and no {text!r}, which [outputs] names."
+            f"{where}: output {name!r} has {counted(outputs[name].shape[1], 'column')}, and no {text!r}, which "
+            "[outputs] names."
         )
     return name, columns
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 from fcdeploy.data.toml import table_from_toml
 from fcdeploy.data.typed import typed
 from fcdeploy.engine.embedder import NUMBERS, Numbers, Pixels
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 Whole = Annotated[int, Meta(ge=1, le=4096)]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
@@ -103,7 +103,8 @@ def detector_settings_beside(model: Path) -> DetectorSettings:
         raise InputError(f"{path}: [outputs] is for the head 'decoded'; leave it out for {settings.head!r}.")
     if len(settings.anchors) != len(settings.strides) and settings.head == "retinaface":
         raise InputError(
-            f"{path}: {len(settings.anchors)} lists of anchors for {len(settings.strides)} strides; give one per "
+            f"{path}: {counted(len(settings.anchors), 'list')} of anchors for "
+            f"{counted(len(settings.strides), 'stride')}; give one per "
             "stride."
         )
     return dataclasses.replace(settings, given=frozenset(table))

@@ -19,7 +19,7 @@ from fcdeploy.data.toml import table_from_toml
 from fcdeploy.data.typed import typed
 from fcdeploy.engine.onnx_file import file_digest, model_files
 from fcdeploy.engine.onnxruntime import open_session, run_error
-from fcdeploy.errors import FcdeployError, InputError
+from fcdeploy.errors import FcdeployError, InputError, counted
 
 if TYPE_CHECKING:
     from fcdeploy.engine.onnxruntime import NodeArg
@@ -426,7 +426,8 @@ class Embedder:
         numbers = np.array(given or default, np.float32)
         if len(numbers) not in (1, CHANNELS[self.channels]):
             raise InputError(
-                f"{self.path}: {len(numbers)} numbers of {name} for {CHANNELS[self.channels]} channels; give one, or "
+                f"{self.path}: {counted(len(numbers), 'number')} of {name} for "
+                f"{counted(CHANNELS[self.channels], 'channel')}; give one, or "
                 "one per channel."
             )
         return numbers

@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 
 from fcdeploy.data.damaged import DAMAGED, reason_of
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.graph.kernels import njit
 
 READ_ROWS = 65536
@@ -82,7 +82,8 @@ class ListsFile:
             raise InputError(f"{self.path}: 'data' should be of floats, found {headers['data'][1]}.")
         if self.k > self.n:
             raise InputError(
-                f"{self.path}: holds {self.k:,} neighbors per face and only {self.n:,} faces; make the lists again."
+                f"{self.path}: holds {counted(self.k, 'neighbor')} per face and only {counted(self.n, 'face')}; "
+                "make the lists again."
             )
         self.has_sims = self._form == "stacked" or self._sims in headers
 

@@ -13,7 +13,7 @@ from fcdeploy.data.keyed_labels import ID_HEADINGS, read_keyed_labels
 from fcdeploy.data.label_values import UNKNOWN
 from fcdeploy.data.labels import check_known, read_labels
 from fcdeploy.data.mapped import release_pages
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.report.overview import Clusters
 from fcdeploy.run.folder import SUMMARY
 from fcdeploy.run.summary import Summary
@@ -91,7 +91,8 @@ def images_of(images: Path | str, n: int, path_column: str | None = None) -> Fil
     files = open_images(Path(images), path_column)
     if files.n != n:
         raise InputError(
-            f"{images}: lists {files.n:,} images, and the run has {n:,} faces; give the list that it was made from, "
+            f"{images}: lists {counted(files.n, 'image')}, and the run has {counted(n, 'face')}; give the list "
+            "that it was made from, "
             "one image per row of the features."
         )
     return files

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fcdeploy.data.features import Features
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.graph.lists import ListsFile
 
 
@@ -28,9 +28,11 @@ def open_lists(path: Path, features: Features, k: int = 1, advice: str = "make l
     """
     lists = ListsFile(path)
     if lists.n != features.given:
-        raise InputError(f"{path}: holds lists of {lists.n:,} faces; {features.name} has {features.given:,}.")
+        raise InputError(
+            f"{path}: holds lists of {counted(lists.n, 'face')}; {features.name} has {features.given:,}."
+        )
     if lists.k < k:
         raise InputError(
-            f"{path}: holds {lists.k} neighbors per face, {k} are needed; {advice.format(k=lists.k)}."
+            f"{path}: holds {counted(lists.k, 'neighbor')} per face, and {k} are needed; {advice.format(k=lists.k)}."
         )
     return lists

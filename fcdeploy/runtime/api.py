@@ -214,7 +214,7 @@ def embed(
     """
     if on_bad not in ("stop", "zero"):
         raise InputError(
-            f"on_bad = {on_bad!r}: should be 'stop', or 'zero' for rows of zeros, which `any` finds."
+            f"on_bad = {on_bad!r}: should be 'stop', or 'zero' for a row of zeros in the place of each bad image."
         )
     numbers = {
         "batch": (_whole("batch", batch), 1),
@@ -285,7 +285,7 @@ def assign(
     - engine: the engine bundle, if it was moved since the run.
     - unmatched: faces that are linked to no stored face: '-1' labels them -1, 'singleton' gives each a new cluster.
     - ray, ray_cpus, ray_gpus, strict: workers on a Ray cluster, as in ``fcdeploy.cluster``; the folder that ``run_dir``
-      is in has to be seen by all machines.
+      is in must be visible to all machines.
 
     Returns labels (m,) int64, similarity and margin (m,) float32, see ``Assigned``. Raises InputError (a ValueError)
     for input that cannot be used.

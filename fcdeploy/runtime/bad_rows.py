@@ -48,12 +48,12 @@ def good_faces(
         listed = f", listed in {bad_list}"
     zero = scan.states == RowState.ALL_ZERO
     kinds = (
-        (np.flatnonzero(~zero & (scan.states > 0)), "hold NaN, infinite or overflowing values"),
-        (np.flatnonzero(zero), "are all zero"),
+        (np.flatnonzero(~zero & (scan.states > 0)), "holds", "hold", "NaN, infinite or overflowing values"),
+        (np.flatnonzero(zero), "is", "are", "all zero"),
     )
     told = " and ".join(
-        f"{len(rows):,} of {features.n:,} rows {what} ({shown_rows(rows)})"
-        for rows, what in kinds
+        f"{len(rows):,} of {features.n:,} rows {one if len(rows) == 1 else several} {what} ({shown_rows(rows)})"
+        for rows, one, several, what in kinds
         if len(rows)
     )
     told = f"{features.name}: {told}{listed}"

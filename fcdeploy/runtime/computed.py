@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from fcdeploy import __version__
 from fcdeploy.engine.bundle import Bundle
+from fcdeploy.errors import counted
 from fcdeploy.run.run import Run
 from fcdeploy.run.summary import Computed
 from fcdeploy.systems.settings import settings_as_dict
@@ -70,11 +71,14 @@ def ours() -> dict[str, str]:
 def sentences(computed: Computed) -> Iterator[str]:
     """Yield the lines of a closing summary."""
     engine, device, features = computed["engine"], computed["device"], computed["features"]
-    given = features["read_as"] or f"{features['rows']:,} rows of {features['width']} {features['dtype']}"
+    given = (
+        features["read_as"]
+        or f"{counted(features['rows'], 'row')} of {features['width']} {features['dtype']}"
+    )
     yield f"{features['name']}: {given}{', normalized' if features['normalized'] else ''}"
     yield (
         f"{computed['system']}, {computed['inference']['used']} inference, {engine['precision']}, by "
-        f"{device['provider']} with {computed['limits']['threads']} threads; engine {engine['digest'][:12]}"
+        f"{device['provider']} with {counted(computed['limits']['threads'], 'thread')}; engine {engine['digest'][:12]}"
     )
     searches = []
     for name, search in computed["search"].items():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fcdeploy.data.checked_pairs import NO_PHOTO, CheckedPairs, pairs_from_rows, read_pairs, read_photos
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.runtime.review import Review, check_flags, check_pairs
 from fcdeploy.runtime.tables import Tables
 
@@ -58,7 +58,9 @@ def photos_from_values(values: Sequence[object], n: int) -> np.ndarray:
     if not hasattr(values, "__len__"):
         raise InputError(f"same_photo = {values!r}: give a file, or the photo of each face.")
     if len(values) != n:
-        raise InputError(f"same_photo: has {len(values):,} photos for {n:,} faces; give one per face.")
+        raise InputError(
+            f"same_photo: has {counted(len(values), 'photo')} for {counted(n, 'face')}; give one per face."
+        )
     numbers: dict[object, int] = {None: NO_PHOTO, "": NO_PHOTO}
     listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
     listed = [None if photo != photo else photo for photo in listed]  # NaN, as tables have it

@@ -9,7 +9,7 @@ import numpy as np
 from fcdeploy.clustering.metrics import check_unknown
 from fcdeploy.data.features import Features
 from fcdeploy.data.labels import check_known
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.graph.scan import scan_rows
 from fcdeploy.runtime.bad_rows import LEFT_OUT, good_faces
 from fcdeploy.training.choices import Choices
@@ -82,7 +82,9 @@ def faces_of_training(
     identity = identities_of(labels)
     validating = split_identities(identity, choices.validation, choices.seed_of_split, labels_name)
     if choices.splits > features.n:
-        raise InputError(f"--splits {choices.splits:,}: there are {features.n:,} faces; give far fewer.")
+        raise InputError(
+            f"--splits {choices.splits:,}: there are only {counted(features.n, 'face')}; give a much smaller number."
+        )
     shots = alike_shots(features, identity) if choices.splits > 1 else None
     albums = deal_faces(identity, choices.splits, choices.seed_of_split, shots, choices.singletons)
     return Faces(features, identity, validating, albums, choices.splits, left_out)

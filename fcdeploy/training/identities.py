@@ -4,7 +4,7 @@ import numpy as np
 
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.data.features import Features
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 SHOTS_BLOCK = 1024  # faces compared with all of their identity at a time
 UNEVEN = 0.5  # of the Dirichlet distribution: below 1, few albums have most of a person's faces
@@ -31,7 +31,8 @@ def split_identities(identity: np.ndarray, share: float, seed: int, where: str) 
     if len(sizes) < 2 * needed or several < needed:
         half = ", half of them for validation (--validation 0 does without)" if share else ""
         raise InputError(
-            f"{where}: {len(sizes):,} identities, {several:,} of them with two faces or more; training needs at least "
+            f"{where}: {counted(len(sizes), 'identity', 'identities')}, {several:,} of them with two faces or "
+            "more; training needs at least "
             f"{2 * needed} and {needed}{half}."
         )
     kept = np.zeros(len(sizes), dtype=bool)

@@ -23,7 +23,7 @@ from fcdeploy.data.atomic import atomic_file
 from fcdeploy.deploy.checkpoint import load_state_dict
 from fcdeploy.deploy.recipe_beside import TRAINED_WEIGHTS
 from fcdeploy.engine.batching import prefetch
-from fcdeploy.errors import FcdeployError, InputError
+from fcdeploy.errors import FcdeployError, InputError, counted
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.run import Run
 from fcdeploy.systems import System
@@ -258,7 +258,7 @@ class Loop:
         if at.step >= self.total:
             at.ended = "all steps"
         elif self.choices.patience and at.stale >= self.choices.patience:
-            at.ended = f"no better for {at.stale} checks"
+            at.ended = f"no better for {counted(at.stale, 'check')}"
         self.report.checked(
             at.step,
             self.total,

@@ -426,7 +426,7 @@ def torch_device(asked: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise InputError(
-            f"--device {asked}: PyTorch {torch.__version__} finds {found} GPUs here; give --device cpu."
+            f"--device {asked}: PyTorch {torch.__version__} finds {counted(found, 'GPU')} here; give --device cpu."
         )
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {asked}: is none of auto, cpu, cuda and cuda:N.")

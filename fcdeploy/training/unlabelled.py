@@ -15,7 +15,7 @@ from fcdeploy.data.features import Features
 from fcdeploy.data.side_files import check_replaceable
 from fcdeploy.deploy.recipe import recipe_text
 from fcdeploy.engine.bundle import MANIFEST, Bundle
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.graph.kernels import told_of_compiling
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.options import Options
@@ -170,7 +170,7 @@ def write_unlabelled(found: Unlabelled, features: str, output: Path) -> Path:
     said = describe_values({found.tunable.key: found.best.value})
     lines = [
         f"Suggested without labels: {said}, at which neighbors agree most with the clusters.",
-        f"{found.best.clusters:,} clusters; not measured on labelled faces.",
+        f"{counted(found.best.clusters, 'cluster')}; not measured on labelled faces.",
     ]
     with atomic_file(output) as file:
         file.write(recipe_text(found.recipe, lines).encode())

@@ -8,7 +8,7 @@ neighbors in a file are often of one person; and faces of one identity are more 
 import numpy as np
 
 from fcdeploy.data.features import Features
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 VALUES = 1 << 20  # at the beginning of the file
 FACTORS = range(2, 17)  # by which a width may be too large or too small
@@ -24,7 +24,10 @@ def check_width(features: Features, labels: np.ndarray, where: str) -> None:
     """
     width, n = features.dim, features.n
     advice = f"give the labels of these faces, or the true width as --dim (--dim {width} if this is it)"
-    read = f"{features.name}: by the {n:,} labels of {where} it holds rows of {width} float32 values"
+    read = (
+        f"{features.name}: by the {counted(n, 'label')} of {where} it holds rows of "
+        f"{counted(width, 'float32 value')}"
+    )
     if other := _repeats_with_another_width(features):
         raise InputError(
             f"{read}, but its values repeat with a period of {other}, as {n * width // other:,} rows would; {advice}."

@@ -78,7 +78,7 @@ def test_denormal_rows_without_a_norm_are_refused_by_number(name: str, scale: fl
     """Their float32 norm is zero, and so they have no direction; upstream divides by it."""
     features = np.random.default_rng(0).standard_normal((50, 32)).astype(np.float32)
     features[17] *= np.float32(scale)
-    with pytest.raises(InputError, match=r"1 of 50 rows are all zero \(row 17,"):
+    with pytest.raises(InputError, match=r"1 of 50 rows is all zero \(row 17,"):
         package.cluster(features, engine=bundle_of(name).path)
 
 
@@ -87,7 +87,7 @@ def test_denormal_rows_without_a_norm_are_refused_by_number(name: str, scale: fl
 def test_rows_whose_norm_is_not_finite_are_refused_by_number(name: str, value: float, bundle_of: Any) -> None:
     features = np.random.default_rng(0).standard_normal((50, 32)).astype(np.float32)
     features[17, :2] = value
-    with pytest.raises(InputError, match=r"1 of 50 rows hold NaN, infinite or overflowing values \(row 17,"):
+    with pytest.raises(InputError, match=r"1 of 50 rows holds NaN, infinite or overflowing values \(row 17,"):
         package.cluster(features, engine=bundle_of(name).path)
 
 

@@ -636,7 +636,7 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         ("sepfl", {"--recipe": "sepfl.toml", "--set": "start=cosine"}, "neither random nor similarity"),
         ("pse-gcn", {"--ckpt": "other.pth"}, "needs none"),
         ("pse-gcn", {"--splits": 30}, "training faces, fewer than the k = "),
-        ("pse-gcn", {"--splits": 10**20}, "give far fewer"),
+        ("pse-gcn", {"--splits": 10**20}, "give a much smaller number"),
         ("pse-gcn", {"--lr": "1e39"}, "should be positive, and 1e+30 at most"),
         ("sepfl", {"--recipe": "sepfl.toml", "--set": "reach=8"}, "reach = 8, and lists of k = 8 hold 7"),
         ("sepfl", {"--recipe": "sepfl.toml", "--set": "group=9"}, "group = 9 is more than the k = 8"),

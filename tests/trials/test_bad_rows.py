@@ -158,7 +158,7 @@ def case_recipe(folder: Path) -> Path:
 
 def test_python_has_the_same_choices(pse_bundle: Any, here: Path) -> None:
     rows = np.load("bad.npy")
-    with pytest.raises(InputError, match=r"3 of 120 rows hold NaN.* 1 of 120 rows are all zero \(row 9"):
+    with pytest.raises(InputError, match=r"3 of 120 rows hold NaN.* 1 of 120 rows is all zero \(row 9"):
         fcdeploy.cluster(rows, engine=pse_bundle.path)
     with pytest.warns(FcdeployWarning, match="in no cluster"):
         labels = fcdeploy.cluster(rows, engine=pse_bundle.path, on_bad="skip")

@@ -99,7 +99,7 @@ def _stacked(file: TorchFile, found: Sequence[object], name: str, dim: int | Non
         if blocks and rows.shape[1] != blocks[0].shape[1]:
             raise InputError(
                 f"{name}: tensor {at:,} of the list (counted from 0) is {rows.shape[1]} wide, those before it "
-                f"{blocks[0].shape[1]}; rows have to be of one width."
+                f"{blocks[0].shape[1]}; all rows must have the same width."
             )
         blocks.append(rows)
     return np.concatenate(blocks)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fcdeploy.data.forms.shape import as_rows
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 
 VECS: dict[str, str] = {".fvecs": "<f4", ".ivecs": "<i4", ".bvecs": "u1"}
 BIGANN: dict[str, str] = {".fbin": "<f4", ".u8bin": "u1", ".i8bin": "i1"}
@@ -72,7 +72,8 @@ def read_bigann(path: Path, name: str, dim: int | None) -> np.ndarray:
     if not is_bigann(path, dtype.itemsize):
         n, width = np.frombuffer(_head(path, 8).ljust(8, b"\0"), "<u4").tolist()
         raise InputError(
-            f"{name}: its header says {n:,} rows of {width:,} {dtype.name} values, its {path.stat().st_size:,} bytes "
+            f"{name}: its header says {counted(n, 'row')} of {width:,} {dtype.name} values, its "
+            f"{path.stat().st_size:,} bytes "
             "say "
             "another number; name raw float32 rows .bin."
         )

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from fcdeploy.clustering.propagation import POOLINGS
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.run.options import Options
 from fcdeploy.systems import Network, Weights, Workload
 from fcdeploy.systems.recipe import Tuning
@@ -137,7 +137,7 @@ class Recipe:
         one, two = self.neighborhood.hops
         if k > one:
             return self, []
-        note = f"{where}: lists hold {k - 1} neighbors beside the face itself; hops {k - 1},{two} are used."
+        note = f"{where}: lists hold {counted(k - 1, 'neighbor')} besides the face itself; hops {k - 1},{two} are used."
         return self._with_hops((k - 1, two)), [note]
 
     def _with_hops(self, hops: tuple[int, int]) -> "Recipe":

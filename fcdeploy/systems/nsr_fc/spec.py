@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.run.options import Options
 from fcdeploy.systems import Network, Weights, Workload
 from fcdeploy.systems.pse_gcn.spec import NETWORK as REFINE
@@ -143,7 +143,10 @@ class Recipe:
             return f"pairs.min_probability = {pairs.min_probability} is not a probability (0 to 1)"
         weights = pairs.certain_weights
         if len(weights) >= pairs.k:
-            return f"pairs.certain_weights has {len(weights)} values, and pairs.k = {pairs.k} leaves {pairs.k - 1}"
+            return (
+                f"pairs.certain_weights has {counted(len(weights), 'value')}, and pairs.k = {pairs.k} leaves "
+                f"{pairs.k - 1}"
+            )
         if weights and not (all(0 <= weight < np.inf for weight in weights) and sum(weights) > 0):
             return f"pairs.certain_weights = {list(weights)} should be numbers from 0 with a positive sum"
         return None
@@ -199,7 +202,7 @@ class Recipe:
         if n < wanted:
             raise InputError(
                 f"the pair networks' weights are for k = {wanted} neighbors, the face itself counted, "
-                f"and there are only {n:,} faces; give at least {wanted:,}."
+                f"and there are only {counted(n, 'face')}; give at least {wanted:,}."
             )
 
     def check_reranked(self, k: int, where: str) -> None:

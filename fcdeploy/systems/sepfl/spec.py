@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.systems import Network, Weights
 from fcdeploy.systems.recipe import Tuning
 
@@ -98,7 +98,7 @@ class Recipe:
         if n < weights:
             raise InputError(
                 f"the weights are for k = {weights} neighbors, the face itself counted, "
-                f"and there are only {n:,} faces; give at least {weights:,}."
+                f"and there are only {counted(n, 'face')}; give at least {weights:,}."
             )
         return self, []
 
