@@ -582,7 +582,7 @@ def _refuse_word(path: Path, word: bytes, line: int) -> NoReturn:
 
 def _refuse_binary(path: Path, line: int) -> NoReturn:
     raise InputError(
-        f"{path}: line {line:,} holds bytes that are not text; give a text of integers, "
+        f"{path}: line {line:,} holds bytes that are not text; give integers as text, "
         "or name the file .npy if it is a NumPy array."
     )
 

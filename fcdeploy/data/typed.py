@@ -19,7 +19,7 @@ WORDS: dict[object, tuple[str, ...]] = {
     bool: ("true", "false"),
     int: ("a whole number",),
     float: ("a number",),
-    str: ("a text",),
+    str: ("a string",),
     type(None): ("null",),
 }
 SHOWN = reprlib.Repr()

@@ -463,7 +463,7 @@ def _plain(value: object) -> Constant:
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     if not isinstance(value, bool | int | float | str):
-        raise ValueError("a table of numbers, true, false, texts or arrays of these")
+        raise ValueError("a table of numbers, true, false, strings or arrays of these")
     return value
 
 

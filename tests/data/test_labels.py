@@ -245,12 +245,12 @@ def test_faces_in_no_line_of_a_clusters_file_get_minus_one(tmp_path):
         ),
         (
             b"1\n\x80\x04\x95\n",
-            "line 2 holds bytes that are not text; give a text of integers, "
+            "line 2 holds bytes that are not text; give integers as text, "
             "or name the file .npy if it is a NumPy array.",
         ),
         (
             "1\n2\n".encode("utf-16-le"),
-            "line 1 holds bytes that are not text; give a text of integers, "
+            "line 1 holds bytes that are not text; give integers as text, "
             "or name the file .npy if it is a NumPy array.",
         ),
     ],

@@ -73,7 +73,7 @@ def test_tables_become_dataclasses_with_their_defaults() -> None:
         ({"kind": "c"}, "kind should be one of a, b, found 'c'"),
         ({"maybe": "1"}, "maybe should be a whole number or null, found '1'"),
         ({"part": {}}, "part.k should be a whole number, and is missing"),
-        ({"part": {"k": 1, "name": 2}}, "part.name should be a text, found 2"),
+        ({"part": {"k": 1, "name": 2}}, "part.name should be a string, found 2"),
         ({"part": 3}, "part should be a table or null, found 3"),
         ({"parts": {"k": 3}}, "parts should be a list, found {'k': 3}"),
         ({"parts": [{"k": 1}, {"k": 1, "parts": [{"k": ""}]}]}, "parts[1].parts[0].k should be a whole number"),

@@ -134,7 +134,7 @@ def test_plans_say_how_to_build_them_again() -> None:
         (WHOLE, "kind", "plans", "kind should be one of onnx, plan, found 'plans'"),
         (WHOLE, "format", "other", "format should be 'fcdeploy-bundle', found 'other'"),
         (PLANS, "target.flavour", "tensorrt-xtr", "target.flavour should be tensorrt or tensorrt-rtx"),
-        (PLANS, "target.version", changed, "target.version should be a text, and is missing"),
+        (PLANS, "target.version", changed, "target.version should be a string, and is missing"),
         (PLANS, "passes.near.profiles", changed, "target, source or profiles of plans are missing"),
         (PLANS, "passes.near.profiles", [{"m": [1, 2]}], "passes.near.profiles[0].m should be a list of 3 values"),
     ],
