@@ -70,7 +70,7 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in RENAMED:
-            click.echo(f"Note: `fcdeploy {cmd_name}` is `fcdeploy {RENAMED[cmd_name]}` now.", err=True)
+            click.echo(f"Note: `fcdeploy {cmd_name}` is now `fcdeploy {RENAMED[cmd_name]}`.", err=True)
             cmd_name = RENAMED[cmd_name]
         if cmd_name not in VERBS:
             return None
@@ -149,7 +149,7 @@ def _run() -> None:
         click.echo(f"Error: {one_line(f'{where}{error.strerror or error}')}.", err=True)
         sys.exit(1)
     except MemoryError:
-        click.echo("Error: out of memory; lower --batch, or use a machine with more.", err=True)
+        click.echo("Error: out of memory; give a smaller --batch, or use a machine with more memory.", err=True)
         sys.exit(1)
 
 

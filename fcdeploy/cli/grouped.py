@@ -56,7 +56,7 @@ def with_new_names(args: Sequence[str], renamed: Mapping[str, str]) -> list[str]
     for word in args:
         name, equals, value = word.partition("=")
         if name in renamed:
-            click.echo(f"Note: {name} is {renamed[name]} now.", err=True)
+            click.echo(f"Note: {name} is now {renamed[name]}.", err=True)
         words.append(f"{renamed.get(name, name)}{equals}{value}")
     return words
 

@@ -110,7 +110,7 @@ def train(
 def with_new_names(options: Mapping[str, float | str | bool | None]) -> dict[str, float | str | bool | None]:
     """Return options with those of earlier versions called as they are now; a note names them."""
     for name in RENAMED.keys() & options.keys():
-        warnings.warn(f"{name} is {RENAMED[name]} now.", FcdeployWarning, stacklevel=3)
+        warnings.warn(f"{name} is now {RENAMED[name]}.", FcdeployWarning, stacklevel=3)
     return {RENAMED.get(name, name): value for name, value in options.items()}
 
 
