@@ -149,7 +149,9 @@ def _run() -> None:
         click.echo(f"Error: {one_line(f'{where}{error.strerror or error}')}.", err=True)
         sys.exit(1)
     except MemoryError:
-        click.echo("Error: out of memory; give a smaller --batch, or use a machine with more memory.", err=True)
+        click.echo(
+            "Error: out of memory; give a smaller --batch, or use a machine with more memory.", err=True
+        )
         sys.exit(1)
 
 

@@ -46,8 +46,8 @@ class Lock:
                 self._take_by_name(place)
                 if told:
                     warnings.warn(
-                        f"{place}: its file system has no locks; see that no run on another machine uses this folder "
-                        "at the same time.",
+                        f"{place}: its file system has no locks; make sure that no run on another machine uses this "
+                        "folder at the same time.",
                         FcdeployWarning,
                         stacklevel=4,
                     )

@@ -87,7 +87,7 @@ def recipe_beside(
     if base_file.name == TRAINING:
         notes.append("thresholds are those from before the training")
     if not own:
-        notes.append(f"what {system.name} has beyond it is as published")
+        notes.append(f"all other settings of {system.name} are as published")
     more = f"; {'; '.join(notes)}" if notes else ""
     return Beside(base, files, f"settings of {names}, {what}{more}.")
 

@@ -265,7 +265,7 @@ def guarded(app: App, token: str, port: int) -> App:
             origin = request.headers.get("origin")
             kind = request.headers.get("content-type", "").partition(";")[0].strip()
             if origin not in {f"http://{host}" for host in hosts} or kind != "application/json":
-                return PlainTextResponse("decisions come from the page of the review alone", 403)
+                return PlainTextResponse("decisions are accepted from the review page only", 403)
         return None
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:

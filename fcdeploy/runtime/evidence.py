@@ -156,7 +156,7 @@ def read_placed(run_dir: Path | str) -> Placed:
         PROBABILITY,
     ):
         raise InputError(
-            f"{folder}: its neighbor lists are of another run than its clusters, which was stopped; run the same "
+            f"{folder}: its neighbor lists belong to another run than its clusters, one that was stopped; run the same "
             "`fcdeploy cluster` again."
         )
     evidence = Evidence(
@@ -189,7 +189,7 @@ def _ids_of(folder: Path, record: Record, key: str | None) -> np.ndarray | None:
     arrays = _mapped(folder, record, IDS)
     if record.artifacts[IDS].key != key:
         raise InputError(
-            f"{folder}: its ids are of another run than its clusters, which was stopped; run the same `fcdeploy "
+            f"{folder}: its ids belong to another run than its clusters, one that was stopped; run the same `fcdeploy "
             "cluster` again."
         )
     return unpacked_ids(arrays)
@@ -213,8 +213,8 @@ def _mapped(folder: Path, record: Record, name: str) -> Arrays:
     entry = record.artifacts.get(name)
     if entry is None or entry.boot or size_on_disk(folder / name, entry.parts) != entry.bytes:
         raise InputError(
-            f"{folder}: holds no whole '{name}'; the run was stopped, or is of an earlier version: run the same "
-            "`fcdeploy cluster` again."
+            f"{folder}: '{name}' is missing or incomplete; the run was stopped, or is of an earlier version: run the "
+            "same `fcdeploy cluster` again."
         )
     try:
         return map_arrays(folder / name, entry.parts)
