@@ -59,13 +59,17 @@ def report(
     label_column: str | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write a finished run as a page to look at; returns the page's path.
+    """Write an HTML page that shows the clusters of a finished run; returns the path of the page.
 
-    run_dir: the folder of the run. output: a folder, which is made, or is one that an earlier report made. images: the
-    images of the faces, as `fcdeploy embed` takes them, one per row of the features; without them the page shows
-    numbers. labels: true identities, for quality and to mark faces that are not their cluster's. seed: of the random
-    sample. Raises InputError for a folder without a finished run, for lists and labels of another length, and for an
-    output that holds anybody else's files, MissingDependencyError without Jinja2 (or Pillow, for images).
+    - run_dir: the folder of the run.
+    - output: the folder to write; it is created, or replaces that of an earlier report.
+    - images: images of the faces, as ``fcdeploy.embed`` takes them, one per row of the features; without them the page
+      shows numbers only.
+    - labels: true identities, to report quality and mark wrong faces.
+    - seed: random seed of the random sample of clusters.
+
+    Raises InputError (a ValueError) for a folder without a finished run, images or labels of another number, and an
+    output folder with other files in it; MissingDependencyError if Jinja2 (or Pillow, for images) is not installed.
     """
     output = check_folder(Path(output), our_files)
     check_installed()

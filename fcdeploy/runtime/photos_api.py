@@ -98,7 +98,7 @@ def faces(
     - on_bad: photos that cannot be read: 'skip' leaves them out, 'stop' raises InputError.
     - the other arguments: see the options of ``fcdeploy faces``.
 
-    Returns the faces that pass the quality gates, see ``Faces``; ``gated`` holds the others. Raises InputError (a
+    Returns the faces that pass the quality gates; ``gated`` holds the others. Raises InputError (a
     ValueError) for input that cannot be used.
     """
     if on_bad not in ("skip", "stop"):
