@@ -1,7 +1,7 @@
 """``fcdeploy update``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -18,6 +18,8 @@ from fcdeploy.cli.types import PathType
 from fcdeploy.errors import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fcdeploy.clustering.identity import Change, Decide
 
 DECISIONS = ("apply", "ask", "never")
@@ -153,7 +155,7 @@ def command(
     if as_json:
         click.echo(json.dumps(found.summary, indent=1))
     elif not quiet:
-        said = found.summary
+        said = cast("Mapping[str, int]", found.summary)  # of the keys below
         click.echo(
             f"{output}: {counted(said['faces'], 'face')} in {counted(said['clusters'], 'cluster')}; {said['added']:,} "
             f"added, {said['removed']:,} removed; {counted(said['merges'], 'merge')}, "
