@@ -23,7 +23,7 @@ from faces import generate
 from report import peak_bytes, write_report
 
 from fcdeploy.graph.cell_search import CellSearch
-from fcdeploy.graph.cells import assign_cells, cell_count, train_cells
+from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.knn import KnnGraph, KnnSearch
 from fcdeploy.graph.partition import make_cells
 from fcdeploy.graph.products import FloatProducts, Int8Products, Products
@@ -136,7 +136,7 @@ def search_all(
     times, cpu = [time.perf_counter()], time.process_time()
     search: KnnSearch | CellSearch
     if method == "ivf":
-        cells = assign_cells(vectors, train_cells(vectors, cell_count(n)))
+        cells = make_cells(vectors, cell_count(n))
         times.append(time.perf_counter())
         search = KnnSearch(vectors, cells)
     else:

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fcdeploy.graph.faiss_library import import_faiss
-
 SEED = 1234
 SAMPLE_PER_CELL = 40
 ITERATIONS = 8
-ROWS = 65536
 CELL = 192  # faces of a cell at most, on average
 ONE_CELL = 4096  # up to this many faces, order does not matter
 
@@ -45,35 +42,3 @@ def cell_count(n: int) -> int:
     say little about them, and what is near a face lies in hundreds of cells.
     """
     return 1 if n <= ONE_CELL else max(int(4 * np.sqrt(n)), n // CELL)
-
-
-def train_cells(vectors: np.ndarray, count: int) -> np.ndarray:
-    """Return ``count`` centroids (count, d) float32 of a seeded sample of ``vectors`` (n, d) unit rows."""
-    faiss = import_faiss()
-    n, d = vectors.shape
-    if count == 1:
-        return np.ascontiguousarray(vectors[:1])
-    chosen = np.random.default_rng(SEED).choice(n, min(n, SAMPLE_PER_CELL * count), replace=False)
-    kmeans = faiss.Kmeans(
-        d,
-        count,
-        niter=ITERATIONS,
-        spherical=True,
-        seed=SEED,
-        min_points_per_centroid=1,
-        max_points_per_centroid=SAMPLE_PER_CELL,
-    )
-    kmeans.train(np.ascontiguousarray(vectors[np.sort(chosen)]))
-    return np.asarray(kmeans.centroids)
-
-
-def assign_cells(vectors: np.ndarray, centroids: np.ndarray) -> Cells:
-    """Assign each of ``vectors`` (n, d) to its most similar centroid."""
-    faiss = import_faiss()
-    cell = np.zeros(len(vectors), dtype=np.int32)
-    if len(centroids) > 1:
-        for start in range(0, len(vectors), ROWS):
-            block = np.ascontiguousarray(vectors[start : start + ROWS])
-            nearest = faiss.knn(block, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
-            cell[start : start + len(block)] = nearest[:, 0]
-    return Cells(centroids, cell)

@@ -20,25 +20,10 @@ import numpy as np
 
 from fcdeploy.graph.inner_products import inner_product
 from fcdeploy.graph.kernels import njit, prange
-from fcdeploy.graph.marks import new_scratch
 
 CANDIDATE_REACH = 10  # the 10 of N_10, whatever k is (re-ranking.py of Stalker-DAs/PSE-GCN)
 IN_HALF, IN_FULL = 2, 1  # marks of a mutual neighbor: in R_half (and so in R_k), or in R_k alone
 RECIPROCAL, ADDED = 1, 2  # marks of a face while a set R* grows: in R_k(i), or joined later
-
-
-def rerank(ids: np.ndarray, sims: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Re-rank whole kNN lists in memory; see the module for the definition.
-
-    ids: (n, k) int32, no face twice in a row. sims: (n, k) float32 cosine similarities. vectors: (n, d) float32
-    unit rows, read only to order ties. Returns ids (n, k) int32 and similarities (n, k) float64, downwards.
-    """
-    faces = np.arange(len(ids), dtype=np.int32)
-    mutual = mark_mutual(ids, faces)
-    scratch = new_scratch(len(ids))
-    counts, members = expand_reciprocal(ids, mutual, faces, scratch)
-    starts = np.cumsum(counts, dtype=np.int64) - counts
-    return rank_candidates(ids, sims, vectors, faces, starts, counts, members, faces, scratch)
 
 
 @njit(cache=True, nogil=True, parallel=True)
@@ -138,10 +123,10 @@ def rank_candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k most similar candidates of ``faces`` (m,) int32 by the overlap of their R* sets.
 
-    ids: as in ``rerank``; sims: (m, k) float32, the rows of ``faces``; names: (n,) int32, under which number a face
-    lies in ``vectors`` and is ordered among ties. R*(i) of every face i is counts[i] of ``members`` (int32) from
-    starts[i]: starts (n,) int64, counts (n,) int32; scratch: ``new_scratch(n)``. Returns ids (m, k) int32 and
-    similarities (m, k) float64, downwards.
+    ids: (n, k) int32, no face twice in a row; sims: (m, k) float32, cosines of the rows of ``faces``; vectors: (n, d)
+    float32 unit rows, read only to order ties; names: (n,) int32, under which number a face lies there and is ordered.
+    R*(i) of every face i is counts[i] of ``members`` (int32) from starts[i]: starts (n,) int64, counts (n,) int32;
+    scratch: ``new_scratch(n)``. Returns ids (m, k) int32 and similarities (m, k) float64, downwards.
     """
     k = ids.shape[1]
     ranked = np.empty((len(faces), k), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Re-ranking on a GPU: the lists, their sets and what becomes of them are those of ``rerank``, bit for bit.
+"""Re-ranking on a GPU: the lists, their sets and what becomes of them are those of ``graph.rerank``, bit for bit.
 
 Everything that a face looks up lies in device memory: the lists by place, R* of all faces, and their vectors.
 """

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import inner_products_in_lanes
 
-from fcdeploy.graph.cells import ONE_CELL, Cells, assign_cells, cell_count, train_cells
+from fcdeploy.graph.cells import ONE_CELL, Cells, cell_count
 from fcdeploy.graph.knn import (
     PROBES,
     SPARE,
@@ -14,6 +14,7 @@ from fcdeploy.graph.knn import (
     order_candidates,
     similarities_of_lists,
 )
+from fcdeploy.graph.partition import make_cells
 
 HALVES = np.array(list(np.ndindex(2, 2, 2, 2)), dtype=np.float32) - np.float32(0.5)
 
@@ -38,7 +39,7 @@ def people(n, d, kinds, spread, seed=0):
 
 
 def cells_of(vectors, count):
-    return assign_cells(vectors, train_cells(vectors, count))
+    return make_cells(vectors, count)
 
 
 def all_lists(vectors, k, *, cells=None, block=10**9, threads=1, order=None, lists_file=None):
@@ -194,12 +195,13 @@ def test_an_index_in_a_file_gives_the_same_lists(tmp_path):
 
 
 def test_every_face_is_in_the_cell_of_its_most_similar_centroid():
+    """Up to the rounding of codes, by which faces and centroids are compared: some 1/127 of the largest entry."""
     vectors = people(3000, 24, 60, 0.9)
     cells = cells_of(vectors, 40)
     similar = vectors @ cells.centroids.T
     assert cells.centroids.shape == (40, 24)
     assert np.allclose(np.linalg.norm(cells.centroids, axis=1), 1, atol=1e-5)
-    assert (similar[np.arange(3000), cells.cell] >= similar.max(axis=1) - 1e-6).all()
+    assert (similar[np.arange(3000), cells.cell] >= similar.max(axis=1) - 0.01).all()
     again = cells_of(vectors, 40)
     assert np.array_equal(again.centroids, cells.centroids)
     assert np.array_equal(again.cell, cells.cell)

@@ -8,8 +8,8 @@ import pytest
 
 from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph import faiss_library, knn
-from fcdeploy.graph.cells import assign_cells, train_cells
 from fcdeploy.graph.knn import GPU_MOST, KnnSearch
+from fcdeploy.graph.partition import make_cells
 
 FREE = 1 << 20
 
@@ -73,7 +73,7 @@ def lists_of(vectors, cells=None, **options):
 @pytest.mark.parametrize("ivf", [False, True])
 def test_lists_found_on_a_gpu_are_those_of_the_cpu(with_gpu, ivf):
     vectors = unit_rows(600, 16)
-    cells = assign_cells(vectors, train_cells(vectors, 8)) if ivf else None
+    cells = make_cells(vectors, 8) if ivf else None
     expected = lists_of(vectors, cells)
     fake = with_gpu()
     found = lists_of(vectors, cells, gpu=True)
@@ -153,6 +153,6 @@ def test_lists_of_a_real_gpu_are_those_of_the_cpu(ivf):
     if not faiss.get_num_gpus():
         pytest.skip("this faiss has no GPU")
     vectors = unit_rows(20_000, 64)
-    cells = assign_cells(vectors, train_cells(vectors, 64)) if ivf else None
+    cells = make_cells(vectors, 64) if ivf else None
     found, expected = lists_of(vectors, cells, gpu=True), lists_of(vectors, cells)
     assert (found[0] == expected[0]).mean() > 0.9999

@@ -12,10 +12,19 @@ from fcdeploy.graph.rerank import (
     expand_reciprocal,
     mark_mutual,
     rank_candidates,
-    rerank,
 )
 
 HALVES = np.array(list(np.ndindex(2, 2, 2, 2)), dtype=np.float32) - np.float32(0.5)
+
+
+def rerank(ids, sims, vectors):
+    """Re-rank whole lists: ids (n, k) int32 and similarities (n, k) float64, downwards."""
+    faces = np.arange(len(ids), dtype=np.int32)
+    mutual = mark_mutual(ids, faces)
+    scratch = new_scratch(len(ids))
+    counts, members = expand_reciprocal(ids, mutual, faces, scratch)
+    starts = np.cumsum(counts, dtype=np.int64) - counts
+    return rank_candidates(ids, sims, vectors, faces, starts, counts, members, faces, scratch)
 
 
 @st.composite
