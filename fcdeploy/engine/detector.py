@@ -1,6 +1,5 @@
 """Any ONNX face detector that gives boxes and five points: which head it has, and pictures through it."""
 
-import hashlib
 import math
 import threading
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import numpy as np
 from fcdeploy.engine.detector_heads import Candidates, is_decoded, recognise, rows_of
 from fcdeploy.engine.detector_settings import DetectorSettings
 from fcdeploy.engine.embedder import DTYPES
-from fcdeploy.engine.onnx_file import file_digest, model_files
+from fcdeploy.engine.onnx_file import model_files
 from fcdeploy.engine.onnxruntime import open_session, run_error
 from fcdeploy.errors import FcdeployError, InputError
 
@@ -163,22 +162,3 @@ class Detector:
                 "out the size."
             )
         return size
-
-
-def detector_digest(path: Path, settings: DetectorSettings) -> str:
-    """Return a hash of a detector's files, and of the settings that were given with it.
-
-    Raises InputError when a file of its weights is missing.
-    """
-    state = hashlib.sha256(repr(settings).encode())
-    for file in model_files(path):
-        state.update(file_digest(file).encode())
-    return state.hexdigest()
-
-
-def check_detector_path(path: Path) -> None:
-    """Raise InputError when ``path`` is no file that can be read."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the .onnx file of a face detector.")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the .onnx file of a face detector.")

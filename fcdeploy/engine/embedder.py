@@ -5,7 +5,6 @@ What pixels become is ``(pixel - mean) / scale``, pixels being 0..255.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from msgspec import Meta
 
 from fcdeploy.data.toml import table_from_toml
 from fcdeploy.data.typed import typed
-from fcdeploy.engine.onnx_file import file_digest, model_files
+from fcdeploy.engine.onnx_file import model_files
 from fcdeploy.engine.onnxruntime import open_session, run_error
 from fcdeploy.errors import FcdeployError, InputError, counted
 
@@ -431,25 +430,6 @@ class Embedder:
                 "one per channel."
             )
         return numbers
-
-
-def embedder_digest(path: Path, settings: EmbedderSettings) -> str:
-    """Return a hash of an embedder's files, those of its weights too, and of the settings that were given with it.
-
-    Raises InputError when a file of its weights is missing.
-    """
-    state = hashlib.sha256(repr(settings).encode())
-    for file in model_files(path):
-        state.update(file_digest(file).encode())
-    return state.hexdigest()
-
-
-def check_model_path(path: Path) -> None:
-    """Raise InputError when ``path`` is no file that can be read."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the .onnx file of a face embedder.")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the .onnx file of a face embedder.")
 
 
 def _bracketed(text: str) -> str:

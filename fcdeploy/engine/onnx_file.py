@@ -83,6 +83,25 @@ def model_files(path: Path) -> list[Path]:
     return [path, *files]
 
 
+def check_model_path(path: Path, what: str) -> None:
+    """Raise InputError when ``path`` is no file that can be read; what: the model is, as in "face embedder"."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the .onnx file of a {what}.")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the .onnx file of a {what}.")
+
+
+def model_digest(path: Path, settings: object) -> str:
+    """Return a hash of all files of a model, those of its weights too, and of the settings that were given with it.
+
+    Raises InputError when a file of its weights is missing.
+    """
+    state = hashlib.sha256(repr(settings).encode())
+    for file in model_files(path):
+        state.update(file_digest(file).encode())
+    return state.hexdigest()
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal; read once per process while the file stays as it is."""
     found = os.stat(path)

@@ -37,12 +37,10 @@ from fcdeploy.engine.embedder import (
     BATCH,
     Embedder,
     EmbedderSettings,
-    check_model_path,
-    embedder_digest,
     overridden,
     settings_beside,
 )
-from fcdeploy.engine.onnx_file import model_files
+from fcdeploy.engine.onnx_file import check_model_path, model_digest, model_files
 from fcdeploy.engine.onnxruntime import import_onnxruntime
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployWarning, InputError, counted
@@ -115,7 +113,7 @@ class Job:
 
     def key(self) -> str:
         """Return a hash of all that decides the embedding of an image."""
-        embedder = embedder_digest(self.model, self.settings)
+        embedder = model_digest(self.model, self.settings)
         return digest(
             {
                 "embedder": embedder,
@@ -141,7 +139,7 @@ def new_job(
 ) -> Job:
     """Put together what a run needs, with the settings beside the model; raises InputError for what is missing."""
     import_pillow()
-    check_model_path(model)
+    check_model_path(model, "face embedder")
     if files.folder and len(outside := lines_outside(files)):
         warnings.warn(
             f"{files.name}: {len(outside):,} of {files.n:,} lines point outside of its folder (the first is line "
@@ -216,7 +214,7 @@ def embed_to_file(
                         Sidecar(
                             *(*shape, "float32", output.stat().st_size, state.hexdigest()),
                             model=job.model.name,
-                            model_sha256=embedder_digest(job.model, job.settings),
+                            model_sha256=model_digest(job.model, job.settings),
                             list=Path(job.files.name).name,
                             list_sha256=job.files.digest(),
                         )
@@ -665,7 +663,7 @@ def summary_of(job: Job, states: np.ndarray) -> ListSummary:
         "reasons": dict(bad),
         "resized": int(((states == State.RESIZED) | (states == State.STRETCHED)).sum()),
         "stretched": int((states == State.STRETCHED).sum()),
-        "embedder": {"file": str(job.model), "sha256": embedder_digest(job.model, job.settings)},
+        "embedder": {"file": str(job.model), "sha256": model_digest(job.model, job.settings)},
     }
     if job.files.skipped:
         summary["skipped"] = job.files.skipped

@@ -29,10 +29,9 @@ from fcdeploy.data.face_quality import roll_of, sharpness_of, yaw_of
 from fcdeploy.data.filelist import NO_STAMP, Filelist, look_up_all
 from fcdeploy.data.images import FIRST_BAD, State, import_pillow, read_upright
 from fcdeploy.data.run_record import check_run_folder
-from fcdeploy.engine.detector import Detector, check_detector_path, detector_digest
+from fcdeploy.engine.detector import Detector
 from fcdeploy.engine.detector_settings import DetectorSettings, detector_settings_beside
-from fcdeploy.engine.embedder import check_model_path
-from fcdeploy.engine.onnx_file import model_files
+from fcdeploy.engine.onnx_file import check_model_path, model_digest, model_files
 from fcdeploy.errors import FcdeployWarning, InputError, counted
 from fcdeploy.run.folder import RunFolder, rows_from_the_first
 from fcdeploy.run.keys import digest
@@ -116,7 +115,7 @@ class FacesJob:
         """Return a hash of all that decides what is found in a photo and how it is kept."""
         return digest(
             {
-                "detector": detector_digest(self.detector, self.settings),
+                "detector": model_digest(self.detector, self.settings),
                 "search": vars(self.search),
                 "crops": [self.form, self.shards],
                 "max_pixels": self.max_pixels,
@@ -149,11 +148,11 @@ class FacesOptions(TypedDict, total=False):
 def new_faces_job(photos: Filelist, detector: Path, **options: Unpack[FacesOptions]) -> FacesJob:
     """Put together what a run needs, with the settings beside the detector; raises InputError for what is missing."""
     import_pillow()
-    check_detector_path(detector)
+    check_model_path(detector, "face detector")
     job = FacesJob(photos, detector, detector_settings_beside(detector), **options)
     check_form(job.form)
     if job.embedder is not None:
-        check_model_path(job.embedder)
+        check_model_path(job.embedder, "face embedder")
     elif job.gates.min_norm is not None:
         raise InputError(
             f"--min-norm {job.gates.min_norm:g}: is for embeddings; give --embedder, too, or leave it out."

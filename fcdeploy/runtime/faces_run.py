@@ -13,7 +13,7 @@ from fcdeploy.data.archives import opened_lines
 from fcdeploy.data.bad_list import write_bad_list
 from fcdeploy.data.filelist import Filelist, filelist_from_lines
 from fcdeploy.data.images import FIRST_BAD
-from fcdeploy.engine.embedder import embedder_digest
+from fcdeploy.engine.onnx_file import model_digest
 from fcdeploy.errors import FcdeployWarning, InputError, counted
 from fcdeploy.run.folder import RunFolder
 from fcdeploy.run.progress import Progress
@@ -126,7 +126,7 @@ def _embedded(
     with embedding.open() as embedder:
         partial = stack.enter_context(contextlib.closing(embed_lines(embedding, embedder, folder, progress)))
         described = embedder.describe()
-    made_by = embedder_digest(job.embedder, embedding.settings)
+    made_by = model_digest(job.embedder, embedding.settings)
     states = np.array(partial.arrays["states"])
     if (states >= FIRST_BAD).all():
         raise InputError(

@@ -11,10 +11,10 @@ from onnx import TensorProto
 from fcdeploy.engine.embedder import (
     Embedder,
     EmbedderSettings,
-    embedder_digest,
     settings_beside,
     settings_from_table,
 )
+from fcdeploy.engine.onnx_file import model_digest
 from fcdeploy.errors import InputError
 
 
@@ -201,12 +201,12 @@ def test_settings_that_cannot_be_used_are_refused_by_name(tmp_path: Path, text: 
 
 def test_the_digest_is_of_the_graph_and_the_settings(tmp_path: Path) -> None:
     path = write_embedder(tmp_path / "e.onnx")
-    digests = [embedder_digest(path, EmbedderSettings())]
-    digests.append(embedder_digest(path, EmbedderSettings(mean=(127.0,))))
-    digests.append(embedder_digest(path, EmbedderSettings(inputs=(("training", False),))))
-    digests.append(embedder_digest(path, EmbedderSettings(inputs=(("training", 0),))))
+    digests = [model_digest(path, EmbedderSettings())]
+    digests.append(model_digest(path, EmbedderSettings(mean=(127.0,))))
+    digests.append(model_digest(path, EmbedderSettings(inputs=(("training", False),))))
+    digests.append(model_digest(path, EmbedderSettings(inputs=(("training", 0),))))
     write_embedder(path, factor=2.0)
-    digests.append(embedder_digest(path, EmbedderSettings()))
+    digests.append(model_digest(path, EmbedderSettings()))
     assert len(set(digests)) == 5
     (tmp_path / "e.onnx.data").write_bytes(b"that the graph says nothing of")
-    assert embedder_digest(path, EmbedderSettings()) == digests[-1]
+    assert model_digest(path, EmbedderSettings()) == digests[-1]

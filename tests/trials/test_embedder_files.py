@@ -18,7 +18,8 @@ from PIL import Image
 
 import fcdeploy as package
 from fcdeploy.data.imagelist import open_images
-from fcdeploy.engine.embedder import Embedder, EmbedderSettings, embedder_digest
+from fcdeploy.engine.embedder import Embedder, EmbedderSettings
+from fcdeploy.engine.onnx_file import model_digest
 from fcdeploy.errors import InputError
 from fcdeploy.runtime.embed import embed_to_file, new_job
 
@@ -74,13 +75,13 @@ def embed(path: Path | str, **options: Any) -> np.ndarray:
 def test_the_digest_is_of_every_file_of_the_weights(tmp_path: Path, location: str, parts: int) -> None:
     path = write_embedder(tmp_path / "e.onnx")
     move_weights(path, location, parts=parts)
-    digests = [embedder_digest(path, EmbedderSettings())]
+    digests = [model_digest(path, EmbedderSettings())]
     for at in range(parts):
         file = tmp_path / (location if parts == 1 else f"{location}{at}")
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-        digests.append(embedder_digest(path, EmbedderSettings()))
+        digests.append(model_digest(path, EmbedderSettings()))
     assert len(set(digests)) == parts + 1
 
 
@@ -107,7 +108,7 @@ def test_the_summary_says_which_embedder_it_was(faces: np.ndarray, tmp_path: Pat
         move_weights(path, "weights.bin")
         job = new_job(open_images("faces.txt"), path)
         found.append(embed_to_file(job, tmp_path / "f.bin")["embedder"])
-        assert found[-1] == {"file": "e.onnx", "sha256": embedder_digest(path, EmbedderSettings())}
+        assert found[-1] == {"file": "e.onnx", "sha256": model_digest(path, EmbedderSettings())}
     assert found[0] != found[1]
 
 
