@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SEED = 1234
-SAMPLE_PER_CELL = 40
-ITERATIONS = 8
 CELL = 192  # faces of a cell at most, on average
 ONE_CELL = 4096  # up to this many faces, order does not matter
 

@@ -75,7 +75,6 @@ def place_of_denser(ids: np.ndarray, density: np.ndarray, own: np.ndarray, store
     return places
 
 
-@njit(cache=True, nogil=True, parallel=True)
 def place_of_follower(
     ids: np.ndarray,
     strengths: np.ndarray,
@@ -88,22 +87,32 @@ def place_of_follower(
     """Return where in lists of new faces the stored face stands that would most strongly link to the new one, (m,).
 
     ids: (m, k) int32; strengths, sims: (m, k); density, reached, floor: (n,), of stored faces: how strong the link is
-    that each has, and the least similarity in its list. A face that is less dense, would have the new one in its list
-    and has no stronger link would link to it. NO_LINK where there is none.
+    that each has, and the least similarity in its list; own: (m,), the density of the new ones. A face that is less
+    dense, would have the new one in its list and has no stronger link would link to it. NO_LINK where there is none.
     """
-    m, k = ids.shape
-    places = np.full(m, NO_LINK, dtype=np.int64)
-    for row in prange(m):
-        for p in range(k):
-            other = ids[row, p]
-            if other >= len(density) or density[other] >= own[row]:
-                continue
-            best = reached[other]
-            if places[row] != NO_LINK:
-                best = max(best, strengths[row, places[row]])
-            if strengths[row, p] > best and sims[row, p] > floor[other]:
-                places[row] = p
-    return places
+    below = _entered(ids, density, own, floor, sims)
+    return strongest_place(below & (strengths > reached[_stored(ids, len(density))]), strengths)
+
+
+def strongest_place(marked: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+    """Return the place (m,) int64 of the largest of the ``strengths`` (m, k) that are ``marked``, NO_LINK without one.
+
+    The first of equal ones.
+    """
+    return np.where(marked.any(axis=1), np.where(marked, strengths, -np.inf).argmax(axis=1), NO_LINK)
+
+
+def _stored(ids: np.ndarray, n: int) -> np.ndarray:
+    """Return ``ids`` with a stored face in the place of new ones, of which arrays of n stored ones say nothing."""
+    return np.minimum(ids, n - 1)
+
+
+def _entered(
+    ids: np.ndarray, density: np.ndarray, own: np.ndarray, floor: np.ndarray, sims: np.ndarray
+) -> np.ndarray:
+    """Tell which entries (m, k) of lists of new faces are stored ones, less dense, that would list the new one."""
+    other = _stored(ids, len(density))
+    return (ids < len(density)) & (density[other] < own[:, None]) & (sims > floor[other])
 
 
 @dataclass(frozen=True)
@@ -134,10 +143,9 @@ def links_of_entering(
     ids, strengths, sims: (m, k); density, reached, floor: (n,) of stored faces, as of ``place_of_follower``; own: (m,)
     densities; threshold: of certain links.
     """
-    stored = ids < len(density)
-    other = np.where(stored, ids, 0)
-    above = stored & (density[other] > own[:, None]) & (strengths > 0)
-    below = stored & (density[other] < own[:, None]) & (sims > floor[other])
+    other = _stored(ids, len(density))
+    above = (ids < len(density)) & (density[other] > own[:, None]) & (strengths > 0)
+    below = _entered(ids, density, own, floor, sims)
     best = np.where(above, strengths, 0)
     denser = above & (np.arange(ids.shape[1]) == best.argmax(axis=1)[:, None])
     followers = below & (strengths > reached[other])

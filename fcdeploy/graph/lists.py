@@ -78,8 +78,10 @@ class ListsFile:
                     raise InputError(
                         f"{self.path}: expected '{self._sims}' of numbers {shape}, found {sims_shape} {sims_dtype}."
                     )
-        elif headers["data"][1].kind != "f":
-            raise InputError(f"{self.path}: 'data' should be of floats, found {headers['data'][1]}.")
+        else:
+            shape, dtype = headers["data"]
+            if 0 in shape or dtype.kind != "f":
+                raise InputError(f"{self.path}: expected 'data' (n, 2, k) of floats, found {shape} {dtype}.")
         if self.k > self.n:
             raise InputError(
                 f"{self.path}: holds {counted(self.k, 'neighbor')} per face and only {counted(self.n, 'face')}; "

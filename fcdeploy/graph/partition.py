@@ -11,12 +11,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from fcdeploy.graph.best_scores import rank_columns
-from fcdeploy.graph.cells import ITERATIONS, SAMPLE_PER_CELL, SEED, Cells
+from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.codes import CodeScale, code_scale, codes_of_faces, codes_of_rows
 from fcdeploy.graph.kernels import njit, prange
 from fcdeploy.graph.products import Products, quickest_products, workers
 
-FULL_ITERATIONS = 3  # of k-means, in which rows are compared with all centroids
+SEED = 1234
+SAMPLE_PER_CELL = 40
+ITERATIONS = 8  # of k-means
+FULL_ITERATIONS = 3  # the first ones, in which rows are compared with all centroids
 NEAR = 16  # centroids that a row is compared with afterwards: the nearest in the last full iteration
 NEAREST = 32  # cells of a face that are kept with it
 ROWS = 2048  # of a task

@@ -18,10 +18,10 @@ from fcdeploy.data.run_record import Claims, check_run_folder
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import FcdeployWarning, InputError
-from fcdeploy.graph.cells import ITERATIONS, SAMPLE_PER_CELL, cell_count
+from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.knn import PROBES
-from fcdeploy.graph.partition import FULL_ITERATIONS
+from fcdeploy.graph.partition import FULL_ITERATIONS, SAMPLE_PER_CELL
 from fcdeploy.graph.products import quickest_products
 from fcdeploy.graph.search import INDEX_SHARE, search_named
 from fcdeploy.graph.threads import threads_limited
@@ -213,20 +213,23 @@ def _comparisons(n: int, dim: int) -> float:
     return len(queries) * len(rows) / seconds
 
 
-def _training(n: int, method: str) -> int:
-    """Return how many pairs are compared for k-means, and then for every face to its cell."""
+def _training(n: int, comparisons: float) -> float:
+    """Return the seconds of k-means, and then of finding the cell of every face."""
     cells = cell_count(n)
-    whole = FULL_ITERATIONS if method == "cells" else ITERATIONS  # others compare with a few near cells
-    return SAMPLE_PER_CELL * cells * cells * whole + n * cells
+    pairs = (
+        SAMPLE_PER_CELL * cells * cells * FULL_ITERATIONS + n * cells
+    )  # behind these, few cells are compared
+    return pairs / _integers(comparisons)
+
+
+def _integers(comparisons: float) -> float:
+    """Return how many pairs of codes are compared per second, where so many pairs of rows are."""
+    return comparisons * (INT8_RATE if quickest_products().rows is np.int8 else 1)
 
 
 def _cells_seconds(n: int, dim: int, options: Options) -> float:
     """Return the seconds of making cells, if the search needs any."""
-    method = _method(options, n)
-    if method == "exact":
-        return 0.0
-    faster = INT8_RATE if method == "cells" and quickest_products().rows is np.int8 else 1
-    return _training(n, method) / (_comparisons(n, dim) * faster)
+    return 0.0 if _method(options, n) == "exact" else _training(n, _comparisons(n, dim))
 
 
 def _knn_seconds(n: int, dim: int, options: Options) -> float:
@@ -234,12 +237,11 @@ def _knn_seconds(n: int, dim: int, options: Options) -> float:
     method, cells = _method(options, n), cell_count(n)
     if method == "exact":
         return n * n / comparisons
-    training = _training(n, method)
+    training = _training(n, comparisons)
     if method == "ivf":
-        return training / comparisons + n * n * min(1.0, PROBES / cells) / (comparisons * LISTS_RATE)
-    compared = n * min(n, int(COMPARED * n**0.5))
-    integers = comparisons * (INT8_RATE if quickest_products().rows is np.int8 else 1)
-    return (training + compared) / integers + CANDIDATE_SECONDS * n * dim / options.cores
+        return training + n * n * min(1.0, PROBES / cells) / (comparisons * LISTS_RATE)
+    compared = n * min(n, int(COMPARED * n**0.5)) / _integers(comparisons)
+    return training + compared + CANDIDATE_SECONDS * n * dim / options.cores
 
 
 def _pass_seconds(prepared: Prepared, spec: PassSpec, load: Workload) -> float:

@@ -19,10 +19,19 @@ from fcdeploy.graph.cell_search import (
     reach_of,
     sampled_faces,
 )
-from fcdeploy.graph.cells import ITERATIONS, SAMPLE_PER_CELL, SEED, Cells
+from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.codes import EXACT, code_scale, codes_of_faces, codes_of_rows
 from fcdeploy.graph.knn import KnnSearch, order_candidates
-from fcdeploy.graph.partition import FULL_ITERATIONS, NEAR, make_cells, nearest_cells, trained_centroids
+from fcdeploy.graph.partition import (
+    FULL_ITERATIONS,
+    ITERATIONS,
+    NEAR,
+    SAMPLE_PER_CELL,
+    SEED,
+    make_cells,
+    nearest_cells,
+    trained_centroids,
+)
 from fcdeploy.graph.products import INT8_UNITS, FloatProducts, Int8Products, quickest_products
 
 try:

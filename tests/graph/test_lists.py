@@ -196,6 +196,8 @@ def test_the_first_bad_row_is_the_one_that_is_named(lists):
         {"data": np.zeros((N, 3, K))},
         {"data": np.zeros((N, 2))},
         {"data": np.zeros((N, 2, K), dtype=np.int64)},
+        {"data": np.zeros((N, 2, 0))},
+        {"data": np.zeros((0, 2, 0))},
         {"ids": np.zeros((N, K))},
         {"ids": np.zeros(N, dtype=np.int32)},
         {"ids": np.zeros((0, K), dtype=np.int32)},

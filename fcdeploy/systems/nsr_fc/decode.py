@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fcdeploy.graph.entering import Entering
+from fcdeploy.graph.entering import Entering, strongest_place
 from fcdeploy.graph.links import NO_LINK
 
 
@@ -34,11 +34,7 @@ def place_of_link(
     NO_LINK where none does, with the probability of the first that was refused.
     """
     at = np.arange(len(strengths))
-
-    def strongest(some: np.ndarray) -> np.ndarray:
-        return np.where(some.any(axis=1), np.where(some, strengths, -np.inf).argmax(axis=1), NO_LINK)
-
-    denser, certain = strongest(links.denser), strongest(links.certain)
+    denser, certain = (strongest_place(some, strengths) for some in (links.denser, links.certain))
     sure = certain != NO_LINK
     asked = np.where(sure & (clusters[at, denser] == clusters[at, certain]), NO_LINK, denser)
     value = ask(asked, False)
@@ -47,7 +43,7 @@ def place_of_link(
     value = np.where(sure & ~confirmed, np.float32(1), value)
     left = links.followers & (place == NO_LINK)[:, None]
     while left.any():
-        follower = strongest(left)
+        follower = strongest_place(left, strengths)
         theirs = ask(follower, True)
         joined = theirs > least
         place = np.where(joined, follower, place)

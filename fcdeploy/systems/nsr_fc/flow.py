@@ -150,7 +150,7 @@ def strongest_links(
     for block in blocks_of(run.n, LINK_BLOCK):
         faces = np.arange(block.start, block.stop, dtype=np.int32)
         strengths = symmetric_scores(ids, scores["probability"], faces) * sims(block)
-        higher = density[ids[block]] > density[block, None]
+        higher = density[ids[block]] > density[ids[block, :1]]  # column 0 stands for the face itself
         largest[block] = np.where(higher, strengths, 0).max(axis=1, initial=0)
     return largest
 
@@ -166,8 +166,8 @@ def rule_of_peaks(run: Extended, near: Artifact) -> Rule:
         ids, to = near["ids"][rows], near["dists"][rows]
         to = np.where(ids < run.n, to, np.float32(np.inf))
         best = to.argmin(axis=1)
-        value = 1 - to[np.arange(len(rows)), best]
-        return offers_of_lists(ids, 1 - to, np.where(1 - value < tau, best, NO_LINK), run.n, value)
+        nearest = to[np.arange(len(rows)), best]
+        return offers_of_lists(ids, 1 - to, np.where(nearest < tau, best, NO_LINK), run.n, 1 - nearest)
 
     return rule
 

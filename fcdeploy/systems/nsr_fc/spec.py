@@ -98,9 +98,7 @@ class Recipe:
         recipe = cls(feature_dim=feature_dim(weights))
         if "lce" in weights:
             k = weights["lce"]["k"]
-            pairs = replace(recipe.pairs, k=k)
-            if "rescore" not in weights:
-                pairs = replace(pairs, certain_weights=EQUAL_WEIGHTS[: max(0, k - 1)])
+            pairs = replace(recipe.pairs, k=k, certain_weights=published_weights(weights))
             rescore = replace(recipe.rescore, k=max(recipe.rescore.k, k))
             recipe = replace(recipe, pairs=pairs, rescore=rescore)
         return recipe
@@ -167,19 +165,12 @@ class Recipe:
         beyond it; that of the pair networks is a length of their weights. No list can be longer than n. Raises
         InputError when what was given does not fit together.
         """
-        near, rescore, peaks = self.neighborhood, self.rescore, self.density_peaks
+        near, rescore, peaks = self.neighborhood.changed(k, hops), self.rescore, self.density_peaks
         if k is not None:
-            near, rescore = replace(near, k=k), replace(rescore, k=k)
-        if hops is not None:
-            near = replace(near, hops=hops)
+            rescore = replace(rescore, k=k)
         if tau is not None:
             peaks = replace(peaks, tau=tau)
-        changed = replace(
-            self,
-            neighborhood=near.within(near.k) if hops is None else near,
-            rescore=rescore,
-            density_peaks=peaks,
-        )
+        changed = replace(self, neighborhood=near, rescore=rescore, density_peaks=peaks)
         if problem := changed.problem():
             raise InputError(f"these settings do not fit together: {problem}.")
         if link_of(weights, link) == PAIRS:
@@ -188,7 +179,7 @@ class Recipe:
         used = [setting.k for name, setting in (("refine", near), ("rescore", rescore)) if name in weights]
         if used and max(used) > n:
             notes.append(f"k = {max(used)} is more than the number of faces, {n:,}; k = {n} is used.")
-        near = replace(changed.neighborhood, k=min(near.k, n))
+        near = replace(near, k=min(near.k, n))
         rescore = replace(rescore, k=min(rescore.k, n))
         return replace(changed, neighborhood=near.within(near.k), rescore=rescore), notes
 
@@ -213,6 +204,12 @@ class Recipe:
 def feature_dim(weights: Weights) -> int:
     """Return the width of the input features: that of the refinement, else of the pair networks, else of the rest."""
     return next(weights[name]["dim"] for name in ("refine", "lce", "rescore") if name in weights)
+
+
+def published_weights(weights: Weights) -> tuple[float, ...]:
+    """Return the weights of certain links behind the re-scoring or without it, as many as lists have neighbors."""
+    found = PairSettings.certain_weights if "rescore" in weights else EQUAL_WEIGHTS
+    return found[max(0, len(found) + 1 - weights["lce"]["k"]) :]
 
 
 def link_of(weights: Weights, link: str | None) -> str:
@@ -344,12 +341,9 @@ def tunable(weights: Weights, options: Options) -> tuple[Tunable, ...]:
             Tunable("density_peaks.tau", thresholds(0.0, 1.0), between=True),
             Tunable("density_peaks.transition_sigma", (0.0, 0.05)),
         )
-    k = weights["lce"]["k"]
-    usual = (0.1, 0.2, 0.7) if "rescore" in weights else EQUAL_WEIGHTS
-    certain = ((), usual[: max(0, k - 1)])
     return (
         Tunable("pairs.min_probability", probabilities(0.0, 1.0, 0.02), between=True),
-        Tunable("pairs.certain_weights", certain),
+        Tunable("pairs.certain_weights", ((), published_weights(weights))),
     )
 
 

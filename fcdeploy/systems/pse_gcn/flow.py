@@ -10,7 +10,6 @@ from fcdeploy.clustering.evidence import SIMILARITY, Accepted
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.density import density_from_sums, sum_similarities
 from fcdeploy.graph.entering import mark_entering, place_of_denser, place_of_follower
-from fcdeploy.graph.knn import KnnGraph
 from fcdeploy.graph.links import NO_LINK, link_to_denser
 from fcdeploy.graph.rerank import expand_reciprocal, mark_mutual, rank_candidates
 from fcdeploy.graph.rerank_cuda import Ranking, ranking_on_device, reranks_on_device
@@ -261,7 +260,7 @@ def refined_exactly(
         batches = neighborhood_batches(
             tables.arrays,
             ranked["ids"],
-            first_columns(knn.lists, near.k),
+            knn.lists,
             faces,
             near,
             run.marks,
@@ -329,11 +328,6 @@ def refined_layerwise(
     first = layers.block1(similar)
     second = layers.similar2(first)
     return layers.refined(first, second, made_from=(vectors, knn, ranked))
-
-
-def first_columns(lists: KnnGraph, k: int) -> KnnGraph:
-    """The same lists, cut to k."""
-    return lists if k == lists.k else KnnGraph(lists.ids[:, :k], lists.sims[:, :k])
 
 
 @step("refined_knn")

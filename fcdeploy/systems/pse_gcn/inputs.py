@@ -23,8 +23,9 @@ def neighborhood_batches(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray | Rows]]]:
     """Yield the neighborhoods of ``centres`` in groups of nearly equal size, ready for the engine.
 
-    tables: the encode pass's outputs, (n, 2d) each; ranked: (n, k) re-ranked ids; knn: the original lists;
-    scratch: ``new_scratch(n)``; rows: nodes a group at most; most: neighborhoods a group at most.
+    tables: the encode pass's outputs, (n, 2d) each; ranked: (n, k) re-ranked ids; knn: the original lists, of which
+    the first near.active columns count; scratch: ``new_scratch(n)``; rows: nodes a group at most; most: neighborhoods
+    a group at most.
     Yields (positions in centres, feeds); every position comes once, in no particular order.
     """
     nodes, sizes = gather_neighborhoods(ranked, centres, *near.hops, scratch)

@@ -45,6 +45,11 @@ class NeighborhoodSettings:
             return f"neighborhood.active = {self.active} is more than neighborhood.k = {self.k}"
         return None
 
+    def changed(self, k: int | None, hops: tuple[int, int] | None) -> "NeighborhoodSettings":
+        """Return the settings with what a run is given: active connections fit its k, and so do hops of a recipe."""
+        near = self if k is None else replace(self, k=k, active=min(self.active, k))
+        return near.within(near.k) if hops is None else replace(near, hops=hops)
+
     def within(self, k: int) -> "NeighborhoodSettings":
         """Shorten hops and active connections to lists of k."""
         hops = (min(self.hops[0], k), min(self.hops[1], k - 1))
@@ -128,17 +133,12 @@ class Recipe:
         than n. Raises InputError when what was given does not fit together.
         """
         notes = []
-        near, links = self.neighborhood, self.links
+        near, links = self.neighborhood.changed(k, hops), self.links
         if k is not None:
-            near = replace(near, k=k, active=min(near.active, k))
             links = replace(links, k=k)
-        if hops is not None:
-            near = replace(near, hops=hops)
         if tau is not None:
             links = replace(links, tau=tau)
-        if problem := replace(
-            self, neighborhood=near.within(near.k) if hops is None else near, links=links
-        ).problem():
+        if problem := replace(self, neighborhood=near, links=links).problem():
             raise InputError(f"these settings do not fit together: {problem}.")
         largest = max(near.k, links.k)
         if largest > n:
