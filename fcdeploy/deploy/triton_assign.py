@@ -28,6 +28,7 @@ from fcdeploy.runtime.stored import Stored, open_stored
 MODEL = "model.py"
 NAME = "assign"
 SOURCE = "triton_model.py"  # beside this module
+UNQUOTED = '"\\'  # what ends a text of a configuration, or begins an escape in it
 
 
 def write_assign_model(
@@ -43,10 +44,11 @@ def write_assign_model(
     stored.bundle.check_files()
     prefix = check_prefix(stored.bundle.system if prefix is None else prefix)
     folder = Path(run_dir).resolve()
-    if not str(folder).isprintable() or '"' in str(folder):
-        raise InputError(
-            f"{folder}: has a character that a model configuration cannot hold; rename the folder."
-        )
+    for named in (folder, stored.bundle.path.resolve()):
+        if not str(named).isprintable() or any(character in str(named) for character in UNQUOTED):
+            raise InputError(
+                f"{named}: has a character that a model configuration cannot hold; rename the folder."
+            )
     output = Path(output)
     source = Served(
         bundle=folder.name,

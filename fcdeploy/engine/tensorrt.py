@@ -29,7 +29,7 @@ from fcdeploy.engine.tensors import (
     divisible_axis,
 )
 from fcdeploy.errors import FcdeployError, InputError
-from fcdeploy.graph.cuda import DeviceArrays, copied, import_cupy, kernel
+from fcdeploy.graph.cuda import DeviceArrays, copied, free_all, import_cupy, kernel
 
 if TYPE_CHECKING:
     import cupy
@@ -224,7 +224,7 @@ class TensorRtEngine:
         self._context = self._engine = self._runtime = self._workspace = None
         self._slots = []
         self._tables.clear()
-        self._cupy.get_default_memory_pool().free_all_blocks()
+        free_all(self._cupy)
 
     def __enter__(self) -> "TensorRtEngine":
         return self

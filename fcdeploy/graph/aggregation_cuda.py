@@ -14,6 +14,7 @@ from fcdeploy.graph.cuda import (
     DeviceArrays,
     device_budget,
     download,
+    free_all,
     import_cupy,
     kernel,
     upload,
@@ -131,7 +132,7 @@ class DeviceSums:
     def close(self) -> None:
         """Free the device memory."""
         self._arrays.clear()
-        self._cupy.get_default_memory_pool().free_all_blocks()
+        free_all(self._cupy)
 
     def _faces(self, faces: np.ndarray) -> DeviceArray:
         return upload(self._cupy, faces, np.int32)

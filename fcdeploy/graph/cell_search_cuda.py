@@ -41,9 +41,9 @@ from fcdeploy.graph.cuda import (
     DeviceArrays,
     copied,
     device_budget,
-    device_errors,
     download,
     import_cupy,
+    on_device,
     upload,
 )
 from fcdeploy.graph.products_cuda import EIGHT, FOUR, DeviceProducts, padded
@@ -130,12 +130,9 @@ def ranks_on(
         yield None
         return
     cupy, products = device
-    try:
-        with device_errors(cupy, "neighbor search"), DeviceStreams(cupy) as streams:
-            budget = device_budget(cupy, vram, resident)
-            yield DeviceRanks(cupy, products, streams, min(MOST_ROOM, budget // HALVES // STREAMS))
-    finally:
-        free_all(cupy)
+    with on_device(cupy, "neighbor search"), DeviceStreams(cupy) as streams:
+        budget = device_budget(cupy, vram, resident)
+        yield DeviceRanks(cupy, products, streams, min(MOST_ROOM, budget // HALVES // STREAMS))
 
 
 def opened_device(instead: str) -> tuple[ModuleType, DeviceProducts] | None:
@@ -164,15 +161,12 @@ def device_for(
         yield None
         return
     cupy, products = device
-    try:
-        with device_errors(cupy, "neighbor search"), DeviceStreams(cupy) as streams:
-            found = _placed(cupy, vectors, k, vram, resident, codes)
-            if found is None and resident is not None and resident.nbytes:
-                resident.clear()
-                found = _placed(cupy, vectors, k, vram, None, codes)
-            yield None if found is None else DeviceRows(cupy, products, streams, vectors, *found)
-    finally:
-        free_all(cupy)
+    with on_device(cupy, "neighbor search"), DeviceStreams(cupy) as streams:
+        found = _placed(cupy, vectors, k, vram, resident, codes)
+        if found is None and resident is not None and resident.nbytes:
+            resident.clear()
+            found = _placed(cupy, vectors, k, vram, None, codes)
+        yield None if found is None else DeviceRows(cupy, products, streams, vectors, *found)
 
 
 def _placed(
@@ -441,8 +435,3 @@ def codes_on_device(rows: DeviceRows, places: np.ndarray, scale: CodeScale) -> D
         )
         launch(cupy, "codes_of_rows", min(stop - start, BLOCKS), arguments)
     return codes
-
-
-def free_all(cupy: ModuleType) -> None:
-    """Give memory that nobody holds any more back to the device."""
-    cupy.get_default_memory_pool().free_all_blocks()

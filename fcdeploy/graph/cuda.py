@@ -138,6 +138,21 @@ def device_errors(cupy: ModuleType, what: str) -> Iterator[None]:
         raise FcdeployError(f"{what}: CUDA failed ({error}).") from error
 
 
+@contextlib.contextmanager
+def on_device(cupy: ModuleType, what: str) -> Iterator[None]:
+    """Give memory that nobody holds back to the device when the block ends; raises what ``device_errors`` does."""
+    try:
+        with device_errors(cupy, what):
+            yield
+    finally:
+        free_all(cupy)
+
+
+def free_all(cupy: ModuleType) -> None:
+    """Give memory that nobody holds any more back to the device."""
+    cupy.get_default_memory_pool().free_all_blocks()
+
+
 def device_budget(cupy: ModuleType, vram: int, resident: "DeviceArrays | None" = None) -> int:
     """Return how many bytes of device memory may be taken: of ``vram``, or most of what is free where that is 0.
 
@@ -145,7 +160,7 @@ def device_budget(cupy: ModuleType, vram: int, resident: "DeviceArrays | None" =
     """
     if vram:
         return vram - (resident.nbytes if resident is not None else 0)
-    cupy.get_default_memory_pool().free_all_blocks()
+    free_all(cupy)
     return int(cupy.cuda.runtime.memGetInfo()[0]) * 9 // 10
 
 
@@ -166,7 +181,7 @@ def resident_arrays(*, gpu: bool, vram: int) -> "DeviceArrays | None":
 def release_device_memory() -> None:
     """Give memory that CuPy keeps for later, and nobody holds, back to the device: others ask for theirs there."""
     if "cupy" in sys.modules:
-        sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
+        free_all(sys.modules["cupy"])
 
 
 class DeviceArrays:

@@ -12,15 +12,15 @@ import numpy as np
 
 from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph.best_cuda import BLOCKS, KEY, THREADS
-from fcdeploy.graph.cell_search_cuda import free_all, kept_rows, rows_on_device
+from fcdeploy.graph.cell_search_cuda import kept_rows, rows_on_device
 from fcdeploy.graph.cuda import (
     DeviceArray,
     DeviceArrays,
     device_budget,
-    device_errors,
     download,
     import_cupy,
     kernel,
+    on_device,
     upload,
 )
 from fcdeploy.graph.marks import new_scratch
@@ -49,19 +49,8 @@ class HostRanking:
 
     def rank(self, places: np.ndarray, sims: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the k most similar candidates of the faces at ``places`` (m,) int32, as places, and the overlaps."""
-        return rank_candidates(
-            *(
-                self.ids,
-                sims,
-                self.vectors,
-                self.names,
-                self.starts,
-                self.counts,
-                self.members,
-                places,
-                self.scratch,
-            )
-        )
+        sets = self.starts, self.counts, self.members
+        return rank_candidates(self.ids, sims, self.vectors, self.names, *sets, places, self.scratch)
 
 
 @dataclass(frozen=True)
@@ -84,13 +73,8 @@ class DeviceRanking:
         room = places_for(k)
         slots = ranking_slots(k, self.largest)
         arguments = (
-            *(
-                self.ids,
-                np.int32(k),
-                upload(cupy, sims, np.float32),
-                self.vectors,
-                np.int32(self.vectors.shape[1]),
-            ),
+            *(self.ids, np.int32(k), upload(cupy, sims, np.float32)),
+            *(self.vectors, np.int32(self.vectors.shape[1])),
             *(self.names, self.starts, self.counts, self.members, upload(cupy, places, np.int32)),
             *(np.int32(room), np.int32(slots), ranked, overlaps),
         )
@@ -128,17 +112,13 @@ def ranking_on_device(
 ) -> Iterator[Ranking]:
     """Open a ranking of ``lists`` (n, k or more) int32 by face; order, place (n,): of the faces.
 
-    resident: what stays on the device from stage to stage, where the vectors may be.
-
-    Sets that after all do not fit are held in memory and ranked on the CPU.
+    resident: what stays on the device from stage to stage, where the vectors may be. Sets that after all do not fit
+    are held in memory and ranked on the CPU.
     """
     cupy = import_cupy()
-    try:
-        with device_errors(cupy, "re-ranking"):
-            device = _on_device(cupy, lists, k, order, place, vectors, vram, resident)
-            yield device or _on_host(lists, k, order, place, vectors)
-    finally:
-        free_all(cupy)
+    with on_device(cupy, "re-ranking"):
+        device = _on_device(cupy, lists, k, order, place, vectors, vram, resident)
+        yield device or _on_host(lists, k, order, place, vectors)
 
 
 def _on_device(

@@ -12,6 +12,12 @@ from fcdeploy.run.stage import Stage
 from fcdeploy.run.store import Arrays
 
 
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Return ``rows`` (m, d) float32 divided by their 2-norms; one of zeros stays so, and is similar to nobody."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, np.float32(1))
+
+
 @step("features")
 def read_features(run: Run) -> Artifact:
     """Check all features, unless they are, and keep their rows (n, d) float32: unit vectors, or as they are."""

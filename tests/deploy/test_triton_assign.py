@@ -6,6 +6,7 @@ hand (docs/how-to/triton.md).
 
 import importlib.util
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -113,4 +114,18 @@ def test_it_stands_beside_an_engines_models_and_is_replaced_by_itself_only(
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it is not a run folder"):
         write_assign_model(tmp_path, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("name", ['with"quote', "with\\backslash"])
+def test_a_path_that_no_configuration_can_hold_is_refused(
+    run: Path, exported: Any, tmp_path: Path, name: str
+) -> None:
+    """Of the run folder, and of the engine."""
+    folder, engine = (
+        shutil.copytree(path, tmp_path / name / path.name) for path in (run, exported(CASES[0]).path)
+    )
+    for run_dir, at in ((folder, None), (run, engine)):
+        with pytest.raises(InputError, match="a character that a model configuration cannot hold"):
+            write_assign_model(run_dir, tmp_path / "models", engine=at)
     assert not (tmp_path / "models").exists()

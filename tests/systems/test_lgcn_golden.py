@@ -334,6 +334,13 @@ def test_features_that_are_not_normalised_are_searched_by_cosine_and_scored_as_t
     theirs = oracle.logits(state, rows * lengths, unit["knn"]["ids"], 7, (19, 5), 5)
     found = long["links"]["probability"][7]
     assert np.abs(found - 1 / (1 + np.exp(theirs[:, 0] - theirs[:, 1]))).max() < TOLERANCE
+    rows[7] = 0
+    fcdeploy.cluster(rows, engine=engine, run_dir=tmp_path / "zero")
+    lists = load_artifact(tmp_path / "zero" / "knn")
+    assert not lists["sims"][7].any(), "a row of zeros is similar to nobody"
+    assert lists["ids"][7, 0] == 7
+    other = ~(unit["knn"]["ids"] == 7).any(axis=1)
+    assert np.array_equal(lists["ids"][other], unit["knn"]["ids"][other])
 
 
 @pytest.mark.parametrize(

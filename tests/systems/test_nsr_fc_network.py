@@ -1,4 +1,5 @@
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,12 +8,14 @@ from hypothesis import strategies as st
 
 from fcdeploy.deploy.recognise import recognise
 from fcdeploy.errors import InputError
+from fcdeploy.graph.connectivity import candidates_and_certain, symmetric_scores
 from fcdeploy.graph.entering import Entering
 from fcdeploy.graph.links import NO_LINK
 from fcdeploy.run.options import Options
 from fcdeploy.systems import describe, get_system
 from fcdeploy.systems.nsr_fc import spec
 from fcdeploy.systems.nsr_fc.decode import distance, place_of_link, probability
+from fcdeploy.systems.nsr_fc.flow import strongest_links
 from fcdeploy.systems.nsr_fc.inputs import list_batches, position_batches, position_code
 from fcdeploy.systems.nsr_fc.parity import PARITY, pce_batch, rescore_batch
 from fcdeploy.systems.nsr_fc.spec import NETWORKS, Recipe, link_of, problem, refusal
@@ -317,8 +320,39 @@ def test_k_is_that_of_the_weights_where_pairs_link_and_free_elsewhere():
         recipe.for_run(7, weights=WEIGHTS)
     settings, notes = recipe.for_run(7, weights=part("refine", "rescore"))
     assert (settings.neighborhood.k, settings.rescore.k, len(notes)) == (7, 7, 1)
+    settings, notes = recipe.for_run(1000, weights=part("refine", "rescore"), k=6, hops=(6, 2))
+    assert (settings.neighborhood.hops, settings.neighborhood.active, notes) == ((6, 2), 6, [])
     with pytest.raises(InputError, match=r"density_peaks.tau = -0.5 is no distance"):
         recipe.for_run(1000, weights=part("rescore"), tau=-0.5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 80])
+@pytest.mark.parametrize("names", [("refine", "rescore", "lce", "pce"), ("lce", "pce")], ids="+".join)
+def test_published_weights_of_certain_links_fit_lists_of_any_length(names, k):
+    """The largest similarities count where there are fewer than three."""
+    weights = {name: {**WEIGHTS[name], "k": k} if name in ("lce", "pce") else WEIGHTS[name] for name in names}
+    recipe = Recipe.for_weights(weights)
+    assert recipe.problem() is None
+    published = (0.1, 0.2, 0.7) if "rescore" in names else (1, 1, 1)
+    assert recipe.pairs.certain_weights == (published[-(k - 1) :] if k > 1 else ())
+    assert spec.tunable(weights, Options())[1].values == ((), recipe.pairs.certain_weights)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_face_reaches_the_strength_of_its_candidate(seed):
+    """In lists that begin with a copy of the face, too, which stands for the face there."""
+    rng = np.random.default_rng(seed)
+    n, k = 9, 5
+    ids = np.stack([rng.permutation(n)[:k] for _ in range(n)]).astype(np.int32)
+    sims, scores = rng.random((2, n, k)).astype(np.float32)
+    density = rng.integers(0, 4, n).astype(float)
+    run = SimpleNamespace(n=n, settings=SimpleNamespace(pairs=SimpleNamespace(k=k)))
+    found = strongest_links(run, {"ids": ids, "sims": sims}, None, {"probability": scores}, density)
+    strengths = symmetric_scores(ids, scores, np.arange(n, dtype=np.int32)) * sims
+    chosen, _ = candidates_and_certain(ids, strengths, density, np.inf)
+    wanted = np.where(ids == chosen[:, None], strengths, 0).max(axis=1)
+    assert np.array_equal(found, wanted)
+    assert 0 < np.count_nonzero(wanted) < n
 
 
 @pytest.mark.parametrize(

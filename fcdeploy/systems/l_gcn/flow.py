@@ -11,9 +11,10 @@ from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.alike import FEWEST
 from fcdeploy.graph.subgraphs import own_positions
 from fcdeploy.run.artifact import Artifact
+from fcdeploy.run.blocks import blocks_of
 from fcdeploy.run.carried import unless_changed
 from fcdeploy.run.extended import Extended, Offers, Rule, offers_of_lists
-from fcdeploy.run.features import read_features
+from fcdeploy.run.features import read_features, unit_rows
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
 from fcdeploy.run.partition import Partition
@@ -29,6 +30,7 @@ ENCODE_BLOCK = 4096
 SCORE_BLOCK = 2048
 ENGINE_ROWS = 4096  # faces of sub-graphs per engine call: full-speed matrix products that stay in the cache
 UNIT_BLOCK = 65536
+OWN_BLOCK = 65536
 MAX_SIZE = "propagation.max_size"
 ACCEPTED = 0.5  # the score of a link that the network finds more likely than not
 UNASKED = 0.5  # share of the faces, joined whatever the network says, that is worth a note
@@ -88,8 +90,7 @@ def unit_vectors(run: Run, vectors: Artifact) -> Artifact:
         return vectors
 
     def block(faces: np.ndarray) -> Arrays:
-        rows = vectors.array[faces]
-        return {"unit": rows / np.linalg.norm(rows, axis=1, keepdims=True)}
+        return {"unit": unit_rows(vectors.array[faces])}
 
     return run.compute(
         Stage(
@@ -164,7 +165,8 @@ def own_places(run: Run, knn: Artifact) -> Artifact:
     """Where each face stands in its own list, (n,)."""
 
     def make() -> Arrays:
-        return rows(np.arange(run.n, dtype=np.int32))
+        blocks = (np.arange(part.start, part.stop, dtype=np.int32) for part in blocks_of(run.n, OWN_BLOCK))
+        return {"own": np.concatenate([rows(faces)["own"] for faces in blocks])}
 
     def rows(faces: np.ndarray) -> Arrays:
         return {"own": own_positions(knn["ids"][faces], faces)}

@@ -16,16 +16,16 @@ from fcdeploy.engine.tensors import DeviceEngine, Place
 from fcdeploy.errors import MissingDependencyError
 from fcdeploy.graph.aggregation_cuda import launch_sum_connected, launch_sum_similar, slots_for
 from fcdeploy.graph.best_cuda import BLOCKS, THREADS, address
-from fcdeploy.graph.cell_search_cuda import free_all, kept_rows
+from fcdeploy.graph.cell_search_cuda import kept_rows
 from fcdeploy.graph.cuda import (
     UPLOAD_ROWS,
     DeviceArray,
     DeviceArrays,
     device_budget,
-    device_errors,
     download,
     import_cupy,
     kernel,
+    on_device,
     upload,
 )
 from fcdeploy.packages import tell_if_broken
@@ -96,17 +96,14 @@ def refined_on_device(
     def opened() -> Iterator["ResidentLayers"]:
         cupy = import_cupy()
         reach = max(near.hops[0], near.hops[1] + 1)
-        try:
-            with device_errors(cupy, "refinement"):
-                lists = lists_on_device(
-                    cupy, knn["ids"], knn["sims"], ranked["ids"], cells, reach=reach, active=near.active
-                )
-                features = rows_by_place(cupy, vectors.array, cells, run.resident)
-                layers = ResidentLayers(cupy, features, lists, near.hops, near.active, check, keep=keep)
-                yield layers
-                stays.extend(layers.kept())
-        finally:
-            free_all(cupy)
+        with on_device(cupy, "refinement"):
+            lists = lists_on_device(
+                cupy, knn["ids"], knn["sims"], ranked["ids"], cells, reach=reach, active=near.active
+            )
+            features = rows_by_place(cupy, vectors.array, cells, run.resident)
+            layers = ResidentLayers(cupy, features, lists, near.hops, near.active, check, keep=keep)
+            yield layers
+            stays.extend(layers.kept())
 
     def block(faces: np.ndarray, layers: "ResidentLayers", *engines: DeviceEngine) -> Arrays:
         refined = layers.refined(faces, cells.place[faces], engines)

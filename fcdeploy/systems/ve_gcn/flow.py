@@ -12,7 +12,7 @@ from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.blocks import blocks_of
 from fcdeploy.run.carried import rows_stay, unless_changed
 from fcdeploy.run.extended import Extended, Offers, Rule, offers_of_lists
-from fcdeploy.run.features import read_features
+from fcdeploy.run.features import read_features, unit_rows
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
 from fcdeploy.run.partition import Partition
@@ -186,9 +186,7 @@ def transformed_features(run: Run, vertex: Artifact) -> Artifact:
     """GCN-V's hidden features as unit vectors, (n, h) float32; a feature of zeros stays one."""
 
     def block(faces: np.ndarray) -> Arrays:
-        rows = vertex["hidden"][faces]
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return {"transformed": rows / np.where(norms > 0, norms, np.float32(1))}
+        return {"transformed": unit_rows(vertex["hidden"][faces])}
 
     return run.compute(
         Stage(
