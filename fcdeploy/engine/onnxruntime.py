@@ -114,9 +114,9 @@ class OnnxRuntimeEngine:
         binding.synchronize_outputs()
         computed = time.perf_counter()
         outputs = dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
-        copied = time.perf_counter()
+        fetched = time.perf_counter()
         return outputs, Timing(
-            host=prepared - started, copies=bound - prepared + copied - computed, compute=computed - bound
+            host=prepared - started, copies=bound - prepared + fetched - computed, compute=computed - bound
         )
 
     def close(self) -> None:

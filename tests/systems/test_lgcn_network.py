@@ -1,4 +1,5 @@
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import oracles_lgcn as oracle
@@ -10,6 +11,7 @@ from fcdeploy.deploy.recognise import recognise
 from fcdeploy.errors import InputError
 from fcdeploy.graph.subgraphs import gather_subgraphs, own_positions
 from fcdeploy.systems import describe, get_system
+from fcdeploy.systems.l_gcn import flow
 from fcdeploy.systems.l_gcn.decode import probability, score_links
 from fcdeploy.systems.l_gcn.inputs import subgraph_batches
 from fcdeploy.systems.l_gcn.parity import parity_sizes, random_batch, run_passes
@@ -259,3 +261,21 @@ def test_the_system_s_passes_are_all_over_rows():
     passes = get_system("l-gcn").passes({"links": {"dim": D}})
     assert list(passes) == ["encode", "convolve", "score"]
     assert {tensor.axes[0] for spec in passes.values() for tensor in (*spec.inputs, *spec.outputs)} == {"m"}
+
+
+def test_where_faces_stand_in_their_lists_is_looked_up_a_block_at_a_time(monkeypatch):
+    """Never for all lists at once, which are as large as they."""
+    asked = []
+
+    def counted(ids, faces):
+        asked.append(len(ids))
+        return own_positions(ids, faces)
+
+    monkeypatch.setattr(flow, "OWN_BLOCK", 7)
+    monkeypatch.setattr(flow, "own_positions", counted)
+    ids = np.random.default_rng(0).integers(0, 40, (40, 6)).astype(np.int32)
+    run = SimpleNamespace(n=40, collect=lambda name, make, **_: make())
+    found = flow.own_places(run, {"ids": ids})["own"]
+    assert np.array_equal(found, own_positions(ids, np.arange(40, dtype=np.int32)))
+    assert found.any()
+    assert max(asked) == 7

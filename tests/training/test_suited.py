@@ -39,11 +39,11 @@ def crowd(*alike, faces=1000):
     return Crowd(faces, np.sort(np.array(alike)))
 
 
-def suited(system, target=None, labelled=CELEBRITIES):
+def suited(system, target=None, labelled=CELEBRITIES, fewest=3000):
     networks = networks_of(get_system(system), None)
     albums, strays = usual_split(labelled.typical, 0.0)
     return suited_to(
-        get_system(system), networks, labelled, Dealt(albums, strays, crowd(5, 15, 20)), target, 3000
+        get_system(system), networks, labelled, Dealt(albums, strays, crowd(5, 15, 20)), target, fewest
     )
 
 
@@ -100,6 +100,13 @@ def test_chosen_settings_are_possible_together_and_each_is_explained(name):
         assert any(row.name == f"steps of {network}" for row in found.reasons)
     assert {"splits", "singletons"} <= {row.name for row in found.reasons}
     assert all(row.why for row in found.reasons)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_for_the_shortest_lists_are_possible_together(name):
+    found = suited(name, fewest=9)
+    assert found.recipe.get("neighborhood.k", 8) == 8
+    assert recipe_chosen(get_system(name), found, 256).problem() is None
 
 
 def test_more_people_train_longer_and_are_not_augmented():

@@ -28,6 +28,7 @@ from fcdeploy.systems.nsr_fc import flow
 from fcdeploy.systems.nsr_fc.inputs import position_code
 from fcdeploy.systems.nsr_fc.network import Attention, Encoder, Layer, Lce, Pce, Rescore, with_gram
 from fcdeploy.systems.nsr_fc.spec import HEADS, Recipe
+from fcdeploy.systems.pse_gcn.training import neighborhoods_in
 from fcdeploy.systems.training_types import Net, Schedule, Task, Training, Value
 
 RESCORE_FF, PAIR_FF, PAIR_LAYERS, PAIR_HIDDEN = 2048, 1024, 3, 2048  # widths of the published layers
@@ -358,9 +359,7 @@ def suited_recipe(figures: Figures) -> SuitedRecipe:
     """Return the settings that suit such faces."""
     k = figures.k
     values = {
-        "neighborhood.k": k,
-        "neighborhood.hops": [k, k // 5],
-        "neighborhood.active": 10,
+        **neighborhoods_in(k),
         "rescore.k": k,
         "rescore.batch": 256,
         "density_peaks.k": k // 2,

@@ -19,7 +19,7 @@ from fcdeploy.systems.augmentation import mirrors, noisy
 from fcdeploy.systems.habits import Figures, Habit, SuitedRecipe, reason_of_hops, reason_of_k
 from fcdeploy.systems.pse_gcn import flow
 from fcdeploy.systems.pse_gcn.network import PseGcn
-from fcdeploy.systems.pse_gcn.spec import Recipe
+from fcdeploy.systems.pse_gcn.spec import NeighborhoodSettings, Recipe
 from fcdeploy.systems.training_types import Schedule, Task, Training
 
 PUBLISHED, MULTI_SIMILARITY = "published", "multi-similarity"
@@ -249,11 +249,14 @@ TRAINING = {
 
 def suited_recipe(figures: Figures) -> SuitedRecipe:
     """Return the settings that suit such faces."""
-    k = figures.k
-    values = {
+    values = {**neighborhoods_in(figures.k), "links.k": figures.k}
+    return SuitedRecipe(values, (reason_of_k(figures), reason_of_hops(values)))
+
+
+def neighborhoods_in(k: int) -> dict[str, object]:
+    """Return the settings of neighborhoods, by their places in a recipe, that suit lists of k."""
+    return {
         "neighborhood.k": k,
         "neighborhood.hops": [k, k // 5],
-        "neighborhood.active": 10,
-        "links.k": k,
+        "neighborhood.active": min(NeighborhoodSettings.active, k),
     }
-    return SuitedRecipe(values, (reason_of_k(figures), reason_of_hops(values)))
