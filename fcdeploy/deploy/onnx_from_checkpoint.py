@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcdeploy import __version__
+from fcdeploy.data.digests import sha256_of
 from fcdeploy.data.features import Features, open_features
 from fcdeploy.data.scratch import temporary_folder
 from fcdeploy.deploy.agreement import faces_for_agreement, measure_agreement
@@ -30,7 +31,6 @@ from fcdeploy.engine.bundle import (
     check_bundle_path,
     new_bundle,
     read_bundle,
-    sha256_of,
     write_manifest,
 )
 from fcdeploy.engine.manifest import Agreement, Parity

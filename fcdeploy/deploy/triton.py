@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from fcdeploy.data.atomic_folder import atomic_folder
+from fcdeploy.data.digests import sha256_of
 from fcdeploy.data.typed import typed
-from fcdeploy.engine.bundle import PLAN, Bundle, sha256_of
+from fcdeploy.engine.bundle import PLAN, Bundle
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import FcdeployWarning, InputError
 

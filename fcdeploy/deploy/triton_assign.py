@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from fcdeploy.data.atomic_folder import atomic_folder
+from fcdeploy.data.digests import sha256_of
 from fcdeploy.deploy.triton import (
     CONFIG,
     MARKER,
@@ -21,7 +22,6 @@ from fcdeploy.deploy.triton import (
     ours_in_repository,
     read_marker,
 )
-from fcdeploy.engine.bundle import sha256_of
 from fcdeploy.errors import InputError
 from fcdeploy.runtime.stored import Stored, open_stored
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from fcdeploy.data.atomic_folder import atomic_folder, check_folder
+from fcdeploy.data.digests import sha256_of
 from fcdeploy.data.typed import typed
 from fcdeploy.engine.manifest import (
     FORMAT,
@@ -307,9 +308,3 @@ def write_manifest(
         "passes": described,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

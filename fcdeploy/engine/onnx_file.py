@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from fcdeploy.data.digests import sha256_of
 from fcdeploy.errors import InputError
 
 # message -> number of a field -> the message it holds; fields without tensors somewhere in them are passed over
@@ -110,8 +111,7 @@ def file_digest(path: Path) -> str:
 
 @functools.lru_cache(256)
 def _file_digest(path: Path, *stamp: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _weights_elsewhere(path: Path) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 
 from fcdeploy.data.damaged import DAMAGED, reason_of
+from fcdeploy.data.digests import sha256_of
 from fcdeploy.errors import InputError, counted
 from fcdeploy.graph.kernels import njit
 
@@ -98,8 +99,8 @@ class ListsFile:
     def digest(self) -> str:
         """A SHA-256 of the file's bytes, or of those of the arrays in the folder, in hexadecimal."""
         if self.path.is_file():
-            return _digest_of(self.path)
-        named = "".join(f"{name} {_digest_of(file)}\n" for name, file in self._arrays.items())
+            return sha256_of(self.path)
+        named = "".join(f"{name} {sha256_of(file)}\n" for name, file in self._arrays.items())
         return hashlib.sha256(named.encode()).hexdigest()
 
     def _headers(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -231,11 +232,6 @@ class RowsInOrder:
                 sims.append(held_sims[start - first : end - first])
             start = end
         return np.concatenate(ids), np.concatenate(sims) if sims else None
-
-
-def _digest_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:

@@ -15,7 +15,6 @@ from fcdeploy.graph.recall import measure_recall
 from fcdeploy.graph.search import Find, InCells, search_named
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.carried import lists_merge
-from fcdeploy.run.features import unit_rows
 from fcdeploy.run.given import GivenLists, open_lists
 from fcdeploy.run.partition import Partition
 from fcdeploy.run.run import Run
@@ -235,10 +234,8 @@ def find_for_short_lists(run: Run, vectors: Artifact, cells: Partition, k: int) 
 
     def find(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not found:
-            rows = vectors.array
-            if not run.features.normalize:
-                rows = unit_rows(rows)
-            found.append(KnnSearch(rows, cells.cells if search_named("auto", run.n).in_cells else None))
+            near = cells.cells if search_named("auto", run.n).in_cells else None
+            found.append(KnnSearch(vectors.array, near))
         ids, sims = found[0].search(faces, k)
         return ids, np.clip(sims, 0, 1)
 

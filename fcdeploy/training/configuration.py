@@ -13,6 +13,7 @@ import torch
 
 from fcdeploy import __version__, machine
 from fcdeploy.data.atomic import atomic_file
+from fcdeploy.data.digests import sha256_of
 from fcdeploy.deploy.recipe_beside import TRAINING
 from fcdeploy.errors import InputError
 from fcdeploy.graph.lists import ListsFile
@@ -68,7 +69,7 @@ def configuration(
         "mixed": mixed,
         "features": features,
         "labels": hashlib.sha256(np.ascontiguousarray(identity).data).hexdigest(),
-        "before": [hashlib.sha256(path.read_bytes()).hexdigest() for path in before],
+        "before": [sha256_of(path) for path in before],
     }
     described |= {
         option: ListsFile(lists[option]).digest if option in lists else "" for option in ("knn", "reranked")

@@ -712,7 +712,7 @@ def test_changed_graph(
 def test_graph_cut_short(
     refuse_cluster: Refuse, features: Path, edit: Callable[..., Path], copied: Path, name: str, kept: int
 ) -> None:
-    from fcdeploy.engine.bundle import sha256_of
+    from fcdeploy.data.digests import sha256_of
 
     os.truncate(copied / f"{name}.onnx", kept)
     refuse_cluster(features, engine=copied, says=(f"{name}.onnx: is not the file that",))

@@ -13,9 +13,10 @@ import fcdeploy.deploy.engine_from_onnx as building
 import fcdeploy.engine.cuda as cuda
 import fcdeploy.engine.tensorrt as running
 from fcdeploy.cli import main
+from fcdeploy.data.digests import sha256_of
 from fcdeploy.deploy.build_profile import load_profile
 from fcdeploy.deploy.engine_from_onnx import build_bundle
-from fcdeploy.engine.bundle import read_bundle, sha256_of
+from fcdeploy.engine.bundle import read_bundle
 from fcdeploy.engine.cuda import Gpu
 from fcdeploy.errors import FcdeployError, InputError
 

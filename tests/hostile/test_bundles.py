@@ -13,7 +13,8 @@ from fuzzing import check_each, damaged, tries
 from hypothesis import strategies as st
 from system_cases import CASES
 
-from fcdeploy.engine.bundle import MANIFEST, read_bundle, sha256_of
+from fcdeploy.data.digests import sha256_of
+from fcdeploy.engine.bundle import MANIFEST, read_bundle
 from fcdeploy.engine.onnx_file import takes_other_files
 from fcdeploy.errors import InputError
 

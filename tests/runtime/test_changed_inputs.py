@@ -13,7 +13,7 @@ import pytest
 from dying_run import KEPT
 from run_folders import bytes_of, load_artifact
 
-from fcdeploy.engine.bundle import sha256_of
+from fcdeploy.data.digests import sha256_of
 
 N = 600
 FIELDS = (
