@@ -61,8 +61,8 @@ class PassRanges:
 class BuildProfile:
     """The target of a build, and the ranges of its axes.
 
-    name: what --profile has to be given to get it again, a built-in name or a file's without its folder. flavour: of
-    FLAVOURS. compute_capability: as in "8.6"; empty for ONNX Runtime. workspace: bytes of scratch memory, 0 for as
+    name: what --profile has to be given to get it again, a built-in name or a file's without its folder. flavour: see
+    ``Target``. compute_capability: as in "8.6"; empty for ONNX Runtime. workspace: bytes of scratch memory, 0 for as
     much as the builder likes. passes: what holds for one pass of one system alone, by (system, pass).
     """
 
