@@ -58,6 +58,15 @@ class PassSpec:
         }
 
 
+def pass_over_rows(name: str, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> PassSpec:
+    """Describe a pass whose tensors are m rows of these widths."""
+    tensors = (
+        tuple(TensorSpec(tensor, ("m", width)) for tensor, width in side.items())
+        for side in (inputs, outputs)
+    )
+    return PassSpec(name, *tensors)
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds that one evaluation took: on the host before and after it, copying to and from the device, computing."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from fcdeploy.clustering.propagation import POOLINGS
-from fcdeploy.engine.tensors import PassSpec, TensorSpec
+from fcdeploy.engine.tensors import PassSpec, pass_over_rows
 from fcdeploy.errors import InputError, counted
 from fcdeploy.run.options import Options
 from fcdeploy.systems import Network, Weights, Workload
@@ -152,18 +152,10 @@ def passes(dim: int) -> dict[str, PassSpec]:
     logits.
     """
     first, _, third, _ = WIDTHS
-
-    def over_rows(name: str, inputs: dict[str, int], outputs: dict[str, int]) -> PassSpec:
-        tensors = (
-            tuple(TensorSpec(tensor, ("m", width)) for tensor, width in side.items())
-            for side in (inputs, outputs)
-        )
-        return PassSpec(name, *tensors)
-
     return {
-        "encode": over_rows("encode", {"features": dim}, {"own": first, "near": first}),
-        "convolve": over_rows("convolve", {"first": 2 * first}, {"own": third, "near": third}),
-        "score": over_rows("score", {"third": 2 * third}, {"logits": 2}),
+        "encode": pass_over_rows("encode", {"features": dim}, {"own": first, "near": first}),
+        "convolve": pass_over_rows("convolve", {"first": 2 * first}, {"own": third, "near": third}),
+        "score": pass_over_rows("score", {"third": 2 * third}, {"logits": 2}),
     }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from fcdeploy.engine.tensors import PassSpec, TensorSpec
 from fcdeploy.errors import InputError, counted
 from fcdeploy.run.options import Options
-from fcdeploy.systems import Network, Weights, Workload
+from fcdeploy.systems import Network, Weights, Workload, get_system
 from fcdeploy.systems.pse_gcn.spec import NETWORK as REFINE
 from fcdeploy.systems.pse_gcn.spec import FeatureSettings, NeighborhoodSettings
 from fcdeploy.systems.recipe import TensorShapes, Tuning
@@ -351,8 +351,7 @@ def workload(settings: Recipe, weights: Weights, options: Options) -> dict[str, 
     """Return what a run does with each pass that it uses."""
     loads: dict[str, Workload] = {}
     if "refine" in weights:
-        ways = {"exact": ("encode", "neighborhood"), "layerwise": tuple(REFINE.passes(1))[2:]}
-        loads |= {name: Workload("refine") for name in ways[options.inference]}
+        loads |= {name: Workload("refine") for name in get_system("pse-gcn").inferences[options.inference]}
     if "rescore" in weights:
         k, batch = settings.rescore.k, settings.rescore.batch
         if settings.rescore.attention == "neighbors":

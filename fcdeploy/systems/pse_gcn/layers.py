@@ -31,12 +31,11 @@ def lists_by_place(
 ) -> Artifact:
     """Features and the part of the lists that neighborhoods are made of, places in the order of visits for faces."""
     near = run.settings.neighborhood
-    reach = max(near.hops[0], near.hops[1] + 1)
 
     def block(places: np.ndarray) -> Arrays:
         faces = cells.order[places]
         return {
-            "ranked": cells.place[ranked["ids"][faces][:, :reach]],
+            "ranked": cells.place[ranked["ids"][faces][:, : near.reach]],
             "ids": cells.place[knn["ids"][faces][:, : near.active]],
             "sims": knn["sims"][faces][:, : near.active],
             "features": vectors.array[faces],
@@ -48,13 +47,13 @@ def lists_by_place(
             text="lists by place",
             block=block,
             shapes={
-                "ranked": ((run.n, reach), np.int32),
+                "ranked": ((run.n, near.reach), np.int32),
                 "ids": ((run.n, near.active), np.int32),
                 "sims": ((run.n, near.active), np.float32),
                 "features": ((run.n, run.features.dim), np.float32),
             },
             made_from=(vectors, knn, ranked, cells.artifact),
-            settings={"reach": reach, "active": near.active},
+            settings={"reach": near.reach, "active": near.active},
             rows=run.n,
             scratch=True,
         )

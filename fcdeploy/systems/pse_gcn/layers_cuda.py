@@ -72,9 +72,8 @@ def layers_fit(run: Run) -> bool:
         tell_if_broken(error, "sums are made on the CPU")
         return False
     d = run.features.dim
-    reach = max(near.hops[0], near.hops[1] + 1)
     # Features and tables; lists by place, beside one of them by face for a moment, and what says which is where.
-    numbers = d + TABLES * 2 * d + 2 * max(reach, near.active) + 2 * near.active + reach + 4
+    numbers = d + TABLES * 2 * d + 2 * max(near.reach, near.active) + 2 * near.active + near.reach + 4
     return (
         NUMBER * (run.n * numbers + STAGED * ENGINE_ROWS * 2 * d)
         <= device_budget(cupy, run.options.vram, run.resident) // SHARE
@@ -95,10 +94,9 @@ def refined_on_device(
     @contextlib.contextmanager
     def opened() -> Iterator["ResidentLayers"]:
         cupy = import_cupy()
-        reach = max(near.hops[0], near.hops[1] + 1)
         with on_device(cupy, "refinement"):
             lists = lists_on_device(
-                cupy, knn["ids"], knn["sims"], ranked["ids"], cells, reach=reach, active=near.active
+                cupy, knn["ids"], knn["sims"], ranked["ids"], cells, reach=near.reach, active=near.active
             )
             features = rows_by_place(cupy, vectors.array, cells, run.resident)
             layers = ResidentLayers(cupy, features, lists, near.hops, near.active, check, keep=keep)

@@ -32,11 +32,16 @@ class NeighborhoodSettings:
     hops: tuple[int, int] = (80, 10)
     active: int = 10
 
+    @property
+    def reach(self) -> int:
+        """How many entries of re-ranked lists neighborhoods are made of: position 0 of a neighbor's is passed over."""
+        return max(self.hops[0], self.hops[1] + 1)
+
     def problem(self) -> str | None:
         """Return what is wrong with these values together, or None."""
         if min(self.k, self.active, self.hops[0], self.hops[1] + 1) < 1:
             return "neighborhood.k, hops and active must be positive (hops[1] may be 0)"
-        if self.hops[0] > self.k or self.hops[1] >= self.k:
+        if self.reach > self.k:
             return (
                 f"neighborhood.hops = {list(self.hops)} reaches beyond neighborhood.k = {self.k}: "
                 "hops[0] <= k and hops[1] < k"
@@ -57,7 +62,7 @@ class NeighborhoodSettings:
 
     def check_reranked(self, k: int, where: str) -> None:
         """Raise InputError when re-ranked lists of k, made elsewhere, are too short for the hops."""
-        if self.hops[0] > k or self.hops[1] >= k:
+        if self.reach > k:
             raise InputError(
                 f"{where}: its lists of {k} neighbors are too short for hops {self.hops[0]},{self.hops[1]}; give "
                 "--hops."

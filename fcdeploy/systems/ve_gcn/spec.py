@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from fcdeploy.engine.tensors import PassSpec, TensorSpec
+from fcdeploy.engine.tensors import PassSpec, TensorSpec, pass_over_rows
 from fcdeploy.errors import InputError
 from fcdeploy.run.options import Options
 from fcdeploy.systems import Network, Weights, Workload
@@ -211,18 +211,10 @@ def edge_passes(dim: int, hidden: int) -> dict[str, PassSpec]:
     behind conv1, to what they bring to conv3. ``score``: the same behind conv3, to logits.
     """
     half = hidden // 2
-
-    def over_rows(name: str, inputs: dict[str, int], outputs: dict[str, int]) -> PassSpec:
-        tensors = (
-            tuple(TensorSpec(tensor, ("m", width)) for tensor, width in side.items())
-            for side in (inputs, outputs)
-        )
-        return PassSpec(name, *tensors)
-
     return {
-        "encode": over_rows("encode", {"features": dim}, {"own": hidden, "near": hidden}),
-        "convolve": over_rows("convolve", {"first": 2 * hidden}, {"own": half, "near": half}),
-        "score": over_rows("score", {"third": 2 * half}, {"logits": 2}),
+        "encode": pass_over_rows("encode", {"features": dim}, {"own": hidden, "near": hidden}),
+        "convolve": pass_over_rows("convolve", {"first": 2 * hidden}, {"own": half, "near": half}),
+        "score": pass_over_rows("score", {"third": 2 * half}, {"logits": 2}),
     }
 
 
