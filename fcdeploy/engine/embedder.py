@@ -418,7 +418,7 @@ class Embedder:
         count = at["C"] if isinstance(at["C"], int) else CHANNELS[given or "rgb"]
         channels = given or ("rgb" if count == 3 else "gray")
         if CHANNELS[channels] != count:
-            raise InputError(f"{self.path}: its input has {count} channels, which are not {channels}.")
+            raise InputError(f"{self.path}: its input has {counted(count, 'channel')}, not {channels}.")
         return channels
 
     def _numbers(self, given: tuple[float, ...] | None, default: tuple[float, ...], name: str) -> np.ndarray:

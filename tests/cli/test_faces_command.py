@@ -558,6 +558,6 @@ def test_photos_without_any_face_leave_empty_lists(album: Path, fcdeploy: Comman
     Image.new("RGB", (640, 480), (90, 120, 150)).save("empty/a.jpg")
     done = fcdeploy("faces", "empty", "--detector", DETECTOR, "-o", "crops")
     assert done.code == 0
-    assert "no face was found in 1 photos" in done.err
+    assert "no face was found in 1 photo;" in done.err
     assert table(Path("crops/faces.csv")) == []
     assert Path("crops/faces.txt").read_bytes() == Path("crops/photos.txt").read_bytes() == b""

@@ -191,7 +191,7 @@ def test_a_table_of_one_column_needs_no_choice(tmp_path):
         (table([(0, 1, 2)] * 3, heading=("id", "x", "z")), "4", "has no column '4', but id, x, z; give one"),
         (table([(0, 1, 2)] * 3, heading=("id", "x", "z")), "0", "a number from 1 to 3"),
         (table([(0, 1), (0, 1), (0, 1)], heading=("l", "l")), "l", "has several columns 'l'; give its number"),
-        (table([(0, 1), (2,), (0, 1)], heading=("a", "b")), "b", "line 3 has 1 columns, line 1 has 2"),
+        (table([(0, 1), (2,), (0, 1)], heading=("a", "b")), "b", "line 3 has 1 column, line 1 has 2"),
         ("a,b\n1,2\n\n1,2\n1,2\n", "b", "line 3 is blank"),
         (table([(0, 1), (0, "much"), (0, 1)], heading=("a", "b")), "b", "line 3 holds 'much', which is not an"),
         (table([(0, 1), (0, 2.5), (0, 1)], heading=("a", "b")), "b", "line 3 holds '2.5', which is not a whole"),

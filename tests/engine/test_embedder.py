@@ -71,7 +71,7 @@ def test_one_channel_is_gray(tmp_path: Path) -> None:
     path = write_embedder(tmp_path / "e.onnx", channels=1, dim=8)
     gray = pictures_of(3)[..., :1]
     np.testing.assert_allclose(embed(path, gray), embed_plainly(gray, 8), rtol=0, atol=2e-5)
-    with pytest.raises(InputError, match="1 channels, which are not rgb"):
+    with pytest.raises(InputError, match="1 channel, not rgb"):
         Embedder(path, EmbedderSettings(channels="rgb"))
 
 

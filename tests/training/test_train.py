@@ -613,7 +613,7 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
         ("lce-pcenet", {}, "its networks are those of nsr-fc"),
         *((name, {}, "cannot be trained here; pse-gcn") for name in without),
         ("pse-gcn", {"--network": "detect"}, "--network refine"),
-        ("pse-gcn", {"--labels": "one.meta"}, "1 identities"),
+        ("pse-gcn", {"--labels": "one.meta"}, "1 identity"),
         ("pse-gcn", {"--features": "nan.npy"}, "row 3"),
         ("pse-gcn", {"--features": "none.npy"}, "no such file"),
         ("pse-gcn", {"--features": "f.meta"}, "f.meta: is a table of text"),

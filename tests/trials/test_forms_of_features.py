@@ -364,7 +364,7 @@ def test_nulls_of_a_table_are_bad_rows(rows: np.ndarray, tmp_path: Path) -> None
             check_features(opened)
         assert np.array_equal(opened.raw(4, 7), rows[4:7])
     parquet.write_table(pa.table({"e": pa.array([[1.0, 2.0], [1.0]])}), tmp_path / "t.parquet")
-    with pytest.raises(InputError, match=r"t\.parquet.*1 values in row 1"):
+    with pytest.raises(InputError, match=r"t\.parquet.*1 value in row 1"):
         open_features(tmp_path / "t.parquet", 2)
 
 
@@ -808,7 +808,7 @@ def masked(x: np.ndarray) -> Any:
 
 REFUSED: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
     "ragged": (lambda x: [x[0], x[1], x[2][:5]], "row 2 .*5 values.*8"),
-    "ragged lists": (lambda x: [[1.0, 2.0], [1.0]], "row 1 .*1 values.*2"),
+    "ragged lists": (lambda x: [[1.0, 2.0], [1.0]], "row 1 .*1 value.*2"),
     "ragged column": (lambda x: column_of(np.arange(2)).tolist() and [x[0], None], "row 1 .*missing"),
     "ragged tensors": (lambda x: [tensor(x[0]), tensor(x[1, :3])], "row 1 .*3 values.*8"),
     "masked": (masked, r"1 of 60 rows.*masked.*row 3"),

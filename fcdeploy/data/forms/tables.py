@@ -15,7 +15,7 @@ import numpy as np
 from fcdeploy.data.damaged import reason_of
 from fcdeploy.data.forms.files import natural
 from fcdeploy.data.forms.spool import spool_rows
-from fcdeploy.errors import InputError
+from fcdeploy.errors import InputError, counted
 from fcdeploy.packages import import_package
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def rows_from_batch(
     if other.any() or not width:
         at = int(other.argmax())
         raise InputError(
-            f"{name}: expected (n, {width or dim or 'd'}) features, found {lengths[at]} values in row {start + at:,} "
+            f"{name}: expected (n, {width or dim or 'd'}) features, found {counted(int(lengths[at]), 'value')} in "
+            f"row {start + at:,} "
             f"(counted from 0) of the column {columns[0]}."
         )
     numbers = _numbers(values)
