@@ -12,6 +12,7 @@ STAGES = {  # of the lines that `fcdeploy cluster` prints, those that are parts 
     "lists by place": "re-ranking",
     "mutual neighbors": "re-ranking",
     "reciprocal sets": "re-ranking",
+    "holders of reciprocal sets": "re-ranking",
     "kNN of refined": "second kNN",
 }
 

@@ -11,6 +11,12 @@ def new_scratch(n: int) -> np.ndarray:
     return np.zeros((numba.get_num_threads(), n), dtype=np.uint8)
 
 
+def new_counters(n: int, most: int) -> np.ndarray:
+    """Return counters of n faces, (threads, n) uint16 or uint32, zero, for counts up to ``most``."""
+    dtype = np.uint16 if most <= np.iinfo(np.uint16).max else np.uint32
+    return np.zeros((numba.get_num_threads(), n), dtype=dtype)
+
+
 @njit(cache=True, nogil=True)
 def unmark(marks: np.ndarray, faces: np.ndarray) -> None:
     """Set marks[faces] back to zero."""

@@ -11,19 +11,38 @@ and keep the k candidates of highest similarity. The published code leaves ties 
 here they go to members of N_k(i) first and then to the others, each by cosine similarity and then by id. With
 exact kNN lists, whose members are nearer than all others, this is "by cosine similarity, then by id".
 
-Three passes over blocks of faces in any order, so that what lies between them may be a memory map. Faces may be
-numbered by their place in an order that keeps neighbors together: what a face looks up is then in the cache. ``names``
-gives back the face of each place, for ties and for the rows of its vector.
+Four passes over blocks of faces in any order, so that what lies between them may be a memory map. |R*(i) ∩ R*(j)| is
+how many members of R*(i) have j among their holders, the faces in whose R* they are: a face adds up the holders of its
+members instead of looking into the sets of all its candidates, most of which share nothing with its own. Faces may
+be numbered by their place in an order that keeps neighbors together: what a face looks up is then in the cache.
+``names`` gives back the face of each place, for ties and for the rows of its vector.
 """
 
+import numba
 import numpy as np
 
 from fcdeploy.graph.inner_products import inner_product
 from fcdeploy.graph.kernels import njit, prange
+from fcdeploy.graph.marks import new_scratch
 
 CANDIDATE_REACH = 10  # the 10 of N_10, whatever k is (re-ranking.py of Stalker-DAs/PSE-GCN)
 IN_HALF, IN_FULL = 2, 1  # marks of a mutual neighbor: in R_half (and so in R_k), or in R_k alone
+Ragged = tuple[np.ndarray, np.ndarray, np.ndarray]  # starts (n,) int64, counts (n,) int32, members int32
 RECIPROCAL, ADDED = 1, 2  # marks of a face while a set R* grows: in R_k(i), or joined later
+
+
+def sets_and_holders(ids: np.ndarray) -> tuple[Ragged, Ragged]:
+    """Return R* of all faces of lists (n, k) int32, and in whose R* each is; in memory."""
+    faces = np.arange(len(ids), dtype=np.int32)
+    counts, members = expand_reciprocal(ids, mark_mutual(ids, faces), faces, new_scratch(len(ids)))
+    sets = np.cumsum(counts, dtype=np.int64) - counts, counts, members
+    times, held_by = holders_of(*sets, faces)
+    return sets, (np.cumsum(times, dtype=np.int64) - times, times, held_by)
+
+
+def largest_set(k: int) -> int:
+    """Return how many faces R* can hold at most."""
+    return k * (k // 2 + 1)
 
 
 @njit(cache=True, nogil=True, parallel=True)
@@ -109,35 +128,73 @@ def _expand_one(ids: np.ndarray, mutual: np.ndarray, i: int, marks: np.ndarray, 
     return count
 
 
+def holders_of(
+    starts: np.ndarray, counts: np.ndarray, members: np.ndarray, faces: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find in whose sets R* the consecutive ``faces`` (m,) int32 are.
+
+    starts (n,) int64, counts (n,) int32, members int32: the sets of all faces, as ``rank_candidates`` takes them.
+    Returns how many holders each of ``faces`` has (m,) int32 and the holders one behind the other, int32, upwards.
+    """
+    return _find_holders(starts, counts, members, faces, numba.get_num_threads())
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _find_holders(
+    starts: np.ndarray, counts: np.ndarray, members: np.ndarray, faces: np.ndarray, lanes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    first, m = np.int64(faces[0]), len(faces)
+    times = np.zeros(m, dtype=np.int32)
+    for lane in prange(lanes):  # each looks for some of the faces
+        low, high = first + m * lane // lanes, first + m * (lane + 1) // lanes
+        for i in range(len(starts)):
+            for s in range(starts[i], starts[i] + counts[i]):
+                if low <= members[s] < high:
+                    times[members[s] - first] += 1
+    ends = np.cumsum(times)
+    holders = np.empty(ends[-1], dtype=np.int32)
+    at = ends - times
+    for lane in prange(lanes):
+        low, high = first + m * lane // lanes, first + m * (lane + 1) // lanes
+        for i in range(len(starts)):
+            for s in range(starts[i], starts[i] + counts[i]):
+                if low <= members[s] < high:
+                    holders[at[members[s] - first]] = i
+                    at[members[s] - first] += 1
+    return times, holders
+
+
 @njit(cache=True, nogil=True, parallel=True)
 def rank_candidates(
     ids: np.ndarray,
     sims: np.ndarray,
     vectors: np.ndarray,
     names: np.ndarray,
-    starts: np.ndarray,
-    counts: np.ndarray,
-    members: np.ndarray,
+    sets: Ragged,
+    holders: Ragged,
     faces: np.ndarray,
-    scratch: np.ndarray,
+    shared: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k most similar candidates of ``faces`` (m,) int32 by the overlap of their R* sets.
 
     ids: (n, k) int32, no face twice in a row; sims: (m, k) float32, cosines of the rows of ``faces``; vectors: (n, d)
     float32 unit rows, read only to order ties; names: (n,) int32, under which number a face lies there and is ordered.
-    R*(i) of every face i is counts[i] of ``members`` (int32) from starts[i]: starts (n,) int64, counts (n,) int32;
-    scratch: ``new_scratch(n)``. Returns ids (m, k) int32 and similarities (m, k) float64, downwards.
+    sets: R*(i) of every face i is counts[i] of members from starts[i]; holders: likewise, the faces in whose sets i is.
+    shared: ``new_counters(n, largest_set(k))``. Returns ids (m, k) int32 and similarities (m, k) float64, downwards.
     """
     k = ids.shape[1]
     ranked = np.empty((len(faces), k), dtype=np.int32)
     ranked_sims = np.empty((len(faces), k), dtype=np.float64)
-    lanes = len(scratch)
+    lanes = len(shared)
     for lane in prange(lanes):
-        marks = scratch[lane]
+        counters = shared[lane]
         candidates = np.empty(k * (min(CANDIDATE_REACH, k) + 1), dtype=np.int32)
+        overlaps = np.empty(len(candidates), dtype=np.float64)
         for row in range(lane, len(faces), lanes):
-            count = _find_candidates(ids, faces[row], marks, candidates)
-            overlap = _overlaps(starts, counts, members, faces[row], candidates[:count], marks)
+            _count_shared(sets, holders, faces[row], counters)
+            count = _find_candidates(ids, faces[row], sets[1], counters, candidates, overlaps)
+            _forget_shared(sets, holders, faces[row], counters)
+            overlap = overlaps[:count]
             order = _order_candidates(
                 sims[row], vectors, names[faces[row]], names[candidates[:count]], overlap
             )
@@ -148,50 +205,73 @@ def rank_candidates(
 
 
 @njit(cache=True, nogil=True)
-def _find_candidates(ids: np.ndarray, i: int, marks: np.ndarray, candidates: np.ndarray) -> int:
-    """Write the k neighbors of i, then the others that their first neighbors bring; return how many they are."""
+def _count_shared(
+    sets: Ragged,
+    holders: Ragged,
+    i: int,
+    counters: np.ndarray,
+) -> None:
+    """Count |R*(i) ∩ R*(j)| in ``counters`` (n,), which are zero before, for every face j."""
+    starts, counts, members = sets
+    first, times, held_by = holders
+    for s in range(starts[i], starts[i] + counts[i]):
+        member = members[s]
+        for h in range(first[member], first[member] + times[member]):
+            counters[held_by[h]] += 1
+
+
+@njit(cache=True, nogil=True)
+def _forget_shared(
+    sets: Ragged,
+    holders: Ragged,
+    i: int,
+    counters: np.ndarray,
+) -> None:
+    """Set back to zero what ``_count_shared`` counted."""
+    starts, counts, members = sets
+    first, times, held_by = holders
+    for s in range(starts[i], starts[i] + counts[i]):
+        member = members[s]
+        for h in range(first[member], first[member] + times[member]):
+            counters[held_by[h]] = 0
+
+
+@njit(cache=True, nogil=True)
+def _find_candidates(
+    ids: np.ndarray,
+    i: int,
+    counts: np.ndarray,
+    counters: np.ndarray,
+    candidates: np.ndarray,
+    overlaps: np.ndarray,
+) -> int:
+    """Write the k neighbors of i, then the others that their first neighbors bring and that share something with it.
+
+    The rest overlaps by nothing and comes after the k neighbors: it is never among the first k. overlaps:
+    |R*(i) ∩ R*(j)| / |R*(i) ∪ R*(j)| of every candidate j, from the sizes of sets and ``counters``, in which faces
+    that were written are set to zero. Returns how many candidates there are.
+    """
     k = ids.shape[1]
     count = 0
     for p in range(k):
-        marks[ids[i, p]] = 1
-        candidates[count] = ids[i, p]
+        face = ids[i, p]
+        shared = np.int64(
+            counts[i] if face == i else counters[face]
+        )  # one that entered later is in no holders
+        candidates[count] = face
+        overlaps[count] = shared / (counts[i] + counts[face] - shared) if shared else 0.0
+        counters[face] = 0
         count += 1
     for p in range(k):
         for q in range(min(CANDIDATE_REACH, k)):
             face = ids[ids[i, p], q]
-            if marks[face] == 0:
-                marks[face] = 1
+            shared = np.int64(counters[face])
+            if shared:
                 candidates[count] = face
+                overlaps[count] = shared / (counts[i] + counts[face] - shared)
+                counters[face] = 0
                 count += 1
-    for c in range(count):
-        marks[candidates[c]] = 0
     return count
-
-
-@njit(cache=True, nogil=True)
-def _overlaps(
-    starts: np.ndarray,
-    counts: np.ndarray,
-    members: np.ndarray,
-    i: int,
-    candidates: np.ndarray,
-    marks: np.ndarray,
-) -> np.ndarray:
-    """Return |R*(i) ∩ R*(j)| / |R*(i) ∪ R*(j)| of every candidate j, float64."""
-    own = members[starts[i] : starts[i] + counts[i]]
-    for face in own:
-        marks[face] = 1
-    overlap = np.empty(len(candidates), dtype=np.float64)
-    for c in range(len(candidates)):
-        theirs = members[starts[candidates[c]] : starts[candidates[c]] + counts[candidates[c]]]
-        shared = 0
-        for s in range(len(theirs)):
-            shared += marks[theirs[s]]
-        union = len(own) + len(theirs) - shared
-        overlap[c] = shared / union if union > 0 else 0.0
-    for face in own:
-        marks[face] = 0
-    return overlap
 
 
 @njit(cache=True, nogil=True)

@@ -23,9 +23,9 @@ from fcdeploy.graph.cuda import (
     on_device,
     upload,
 )
-from fcdeploy.graph.marks import new_scratch
+from fcdeploy.graph.marks import new_counters
 from fcdeploy.graph.products_cuda import FOUR, padded
-from fcdeploy.graph.rerank import CANDIDATE_REACH, expand_reciprocal, mark_mutual, rank_candidates
+from fcdeploy.graph.rerank import CANDIDATE_REACH, Ragged, largest_set, rank_candidates, sets_and_holders
 from fcdeploy.packages import tell_if_broken
 
 FILE = "rerank.cu"
@@ -42,15 +42,15 @@ class HostRanking:
     ids: np.ndarray
     names: np.ndarray
     vectors: np.ndarray
-    starts: np.ndarray
-    counts: np.ndarray
-    members: np.ndarray
-    scratch: np.ndarray
+    sets: Ragged
+    holders: Ragged
+    counters: np.ndarray
 
     def rank(self, places: np.ndarray, sims: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the k most similar candidates of the faces at ``places`` (m,) int32, as places, and the overlaps."""
-        sets = self.starts, self.counts, self.members
-        return rank_candidates(self.ids, sims, self.vectors, self.names, *sets, places, self.scratch)
+        return rank_candidates(
+            self.ids, sims, self.vectors, self.names, self.sets, self.holders, places, self.counters
+        )
 
 
 @dataclass(frozen=True)
@@ -169,14 +169,9 @@ def _on_device(
 def _on_host(
     lists: np.ndarray, k: int, order: np.ndarray, place: np.ndarray, vectors: np.ndarray
 ) -> HostRanking:
-    ids, places, scratch = (
-        place[lists[order][:, :k]],
-        np.arange(len(lists), dtype=np.int32),
-        new_scratch(len(lists)),
-    )
-    counts, members = expand_reciprocal(ids, mark_mutual(ids, places), places, scratch)
-    starts = np.cumsum(counts, dtype=np.int64) - counts
-    return HostRanking(ids, order, vectors, starts, counts, members, scratch)
+    ids = place[lists[order][:, :k]]
+    counters = new_counters(len(lists), largest_set(k))
+    return HostRanking(ids, order, vectors, *sets_and_holders(ids), counters)
 
 
 def candidates_of(k: int) -> int:

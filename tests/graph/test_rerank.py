@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import oracles
 import pytest
@@ -5,26 +7,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcdeploy.data.features import open_features
-from fcdeploy.graph.marks import new_scratch
+from fcdeploy.graph.marks import new_counters, new_scratch
 from fcdeploy.graph.rerank import (
     IN_FULL,
     IN_HALF,
     expand_reciprocal,
+    holders_of,
+    largest_set,
     mark_mutual,
     rank_candidates,
+    sets_and_holders,
 )
 
 HALVES = np.array(list(np.ndindex(2, 2, 2, 2)), dtype=np.float32) - np.float32(0.5)
 
 
 def rerank(ids, sims, vectors):
-    """Re-rank whole lists: ids (n, k) int32 and similarities (n, k) float64, downwards."""
+    """Re-rank whole lists in one block."""
     faces = np.arange(len(ids), dtype=np.int32)
-    mutual = mark_mutual(ids, faces)
-    scratch = new_scratch(len(ids))
-    counts, members = expand_reciprocal(ids, mutual, faces, scratch)
-    starts = np.cumsum(counts, dtype=np.int64) - counts
-    return rank_candidates(ids, sims, vectors, faces, starts, counts, members, faces, scratch)
+    counters = new_counters(len(ids), largest_set(ids.shape[1]))
+    return rank_candidates(ids, sims, vectors, faces, *sets_and_holders(ids), faces, counters)
 
 
 @st.composite
@@ -66,14 +68,27 @@ def in_blocks(ids, sims, vectors, order, cuts):
         starts[block] = at + np.cumsum(counts[block]) - counts[block]
         members.append(faces)
         at += len(faces)
-    members = np.concatenate(members)
+    sets = starts, counts, np.concatenate(members)
     ranked, overlaps, names = np.empty_like(ids), np.empty(ids.shape), np.arange(n, dtype=np.int32)
+    holders = held_in_parts(sets, sorted({0, *(cut % n for cut in cuts), n}))
+    counters = new_counters(n, largest_set(ids.shape[1]))
     for block in blocks:
         ranked[block], overlaps[block] = rank_candidates(
-            ids, sims[block], vectors, names, starts, counts, members, block, scratch
+            ids, sims[block], vectors, names, sets, holders, block, counters
         )
     assert not scratch.any()
+    assert not counters.any()
     return ranked, overlaps
+
+
+def held_in_parts(sets, borders):
+    """Holders of the faces between two borders each, put together."""
+    parts = [
+        holders_of(*sets, np.arange(start, stop, dtype=np.int32))
+        for start, stop in itertools.pairwise(borders)
+    ]
+    times, held_by = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return np.cumsum(times, dtype=np.int64) - times, times, held_by
 
 
 def sets_of(ids):
@@ -120,8 +135,9 @@ def test_faces_numbered_by_place_are_ranked_as_under_their_own_numbers(case, ran
     placed, scratch, places = place[ids[order]], new_scratch(n), np.arange(n, dtype=np.int32)
     counts, members = expand_reciprocal(placed, mark_mutual(placed, places), places, scratch)
     starts = np.cumsum(counts, dtype=np.int64) - counts
+    sets = starts, counts, members
     ranked, overlaps = rank_candidates(
-        placed, sims[order], vectors, order, starts, counts, members, places, scratch
+        placed, sims[order], vectors, order, sets, held_in_parts(sets, [0, n]), places, new_counters(n, n)
     )
     expected, expected_overlaps = rerank(ids, sims, vectors)
     assert np.array_equal(order[ranked[place]], expected)
@@ -141,6 +157,27 @@ def test_marks_and_expanded_sets_are_those_of_the_definition(case):
         assert found[: len(full)] == full
         assert len(found) == len(set(found))
         assert set(found) == oracles.expanded(ids, i)
+
+
+@settings(max_examples=100, deadline=None)
+@given(list_sets(), st.lists(st.integers(0, 39), max_size=4))
+def test_holders_are_the_faces_in_whose_sets_one_is(case, cuts):
+    ids, _, _ = case
+    n = len(ids)
+    found = sets_of(ids)
+    counts = np.array([len(members) for members in found], dtype=np.int32)
+    members = np.array([member for members in found for member in members], dtype=np.int32)
+    sets = np.cumsum(counts, dtype=np.int64) - counts, counts, members
+    starts, times, held_by = held_in_parts(sets, sorted({0, *(cut % n for cut in cuts), n}))
+    for face in range(n):
+        own = held_by[starts[face] : starts[face] + times[face]].tolist()
+        assert own == [i for i in range(n) if face in found[i]]
+
+
+def test_no_set_is_larger_than_counters_hold():
+    assert new_counters(3, largest_set(80)).dtype == np.uint16
+    assert new_counters(3, largest_set(1500)).dtype == np.uint32
+    assert np.iinfo(np.uint16).max < largest_set(400)  # so that the larger ones are needed
 
 
 @pytest.mark.parametrize("k", [6, 19, 24, 25, 40])

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcdeploy.graph import cuda, rerank_cuda
-from fcdeploy.graph.marks import new_scratch
-from fcdeploy.graph.rerank import expand_reciprocal, mark_mutual, rank_candidates
+from fcdeploy.graph.marks import new_counters
+from fcdeploy.graph.rerank import largest_set, rank_candidates, sets_and_holders
 from fcdeploy.graph.rerank_cuda import (
     DeviceRanking,
     HostRanking,
@@ -61,12 +61,15 @@ def list_sets(draw):
 
 def on_the_cpu(lists, sims, vectors, order, place):
     """Marks, counts, members, and re-ranked lists and overlaps, all by place."""
-    ids, places, scratch = place[lists[order]], np.arange(len(lists), dtype=np.int32), new_scratch(len(lists))
-    marks = mark_mutual(ids, places)
-    counts, members = expand_reciprocal(ids, marks, places, scratch)
-    starts = np.cumsum(counts, dtype=np.int64) - counts
-    ranked = rank_candidates(ids, sims[order], vectors, order, starts, counts, members, places, scratch)
-    return counts, members, *ranked
+    ids, places = place[lists[order]], np.arange(len(lists), dtype=np.int32)
+    sets, holders = sets_and_holders(ids)
+    counters = new_counters(len(lists), largest_set(lists.shape[1]))
+    _, counts, members = sets
+    return (
+        counts,
+        members,
+        *rank_candidates(ids, sims[order], vectors, order, sets, holders, places, counters),
+    )
 
 
 def assert_same(found, expected):

@@ -60,7 +60,7 @@ def test_links_in_a_run_folder_lead_nowhere(
     )
     assert fcdeploy(*line, "--knn", "ivf", "--run-dir", run).code == 0
     wanted = (tmp_path / "pred.meta").read_text()
-    scratch = ("vectors", "tables", "placed", "mutual", "reciprocal", "cells", "knn.lists")
+    scratch = ("vectors", "tables", "placed", "mutual", "reciprocal", "holders", "cells", "knn.lists")
     names = [f"{name}.part" for name in (*kept_by("pse-gcn"), *scratch)]
     names += [*kept_by("pse-gcn"), *(f"{name}.scratch" for name in scratch)]
     names += ["summary.json"] if kind == "file" else []

@@ -72,7 +72,8 @@ def test_blocks_do_not_change_the_labels(
     sizes = {min(size, 1000), 1000 % size} - {0}
     assert all(counted == sizes for counted in seen.values()), seen
     assert seen.keys() == {
-        *("vectors", "knn", "placed", "mutual", "reciprocal", "reranked", "refined", "refined_knn"),
+        *("vectors", "knn", "placed", "mutual", "reciprocal", "holders", "reranked"),
+        *("refined", "refined_knn"),
         *(("tables",) if inference == "exact" else ("lists", "near1", "similar1", "block1", "similar2")),
     }
 

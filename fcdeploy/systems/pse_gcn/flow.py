@@ -1,7 +1,7 @@
 """PSE-GCN from features to labels; the algorithm, top to bottom."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -11,7 +11,15 @@ from fcdeploy.engine.tensors import Engine
 from fcdeploy.graph.density import density_from_sums, sum_similarities
 from fcdeploy.graph.entering import mark_entering, place_of_denser, place_of_follower
 from fcdeploy.graph.links import NO_LINK, link_to_denser
-from fcdeploy.graph.rerank import expand_reciprocal, mark_mutual, rank_candidates
+from fcdeploy.graph.marks import new_counters
+from fcdeploy.graph.rerank import (
+    Ragged,
+    expand_reciprocal,
+    holders_of,
+    largest_set,
+    mark_mutual,
+    rank_candidates,
+)
 from fcdeploy.graph.rerank_cuda import Ranking, ranking_on_device, reranks_on_device
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.blocks import blocks_of
@@ -32,6 +40,7 @@ from fcdeploy.systems.pse_gcn.spec import TABLES
 REFINE_BLOCK = 2048
 ENGINE_ROWS = 4096  # nodes per engine call: enough for full-speed matrix products, small enough for the cache
 SETS_BLOCK = 2048
+HOLDERS_BLOCKS = 16  # at most: each looks through all sets
 MEMBERS = 2.4  # of a reciprocal set, in lists of k: what generated faces have at k = 80
 LINK_BLOCK = 65536
 
@@ -113,23 +122,28 @@ def reranked_lists(run: Run, vectors: Artifact, cells: Partition, knn: Artifact)
         return reranked_on_device(run, vectors, cells, knn, k)
     placed = knn_by_place(run, cells, knn, k)
     mutual = mutual_neighbors(run, cells, placed, knn)
-    sets = reciprocal_sets(run, cells, placed, mutual)
+    sets = reciprocal_sets(run, placed, mutual)
+    holders = holders_of_sets(run, sets)
 
-    def block(faces: np.ndarray) -> Arrays:
+    def block(faces: np.ndarray, shared: np.ndarray) -> Arrays:
         ranked, overlaps = rank_candidates(
             placed["ids"],
             knn["sims"][faces][:, :k],
             vectors.array,
             cells.order,
-            sets["starts"],
-            sets["counts"],
-            sets["members"],
+            ragged(sets),
+            ragged(holders),
             cells.place[faces],
-            run.marks,
+            shared,
         )
         return {"ids": cells.order[ranked], "sims": overlaps}
 
-    return ranked_by_blocks(run, vectors, cells, knn, k, block, through=(placed, mutual, sets))
+    def opened() -> AbstractContextManager[np.ndarray]:
+        return nullcontext(new_counters(run.marks.shape[1], largest_set(k)))
+
+    return ranked_by_blocks(
+        run, vectors, cells, knn, k, block, through=(placed, mutual, sets, holders), opened=opened
+    )
 
 
 def reranked_on_device(run: Run, vectors: Artifact, cells: Partition, knn: Artifact, k: int) -> Artifact:
@@ -157,7 +171,7 @@ def ranked_by_blocks(
     block: Callable[..., Arrays],
     *,
     through: tuple[Artifact, ...] = (),
-    opened: Callable[[], AbstractContextManager[Ranking]] | None = None,
+    opened: Callable[[], AbstractContextManager[object]],
 ) -> Artifact:
     """The re-ranked lists, ids (n, k) int32 and overlaps, wherever blocks are computed."""
     return run.compute(
@@ -211,7 +225,7 @@ def mutual_neighbors(run: Run, cells: Partition, placed: Artifact, knn: Artifact
     )
 
 
-def reciprocal_sets(run: Run, cells: Partition, placed: Artifact, mutual: Artifact) -> Artifact:
+def reciprocal_sets(run: Run, placed: Artifact, mutual: Artifact) -> Artifact:
     """R* of all places: starts (n,) int64, counts (n,) int32 and members int32; see ``rank_candidates``."""
 
     def block(places: np.ndarray) -> Arrays:
@@ -235,6 +249,37 @@ def reciprocal_sets(run: Run, cells: Partition, placed: Artifact, mutual: Artifa
             about=int(MEMBERS * run.n * int(placed.shapes["ids"][0][1] or 0)),
         )
     )
+
+
+def holders_of_sets(run: Run, sets: Artifact) -> Artifact:
+    """In whose R* each place is, laid out like the sets; see ``holders_of``."""
+
+    def block(places: np.ndarray) -> Arrays:
+        counts, members = holders_of(*ragged(sets), places)
+        return {"counts": counts, "members": members}
+
+    return run.compute(
+        Stage(
+            name="holders",
+            text="holders of reciprocal sets",
+            block=block,
+            unlisted=lambda places: {
+                "counts": np.zeros(len(places), np.int32),
+                "members": np.empty(0, np.int32),
+            },
+            shapes=sets.shapes,
+            made_from=(sets,),
+            rows=run.n,
+            size=max(SETS_BLOCK, -(-run.n // HOLDERS_BLOCKS)),
+            scratch=True,
+            about=sets.about,
+        )
+    )
+
+
+def ragged(lists: Artifact) -> Ragged:
+    """Starts, counts and members of lists of any length, as kernels take them."""
+    return lists["starts"], lists["counts"], lists["members"]
 
 
 @step("refine")
