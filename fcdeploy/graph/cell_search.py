@@ -79,12 +79,8 @@ class CellSearch:
         self.scale = code_scale(vectors)
         self._centroids = codes_of_rows(cells.centroids, self.scale)
         self._packed_centroids = self.products.packed(self._centroids)
-        order = cells.order()
-        self._sizes = np.bincount(cells.cell, minlength=cells.count)
-        first = np.zeros(cells.count + 1, dtype=np.int64)
-        np.cumsum(self._sizes, out=first[1:])
-        self._place = np.empty(len(order), dtype=np.int32)
-        self._place[order] = np.arange(len(order), dtype=np.int32)
+        order, first, self._place = cells.layout()
+        self._sizes = np.diff(first)
         codes = self._codes(order, lists_file)
         packed = None
         if lists_file is None and self.products.rows is np.int8:

@@ -257,12 +257,8 @@ class DeviceCellSearch:
         count = cells.count
         there = halves_of_codes(cupy, self._centroids)
         self._centroid_table = table_of(cupy, there, np.arange(count), np.array([0, count]))
-        order = cells.order()
-        self._sizes = np.bincount(cells.cell, minlength=count)
-        first = np.zeros(count + 1, dtype=np.int64)
-        np.cumsum(self._sizes, out=first[1:])
-        self._place = np.empty(self._n, dtype=np.int32)
-        self._place[order] = np.arange(self._n, dtype=np.int32)
+        order, first, self._place = cells.layout()
+        self._sizes = np.diff(first)
         self._table = table_of(cupy, codes_on_device(rows, self._place, self.scale), order, first)
         cupy.cuda.get_current_stream().synchronize()  # other streams do not wait for this one
 

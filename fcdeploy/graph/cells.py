@@ -31,6 +31,14 @@ class Cells:
         """Return the faces (n,) int32 sorted by cell, within a cell by id."""
         return np.argsort(self.cell, kind="stable").astype(np.int32)
 
+    def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return ``order``, where each cell begins in it, (c + 1,) int64, and where each face stands, (n,) int32."""
+        order, first = self.order(), np.zeros(self.count + 1, dtype=np.int64)
+        np.cumsum(np.bincount(self.cell, minlength=self.count), out=first[1:])
+        place = np.empty(len(order), dtype=np.int32)
+        place[order] = np.arange(len(order), dtype=np.int32)
+        return order, first, place
+
 
 def cell_count(n: int) -> int:
     """Return how many cells n faces get: 4 sqrt(n), so that a search looks at O(sqrt(n)) faces, or n / CELL if more.

@@ -110,9 +110,11 @@ class System(Generic[R]):
     sorts_lists: whether lists of a file are sorted by similarity, as published: "never", "always", or where the file
     holds "similarities". workload(settings, weights, options), which passes a run uses, and how. The files ``network``
     and ``parity`` hold a ``TorchNetwork`` and ``ParityInputs`` of every network in their mappings ``NETWORKS`` and
-    ``PARITY``. pooled(n, settings): links that are held in memory while clusters are made of them. tunable(weights,
-    options): what ``fcdeploy tune`` chooses, the threshold that trades precision for recall first. unit_rows:
-    similarities are inner products of the rows as they are read, which have to be unit vectors.
+    ``PARITY``. pooled(n, settings): links that are held in memory while clusters are made of them. For estimates,
+    searches(settings) says how many kNN searches as large as the first its other stages make, and graphs(n, settings,
+    nodes) how many graphs of so many nodes passes are given for n faces. tunable(weights, options): what ``fcdeploy
+    tune`` chooses, the threshold that trades precision for recall first. unit_rows: similarities are inner products of
+    the rows as they are read, which have to be unit vectors.
 
     For systems of several networks: problem(weights) says why a bundle of these only makes no sense;
     refusal(weights, options), which option makes none for them; tolerance(recipe, network), what an export of one may

@@ -11,6 +11,8 @@ import numpy as np
 
 from fcdeploy.graph.kernels import njit, prange
 
+NO_FACE = 1 << 40  # behind every face
+
 
 @dataclass(frozen=True)
 class Edges:
@@ -112,15 +114,15 @@ def _merge(
                 ids[face, order[own]] == face or not _weight(sims[face, order[own]]) >= th_sim
             ):
                 own += 1
-            mine = np.int64(ids[face, order[own]]) if own < k else np.int64(1 << 40)
-            theirs = np.int64(listing[other]) if other < ends[row] else np.int64(1 << 40)
+            mine = np.int64(ids[face, order[own]]) if own < k else np.int64(NO_FACE)
+            theirs = np.int64(listing[other]) if other < ends[row] else np.int64(NO_FACE)
             nearest = min(mine, theirs)
             if not looped and nearest > face:
                 found[at], weights[at] = face, 1
                 looped = True
                 at += 1
                 continue
-            if nearest == 1 << 40:
+            if nearest == NO_FACE:
                 break
             weight = np.float32(-1)
             if mine == nearest:
