@@ -307,7 +307,7 @@ def test_lists_shorter_than_hops_are_used_as_far_as_they_go_and_said_so(
     """k_at_hop [20, 5] on lists of 20, as learn-to-cluster was run: 19 one-hop neighbors."""
     engine = with_recipe(bundles["l2c"][0], tmp_path / "x.onnx", recipe_of(tmp_path, "l2c", one=20))
     with pytest.warns(
-        FcdeployWarning, match=r"faiss_k_20.npz: lists hold 19 neighbors beside the face itself; hops 19,5"
+        FcdeployWarning, match=r"faiss_k_20.npz: lists hold 19 neighbors besides the face itself; hops 19,5"
     ):
         found = fcdeploy.cluster(features["l2c"], engine=engine, knn=golden / "dev/data/faiss_k_20.npz")
     expected = np.load(dev / "labels.npz")["l2c_labels_max300_step0.6_avg"]
