@@ -290,7 +290,7 @@ def test_proposals_stand_in_the_string_order_of_their_numbers(theirs):
 
 
 def test_k_is_that_of_the_proposals_and_cannot_exceed_the_lists(golden, bundle):
-    with pytest.raises(InputError, match="holds 20 neighbors per face, 30 are needed; give k=20 or less"):
+    with pytest.raises(InputError, match="holds 20 neighbors per face, and 30 are needed; give k=20 or less"):
         fcdeploy.cluster(
             golden / "dev/data/features.bin",
             engine=bundle[0].path,

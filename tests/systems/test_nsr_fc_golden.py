@@ -349,7 +349,7 @@ def test_lists_too_short_for_the_pair_networks_get_no_advice_that_would_be_refus
     np.save(tmp_path / "knn.npy", lists[:, :5])
     given = {"engine": nsr_bundle.path, "knn": tmp_path / "knn.npy"}
     features = golden / "dev/data/features.bin"
-    with pytest.raises(InputError, match="holds 5 neighbors per face, 20 are needed; make longer lists"):
+    with pytest.raises(InputError, match="holds 5 neighbors per face, and 20 are needed; make longer lists"):
         fcdeploy.cluster(features, **given)
     with pytest.raises(InputError, match="give k=5 or less"):
         fcdeploy.cluster(features, link="density-peaks", **given)
