@@ -307,7 +307,9 @@ def test_fewer_faces_or_neighbors_than_the_weights_want_are_refused(golden, bund
     with pytest.raises(InputError, match=r"k = 20 .* only 19 faces"):
         fcdeploy.cluster(features[:19], engine=bundle[0].path)
     np.savez(tmp_path / "short.npz", ids=lists[0][:, :12], sims=lists[1][:, :12])
-    with pytest.raises(InputError, match=r"holds 12 neighbors per face, and 20 are needed; make longer lists"):
+    with pytest.raises(
+        InputError, match=r"holds 12 neighbors per face, and 20 are needed; make longer lists"
+    ):
         fcdeploy.cluster(features, engine=bundle[0].path, knn=tmp_path / "short.npz")
 
 
