@@ -6,13 +6,13 @@ import click
 
 from fcdeploy.cli.features import path_column_option
 from fcdeploy.cli.grouped import grouped
-from fcdeploy.cli.shared_options import images_option_of, sample_seed_option
+from fcdeploy.cli.shared_options import images_option, sample_seed_option
 from fcdeploy.cli.types import PathType
 
 
 @click.command("review", cls=grouped())
 @click.argument("run_dir", type=PathType, metavar="DIR")
-@images_option_of(required=True)
+@images_option
 @path_column_option
 @click.option(
     "--decisions",
@@ -28,7 +28,7 @@ from fcdeploy.cli.types import PathType
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the web browser.")
 def command(
     run_dir: Path,
-    images: Path,
+    images: Path | None,
     path_column: str | None,
     decisions: Path,
     port: int,
@@ -45,7 +45,11 @@ def command(
       fcdeploy review run --images faces.txt
       fcdeploy cluster faces.txt --engine pse.onnx --embedder embedder.onnx --pairs decisions.csv -o clusters.txt
     """
+    from fcdeploy.errors import InputError
     from fcdeploy.report.serving import open_desk, serve
+
+    if path_column is not None and images is None:
+        raise InputError("--path-column is for --images, which is not given; leave it out.")
 
     def told(address: str) -> None:
         click.echo(f"review at {address}")

@@ -37,16 +37,6 @@ def dim_option_of(whose: str) -> Callable[[Command], Command]:
     )
 
 
-def images_option_of(*, required: bool) -> Callable[[Command], Command]:
-    """Give a command --images."""
-    return click.option(
-        "--images",
-        required=required,
-        type=PathType,
-        help="Images of the faces, one per row: a list, a folder or an archive.",
-    )
-
-
 engine_option = click.option(
     "--engine", required=True, type=PathType, help="Engine bundle: its folder, or a file in it."
 )
@@ -65,7 +55,11 @@ scratch_option = run_option(  # of a command that runs on this machine alone
     help="Folder for temporary files larger than memory, deleted at the end.  [default: beside the output]",
 )
 dim_option = dim_option_of("the engine's")
-images_option = images_option_of(required=False)
+images_option = click.option(
+    "--images",
+    type=PathType,
+    help="Images of the faces, one per row: a list, a folder or an archive.  [default: of photos, the run's crops]",
+)
 sample_seed_option = seed_option("the random sample of clusters")
 summary_json_option = json_option("the summary")
 no_summary_option = click.option("--quiet", is_flag=True, help="Show no progress and no summary.")

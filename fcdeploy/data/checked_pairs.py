@@ -192,7 +192,9 @@ def read_photos(path: Path | str, n: int) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a text file with the photo of face i in line i.")
     # File names are bytes, and may hold what else ends a line in Unicode; they only have to be told apart.
-    text = read_text(path, errors="surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
+    text = read_text(path, errors="surrogateescape").replace("\r\n", "\n")
+    if "\n" not in text:  # else "\r" belongs to a name
+        text = text.replace("\r", "\n")
     lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
     while len(lines) > n and not lines[-1]:
         lines.pop()
@@ -209,12 +211,16 @@ def read_photos(path: Path | str, n: int) -> np.ndarray:
 
 
 def places_of(ids: Iterable[object], path: Path | str) -> dict[str, int]:
-    """Return the row of each id, as text; raises InputError, about ``path``, for an id that two faces have."""
+    """Return the row of each id, as text without spaces around it, which tables lose.
+
+    Raises InputError, about ``path``, for an id that two faces have.
+    """
     places: dict[str, int] = {}
     for at, one in enumerate(ids):
-        if places.setdefault(str(one), at) != at:
+        name = str(one).strip()
+        if places.setdefault(name, at) != at:
             raise InputError(
-                f"{path}: names faces by ids, and {shortened(str(one))} is the id of rows {places[str(one)]:,} and "
+                f"{path}: names faces by ids, and {shortened(name)} is the id of rows {places[name]:,} and "
                 f"{at:,}; give every face an id of its own, or leave --id-column out for row numbers."
             )
     return places
@@ -222,9 +228,9 @@ def places_of(ids: Iterable[object], path: Path | str) -> dict[str, int]:
 
 def _face(text: str, n: int, places: dict[str, int] | None, path: Path, line: int) -> int:
     if places is not None:
-        if text not in places:
+        if text.strip() not in places:
             raise InputError(f"{path}: line {line:,} names {shortened(text)}, which is the id of no face.")
-        return places[text]
+        return places[text.strip()]
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise InputError(
             f"{path}: line {line:,} names {shortened(text)}; faces are row numbers from 0 here, and headings are "
@@ -238,7 +244,7 @@ def _face(text: str, n: int, places: dict[str, int] | None, path: Path, line: in
 def _number_or_place(face: object, places: dict[str, int] | None) -> int:
     """Return the row of a face, -1 for an id that no face has; raises TypeError for what is neither."""
     if places is not None and isinstance(face, str):
-        return places.get(face, -1)
+        return places.get(face.strip(), -1)
     if not isinstance(face, SupportsIndex):
         raise TypeError
     row = operator.index(face)

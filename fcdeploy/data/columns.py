@@ -1,7 +1,5 @@
 """Tables of named columns: CSV, TSV, Parquet or Feather, whole or not at all."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -9,6 +7,7 @@ from typing import IO
 import numpy as np
 
 from fcdeploy.data.atomic import atomic_file, check_parent
+from fcdeploy.data.csv_text import CsvText
 from fcdeploy.data.forms.tables import import_pyarrow
 from fcdeploy.data.run_record import check_not_of_a_run
 from fcdeploy.data.written_tables import SUFFIXES
@@ -53,15 +52,12 @@ def write_columns(path: Path | str, columns: Mapping[str, Column]) -> None:
 
 
 def _write_text(file: IO[bytes], columns: Mapping[str, Column], delimiter: str) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(columns)
+    text = CsvText(delimiter)
+    text.row(columns)
     for start in range(0, max(map(len, columns.values())), ROWS):
-        writer.writerows(zip(*(_cells(one[start : start + ROWS]) for one in columns.values()), strict=True))
-        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-        text.seek(0)
-        text.truncate()
-    file.write(text.getvalue().encode())  # the headings of a table without rows
+        text.rows(zip(*(_cells(one[start : start + ROWS]) for one in columns.values()), strict=True))
+        file.write(text.take().encode("utf-8", "surrogateescape"))
+    file.write(text.take().encode())  # the headings of a table without rows
 
 
 def _cells(column: Column) -> Sequence[object]:

@@ -26,9 +26,10 @@ class KeyedLabels:
     labels: np.ndarray
 
     def by_key(self) -> dict[str, int]:
-        """Return the label of each key; raises InputError for a key that has two."""
+        """Return the label of each key, without spaces around it; raises InputError for a key that has two."""
         found: dict[str, int] = {}
-        for at, (key, label) in enumerate(zip(self.keys, self.labels.tolist(), strict=True)):
+        for at, (given, label) in enumerate(zip(self.keys, self.labels.tolist(), strict=True)):
+            key = given.strip()
             if found.setdefault(key, label) != label:
                 raise InputError(
                     f"{self.name}: names {shortened(key)} twice, with different labels (the second is row {at + 1:,}); "

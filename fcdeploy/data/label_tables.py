@@ -21,6 +21,7 @@ HEADINGS = frozenset(
     )
 )
 SNIFFED = 20  # lines
+LINE_END = r"\r\n?|\n"
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
@@ -102,7 +103,9 @@ def _delimiter_of(text: str, path: Path) -> str | None:
     """Return the delimiter that stands equally often in most of the first lines, or None where there is one column."""
     if path.suffix.lower() in (".lst", ".tsv", ".tab"):
         return "\t"
-    first = re.sub(r'"[^"]*"', '""', "\n".join(text.splitlines()[:SNIFFED])).splitlines()
+    # Not splitlines, which cuts at what a name may hold, too.
+    begin = "\n".join(re.split(LINE_END, text, maxsplit=SNIFFED)[:SNIFFED])
+    first = re.split(LINE_END, re.sub(r'"[^"]*"', '""', begin))
     first = [line for line in first if line.strip()]
     found = {
         delimiter: sum(line.count(delimiter) == first[0].count(delimiter) for line in first)

@@ -1,12 +1,11 @@
 """Labels as a table of two columns, id and label: CSV, TSV, Parquet or Feather."""
 
-import csv
-import io
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from fcdeploy.data.csv_text import CsvText
 from fcdeploy.data.forms.tables import import_pyarrow
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".feather")
@@ -29,15 +28,13 @@ def write_table(file: IO[bytes], path: Path, labels: np.ndarray, ids: np.ndarray
     ids = np.arange(len(labels)) if ids is None else ids
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
-        writer.writerow(("id", "label"))
+        text = CsvText("\t" if suffix == ".tsv" else ",")
+        text.row(("id", "label"))
         for start in range(0, len(labels), ROWS):
             block = slice(start, start + ROWS)
-            writer.writerows(zip(ids[block].tolist(), labels[block].tolist(), strict=True))
-            file.write(text.getvalue().encode())
-            text.seek(0)
-            text.truncate()
+            text.rows(zip(ids[block].tolist(), labels[block].tolist(), strict=True))
+            file.write(text.take().encode())
+        file.write(text.take().encode())  # the headings of a table without rows
         return
     arrow = import_pyarrow(str(path))
     table = arrow.table({"id": arrow.array(ids.tolist()), "label": arrow.array(labels)})

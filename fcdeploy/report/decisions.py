@@ -20,6 +20,7 @@ import numpy as np
 from fcdeploy.clustering.constraints import contradiction
 from fcdeploy.data.atomic import check_parent, open_own
 from fcdeploy.data.checked_pairs import DIFFERENT, NOT_A_FACE, SAME, places_of
+from fcdeploy.data.csv_text import CsvText
 from fcdeploy.errors import FcdeployError, InputError
 
 HEADINGS = ("a", "b", "answer", "kind", "revision", "undoes", "faces", "name", "time")
@@ -162,7 +163,7 @@ class DecisionLog:
     def _row(self, name: str) -> int:
         if self._rows is None:
             return int(name)
-        return self._rows.get(name, self.n)  # which no face has
+        return self._rows.get(name.strip(), self.n)  # which no face has
 
     def _faces_of(self, text: str) -> list[int]:
         """Return the rows in the column faces: numbers, or a list of names as JSON has it."""
@@ -182,9 +183,9 @@ class DecisionLog:
         return ("", "", "", UNDO, revision, undoes, "", "", _now())
 
     def _write(self, rows: Sequence[Sequence[object]]) -> None:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        data = text.getvalue().encode()
+        text = CsvText()
+        text.rows(rows)
+        data = text.take().encode()
         size = os.fstat(self._handle).st_size
         try:
             written = os.write(self._handle, data)

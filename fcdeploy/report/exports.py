@@ -47,16 +47,18 @@ def export_clusters(
     - to: 'folders' (a folder of images per cluster, the largest first), 'csv', 'parquet' or 'jsonl' (a row per face),
       'fiftyone' (a FiftyOneImageClassificationDataset), 'embedding-atlas' (Parquet with thumbnails and neighbors) or
       'spotlight' (Parquet with paths of images).
-    - images: the images of the faces, one per row, as ``fcdeploy.embed`` takes them; folders and FiftyOne need them.
+    - images: the images of the faces, one per row, as ``fcdeploy.embed`` takes them; by default the crops that a run
+      over photos keeps. Folders and FiftyOne need them.
     - files: how folders and FiftyOne refer to images: 'symlink', 'hardlink' or 'copy'. Images in archives are copied.
 
     Raises InputError where ``output`` exists: nothing is replaced.
     """
     output = Path(output)
-    check_asked(output, to, images, files)
+    check_asked(output, to, files)
     run = open_run(run_dir, images=images, path_column=path_column)
     if to in ("folders", "fiftyone"):
-        assert run.files is not None
+        if run.files is None:
+            raise InputError(f"--to {to}: needs the images; give the list of them with --images.")
         placed = Images(run.files, files)
         with atomic_folder(output, lambda folder: None) as folder:
             (write_folders if to == "folders" else write_fiftyone)(folder, run, placed)
@@ -71,7 +73,7 @@ def export_clusters(
     return output
 
 
-def check_asked(output: Path, to: str, images: Path | str | None, files: str) -> None:
+def check_asked(output: Path, to: str, files: str) -> None:
     """Raise InputError for what cannot be written, before the work starts."""
     if to not in TARGETS:
         raise InputError(f"--to {to}: is none of {', '.join(TARGETS)}.")
@@ -82,8 +84,6 @@ def check_asked(output: Path, to: str, images: Path | str | None, files: str) ->
     ):
         raise InputError(f"{output}: exists; nothing is replaced; choose another output or remove it.")
     if to in ("folders", "fiftyone"):
-        if images is None:
-            raise InputError(f"--to {to}: needs the images; give the list of them with --images.")
         return
     suffixes = SUFFIXES.get(to, PARQUET)
     if output.suffix.lower() not in suffixes:

@@ -1,13 +1,16 @@
 """A finished run, opened for viewing: its clusters, how sure they are, its summary, and the images of its faces."""
 
+import csv
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fcdeploy.clustering.flags import Confidence
-from fcdeploy.data.filelist import Filelist
+from fcdeploy.data.archives import opened_lines
+from fcdeploy.data.filelist import Filelist, filelist_from_lines
 from fcdeploy.data.imagelist import open_images
 from fcdeploy.data.keyed_labels import ID_HEADINGS, read_keyed_labels
 from fcdeploy.data.label_values import UNKNOWN
@@ -17,7 +20,9 @@ from fcdeploy.errors import InputError, counted
 from fcdeploy.report.overview import Clusters
 from fcdeploy.run.folder import SUMMARY
 from fcdeploy.run.summary import Summary
+from fcdeploy.runtime.cluster_photos import CROPS
 from fcdeploy.runtime.evidence import Placed, read_placed
+from fcdeploy.runtime.face_lists import FACES
 from fcdeploy.runtime.review import measured_rows
 from fcdeploy.runtime.stored import names_of_rows
 
@@ -26,8 +31,8 @@ from fcdeploy.runtime.stored import names_of_rows
 class OpenedRun:
     """placed, confidence: of all rows; summary: as ``cluster --json`` printed it, empty where it is gone.
 
-    files: the images of the rows, line for row; truth: (rows,) int64, -1 where nobody is said; each None where none
-    were given. ids: (rows,) text or integers by which the rows are known outside of the run, None for row numbers.
+    files: the images of the rows, line for row; truth: (rows,) int64, -1 where nobody is said; each None where there
+    are none. ids: (rows,) text or integers by which the rows are known outside of the run, None for row numbers.
     """
 
     folder: Path
@@ -61,13 +66,15 @@ def open_run(
 ) -> OpenedRun:
     """Read a finished run from its folder, the list of its images and its true identities, where they are given.
 
+    Without ``images``, those of a run over photos are the crops that it keeps.
+
     Raises InputError for a folder without a finished run, and for lists and labels of another number of faces.
     """
     folder = Path(run_dir)
     placed = read_placed(folder)
     n = len(placed.labels)
-    files = None if images is None else images_of(images, n, path_column)
     ids = names_of_rows(folder, placed)
+    files = crops_in(folder, ids) if images is None else images_of(images, n, path_column)
     truth = None if labels is None else truth_of(Path(labels), n, label_column, ids)
     confidence = measured_rows(placed)
     release_pages(placed.evidence.lists.ids, placed.evidence.lists.sims)  # read, and hardly needed again
@@ -79,8 +86,9 @@ def truth_of(path: Path, n: int, column: str | None, ids: np.ndarray | None) -> 
     keyed = None if ids is None or not path.is_file() else read_keyed_labels(path, column, ID_HEADINGS)
     if ids is not None and keyed is not None:
         by_id = keyed.by_key()
-        if any(str(one) in by_id for one in ids):
-            return np.array([by_id.get(str(one), UNKNOWN) for one in ids], np.int64)
+        names = [str(one).strip() for one in ids]
+        if any(name in by_id for name in names):
+            return np.array([by_id.get(name, UNKNOWN) for name in names], np.int64)
     truth = read_labels(path, n, column)
     check_known(truth, str(path), "ignore")
     return truth
@@ -96,6 +104,22 @@ def images_of(images: Path | str, n: int, path_column: str | None = None) -> Fil
             "one image per row of the features."
         )
     return files
+
+
+def crops_in(folder: Path, ids: np.ndarray | None) -> Filelist | None:
+    """Return the crops that a run over photos keeps in its folder, None where they are not those of its faces.
+
+    ids: (n,) of the faces. After other gates, or an update, the crops are of other faces.
+    """
+    path = folder / CROPS / FACES
+    if ids is None or not path.is_file():
+        return None
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    if [row.get("face") for row in rows] != ids.tolist():
+        return None
+    lines = [os.fsencode(row["crop"]) for row in rows]
+    return opened_lines(filelist_from_lines(os.fsencode(path.parent), lines, str(path)))
 
 
 def read_summary(folder: Path) -> Summary:

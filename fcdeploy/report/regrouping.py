@@ -1,24 +1,22 @@
 """Clusters as the next run is going to make them of what a person has decided, without that run."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from fcdeploy.clustering.forest import strongest_between
-from fcdeploy.data.checked_pairs import read_pairs
+from fcdeploy.data.checked_pairs import CheckedPairs
 from fcdeploy.report.opened import OpenedRun
 from fcdeploy.runtime.evidence import Placed, labels_of_faces, rows_of_faces
 from fcdeploy.runtime.review import Review, check_pairs, constrained_rows, measured_rows
 
 
-def regrouped(run: OpenedRun, decisions: Path) -> OpenedRun:
+def regrouped(run: OpenedRun, pairs: CheckedPairs) -> OpenedRun:
     """Return a run with the clusters that ``fcdeploy cluster --pairs`` makes of the decisions in a log.
 
     run: as it was opened, not what this returned before. The similarity within clusters that are others now is not
     known without the features, and NaN. Raises InputError for decisions that contradict copies of a face.
     """
-    pairs = read_pairs(decisions, run.n, run.ids)
     check_pairs(pairs, run.n, run.ids)
     placed, evidence = run.placed, run.placed.evidence
     known = Review(pairs=pairs)

@@ -6,12 +6,13 @@ page of another site can neither read (the cookie is SameSite=Strict, the host i
 
 import secrets
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fcdeploy.data.checked_pairs import DIFFERENT, NOT_A_FACE, SAME
+from fcdeploy.data.checked_pairs import DIFFERENT, NOT_A_FACE, SAME, read_pairs
 from fcdeploy.data.images import import_pillow
 from fcdeploy.errors import FcdeployError, InputError
 from fcdeploy.packages import import_package
@@ -72,6 +73,7 @@ class Desk:
     """What decisions are made on: the run, its clusters as they are shown, the log, and the files of the page by name.
 
     grouped: the revision of the log up to which clusters respect it, see ``regroup``. seed: of the random sample.
+    writing: held where the log is added to or read whole, and where other clusters are shown.
     """
 
     run: OpenedRun
@@ -80,6 +82,7 @@ class Desk:
     files: dict[str, bytes]
     grouped: int = 0
     seed: int = 0
+    writing: threading.Lock = field(default_factory=threading.Lock)
 
     def state(self) -> dict[str, object]:
         """What a page has to know of decisions."""
@@ -93,13 +96,20 @@ class Desk:
 
     def regroup(self, revision: int) -> None:
         """Show the clusters that the next run makes of all decisions; raises StaleError and what ``regrouped`` does."""
-        self.log.check_seen(revision)
-        run = regrouped(self.run, self.log.path)
+        with self.writing:  # what another tab decides meanwhile is not in these clusters
+            self.log.check_seen(revision)
+            pairs = read_pairs(self.log.path, self.run.n, self.run.ids)
+        run = regrouped(self.run, pairs)
         files = files_of_page(run, self.log.path, self.seed, revision)
-        self.clusters, self.files, self.grouped = run.clusters, files, revision
+        with self.writing:
+            self.clusters, self.files, self.grouped = run.clusters, files, revision
 
     def decide(self, asked: dict[str, object]) -> Decision:
         """Write a decision that a page asks for; raises InputError for what is none, and StaleError."""
+        with self.writing:
+            return self._decide(asked)
+
+    def _decide(self, asked: dict[str, object]) -> Decision:
         self.check_shown(asked.get("grouped", 0))
         kind, revision = asked.get("kind"), whole_number(asked.get("revision"))
         given = asked.get("faces") or []
@@ -130,6 +140,11 @@ class Desk:
             faces = [corrections.most_typical(self.clusters, self.clusters.rows(cluster))]
         return self.log.append(revision, str(kind), said, faces, name)
 
+    def undo(self, revision: int) -> None:
+        """Take the last decision back; raises StaleError."""
+        with self.writing:
+            self.log.undo(revision)
+
 
 def whole_number(value: object) -> int:
     """Return a whole number out of JSON; raises InputError for anything else."""
@@ -140,15 +155,20 @@ def whole_number(value: object) -> int:
 
 def open_desk(
     run_dir: Path | str,
-    images: Path | str,
+    images: Path | str | None,
     decisions: Path | str,
     path_column: str | None = None,
     seed: int = 0,
 ) -> Desk:
-    """Open a run, its images and its decisions, and make the page; see ``fcdeploy report`` for what is raised."""
+    """Open a run, its images and its decisions, and make the page; see ``fcdeploy report`` for what is raised.
+
+    images: by default the crops that a run over photos keeps.
+    """
     check_installed()
     import_pillow()
     run = open_run(run_dir, images=images, path_column=path_column)
+    if run.files is None:
+        raise InputError(f"{run_dir}: holds no images of its faces; give the list of them with --images.")
     log = DecisionLog(decisions, run.n, run.ids)
     try:
         files = files_of_page(run, Path(decisions), seed, 0)
@@ -197,7 +217,7 @@ def application(desk: Desk, token: str, port: int) -> App:
         try:
             asked = await body_of(request)
             if request.url.path == "/undo":
-                desk.log.undo(whole_number(asked.get("revision")))
+                desk.undo(whole_number(asked.get("revision")))
             elif request.url.path == "/regroup":
                 async with regrouping:
                     await run_in_threadpool(desk.regroup, whole_number(asked.get("revision")))

@@ -63,8 +63,8 @@ def report(
 
     - run_dir: the folder of the run.
     - output: the folder to write; it is created, or replaces that of an earlier report.
-    - images: images of the faces, as ``fcdeploy.embed`` takes them, one per row of the features; without them the page
-      shows numbers only.
+    - images: images of the faces, as ``fcdeploy.embed`` takes them, one per row of the features; by default the crops
+      that a run over photos keeps. Without any the page shows numbers only.
     - labels: true identities, to report quality and mark wrong faces.
     - seed: random seed of the random sample of clusters.
 

@@ -8,8 +8,6 @@ gated.csv, gated.txt, gated.bin  the same of faces that did not pass, with the r
 """
 
 import contextlib
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ import numpy as np
 
 from fcdeploy.data.atomic import atomic_file
 from fcdeploy.data.bad_list import write_bad_list
+from fcdeploy.data.csv_text import CsvText
 from fcdeploy.data.features import new_hash
 from fcdeploy.data.images import FIRST_BAD, REASONS, State
 from fcdeploy.data.sidecar import Sidecar, sidecar_bytes
@@ -189,10 +188,9 @@ def write_faces(path: Path, table: FaceTable, faces: np.ndarray) -> None:
 
 
 def _write_faces(file: IO[bytes], table: FaceTable, faces: np.ndarray, *, with_reasons: bool = False) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    text = CsvText()
     more = [*(["norm"] if table.norms is not None else []), *(["reason"] if with_reasons else [])]
-    writer.writerow((*HEADINGS, *more))
+    text.row((*HEADINGS, *more))
     for at, face in enumerate(faces.tolist()):
         cells = [
             table.face_id(face),
@@ -204,12 +202,10 @@ def _write_faces(file: IO[bytes], table: FaceTable, faces: np.ndarray, *, with_r
             cells.append(f"{table.norms[face]:.4f}")
         if with_reasons:
             cells.append(table.reasons[face])
-        writer.writerow(cells)
+        text.row(cells)
         if at % BLOCK == BLOCK - 1:
-            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-            text.seek(0)
-            text.truncate()
-    file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+            file.write(text.take().encode("utf-8", "surrogateescape"))
+    file.write(text.take().encode("utf-8", "surrogateescape"))
 
 
 def _write_lines(file: IO[bytes], lines: Iterator[bytes]) -> None:

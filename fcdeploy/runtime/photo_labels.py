@@ -39,9 +39,9 @@ class PhotoLabels:
         """
         passed = table.passed
         if self.of_face is not None:
-            ids = [table.face_id(face) for face in passed.tolist()]
+            ids = [table.face_id(face).strip() for face in passed.tolist()]
             labels = np.array([self.of_face.get(one, UNKNOWN) for one in ids], np.int64)
-            everybody = {table.face_id(face) for face in range(len(table.photo))}
+            everybody = {table.face_id(face).strip() for face in range(len(table.photo))}
             missed = [one for one in self.of_face if one not in everybody]
             if missed:
                 self._tell(
@@ -84,42 +84,35 @@ def read_photo_labels(path: Path, photos: Filelist, column: str | None = None) -
         except WrongNumberOfLabels as error:
             told = f"{counted(error.found, 'label')} for {counted(photos.n, 'photo')}"
             raise InputError(f"{path}: {told}; {FORMS}.") from error
-    place = {photos.shown(at): at for at in range(photos.n)}
-    if keyed.heading.lower() in ID_HEADINGS:
-        return _by_face(keyed, place)
-    return _by_photo(keyed, place)
+    names = [photos.shown(at).strip() for at in range(photos.n)]  # tables lose the spaces around them
+    return (_by_face if keyed.heading.lower() in ID_HEADINGS else _by_photo)(keyed, names)
 
 
-def _by_face(keyed: KeyedLabels, place: dict[str, int]) -> PhotoLabels:
-    of_face = keyed.by_key()
-    if not any(face.rpartition("#")[0] in place for face in of_face):
-        raise _no_photo(keyed, place)
+def _by_face(keyed: KeyedLabels, names: list[str]) -> PhotoLabels:
+    of_face, known = keyed.by_key(), set(names)
+    if not any(face.rpartition("#")[0] in known for face in of_face):
+        raise _no_photo(keyed, names)
     return PhotoLabels(keyed.name, of_face=of_face)
 
 
-def _by_photo(keyed: KeyedLabels, place: dict[str, int]) -> PhotoLabels:
-    labels = np.full(len(place), UNKNOWN, np.int64)
-    missed = []
-    for photo, label in keyed.by_key().items():
-        if photo in place:
-            labels[place[photo]] = label
-        else:
-            missed.append(photo)
-    if len(missed) == len(set(keyed.keys)):
-        raise _no_photo(keyed, place)
+def _by_photo(keyed: KeyedLabels, names: list[str]) -> PhotoLabels:
+    of_name, known = keyed.by_key(), set(names)
+    missed = [photo for photo in of_name if photo not in known]
+    if len(missed) == len(of_name):
+        raise _no_photo(keyed, names)
     if missed:
         warnings.warn(
-            f"{keyed.name}: photos that it names and that were not given: {len(missed):,} of {len(set(keyed.keys)):,} "
+            f"{keyed.name}: photos that it names and that were not given: {len(missed):,} of {len(of_name):,} "
             f"(the first is {shortened(missed[0])}).",
             FcdeployWarning,
             stacklevel=3,
         )
-    return PhotoLabels(keyed.name, labels)
+    return PhotoLabels(keyed.name, np.array([of_name.get(name, UNKNOWN) for name in names], np.int64))
 
 
-def _no_photo(keyed: KeyedLabels, place: dict[str, int]) -> InputError:
+def _no_photo(keyed: KeyedLabels, names: list[str]) -> InputError:
     return InputError(
-        f"{keyed.name}: its column '{keyed.heading}' names none of the {len(place):,} photos (its first is "
-        f"{shortened(keyed.keys[0])}, the first photo is {shortened(next(iter(place)))}); write paths as the list of "
+        f"{keyed.name}: its column '{keyed.heading}' names none of the {len(names):,} photos (its first is "
+        f"{shortened(keyed.keys[0])}, the first photo is {shortened(names[0])}); write paths as the list of "
         "photos has them, relative to their folder."
     )

@@ -382,6 +382,15 @@ def test_a_run_folder_keeps_crops_and_embeddings(album: Path, fcdeploy: Command,
     assert fcdeploy(*command, "-o", "b.csv", "--run-dir", "run").code == 0
     assert content(Path("run/crops")) == kept
     assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
+    assert fcdeploy("report", "run").code == 0  # shows the crops, without being told where they are
+    assert Path("report/index.html").read_text().count('class="t s0 ') >= 8
+    assert Path("report/thumbs-000.jpg").exists()
+    assert fcdeploy("export-clusters", "run", "--to", "folders", "-o", "people").code == 0
+    assert len([path for path in Path("people").rglob("*") if path.is_file()]) == 8
+    gated = fcdeploy(*command, "-o", "a.csv", "--run-dir", "run", "--min-size", "100000")
+    assert gated.code == 2
+    assert fcdeploy("report", "run").code == 0  # crops of other faces than the run's are not shown
+    assert not Path("report/thumbs-000.jpg").exists()
 
 
 def clustered(fcdeploy: Command, bundle: Bundle, *more: object) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+import csv
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,21 @@ def test_photos_have_any_name_that_a_file_has(tmp_path, end):
     lines = [*(name.encode() for name in names), b"\xff.jpg", b"\xfe.jpg", b"\xff.jpg", b""]
     (tmp_path / "photos.txt").write_bytes(end.join([*lines, b""]))
     assert read_photos(tmp_path / "photos.txt", 8).tolist() == [0, 1, 2, 0, 3, 4, 3, -1]
+
+
+def test_the_name_of_a_photo_may_hold_a_carriage_return(tmp_path):
+    (tmp_path / "photos.txt").write_bytes(b"a\rb.jpg\na.jpg\na\rb.jpg\n")
+    assert read_photos(tmp_path / "photos.txt", 3).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_cell_of_a_table_may_hold_whatever_ends_a_line(tmp_path, suffix):
+    names = ["a\rb", "a\nb", "a\r\nb", "a\u2028b", 'a"b', "a,b\tc"]
+    path = tmp_path / f"t{suffix}"
+    write_columns(path, {"id": names, "x": np.arange(6)})
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file, delimiter="\t" if suffix == ".tsv" else ","))
+    assert rows == [["id", "x"], *([name, str(at)] for at, name in enumerate(names))]
 
 
 def test_a_table_holds_its_columns_with_empty_cells_for_nan(tmp_path):

@@ -7,6 +7,8 @@ import signal
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fcdeploy.clustering.constraints import Constraints, constrain
 from fcdeploy.clustering.forest import without_faces
@@ -55,6 +57,38 @@ def test_who_opens_the_file_again_finds_all_of_it(log, tmp_path):
     again = DecisionLog(tmp_path / "decisions.csv", N)
     assert (again.live(), again.revision) == before
     again.close()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(
+            str.strip
+        ),
+        min_size=4,
+        max_size=4,
+        unique_by=str.strip,
+    )
+)
+def test_faces_may_have_any_name(tmp_path, names):
+    """As ids from paths of photos have them: commas, quotes, spaces around, and whatever ends a line somewhere."""
+    path = tmp_path / "named.csv"
+    path.unlink(missing_ok=True)
+    ids = np.array(names, object)
+    log = DecisionLog(path, 4, ids)
+    for _ in range(3):
+        log.append(log.revision, "different", [(0, 3, "different")], [0, 3])
+    log.append(log.revision, "same", [(2, 1, "same")], [2, 1])
+    log.append(log.revision, "not-a-face", [(0, None, "not-a-face")], [0])
+    before = log.live()
+    log.close()
+    again = DecisionLog(path, 4, ids)
+    assert again.live() == before
+    again.close()
+    pairs = read_pairs(path, 4, ids)
+    assert pairs.ids.tolist() == [[0, 3], [2, 1]]
+    assert pairs.same.tolist() == [False, True]
+    assert pairs.not_faces.tolist() == [0]
 
 
 def test_the_same_pair_answered_anew_takes_the_earlier_answer_back(log):

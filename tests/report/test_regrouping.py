@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import fcdeploy
+from fcdeploy.data.checked_pairs import CheckedPairs, read_pairs
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.errors import InputError
+from fcdeploy.report import serving
 from fcdeploy.report.decisions import DecisionLog, StaleError
 from fcdeploy.report.opened import OpenedRun, open_run
 from fcdeploy.report.regrouping import regrouped, unchanged
@@ -42,6 +44,11 @@ def decide(desk: Desk, **asked: object) -> None:
     desk.decide({"revision": desk.log.revision, **asked})
 
 
+def decided(desk: Desk) -> CheckedPairs:
+    """What the log of a desk says."""
+    return read_pairs(desk.log.path, desk.run.n, desk.run.ids)
+
+
 def several(run: OpenedRun) -> list[int]:
     """The clusters of four faces or more, the largest first."""
     sizes = run.clusters.sizes
@@ -62,7 +69,7 @@ def test_regrouped_clusters_are_those_of_the_next_run(
     decide(desk, kind="same", faces=[int(run.clusters.rows(one)[0]) for one in (a, b)])
     decide(desk, kind="merge", cluster=first, other=second)
     desk.log.undo(desk.log.revision)
-    made = regrouped(run, desk.log.path)
+    made = regrouped(run, decided(desk))
     expected = fcdeploy.cluster(features, engine=pse_bundle.path, pairs=desk.log.path)
     assert np.array_equal(made.placed.labels, expected)
     assert not np.array_equal(run.placed.labels, expected)
@@ -75,7 +82,7 @@ def test_regrouped_clusters_are_those_of_the_next_run(
 
 
 def test_nothing_decided_regroups_nothing(desk: Desk) -> None:
-    made = regrouped(desk.run, desk.log.path)
+    made = regrouped(desk.run, decided(desk))
     assert np.array_equal(made.placed.labels, desk.run.placed.labels)
     assert np.array_equal(made.placed.evidence.within, desk.run.placed.evidence.within, equal_nan=True)
     assert np.array_equal(made.confidence.clusters.flags, desk.run.confidence.clusters.flags)
@@ -84,7 +91,7 @@ def test_nothing_decided_regroups_nothing(desk: Desk) -> None:
 def test_copies_of_a_face_cannot_be_told_apart(desk: Desk) -> None:
     decide(desk, kind="different", faces=[3, 400])
     with pytest.raises(InputError, match="copies of one face"):
-        regrouped(desk.run, desk.log.path)
+        regrouped(desk.run, decided(desk))
 
 
 @pytest.mark.parametrize(
@@ -125,3 +132,34 @@ def test_numbers_of_clusters_that_are_shown_no_more_are_refused(
         assert np.array_equal(desk.clusters.sizes, sizes)
     finally:
         desk.log.close()
+
+
+def test_what_is_decided_while_clusters_are_regrouped_waits_for_the_next_time(
+    made_run: Path, coloured_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another tab decides between the first and the last step of a regrouping."""
+    desk = open_desk(made_run, coloured_faces, tmp_path / "decisions.csv")
+    try:
+        first, second, third, *_ = several(desk.run)
+        sizes = desk.run.clusters.sizes
+        decide(desk, kind="merge", cluster=first, other=second)
+
+        def slow(run: OpenedRun, pairs: CheckedPairs) -> OpenedRun:
+            decide(desk, kind="merge", cluster=first, other=third)
+            return regrouped(run, pairs)
+
+        monkeypatch.setattr(serving, "regrouped", slow)
+        desk.regroup(1)
+        assert (desk.grouped, desk.log.revision) == (1, 2)
+        assert desk.clusters.sizes.max() == sizes[first] + sizes[second]
+        monkeypatch.undo()
+        desk.regroup(2)
+        assert desk.clusters.sizes.max() == sizes[first] + sizes[second] + sizes[third]
+    finally:
+        desk.log.close()
+
+
+def test_a_run_without_images_is_not_reviewed(made_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--images"):
+        open_desk(made_run, None, tmp_path / "decisions.csv")
+    assert not (tmp_path / "decisions.csv").exists()

@@ -2,6 +2,7 @@
 "use strict";
 (() => {
   const { labels, nameOf, grouped } = window.fcdeployPage;
+  if (String(grouped) !== document.body.dataset.grouped) { location.reload(); return; } // regrouped while it was loaded
   const byId = (id) => document.getElementById(id);
   const all = (selector, root) => Array.from((root || document).querySelectorAll(selector));
   const status = byId("status");
