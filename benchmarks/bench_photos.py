@@ -2,9 +2,11 @@
 
     python benchmarks/bench_photos.py album/ --make 60 --crops faces.txt --embedder embedder.onnx
     python benchmarks/bench_photos.py album/ --embedder embedder.onnx
+    python benchmarks/bench_photos.py album/ --embedder embedder.onnx --photos 5000 --name photos_memory
 
-Without --make, the photos are those in the folder. Made ones are of 1 to 8 crops each, 90 to 300 pixels wide, on
-patches of colour with noise, JPEGs of quality 92.
+Without --make, the photos are those in the folder, with --photos over and over until there are so many. Made ones are
+of 1 to 8 crops each, 90 to 300 pixels wide, on patches of colour with noise, JPEGs of quality 92. Memory is that of the
+process, looked at every tenth of a second: whether it grows shows in its largest in each fifth of the time.
 """
 
 import json
@@ -20,8 +22,9 @@ from report import RESULTS, write_report
 
 NAME = "photos"
 HERE = Path(__file__).parent
+FIFTHS = 5
 CHILD = """
-import json, sys
+import json, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[5])
 from report import peak_bytes
@@ -30,7 +33,18 @@ from fcdeploy.runtime.faces import new_faces_job
 from fcdeploy.runtime.faces_run import faces_to_folder
 photos, detector, embedder, output = map(Path, sys.argv[1:5])
 job = new_faces_job(open_images(photos), detector, embedder=embedder, threads=int(sys.argv[6]))
-print(json.dumps({**faces_to_folder(job, output).summary, "peak_bytes": peak_bytes()}))
+held, ended = [], threading.Event()
+
+def look():
+    while not ended.wait(0.1):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        held.append(next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:")))
+
+if Path("/proc/self/status").exists():
+    threading.Thread(target=look, daemon=True).start()
+summary = faces_to_folder(job, output).summary
+ended.set()
+print(json.dumps({**summary, "peak_bytes": peak_bytes(), "held": held}))
 """
 
 
@@ -48,6 +62,9 @@ print(json.dumps({**faces_to_folder(job, output).summary, "peak_bytes": peak_byt
     show_default=True,
     help="Of made photos: width, height.",
 )
+@click.option(
+    "--photos", "count", type=int, help="Search so many photos: those of the folder, over and over."
+)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--repeats", default=1, show_default=True)
 @click.option("--name", default=NAME, show_default=True, help="Of the report.")
@@ -59,6 +76,7 @@ def main(
     make: int | None,
     crops: Path | None,
     size: tuple[int, int],
+    count: int | None,
     threads: int,
     repeats: int,
     name: str,
@@ -71,7 +89,10 @@ def main(
         make_album(photos, crops, make, size)
         return
     load = os.getloadavg()[0]
-    rows = [measured(photos, detector, embedder, threads) for _ in range(repeats)]
+    with tempfile.TemporaryDirectory() as scratch:
+        if count is not None:
+            photos = repeated(photos, count, Path(scratch) / "photos")
+        rows = [measured(photos, detector, embedder, threads) for _ in range(repeats)]
     rows.sort(key=lambda row: row["seconds"])
     arguments = {
         "size": list(size),
@@ -96,6 +117,16 @@ def make_album(folder: Path, crops: Path, photos: int, size: tuple[int, int]) ->
     write_album(folder, images, np.arange(len(images)), photos=photos, size=size, sides=(90, 300), seed=3)
 
 
+def repeated(photos: Path, count: int, folder: Path) -> Path:
+    """Fill a folder with ``count`` links to the photos of another one, over and over; returns it."""
+    files = sorted(path.resolve() for path in photos.iterdir() if path.is_file())
+    folder.mkdir()
+    for at in range(count):
+        file = files[at % len(files)]
+        (folder / f"{at:06}{file.suffix}").symlink_to(file)
+    return folder
+
+
 def measured(photos: Path, detector: Path, embedder: Path, threads: int) -> dict[str, float]:
     """Run once in a process of its own; seconds, from the start of the search to the last list."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -116,6 +147,7 @@ def measured(photos: Path, detector: Path, embedder: Path, threads: int) -> dict
             text=True,
         )
     found = json.loads(done.stdout)
+    held = [max(part.tolist(), default=0) for part in np.array_split(np.array(found["held"], int), FIFTHS)]
     stages = {f"{stage}_s": one["seconds"] for stage, one in found["stages"].items()}
     return {
         "photos": found["photos"],
@@ -124,6 +156,7 @@ def measured(photos: Path, detector: Path, embedder: Path, threads: int) -> dict
         "photos_per_s": found["photos"] / found["seconds"],
         **stages,
         "peak_bytes": found["peak_bytes"],
+        **{f"bytes_{fifth}": most for fifth, most in enumerate(held, start=1)},
     }
 
 

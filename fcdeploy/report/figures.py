@@ -37,6 +37,11 @@ def whole(number: float) -> str:
     return f"{int(number):,}"
 
 
+def rate(number: float) -> str:
+    """Write what is done per second, a low rate with a digit behind the point."""
+    return whole(number) if number >= 10 else f"{number:.1f}"
+
+
 def real(number: float) -> str:
     """Write a measure with three digits, a dash where there is none."""
     return "–" if number != number else f"{number:.3f}"
@@ -103,7 +108,7 @@ def stages_of(summary: Summary) -> list[Bar]:
     return [
         Bar(
             name,
-            (f"{stage['seconds']:,.2f}", whole(stage["faces_per_s"])),
+            (f"{stage['seconds']:,.2f}", rate(stage["faces_per_s"])),
             round(100 * stage["seconds"] / most, 2),
         )
         for name, stage in stages.items()

@@ -166,6 +166,8 @@ def page_of(
             has_images=files is not None,
             path=(lambda face: "") if files is None else files.shown,
             name=run.name,
+            named=run.ids is not None,
+            short=short,
             ids=by_ids,
             too_many_ids=run.ids is not None and not by_ids,
             truth=truth,
@@ -183,6 +185,11 @@ def page_of(
             computed=list(figures.computed_of(run.summary)),
         )
     )
+
+
+def short(name: str) -> str:
+    """Return what stands below a face: of a path, what is behind the last folder."""
+    return name[name.rstrip("/").rfind("/") + 1 :]
 
 
 def sections_of(overview: Overview, reviewing: Reviewing | None) -> Iterator[tuple[str, str, int]]:

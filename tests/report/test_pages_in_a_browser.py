@@ -337,6 +337,84 @@ def test_two_tabs_do_not_write_over_each_other(watch, review):
     assert len(decided(review)) == 2
 
 
+def test_answers_given_while_one_is_being_saved_wait_for_it(watch, review):
+    seen = watch()
+    opened(seen, review)
+    pairs = seen.page.locator("#singles .pair")
+    expected = [
+        (pairs.nth(at).get_attribute("data-a"), pairs.nth(at).get_attribute("data-b"), answer, answer)
+        for at, answer in enumerate(("same", "different", "same"))
+    ]
+    seen.page.evaluate(
+        "answers => answers.forEach((answer, at) => document.querySelectorAll('#singles .pair')[at]"
+        ".querySelector(`[data-answer=${answer}]`).click())",
+        [answer for *_, answer in expected],
+    )
+    wait_for(seen.page, "3 decisions")
+    assert decided(review) == expected
+    seen.page.evaluate("for (const _ of [1, 2]) document.getElementById('undo').click()")
+    wait_for(seen.page, "1 decision.")
+    assert seen.page.locator("#status").text_content().startswith("Taken back: different persons")
+    assert seen.said == []
+
+
+def test_a_page_that_is_loaded_while_clusters_are_regrouped_shows_the_new_ones(watch, review):
+    """Regrouped between the page and its data, whose numbers of clusters are not those of the page."""
+    headers = {
+        "Cookie": f"fcdeploy-review-{review.port}={review.token}",
+        "Content_Type": "application/json",
+        "Origin": f"http://127.0.0.1:{review.port}",
+    }
+    seen = watch()
+    opened(seen, review)
+    cards = seen.page.locator("#largest .card")
+    one, other = (int(cards.nth(at).get_attribute("data-cluster")) for at in (0, 1))
+    size = sum(int(cards.nth(at).get_attribute("data-size")) for at in (0, 1))
+    merge = f'{{"revision": 0, "grouped": 0, "kind": "merge", "cluster": {one}, "other": {other}}}'
+    assert review.ask("POST", "/decide", merge, **headers)[0] == 200
+
+    def late(route):
+        assert review.ask("POST", "/regroup", '{"revision": 1}', **headers)[0] == 200
+        route.continue_()
+
+    seen.page.route("**/data.js", late, times=1)
+    seen.page.goto(review.address)
+    seen.page.locator("body[data-grouped='1']").wait_for()
+    assert int(cards.first.get_attribute("data-size")) == size
+    wait_for(seen.page, "1 decision.")
+
+
+def test_long_ids_leave_the_faces_side_by_side(watch, made_run, coloured_faces, labels_of_run, tmp_path):
+    """As those from paths of photos are: the end of each stands below its face, and the search finds it whole."""
+    import made_runs
+
+    run = shutil.copytree(made_run, tmp_path / "run")
+    ids = [
+        f"2019/summer holidays in Brittany/IMG_20190712_{at:06}.jpg#{at % 3}"
+        for at in range(len(labels_of_run))
+    ]
+    made_runs.add_ids(run, np.array(ids, object))
+    page = fcdeploy.report(run, tmp_path / "report", images=coloured_faces)
+    for width in (1280, 390):
+        seen = watch(width=width)
+        seen.page.goto(page.as_uri())
+        tile = seen.page.locator("#largest .tile").first
+        face = int(tile.get_attribute("data-face"))
+        assert tile.get_attribute("title") == ids[face]
+        assert tile.locator("span").text_content() == ids[face].rpartition("/")[2]
+        boxes = seen.page.locator(".tile").evaluate_all(
+            "tiles => tiles.map(tile => [tile.scrollWidth, tile.getBoundingClientRect().width])"
+        )
+        assert max(max(box) for box in boxes) <= 84
+        seen.page.select_option("#kind", "face")
+        seen.page.fill("#number", ids[face])
+        seen.page.press("#number", "Enter")
+        found = seen.page.locator("#found .tile.odd")
+        assert found.locator("span").text_content() == ids[face].rpartition("/")[2]
+        assert found.get_attribute("title") == ids[face]
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_what_was_decided_survives_a_kill_of_the_server(watch, review, made_run, coloured_faces):
     seen = watch()
     opened(seen, review)

@@ -16,6 +16,7 @@ from fcdeploy.errors import InputError
 from fcdeploy.report.opened import open_run
 from fcdeploy.report.overview import overview_of
 from fcdeploy.report.thumbnails import EDGE, write_sprites
+from fcdeploy.report.writing import short
 
 
 class Page(HTMLParser):
@@ -202,6 +203,22 @@ def test_without_images_the_page_shows_numbers(made_run, tmp_path):
     assert not list(page.parent.glob("*.jpg"))
     assert Page(page).sheets
     assert not Page(page).places
+
+
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [
+        ("a/b/c.jpg#0", "c.jpg#0"),
+        ("17", "17"),
+        ("a/b/", "b/"),
+        ("/", "/"),
+        ("", ""),
+        ("/a", "a"),
+        ("x//", "x//"),
+    ],
+)
+def test_what_stands_below_a_face_is_the_end_of_a_path(name, below):
+    assert short(name) == below
 
 
 def test_labels_give_quality_and_mark_the_faces_of_others(made_run, tmp_path, labels_of_run):

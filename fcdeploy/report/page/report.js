@@ -28,6 +28,7 @@
   };
   const real = (value) => (value ? ((value - 1) / 65534 * 2 - 1).toFixed(3) : "–");
   const nameOf = (face) => (data.ids ? data.ids[face] : String(face));
+  const shortOf = (face) => { const name = nameOf(face); return name.slice(name.replace(/\/+$/, "").lastIndexOf("/") + 1); };
   const whole = (value) => value.toLocaleString("en");
   const flagsOf = (c) => data.flagNames.filter((_, bit) => clusterFlags[c] & (1 << bit));
 
@@ -65,7 +66,8 @@
       picture.setAttribute("aria-label", `Face ${nameOf(face)}, no picture here`);
       item.append(picture);
     }
-    item.append(made("span", "", nameOf(face)));
+    if (data.ids) item.title = nameOf(face);
+    item.append(made("span", "", shortOf(face)));
     return item;
   };
   const card = (c, face) => {

@@ -8,7 +8,8 @@
   const status = byId("status");
   let revision = -1;
   let decisions = [];
-  let busy = false;
+  let earlier = []; // the decisions before the last answer of the server
+  let sending = null; // whether what was sent last went well, until it is known
 
   const TEXTS = {
     same: "same person", different: "different persons", "not-a-face": "not a face", name: "named", split: "split off",
@@ -84,31 +85,40 @@
   };
   const counted = () => `${decisions.length} ${decisions.length === 1 ? "decision" : "decisions"}${revision > grouped && grouped ? ", not all of them in the clusters shown" : ""}.`;
 
+  // One after the other; what was waiting behind one that went wrong is not sent.
   const send = async (path, body) => {
-    if (busy) return false;
-    busy = true;
+    const before = sending;
+    const mine = (async () => (before === null || (await before)) && post(path, body))();
+    sending = mine;
+    const well = await mine;
+    if (sending === mine) sending = null;
+    return well;
+  };
+  const post = async (path, body) => {
     try {
       const answer = await fetch(path, {
         method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...body, revision, grouped }),
       });
       const found = await answer.json();
+      earlier = decisions;
       take(found);
       if (answer.ok) return true;
       say(`Not done: ${found.error}`, true);
     } catch {
       say("Not done: the review has ended, or does not answer. Start it again and reload; what was decided is kept.", true);
-    } finally { busy = false; }
+    }
     return false;
   };
   const decide = async (body) => {
     if (!(await send("decide", body))) return false;
-    clearChosen();
+    unchoose(body.faces || []);
     say(`Saved: ${told(decisions[decisions.length - 1])}. ${counted()}`);
     return true;
   };
   const undo = async () => {
-    const last = decisions[decisions.length - 1];
-    if (last && (await send("undo", {}))) say(`Taken back: ${told(last)}. ${counted()}`);
+    if (!(await send("undo", {}))) return;
+    const last = earlier[earlier.length - 1];
+    if (last) say(`Taken back: ${told(last)}. ${counted()}`);
   };
 
   const regroup = async () => {
@@ -118,7 +128,9 @@
 
   // What is chosen, and where the keyboard is.
   const chosen = () => all(".tile[aria-selected=true]");
-  const clearChosen = () => { for (const item of chosen()) item.setAttribute("aria-selected", "false"); };
+  const unchoose = (faces) => {
+    for (const item of chosen()) if (faces.includes(Number(item.dataset.face))) item.setAttribute("aria-selected", "false");
+  };
   const toggle = (item) => item.setAttribute("aria-selected", String(item.getAttribute("aria-selected") !== "true"));
   const stops = () => all("#found .card, section > .cards > .card, .links .pair, section > .pairs > .pair").filter((node) => node.offsetParent !== null);
   const current = () => document.activeElement?.closest(".pair, .card");
