@@ -157,5 +157,5 @@
   document.getElementById("find").addEventListener("submit", (event) => { event.preventDefault(); find(); });
   const menu = document.querySelector(".menu");
   menu.addEventListener("click", (event) => { if (event.target.closest("a")) menu.open = false; });
-  window.fcdeployPage = { labels, card, tile, nameOf, grouped: data.grouped };
+  window.fcdeployPage = { labels, card, tile, nameOf, shortOf, grouped: data.grouped };
 })();

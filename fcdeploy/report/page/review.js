@@ -1,7 +1,7 @@
 // Decisions on the page of a review: by mouse and by keyboard, written by the server before they are shown.
 "use strict";
 (() => {
-  const { labels, nameOf, grouped } = window.fcdeployPage;
+  const { labels, nameOf, shortOf, grouped } = window.fcdeployPage;
   if (String(grouped) !== document.body.dataset.grouped) { location.reload(); return; } // regrouped while it was loaded
   const byId = (id) => document.getElementById(id);
   const all = (selector, root) => Array.from((root || document).querySelectorAll(selector));
@@ -19,7 +19,7 @@
     status.textContent = text;
     status.classList.toggle("warn", Boolean(wrong));
   };
-  const told = (one) => `${TEXTS[one.kind]}${one.name ? ` “${one.name}”` : ""}: ${one.faces.length > 1 ? "faces" : "face"} ${one.faces.map(nameOf).join(", ")}`;
+  const told = (one, name = shortOf) => `${TEXTS[one.kind]}${one.name ? ` “${one.name}”` : ""}: ${one.faces.length > 1 ? "faces" : "face"} ${one.faces.map((face) => name(face)).join(", ")}`;
 
   // Everything that decisions say, shown anew: on pairs, faces and clusters, and in the log.
   const render = () => {
@@ -38,7 +38,7 @@
         note(labels[a], `merged with cluster ${labels[b]}`);
         note(labels[b], `merged with cluster ${labels[a]}`);
       } else if (one.kind === "name") note(labels[a], `named “${one.name}”`);
-      else for (const face of one.faces) { faces.set(face, TEXTS[one.kind]); note(labels[face], `face ${nameOf(face)} ${TEXTS[one.kind]}`); }
+      else for (const face of one.faces) { faces.set(face, TEXTS[one.kind]); note(labels[face], `face ${shortOf(face)} ${TEXTS[one.kind]}`); }
     }
     for (const pair of all(".pair")) {
       const a = Number(pair.dataset.a), b = Number(pair.dataset.b);
@@ -63,7 +63,7 @@
     const log = byId("log");
     log.replaceChildren(...decisions.slice(-500).reverse().map((one) => {
       const item = document.createElement("li");
-      item.textContent = told(one);
+      item.textContent = told(one, nameOf);
       return item;
     }));
     byId("undo").disabled = !decisions.length;
@@ -191,7 +191,7 @@
       const faces = facesFor(card);
       if (!faces.length) { say("Choose faces first: click them, or go to them with the arrow keys and press space.", true); return; }
       if (what === "move") {
-        const other = await ask("Move", `${faces.length === 1 ? `Face ${nameOf(faces[0])} belongs` : `${faces.length} faces belong`} to cluster`, true);
+        const other = await ask("Move", `${faces.length === 1 ? `Face ${shortOf(faces[0])} belongs` : `${faces.length} faces belong`} to cluster`, true);
         if (other !== null) await decide({ kind: "move", faces, other });
       } else await decide({ kind: what, faces });
     }
