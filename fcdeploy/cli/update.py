@@ -20,9 +20,10 @@ from fcdeploy.errors import counted
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fcdeploy.clustering.identity import Change, Decide
+    from fcdeploy.clustering.decided import Decide
+    from fcdeploy.clustering.identity import Change
 
-DECISIONS = ("apply", "ask", "never")
+DECISIONS = ("clear", "apply", "ask", "never")
 GROUPS = {
     "Changes": ("add", "column", "id_column", "remove", "pairs", "same_photo", "merges", "splits", "on_bad"),
     "Engine": ("engine",),
@@ -47,16 +48,18 @@ GROUPS = {
 @click.option(
     "--merges",
     type=click.Choice(DECISIONS),
-    default="apply",
+    default="clear",
     show_default=True,
-    help="Old clusters that become connected: merge them, ask for each merge, or never merge.",
+    help="Old clusters that become connected: merge those with strong links between them (clear) or all (apply), ask "
+    "for each merge, or never merge.",
 )
 @click.option(
     "--splits",
     type=click.Choice(DECISIONS),
-    default="apply",
+    default="clear",
     show_default=True,
-    help="Old clusters that fall apart: split them, ask for each split, or never split.",
+    help="Old clusters that fall apart: split those that removed faces held together (clear) or all (apply), ask for "
+    "each split, or never split.",
 )
 @click.option(
     "-o",
@@ -109,7 +112,7 @@ def command(
     \b
     Example:
       fcdeploy update run --add new.bin -o updated.csv
-      fcdeploy update run --remove ids.txt --splits never -o updated.csv
+      fcdeploy update run --add new.bin --remove ids.txt --merges ask -o updated.csv
     """
     import json
 
@@ -159,24 +162,27 @@ def command(
         click.echo(
             f"{output}: {counted(said['faces'], 'face')} in {counted(said['clusters'], 'cluster')}; {said['added']:,} "
             f"added, {said['removed']:,} removed; {counted(said['merges'], 'merge')}, "
-            f"{counted(said['splits'], 'split')}, {said['refused']:,} refused ({run_dir / 'changes.csv'})"
+            f"{counted(said['splits'], 'split')}, {said['refused']:,} not made ({run_dir / 'changes.csv'})"
         )
 
 
-def decider(choice: str, flag: str) -> "Decide":
-    """Return who decides on changes of a kind; raises InputError when a person has to and there is none."""
+def decider(choice: str, flag: str) -> "Decide | None":
+    """Return who decides on changes of a kind, None for clear ones only.
+
+    Raises InputError when a person has to and there is none.
+    """
     import sys
 
     from fcdeploy.errors import InputError
 
     if choice == "ask" and not sys.stdin.isatty():
-        raise InputError(f"{flag} ask: needs a terminal to ask on; give apply or never.")
+        raise InputError(f"{flag} ask: needs a terminal to ask on; give clear, apply or never.")
+    if choice == "clear":
+        return None
 
     def ask(change: "Change") -> bool:
-        what = "be merged into" if change.kind == "merge" else "be split off into"
-        return click.confirm(
-            f"{counted(change.faces, 'face')} of cluster {change.old} would {what} {change.new}; do so?",
-            err=True,
-        )
+        what = f"be merged into {change.new}" if change.kind == "merge" else "be split off"
+        of = f"{counted(change.faces, 'face')} of cluster {change.old}"
+        return click.confirm(f"{of} would {what}; do so?", err=True)
 
     return ask if choice == "ask" else lambda change: choice == "apply"

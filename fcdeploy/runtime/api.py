@@ -11,8 +11,8 @@ from typing import Any, SupportsFloat, SupportsIndex, TypeGuard, TypeVar
 
 import numpy as np
 
+from fcdeploy.clustering.decided import Decide
 from fcdeploy.clustering.flags import Confidence
-from fcdeploy.clustering.identity import Decide
 from fcdeploy.clustering.metrics import evaluate
 from fcdeploy.data.features import Features, features_from_array, open_features
 from fcdeploy.data.filelist import filelist_from_paths
@@ -290,10 +290,7 @@ def assign(
     Returns labels (m,) int64, similarity and margin (m,) float32, see ``Assigned``. Raises InputError (a ValueError)
     for input that cannot be used.
     """
-    if _are_paths(features):
-        opened = open_features(features, read_state(Path(run_dir)).dim, column=column)
-    else:
-        opened = features_from_array(features, read_state(Path(run_dir)).dim)
+    opened = features_given(features, read_state(Path(run_dir)).dim, column)
     options = Options(
         threads=_whole("threads", threads) or 0,
         memory=_whole("memory", memory) or 0,
@@ -315,8 +312,8 @@ def update(
     remove: object = None,
     pairs: PathLike | Sequence[tuple[object, object, str]] | None = None,
     same_photo: PathLike | Sequence[object] | None = None,
-    merges: str | Decide = "apply",
-    splits: str | Decide = "apply",
+    merges: str | Decide = "clear",
+    splits: str | Decide = "clear",
     engine: PathLike | None = None,
     column: str | None = None,
     id_column: str | None = None,
@@ -337,8 +334,9 @@ def update(
     - pairs: pairs that a person has checked, a file or tuples (a, b, "same" or "different") of such ids; pairs of the
       run and of earlier updates still hold.
     - same_photo: the photo of each added face, a file or values; faces of one photo are kept apart.
-    - merges, splits: old clusters that become connected, or that fall apart: 'apply', 'never', or a function that gets
-      each change (``old``, ``new``, ``faces``, ``kind``) and returns whether to apply it.
+    - merges, splits: old clusters that become connected, or that fall apart: 'clear' (merge those that strong links
+      connect, split those that removed faces held together), 'apply', 'never', or a function that gets each change
+      (``old``, ``new``, ``faces``, ``kind``) and returns whether to apply it.
     - on_bad: added rows with NaN, infinity or only zeros: 'stop' raises InputError, 'skip' labels them -1.
 
     Returns all faces with their labels, and the changes. Raises InputError (a ValueError) for input that cannot be
@@ -346,11 +344,7 @@ def update(
     """
     opened = None
     if add is not None:
-        dim = read_state(Path(run_dir)).dim
-        if _are_paths(add):
-            opened = open_features(add, dim, column=column, id_column=id_column)
-        else:
-            opened = features_from_array(add, dim)
+        opened = features_given(add, read_state(Path(run_dir)).dim, column, id_column=id_column)
     gone = None if remove is None else np.atleast_1d(np.asarray(remove))
     if gone is not None and len(gone) and gone.dtype.kind not in "iuUO":
         raise InputError("remove: expected whole numbers, those of faces, or ids.")
@@ -371,12 +365,14 @@ def update(
     )
 
 
-def _decider(name: str, choice: str | Decide) -> Decide:
+def _decider(name: str, choice: str | Decide) -> Decide | None:
     if callable(choice):
         return choice
-    if choice not in ("apply", "never"):
-        raise InputError(f"{name} = {choice!r}: should be 'apply', 'never', or a function that decides.")
-    return lambda change: choice == "apply"
+    if choice not in ("clear", "apply", "never"):
+        raise InputError(
+            f"{name} = {choice!r}: should be 'clear', 'apply', 'never', or a function that decides."
+        )
+    return None if choice == "clear" else lambda change: choice == "apply"
 
 
 class FaceClusterer:
@@ -429,7 +425,8 @@ class FaceClusterer:
                 f"FaceClusterer.predict: {self.run_dir} holds the clusters of a later run, not those of fit; call fit "
                 "again, or give each FaceClusterer its own run_dir."
             )
-        return assign(X, run_dir=self.run_dir, engine=self.engine, column=self.column).labels
+        limits = {name: getattr(self, name) for name in ("threads", "device", "memory")}
+        return assign(X, run_dir=self.run_dir, engine=self.engine, column=self.column, **limits).labels
 
     def fit_predict(self, X: object, y: object = None) -> np.ndarray:
         """Cluster the rows of X (n, d) and return their labels (n,) int64."""
@@ -534,12 +531,17 @@ def _run(
 
 
 def features_given(
-    features: object, width: int | None, column: str | None = None, scratch: Path | None = None
+    features: object,
+    width: int | None,
+    column: str | None = None,
+    scratch: Path | None = None,
+    *,
+    id_column: str | None = None,
 ) -> Features:
     """Open features of whatever kind ``cluster`` takes; width: the one that is expected, where one is."""
     if not _are_paths(features):
         return features_from_array(features, width)
-    opened = open_features(features, width, column=column, scratch=scratch)
+    opened = open_features(features, width, column=column, id_column=id_column, scratch=scratch)
     if opened.doubted:  # what is read without doubt, the summary says
         warnings.warn(opened.note, FcdeployWarning, stacklevel=4)
     return opened

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from fcdeploy.clustering.copies import Copies
-from fcdeploy.clustering.identity import MERGE, SPLIT, Change, Decide, Named, named
+from fcdeploy.clustering.decided import Decide, Named, Rests, named, named_again, usual_weakest
+from fcdeploy.clustering.identity import MERGE, NO_NUMBER, SPLIT, Change
 from fcdeploy.data.atomic_folder import atomic_folder, link_into
 from fcdeploy.data.checked_pairs import CheckedPairs, pairs_from_rows, read_pairs, read_photos
 from fcdeploy.data.features import Features, hash_of
@@ -43,14 +44,22 @@ from fcdeploy.run.stage import Moved
 from fcdeploy.runtime.bad_rows import good_faces
 from fcdeploy.runtime.cluster_photos import CROPS
 from fcdeploy.runtime.crops import FOLDER
+from fcdeploy.runtime.evidence import kept_artifacts, read_placed
 from fcdeploy.runtime.face_lists import LISTS
 from fcdeploy.runtime.faces import ROWS
 from fcdeploy.runtime.known import KNOWN, carried, known_from, with_answers, with_photos
-from fcdeploy.runtime.review import Refused, Review, check_pairs, constrained_labels, keep_evidence
+from fcdeploy.runtime.review import (
+    Refused,
+    Review,
+    check_pairs,
+    constrained_labels,
+    forest_of,
+    keep_evidence,
+)
 from fcdeploy.runtime.stored import STATE, Rows, Stored, keep_state, open_stored
 from fcdeploy.runtime.survey import list_length
 from fcdeploy.runtime.wanted import photos_from_values
-from fcdeploy.systems import get_system
+from fcdeploy.systems import System, get_system
 
 NUMBER = re.compile("[0-9]{1,18}")
 CHANGES, HISTORY = "changes.csv", "history.csv"
@@ -112,8 +121,8 @@ def update_run(
     *,
     pairs: Path | str | Sequence[tuple[object, object, str]] | None = None,
     same_photo: Path | str | Sequence[object] | None = None,
-    merges: Decide = lambda change: True,
-    splits: Decide = lambda change: True,
+    merges: Decide | None = None,
+    splits: Decide | None = None,
     engine: Path | str | None = None,
     limits: Options | None = None,
     on_bad: str = "stop",
@@ -126,8 +135,9 @@ def update_run(
     numbers are ids, too. remove: (r,) numbers of faces, or their ids. pairs: by the same, a file or rows of pairs that
     are the same person or different ones, which clusters respect; those of removed faces are passed over. What
     was said earlier, with the run or an update, still holds. same_photo: the photo of each new row, a file or values.
-    merges, splits: whether a change of that kind is made, see ``fcdeploy.clustering.identity``. engine: where it is no
-    longer where the run found it. limits: threads, memory and device. write: is given the names of all faces and their
+    merges, splits: who decides whether a change of that kind is made, None for clear ones only, see
+    ``fcdeploy.clustering.decided``; what is known holds in any case. engine: where it is no longer where the run found
+    it. limits: threads, memory and device. write: is given the names of all faces and their
     labels just before the folder becomes the new one, and stays the old one if that fails. Writes changes.csv, the
     merges and splits of this update, and history.csv, the numbers that faces had, into the folder. Raises InputError
     for numbers that no face has, for rows that cannot be used (on_bad 'skip': they are in no cluster), and where the
@@ -152,16 +162,7 @@ def update_run(
         ):
             run = _run_over(plan, stored, options, folder, progress)
             system = get_system(stored.bundle.system)
-            labels = _labels_of_rows(plan, system.cluster(run))
-            refused: Refused | None = None
-            constraints: dict[str, object] = {}
-            if known.constrained:
-                labels, refused, constraints["constraints"] = constrained_labels(
-                    run, system, labels, *_faces_and_copies(plan.rows), known
-                )
-            links = _links_of(run, plan)
-            first = stored.state.next_label
-            found = named(plan.old, labels, links, first, merges=merges, splits=splits)
+            found, refused, constraints = _decided(stored, plan, run, system, known, merges, splits)
             kept = np.where((plan.rows.source < 0) & (plan.old >= 0), plan.old, found.labels)
             rows = dataclasses.replace(plan.rows, labels=kept)
             keep_evidence(run, system, kept, *_faces_and_copies(rows), plan.ids)
@@ -169,12 +170,14 @@ def update_run(
             photos = sorted({*OF_PHOTOS} & _names_in(path))
             folder.claims.claim(*photos)
             link_into(path, part, photos)
-            summary = _summary(stored, plan, rows, found, run) | constraints
+            summary = _summary(stored, plan, rows, found, run)
+            if refused is not None:
+                summary["constraints"] = constraints
             folder.claims.claim(SUMMARY, STATE, CHANGES, HISTORY)
             (part / SUMMARY).write_text(json.dumps(summary, indent=1))
             (part / CHANGES).write_text(_changes_text(found))
             (part / HISTORY).write_text(_history_text(stored, plan, rows), encoding="utf-8")
-            keep_state(folder, run, stored.bundle, rows, stored.state, first, known)
+            keep_state(folder, run, stored.bundle, rows, stored.state, stored.state.next_label, known)
             if write is not None:
                 write(plan.names, rows.labels)
     return Updated(rows.faces, rows.labels, found.changes, found.refused, summary, plan.ids, refused)
@@ -347,6 +350,33 @@ def _labels_of_rows(plan: Plan, found: np.ndarray) -> np.ndarray:
     return labels
 
 
+def _decided(
+    stored: Stored,
+    plan: Plan,
+    run: Run,
+    system: System,
+    known: Review,
+    merges: Decide | None,
+    splits: Decide | None,
+) -> tuple[Named, Refused | None, dict[str, int]]:
+    """Return the clusters of all rows, what a person's knowledge refused, and figures of that for the summary.
+
+    What is known decides before and after merges and splits are decided on: old clusters that should stay as they are
+    do, but for this.
+    """
+    labels, of_rows = _labels_of_rows(plan, system.cluster(run)), _faces_and_copies(plan.rows)
+    refused: Refused | None = None
+    figures: dict[str, int] = {}
+    if known.constrained:
+        labels, refused, figures = constrained_labels(run, system, labels, *of_rows, known)
+    first, rests = stored.state.next_label, _rests_of(stored, plan, run, system, labels)
+    found = named(plan.old, labels, rests, first, merges=merges, splits=splits)
+    if known.constrained:
+        again = constrained_labels(run, system, found.labels, *of_rows, known)[0]
+        found = named_again(plan.old, again, first, found)
+    return found, refused, figures
+
+
 def _known(
     stored: Stored,
     plan: Plan,
@@ -414,27 +444,24 @@ def _faces_and_copies(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     return face, np.stack([copies, rows.source[copies]], axis=1)
 
 
-def _links_of(run: Run, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Return the links that made the clusters, by rows, and how strong they are; none where a system has no links.
+def _rests_of(stored: Stored, plan: Plan, run: Run, system: System, labels: np.ndarray) -> Rests:
+    """Return what the clusters rest on that rows had, and their new ones, ``labels`` (given,) int64; by rows.
 
     Copies are linked to the faces that they go with, more strongly than any others.
     """
-    rows = plan.rows
-    copies = np.flatnonzero((rows.source >= 0) & (rows.source != np.arange(len(rows.source))))
-    pairs, strengths = [np.stack([copies, rows.source[copies]], axis=1)], [np.full(len(copies), np.inf)]
-    for artifact in run.planned:
-        if artifact.name == "links":
-            ids, arrays = artifact["ids"], artifact.arrays
-            if arrays.keys() == {"ids", "probability"} and ids.shape == artifact["probability"].shape:
-                faces = np.repeat(np.arange(run.n), ids.shape[1])  # to each face of a list
-                ids, strength = np.stack([faces, ids.ravel()], axis=1), artifact["probability"].ravel()
-            elif "sims" in arrays or "probability" in arrays:
-                strength = artifact["probability" if "probability" in arrays else "sims"]
-            else:
-                strength = -artifact["dists"]
-            pairs.append(rows.chosen[ids])
-            strengths.append(strength)
-    return np.concatenate(pairs).astype(np.int64), np.concatenate(strengths).astype(np.float64)
+    rows, before = plan.rows, read_placed(stored.path).evidence
+    after = np.full(stored.n, -1, np.int64)
+    after[plan.computed] = rows.chosen[: len(plan.computed)]
+    held = after[before.links]
+    least = usual_weakest(before.links, before.strength, stored.rows.labels[stored.rows.chosen])
+    face, copies = _faces_and_copies(rows)
+    links, strength = forest_of(labels, face, copies, system.evidence(run, kept_artifacts(run)))
+    return Rests(
+        np.concatenate([copies, rows.chosen[links]]),
+        np.concatenate([np.full(len(copies), np.inf), strength]),
+        held[(held >= 0).all(axis=1)],
+        least,
+    )
 
 
 def _summary(stored: Stored, plan: Plan, rows: Rows, found: Named, run: Run) -> dict[str, object]:
@@ -462,7 +489,8 @@ def _changes_text(found: Named) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("old", "new", "faces", "kind", "made"))
     for made, changes in (("yes", found.changes), ("no", found.refused)):
-        writer.writerows((one.old, one.new, one.faces, one.kind, made) for one in changes)
+        for one in changes:
+            writer.writerow((one.old, "" if one.new == NO_NUMBER else one.new, one.faces, one.kind, made))
     return text.getvalue()
 
 

@@ -163,6 +163,26 @@ def test_predict_assigns_to_what_was_fitted(runs: Any, faces: Any, tmp_path: Pat
         fcdeploy.FaceClusterer(engine).fit(rows[:100]).predict(rows[new])
 
 
+def test_predict_computes_where_and_by_as_many_threads_as_fit(
+    runs: Any, faces: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcdeploy.runtime import assigning
+
+    given: dict[str, Any] = {}
+    original = assigning.Assigner
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        given.update(kwargs)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(assigning, "Assigner", watched)
+    rows, new = faces
+    limits = {"threads": 1, "device": "cpu", "memory": 2**30}
+    fitted = fcdeploy.FaceClusterer(runs(CASES[0])[0], run_dir=tmp_path / "run", **limits).fit(rows[~new])
+    fitted.predict(rows[new][:3])
+    assert {name: given[name] for name in limits} == limits
+
+
 def test_predict_refuses_clusters_of_another_fit(runs: Any, faces: Any, tmp_path: Path) -> None:
     rows, new = faces
     clusterer = fcdeploy.FaceClusterer(runs(CASES[0])[0], run_dir=tmp_path / "run").fit(rows[~new])

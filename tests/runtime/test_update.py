@@ -21,6 +21,7 @@ from fcdeploy.runtime.update import read_ids
 from fcdeploy.systems.pse_gcn.layers import Layers
 
 PSE = CASES[0]
+LINKED = ("pse-gcn", "sepfl", "gcn-d", "l-gcn")  # by similarity, by probability, by lists alone, and pooled
 AGREES = {"ve-gcn": 0.6}  # golden networks decide at random on such few faces
 
 
@@ -158,6 +159,86 @@ def test_nothing_is_merged_or_split_that_is_not_to_be(case: Case, folder: Any, f
     assert np.array_equal(found.labels[: len(old)], old)
     assert found.changes == []
     assert [change for change in found.refused if change.kind == "merge"] == asked
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in LINKED], ids=str)
+def test_adding_faces_splits_no_cluster_and_merges_few(
+    case: Case, folder: Any, faces: Any, runs: Any
+) -> None:
+    """What is not clear is listed as not made, and would be made by whoever asks for all of it."""
+    rows, new = faces
+    old = runs(case)[2]
+    run = folder(case)
+    everything = fcdeploy.update(
+        Path(shutil.copytree(run, run.parent / "all")), add=rows[new], merges="apply", splits="apply"
+    )
+    found = fcdeploy.update(run, add=rows[new])
+    kept = found.labels[: len(old)]
+    together = kept[:, None] == kept
+    assert together[(old[:, None] == old) & (old >= 0)].all()
+    assert {change.kind for change in found.changes} <= {"merge"}
+    merges = [change for change in everything.changes if change.kind == "merge"]
+    assert len(found.changes) <= len(merges)
+    assert everything.refused == []
+    splits = len(everything.changes) - len(merges)
+    listed = list(csv.DictReader((run / "changes.csv").open()))
+    assert [line["kind"] for line in listed if line["made"] == "yes"] == ["merge"] * len(found.changes)
+    assert sum(line["kind"] == "split" and line["made"] == "no" for line in listed) >= bool(splits)
+    numbers = {"", *map(str, kept.tolist()), *map(str, old.tolist())}
+    assert {line["new"] for line in listed} <= numbers  # and none that another cluster has now
+
+
+def test_a_cluster_falls_apart_when_what_held_it_together_is_removed(
+    exported: Any, tmp_path: Path, faces: Any
+) -> None:
+    """Faces between two people, each a little more like one of them, chain their clusters together."""
+    rows, engine = faces[0], exported(PSE).path
+    labels = fcdeploy.cluster(rows, engine=engine)
+    sizes = np.bincount(labels[labels >= 0])
+    first, second = (rows[labels == at] for at in np.argsort(-sizes)[:2])
+    share = np.linspace(0, 1, 40, dtype=np.float32)[1:-1, None]
+    chain = (1 - share) * first.mean(axis=0) + share * second.mean(axis=0)
+    with_chain = np.concatenate([rows, chain])
+    before = fcdeploy.cluster(with_chain, engine=engine, run_dir=tmp_path / "run")
+    ends = (
+        np.flatnonzero(labels == np.argsort(-sizes)[0])[0],
+        np.flatnonzero(labels == np.argsort(-sizes)[1])[0],
+    )
+    assert before[ends[0]] == before[ends[1]]
+    found = fcdeploy.update(tmp_path / "run", remove=len(rows) + np.arange(len(chain)))
+    assert found.labels[ends[0]] != found.labels[ends[1]]
+    assert same_pairs(found.labels, labels) > 0.9
+
+
+def test_what_a_person_knows_holds_whatever_merges_and_splits_are(folder: Any, faces: Any, runs: Any) -> None:
+    rows, new = faces
+    old = runs(PSE)[2]
+    first, second = np.flatnonzero(old == np.bincount(old).argmax())[[0, -1]].tolist()
+    third, fourth = (int(np.flatnonzero(old == at)[0]) for at in np.unique(old[old != old[first]])[:2])
+    pairs = [(first, second, "different"), (third, fourth, "same")]
+    run = folder()
+    found = fcdeploy.update(run, add=rows[new], pairs=pairs, merges="never", splits="never")
+    assert found.labels[first] != found.labels[second]
+    assert found.labels[third] == found.labels[fourth]
+    assert {change.kind for change in found.changes} == {"merge", "split"}
+    again = fcdeploy.update(run, remove=[found.faces[-1]], merges="never", splits="never")
+    assert np.array_equal(again.labels, found.labels[:-1])
+
+
+def test_a_cluster_all_of_whose_faces_are_removed_is_gone_and_its_number_with_it(
+    folder: Any, faces: Any, runs: Any
+) -> None:
+    rows, new = faces
+    old = runs(PSE)[2]
+    last = int(old.max())
+    run = folder()
+    less = fcdeploy.update(run, remove=np.flatnonzero(old == last))
+    assert last not in less.labels
+    assert np.array_equal(less.labels, old[old != last])
+    more = fcdeploy.update(run, add=rows[new])
+    assert last not in more.labels
+    with pytest.raises(InputError, match=r"fewer than the \d+ neighbors"):
+        fcdeploy.update(run, remove=more.faces)
 
 
 def test_history_tells_who_had_which_number(folder: Any, faces: Any, runs: Any) -> None:
@@ -314,7 +395,16 @@ def test_drawn_pairs_of_an_updated_folder_go_by_number(folder: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"on_bad": "zero"}, {"threads": -1}, {"memory": -1}, {"device": "gpu"}], ids=str
+    "wrong",
+    [
+        {"merges": "some"},
+        {"splits": "ask"},
+        {"on_bad": "zero"},
+        {"threads": -1},
+        {"memory": -1},
+        {"device": "gpu"},
+    ],
+    ids=str,
 )
 def test_values_that_an_update_has_not(wrong: dict[str, Any], folder: Any, faces: Any) -> None:
     run = folder()
