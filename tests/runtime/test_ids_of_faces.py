@@ -161,7 +161,7 @@ def test_faces_come_and_go_by_their_ids(clustered: Path, command: Any) -> None:
     label = dict(zip(found.ids.tolist(), found.labels.tolist(), strict=True))
     assert label[one] != label[other]
     assert IDS[399] not in label
-    with pytest.raises(InputError, match="not there"):
+    with pytest.raises(InputError, match="do not exist"):
         fcdeploy.update(clustered, remove=["nobody"])
 
 

@@ -188,26 +188,18 @@ def test_adding_faces_splits_no_cluster_and_merges_few(
     assert {line["new"] for line in listed} <= numbers  # and none that another cluster has now
 
 
+@pytest.mark.parametrize("splits", ["clear", "never"])
 def test_a_cluster_falls_apart_when_what_held_it_together_is_removed(
-    exported: Any, tmp_path: Path, faces: Any
+    splits: str, folder: Any, runs: Any
 ) -> None:
-    """Faces between two people, each a little more like one of them, chain their clusters together."""
-    rows, engine = faces[0], exported(PSE).path
-    labels = fcdeploy.cluster(rows, engine=engine)
-    sizes = np.bincount(labels[labels >= 0])
-    first, second = (rows[labels == at] for at in np.argsort(-sizes)[:2])
-    share = np.linspace(0, 1, 40, dtype=np.float32)[1:-1, None]
-    chain = (1 - share) * first.mean(axis=0) + share * second.mean(axis=0)
-    with_chain = np.concatenate([rows, chain])
-    before = fcdeploy.cluster(with_chain, engine=engine, run_dir=tmp_path / "run")
-    ends = (
-        np.flatnonzero(labels == np.argsort(-sizes)[0])[0],
-        np.flatnonzero(labels == np.argsort(-sizes)[1])[0],
-    )
-    assert before[ends[0]] == before[ends[1]]
-    found = fcdeploy.update(tmp_path / "run", remove=len(rows) + np.arange(len(chain)))
-    assert found.labels[ends[0]] != found.labels[ends[1]]
-    assert same_pairs(found.labels, labels) > 0.9
+    """Of the largest cluster the two faces that are least alike are left."""
+    old, run = runs(PSE)[2], folder()
+    largest = np.flatnonzero(old == np.bincount(old).argmax())
+    vectors = load_artifact(run / "vectors")["vectors"][largest]
+    left = largest[list(np.unravel_index((vectors @ vectors.T).argmin(), (len(largest),) * 2))]
+    found = fcdeploy.update(run, remove=np.setdiff1d(largest, left), splits=splits)
+    labels = found.labels[np.isin(found.faces, left)]
+    assert (labels[0] == labels[1]) == (splits == "never")
 
 
 def test_what_a_person_knows_holds_whatever_merges_and_splits_are(folder: Any, faces: Any, runs: Any) -> None:
