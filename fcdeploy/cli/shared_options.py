@@ -58,7 +58,8 @@ dim_option = dim_option_of("the engine's")
 images_option = click.option(
     "--images",
     type=PathType,
-    help="Images of the faces, one per row: a list, a folder or an archive.  [default: the run's crops, if it was made from photos]",
+    help="Images of the faces, one per row: a list, a folder or an archive.  [default: the run's crops, if it was made "
+    "from photos]",
 )
 sample_seed_option = seed_option("the random sample of clusters")
 summary_json_option = json_option("the summary")
