@@ -114,11 +114,19 @@ def crops_in(folder: Path, ids: np.ndarray | None) -> Filelist | None:
     path = folder / CROPS / FACES
     if ids is None or not path.is_file():
         return None
+    lines: list[bytes] = []
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = list(csv.DictReader(file))
-    if [row.get("face") for row in rows] != ids.tolist():
+        rows = csv.reader(file)
+        heading = next(rows, [])
+        if not {"face", "crop"} <= set(heading):
+            return None
+        face, crop = heading.index("face"), heading.index("crop")
+        for row in rows:  # one at a time: there may be millions
+            if len(lines) == len(ids) or len(row) != len(heading) or row[face] != str(ids[len(lines)]):
+                return None
+            lines.append(os.fsencode(row[crop]))
+    if len(lines) != len(ids):
         return None
-    lines = [os.fsencode(row["crop"]) for row in rows]
     return opened_lines(filelist_from_lines(os.fsencode(path.parent), lines, str(path)))
 
 
