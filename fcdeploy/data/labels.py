@@ -109,7 +109,7 @@ def check_known(labels: np.ndarray, where: str, unknown: str) -> None:
     """Raise InputError, saying ``where`` they come from, when all ``labels`` (n,) are unknown and to be ignored."""
     if unknown == "ignore" and not (labels != -1).any():
         raise InputError(
-            f"{where}: all labels ({len(labels):,}) are unknown (-1, empty or NaN), which leaves nothing to measure; "
+            f"{where}: all {len(labels):,} labels are unknown (-1, empty or NaN), which leaves nothing to measure; "
             "give labels of some faces, or --unknown singleton, by which each is an identity of its own."
         )
 
