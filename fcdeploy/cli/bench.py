@@ -11,7 +11,7 @@ from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.shared_options import json_option
 from fcdeploy.cli.text import PlainConsole
-from fcdeploy.cli.types import PathType
+from fcdeploy.cli.types import PathType, Real, Whole
 from fcdeploy.errors import counted
 
 if TYPE_CHECKING:
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 @run_option("device")
 @click.option(
     "--batch",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Faces, links or neighborhoods per engine call.  [default: chosen by the size of the tensors]",
 )
 @click.option(
     "--nodes",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Length of every other free axis of the inputs, e.g. faces per neighborhood.  [default: 128]",
 )
 @click.option(
     "--faces",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     default=500,
     show_default=True,
     help="Number of generated faces in whole runs; 0: measure passes only.",
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=Real(min=0),
     default=2.0,
     show_default=True,
     help="Duration of each measurement in seconds; at least 10 calls or 3 runs.",

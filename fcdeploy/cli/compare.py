@@ -20,7 +20,7 @@ from fcdeploy.cli.shared_options import (
     scratch_option,
 )
 from fcdeploy.cli.text import PlainConsole
-from fcdeploy.cli.types import PathType
+from fcdeploy.cli.types import PathType, Whole
 from fcdeploy.errors import counted
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ GROUPS = {
 )
 @click.option(
     "--k",
-    type=click.IntRange(2),
+    type=Whole(2),
     default=80,
     show_default=True,
     help="Number of nearest neighbors per face, for the methods without a network.",

@@ -12,7 +12,7 @@ from fcdeploy.cli.interrupts import resumable
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.shared_options import max_pixels_option, no_summary_option, summary_json_option
-from fcdeploy.cli.types import Numbers, PathType, Size
+from fcdeploy.cli.types import Numbers, PathType, Size, Whole
 from fcdeploy.errors import counted
 
 RAY = (
@@ -84,9 +84,7 @@ ON_BAD = click.Choice(["stop", "skip", "zero"])
     metavar="NAME",
     help="Name of the output that is the embedding, for a model with several.",
 )
-@click.option(
-    "--batch", type=click.IntRange(1, 4096), help="Images per engine call.  [default: 32, or the graph's]"
-)
+@click.option("--batch", type=Whole(1, 4096), help="Images per engine call.  [default: 32, or the graph's]")
 @max_pixels_option("images", 25_000_000)
 @run_option("threads")
 @run_option("ray", help=RAY)

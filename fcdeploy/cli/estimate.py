@@ -10,7 +10,7 @@ from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.run_options import RUN_SECTIONS, run_options
 from fcdeploy.cli.shared_options import dim_option, engine_option, json_option
 from fcdeploy.cli.text import PlainConsole
-from fcdeploy.cli.types import PathType
+from fcdeploy.cli.types import PathType, Whole
 from fcdeploy.errors import counted
 from fcdeploy.run.options import ENGINE, WORKERS
 
@@ -32,7 +32,7 @@ GROUPS = {
 @click.option("--run-dir", type=PathType, help="Run folder of that run; its results are then kept in files.")
 @click.option(
     "--workers",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     default=0,
     help="Number of machines like this one that share the work.  [default: this one only]",
 )

@@ -8,11 +8,12 @@ from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.label_options import label_column_option, unknown_option
 from fcdeploy.cli.shared_options import json_option
 from fcdeploy.cli.text import PlainConsole
+from fcdeploy.cli.types import PathType
 
 
 @click.command("evaluate", cls=grouped())
-@click.argument("pred", type=click.Path(path_type=Path))
-@click.argument("truth", type=click.Path(path_type=Path))
+@click.argument("pred", type=PathType)
+@click.argument("truth", type=PathType)
 @label_column_option
 @unknown_option
 @json_option("the measures")

@@ -6,6 +6,7 @@ import click
 
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.shared_options import quiet_option
+from fcdeploy.cli.types import PathType
 
 
 @click.command("export", cls=grouped())
@@ -14,7 +15,7 @@ from fcdeploy.cli.shared_options import quiet_option
     "checkpoints",
     required=True,
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PathType,
     help="PyTorch checkpoint; repeat it for a system of several networks.",
 )
 @click.option(
@@ -25,9 +26,7 @@ from fcdeploy.cli.shared_options import quiet_option
     help="Key of the weights in a checkpoint that holds several, e.g. ema or ema.shadow; once for all checkpoints, or "
     "once for every --ckpt in the same order.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Engine bundle to write.  [default: SYSTEM.onnx]"
-)
+@click.option("-o", "--output", type=PathType, help="Engine bundle to write.  [default: SYSTEM.onnx]")
 @click.option(
     "--recipe",
     metavar="FILE|NAME",
@@ -51,7 +50,7 @@ from fcdeploy.cli.shared_options import quiet_option
 )
 @click.option(
     "--agreement",
-    type=click.Path(path_type=Path),
+    type=PathType,
     help="Features on which to compare the clusters of fp16 with those of fp32.  [default: generated faces]",
 )
 @click.option(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcdeploy.cli.types import from_values
+from fcdeploy.cli.types import Real, Whole, from_values
 
 if TYPE_CHECKING:
     from fcdeploy.runtime.faces import Gates
@@ -17,28 +17,28 @@ GATES = ("min_size", "min_sharpness", "max_yaw", "min_norm")
 _OPTIONS = (
     click.option(
         "--score-threshold",
-        type=click.FloatRange(0, 1),
+        type=Real(0, 1),
         default=0.6,
         show_default=True,
         help="Minimum detection score of a face.",
     ),
     click.option(
         "--nms-threshold",
-        type=click.FloatRange(0, 1),
+        type=Real(0, 1),
         default=0.3,
         show_default=True,
         help="Overlap (intersection over union) above which two boxes count as one face.",
     ),
     click.option(
         "--top-k",
-        type=click.IntRange(min=1),
+        type=Whole(min=1),
         default=5000,
         show_default=True,
         help="Number of best-scored candidates kept before overlapping ones are removed.",
     ),
     click.option(
         "--min-face",
-        type=click.IntRange(1, 100_000),
+        type=Whole(1, 100_000),
         metavar="PIXELS",
         help="Smallest face to find, in pixels of the photo: smaller finds more in large photos, larger is faster.  "
         "[default: photos are searched at 2048 pixels or less]",
@@ -51,24 +51,24 @@ _OPTIONS = (
     ),
     click.option(
         "--min-size",
-        type=click.FloatRange(min=0),
+        type=Real(min=0),
         metavar="PIXELS",
         help="Minimum size of a face: the shorter side of its box.",
     ),
     click.option(
         "--min-sharpness",
-        type=click.FloatRange(min=0),
+        type=Real(min=0),
         help="Minimum sharpness of a face: the variance of its Laplacian.",
     ),
     click.option(
         "--max-yaw",
-        type=click.FloatRange(0, 90),
+        type=Real(0, 90),
         metavar="DEGREES",
         help="Maximum angle that a face is turned to either side.",
     ),
     click.option(
         "--min-norm",
-        type=click.FloatRange(min=0),
+        type=Real(min=0),
         help="Minimum norm of a face's embedding (needs --embedder).",
     ),
 )

@@ -64,10 +64,10 @@ def with_new_names(args: Sequence[str], renamed: Mapping[str, str]) -> list[str]
 def in_words(record: tuple[str, str]) -> tuple[str, str]:
     """Return an option's names and help with its range in words, in one bracket with its default.
 
-    ``--k INTEGER RANGE``, ``Number.  [default: 80]  [x>=1]`` becomes ``--k N``, ``Number.  [default: 80; 1 or more]``.
+    ``--k WHOLE NUMBER``, ``Number.  [default: 80]  [x>=1]`` becomes ``--k N``, ``Number.  [default: 80; 1 or more]``.
     """
     names, text = record
-    names = names.replace(" INTEGER RANGE", " N").replace(" FLOAT RANGE", " X")
+    names = names.replace(" WHOLE NUMBER", " N").replace(" NUMBER", " X")
     body, bracket, end = text.rpartition("[")  # where click puts a range
     for pattern, words in RANGES:
         end = pattern.sub(words, end)

@@ -9,13 +9,14 @@ import click
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.shared_options import json_option
 from fcdeploy.cli.text import PlainConsole, printable
+from fcdeploy.cli.types import PathType
 
 if TYPE_CHECKING:
     from fcdeploy.engine.bundle import Bundle
 
 
 @click.command("inspect", cls=grouped())
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PathType)
 @json_option("the manifest and the results of the checks")
 def command(bundle: Path, as_json: bool) -> None:
     """Show the contents of a bundle and its measured accuracy.

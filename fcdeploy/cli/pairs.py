@@ -6,15 +6,13 @@ import click
 
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.shared_options import quiet_option, seed_option
-from fcdeploy.cli.types import PathType
+from fcdeploy.cli.types import PathType, Whole
 from fcdeploy.errors import counted
 
 
 @click.command("pairs", cls=grouped())
 @click.argument("run_dir", type=PathType, metavar="DIR")
-@click.option(
-    "-n", "--count", type=click.IntRange(min=1), default=200, show_default=True, help="Number of pairs."
-)
+@click.option("-n", "--count", type=Whole(min=1), default=200, show_default=True, help="Number of pairs.")
 @click.option(
     "-o",
     "--output",

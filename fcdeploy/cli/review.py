@@ -7,7 +7,7 @@ import click
 from fcdeploy.cli.features import path_column_option
 from fcdeploy.cli.grouped import grouped
 from fcdeploy.cli.shared_options import images_option, sample_seed_option
-from fcdeploy.cli.types import PathType
+from fcdeploy.cli.types import PathType, Whole
 
 
 @click.command("review", cls=grouped())
@@ -22,7 +22,7 @@ from fcdeploy.cli.types import PathType
     help="Table to which decisions are appended, for `cluster --pairs`, `update --pairs` and `tune --pairs`.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Local port to serve on.  [default: a free one]"
+    "--port", type=Whole(0, 65535), default=0, help="Local port to serve on.  [default: a free one]"
 )
 @sample_seed_option
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the web browser.")

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import click
 
-from fcdeploy.cli.types import Bytes, Hops, PathType, Settings
+from fcdeploy.cli.types import Bytes, Hops, PathType, Real, Settings, Whole
 from fcdeploy.run.options import (
     BYTES,
     DESCRIBED,
@@ -51,9 +51,9 @@ def kind_of(described: Described) -> click.ParamType | None:
     if described.choices:
         return click.Choice(described.choices)
     if described.kind == WHOLE:
-        return click.IntRange(min=None if described.least is None else int(described.least))
+        return Whole(min=None if described.least is None else int(described.least))
     kinds: dict[str, click.ParamType] = {
-        REAL: click.FloatRange(described.least, described.most),
+        REAL: Real(described.least, described.most),
         BYTES: Bytes(),
         HOPS: Hops(),
         PATH: PathType,

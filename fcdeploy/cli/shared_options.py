@@ -6,7 +6,7 @@ from typing import TypeVar
 import click
 
 from fcdeploy.cli.run_options import run_option
-from fcdeploy.cli.types import PathType
+from fcdeploy.cli.types import PathType, Whole
 
 Command = TypeVar("Command", bound=Callable[..., object])
 PILLOW_LIMIT = 178_956_970  # pixels beyond which Pillow itself refuses
@@ -21,7 +21,7 @@ def seed_option(of: str = "") -> Callable[[Command], Command]:
     """Give a command --seed; of: what is drawn, where that needs to be said."""
     return click.option(
         "--seed",
-        type=click.IntRange(min=0),
+        type=Whole(min=0),
         default=0,
         show_default=True,
         help=f"Random seed{of and f' of {of}'}.",
@@ -32,7 +32,7 @@ def dim_option_of(whose: str) -> Callable[[Command], Command]:
     """Give a command --dim; whose: feature width is the default."""
     return click.option(
         "--dim",
-        type=click.IntRange(min=1),
+        type=Whole(min=1),
         help=f"Number of columns of a .bin file.  [default: {whose} feature width]",
     )
 
@@ -75,7 +75,7 @@ def max_pixels_option(things: str, most: int) -> Callable[[Command], Command]:
     """Give a command --max-pixels; things: what has the pixels, as in "images"; most: the default."""
     return click.option(
         "--max-pixels",
-        type=click.IntRange(1, PILLOW_LIMIT),
+        type=Whole(1, PILLOW_LIMIT),
         default=most,
         show_default=True,
         help=f"Refuse {things} of more pixels than this without decoding them.",

@@ -14,7 +14,7 @@ from fcdeploy.cli.label_options import label_column_option
 from fcdeploy.cli.outputs import check_default_output
 from fcdeploy.cli.run_options import run_option
 from fcdeploy.cli.shared_options import quiet_option, scratch_option, seed_option
-from fcdeploy.cli.types import PathType
+from fcdeploy.cli.types import PathType, Real, Whole
 from fcdeploy.errors import counted
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ RENAMED = {
 )
 @click.option(
     "--minutes",
-    type=click.FloatRange(0, min_open=True),
+    type=Real(0, min_open=True),
     help="Time limit of the training, in which several seeds are trained; the best on held-out people is kept.  "
     "[default: 30]",
 )
@@ -130,10 +130,10 @@ RENAMED = {
     help="Key of the weights in a checkpoint that holds several, e.g. ema; once for all checkpoints, or once for every "
     "--ckpt and then for --init.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs, instead of --steps.")
-@click.option("--steps", type=click.IntRange(min=1), help="Number of training steps.")
-@click.option("--batch", type=click.IntRange(min=2), help="Batch size: items per step.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.")
+@click.option("--epochs", type=Whole(min=1), help="Number of epochs, instead of --steps.")
+@click.option("--steps", type=Whole(min=1), help="Number of training steps.")
+@click.option("--batch", type=Whole(min=2), help="Batch size: items per step.")
+@click.option("--lr", type=Real(0, min_open=True), help="Learning rate.")
 @click.option(
     "--set",
     "settings",
@@ -143,14 +143,14 @@ RENAMED = {
 )
 @click.option(
     "--validation",
-    type=click.FloatRange(0, 0.5),
+    type=Real(0, 0.5),
     default=0.1,
     show_default=True,
     help="Share of identities held out for validation; 0 trains on all.",
 )
 @click.option(
     "--patience",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     help="Stop after this many validations without a better F; 0: never.",
 )
 @seed_option()
@@ -177,26 +177,26 @@ RENAMED = {
 )
 @click.option(
     "--splits",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Number of sets into which the training faces are split, unevenly; neighbors are searched within each set. "
     "People then have many faces in one set and few in another.",
 )
 @click.option(
     "--singletons",
-    type=click.FloatRange(0, 1),
+    type=Real(0, 1),
     help="With --splits: share of faces that are put into a random set one by one, where many are the only face of "
     "their person.",
 )
 @click.option(
     "--average",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Real(0, 1, max_open=True),
     default=0.0,
     show_default=True,
     help="Decay of a running mean of the weights, which is validated and saved instead of them, e.g. 0.98; 0: off.",
 )
 @click.option(
     "--dim",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Number of columns of a .bin file.  [default: from its sidecar, or the number of labels]",
 )
 @click.option(

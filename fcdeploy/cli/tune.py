@@ -21,7 +21,7 @@ from fcdeploy.cli.shared_options import (
     scratch_option,
 )
 from fcdeploy.cli.text import PlainConsole
-from fcdeploy.cli.types import PathType
+from fcdeploy.cli.types import PathType, Real, Whole
 from fcdeploy.errors import counted
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ GROUPS = {
 )
 @click.option(
     "--min-precision",
-    type=click.FloatRange(0, 1),
+    type=Real(0, 1),
     default=0.0,
     help="Minimum precision that the choice must reach, in the metric of --objective.  [default: any]",
 )
 @click.option(
     "--repeats",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     default=3,
     show_default=True,
     help="Number of random splits of the people into halves, each half clustered again, to find a setting that stays "

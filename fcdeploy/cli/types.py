@@ -1,13 +1,46 @@
 """Kinds of option values that several verbs share."""
 
+import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import click
 
-PathType = click.Path(path_type=Path)
 T = TypeVar("T")
+
+
+class NamedPath(click.Path):
+    """A path; an empty one, as of a shell's variable that is not set, would be the current folder."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        if not os.fspath(value):
+            self.fail("it is empty; is a variable of the shell not set?", param, ctx)
+        return Path(os.fsdecode(super().convert(value, param, ctx)))
+
+
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    name = "whole number"
+
+
+class Real(click.FloatRange):
+    """A number in a range; NaN, which is beyond no limit, and infinity are none."""
+
+    name = "number"
+
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+PathType = NamedPath(path_type=Path)
 
 
 def from_values(kind: Callable[..., T], values: Mapping[str, object]) -> T:
@@ -69,7 +102,7 @@ class Numbers(click.ParamType):
             numbers = tuple(float(part) for part in str(value).split(","))
         except ValueError:
             numbers = ()
-        if len(numbers) not in (1, 3):
+        if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
             self.fail(f"'{value}' is neither one number nor three numbers separated by commas.", param, ctx)
         return numbers
 

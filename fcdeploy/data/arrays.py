@@ -1,6 +1,6 @@
 """Features from memory: whatever a Python user has them in becomes an (n, d) array of real numbers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -24,6 +24,8 @@ def array_from(given: object, name: str, dim: int | None = None) -> np.ndarray:
     for what holds no real numbers.
     """
     array = _as_array(given, name)
+    if array.dtype.kind == "O" and array.ndim == 0:
+        raise _no_rows(given, name)
     if array.dtype.kind == "O":
         array = _stacked(array.ravel() if array.ndim == 1 else list(array), name, dim)
     if array.dtype.name == "bfloat16" or array.dtype.name.startswith("float8"):
@@ -41,10 +43,7 @@ def _as_array(given: object, name: str) -> np.ndarray:
     if isinstance(given, memoryview):
         return np.asarray(given)
     if given is None or isinstance(given, (Mapping, set, frozenset, bytes, bytearray)) or np.isscalar(given):
-        raise InputError(
-            f"{name}: expected an (n, d) array of real numbers, found {type(given).__name__}; give one row of values "
-            "per face."
-        )
+        raise _no_rows(given, name)
     module = type(given).__module__.partition(".")[0]
     try:
         if module == "torch":
@@ -54,10 +53,10 @@ def _as_array(given: object, name: str) -> np.ndarray:
         if module == "pyarrow":
             return _from_arrow(cast("pyarrow.Table", given), name)
         if module == "polars" and hasattr(given, "get_columns"):
-            return _from_columns({each.name: each.to_numpy() for each in given.get_columns()}, name)
+            return _from_columns([(each.name, each.to_numpy()) for each in given.get_columns()], name)
         if hasattr(given, "columns") and hasattr(given, "iloc") and hasattr(given, "shape"):
             columns = [given.iloc[:, at] for at in range(given.shape[1])]
-            return _from_columns({str(each.name): each.to_numpy() for each in columns}, name)
+            return _from_columns([(str(each.name), each.to_numpy()) for each in columns], name)
         if module == "scipy" and hasattr(given, "toarray"):
             return np.asarray(given.toarray())
         if hasattr(given, "to_numpy"):
@@ -75,7 +74,14 @@ def _as_array(given: object, name: str) -> np.ndarray:
         ) from error
     if isinstance(given, Iterable):
         return _from_sequence(list(given), name)
-    raise InputError(f"{name}: expected an (n, d) array of real numbers, found {type(given).__name__}.")
+    raise _no_rows(given, name)
+
+
+def _no_rows(given: object, name: str) -> InputError:
+    return InputError(
+        f"{name}: expected an (n, d) array of real numbers, found {type(given).__name__}; give one row of values per "
+        "face."
+    )
 
 
 def _from_torch(tensor: "torch.Tensor") -> np.ndarray:
@@ -110,18 +116,17 @@ def _from_arrow(
     return np.concatenate(blocks)
 
 
-def _from_columns(columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """Return columns of numbers beside each other, or the one column of rows."""
-    objects = [column for column, values in columns.items() if values.dtype.kind == "O"]
-    if len(columns) == 1 and objects:
-        return columns[objects[0]]
-    text = [column for column, values in columns.items() if values.dtype.kind not in "fiub"]
+def _from_columns(columns: Sequence[tuple[str, np.ndarray]], name: str) -> np.ndarray:
+    """Return columns of numbers beside each other, or the one column of rows; several may have one name."""
+    if len(columns) == 1 and columns[0][1].dtype.kind == "O":
+        return columns[0][1]
+    text = [column for column, values in columns if values.dtype.kind not in "fiub"]
     if text or not columns:
         raise InputError(
             f"{name}: the column {text[0] if text else '(none)'} holds no numbers; give the columns of the features "
             "only, e.g. df.filter(like='f'), or the one column of rows."
         )
-    return np.stack(list(columns.values()), axis=1)
+    return np.stack([values for _, values in columns], axis=1)
 
 
 def _from_sequence(rows: list, name: str) -> np.ndarray:

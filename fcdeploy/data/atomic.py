@@ -19,7 +19,8 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2
 def check_parent(path: Path | str) -> Path:
     """Return ``path`` when a file can be made there.
 
-    Raises InputError when its folder does not exist or may not be written to, or when ``path`` is a folder.
+    Raises InputError when its folder does not exist or may not be written to, or when ``path`` is a folder, a pipe or a
+    device, whose place a file would take.
     Meant to be called before the work starts, so that hours are not lost to a mistyped output.
     """
     path = Path(path)
@@ -30,6 +31,8 @@ def check_parent(path: Path | str) -> Path:
         raise InputError(f"{path}: the folder {folder} is not writable; choose another output.")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file to write.")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is a pipe or a device; give the name of a file to write.")
     return path
 
 

@@ -150,6 +150,8 @@ def open_features(
     Raises InputError when a file is missing, empty, of another form, which it names with what to do, of another width
     or contradicts itself.
     """
+    if isinstance(path, str) and not path:
+        raise InputError("features: the name of the file is empty.")
     if isinstance(path, (str, os.PathLike)):
         files, name = feature_files(Path(path)), str(path)
     else:
@@ -328,6 +330,8 @@ def _open_one(
 def _kind(path: Path, name: str) -> str:
     """Return the form of a file, one of ``READ``; raises InputError, saying what to type, for anything else."""
     content = content_of(path, name)
+    if content.kind != "raw" and not path.stat().st_size:
+        raise InputError(f"{name}: is empty; expected a row of values per face.")
     if content.kind in READ:
         if content.kind == "raw" and path.stat().st_size:
             if is_vecs(path):

@@ -1,19 +1,15 @@
 """Labels in a table that says by name whose they are, in whatever order."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fcdeploy.data.damaged import DAMAGED, reason_of
-from fcdeploy.data.forms.tables import import_pyarrow
-from fcdeploy.data.label_tables import read_arrow, read_table, read_text, rows_of_text
+from fcdeploy.data.label_tables import read_arrow, read_table
 from fcdeploy.data.label_values import shortened
 from fcdeploy.data.labels import form_to_read
 from fcdeploy.errors import InputError
-
-ID_HEADINGS = ("face", "id")  # of a column of faces, as faces.csv and tables of clusters name them
 
 
 @dataclass(frozen=True)
@@ -47,32 +43,9 @@ def read_keyed_labels(path: Path, column: str | None, headings: Sequence[str]) -
     form = form_to_read(path, column)
     if form not in ("table", "arrow"):
         return None
-    if form == "arrow":
-        return _of_arrow(path, column, headings)
-    rows, _ = rows_of_text(read_text(path), path)
-    at = _place(rows[0], headings)
-    if at is None:
+    found = (
+        read_table(path, column, None, headings) if form == "table" else read_arrow(path, column, headings)
+    )
+    if found.keys is None:
         return None
-    labels = read_table(path, column, None)
-    return KeyedLabels(str(path), rows[0][at], tuple(row[at] for row in rows[1:]), labels)
-
-
-def _of_arrow(path: Path, column: str | None, headings: Sequence[str]) -> KeyedLabels | None:
-    pyarrow = import_pyarrow(str(path))
-    from pyarrow import feather, parquet
-
-    read = parquet.read_table if path.suffix.lower() in (".parquet", ".pq") else feather.read_table
-    try:
-        table = read(path)
-    except (*DAMAGED, pyarrow.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read as {path.suffix[1:]} ({reason_of(error)}).") from error
-    at = _place(table.column_names, headings)
-    if at is None:
-        return None
-    keys = tuple("" if key is None else str(key) for key in table.column(at).to_pylist())
-    return KeyedLabels(str(path), table.column_names[at], keys, read_arrow(path, column))
-
-
-def _place(names: Collection[str], headings: Sequence[str]) -> int | None:
-    lowered = [name.lower() for name in names]
-    return next((lowered.index(heading) for heading in headings if heading in lowered), None)
+    return KeyedLabels(str(path), found.heading, found.names(), found.labels)

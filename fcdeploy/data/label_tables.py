@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,22 @@ HEADINGS = frozenset(
         *("cluster", "cluster_id", "target", "y", "subject", "subject_id"),
     )
 )
+ID_HEADINGS = ("face", "id")  # of a column of faces, as faces.csv and tables of clusters name them
 SNIFFED = 20  # lines
 LINE_END = r"\r\n?|\n"
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """labels: (rows,) int64, -1 where unknown; keys: (rows,) whose they are, by a column ``heading``, or None."""
+
+    labels: np.ndarray
+    keys: Sequence[object] | None = None
+    heading: str = ""
+
+    def names(self) -> tuple[str, ...]:
+        """Return the keys as text, empty where there is none."""
+        return tuple("" if key is None else str(key) for key in self.keys or ())
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
@@ -45,13 +60,15 @@ def read_text(path: Path, errors: str = "strict") -> str:
         ) from error
 
 
-def read_table(path: Path, column: str | None, n: int | None) -> np.ndarray:
-    """Read the labels in one column of a text table, (rows,) int64, unknown ones -1.
+def read_table(
+    path: Path, column: str | None, n: int | None, keys: Sequence[str] = ID_HEADINGS
+) -> LabelColumn:
+    """Read the labels in one column of a text table, and what they are of.
 
     column: its heading, or its number, counted from 1; None where there is one column only, or one whose heading says
     that it holds labels. A first line of headings is told from the rows below it, and by ``n``, how many faces there
-    are. The delimiter is a tab, comma, semicolon or vertical bar; cells may be quoted. Raises InputError that names the
-    columns or the line.
+    are. The delimiter is a tab, comma, semicolon or vertical bar; cells may be quoted. keys: headings of a column that
+    says whose the labels are; the first that is found counts. Raises InputError that names the columns or the line.
     """
     text = read_text(path)
     rows, lines = rows_of_text(text, path)
@@ -67,11 +84,20 @@ def read_table(path: Path, column: str | None, n: int | None) -> np.ndarray:
         at, heading = _column_of_lst(rows, path), False
     else:
         at, heading = _column_of(rows, column, n, path)
+    headings = rows[0] if heading else []
     if heading:
         rows, lines = rows[1:], lines[1:]
         if not rows:
             raise InputError(f"{path}: holds headings and no rows; write one row per face.")
-    return labels_from_texts([row[at] for row in rows], str(path), lambda row: f"line {lines[row]:,}")
+    labels = labels_from_texts([row[at] for row in rows], str(path), lambda row: f"line {lines[row]:,}")
+    of = place_of_keys(headings, keys, at)
+    return LabelColumn(labels) if of is None else LabelColumn(labels, [row[of] for row in rows], headings[of])
+
+
+def place_of_keys(headings: Sequence[str], keys: Sequence[str], but: int) -> int | None:
+    """Return the place of the first of ``keys`` among the headings of a table, from 0; but: the labels' own."""
+    lowered = [name.lower() if at != but else None for at, name in enumerate(headings)]
+    return next((lowered.index(key) for key in keys if key in lowered), None)
 
 
 def rows_of_text(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
@@ -202,10 +228,10 @@ def _column_of_lst(rows: Sequence[Sequence[str]], path: Path) -> int:
     )
 
 
-def read_arrow(path: Path, column: str | None) -> np.ndarray:
-    """Read the labels in one column of a Parquet or Feather (Arrow) file, (rows,) int64, nulls -1.
+def read_arrow(path: Path, column: str | None, keys: Sequence[str] = ID_HEADINGS) -> LabelColumn:
+    """Read the labels in one column of a Parquet or Feather (Arrow) file, nulls -1, and what they are of.
 
-    Raises InputError that names the columns, MissingDependencyError without pyarrow.
+    keys: see ``read_table``. Raises InputError that names the columns, MissingDependencyError without pyarrow.
     """
     pyarrow = import_pyarrow(str(path))
     from pyarrow import feather, parquet
@@ -214,8 +240,10 @@ def read_arrow(path: Path, column: str | None) -> np.ndarray:
     try:
         names = list(parquet.read_schema(path).names if is_parquet else feather.read_table(path).column_names)
         chosen = _named(names, column, path)
+        of = place_of_keys(names, keys, names.index(chosen))
         read = parquet.read_table if is_parquet else feather.read_table
-        values = read(path, columns=[chosen]).column(0)
+        table = read(path, columns=[chosen, *([] if of is None else [names[of]])])
+        values, named = table.column(0), None if of is None else table.column(1).to_pylist()
     except (*DAMAGED, pyarrow.ArrowException) as error:
         if isinstance(error, InputError):
             raise
@@ -224,7 +252,8 @@ def read_arrow(path: Path, column: str | None) -> np.ndarray:
         values = values.cast(values.type.value_type)
     if pyarrow.types.is_integer(values.type) and values.null_count:
         values = values.fill_null(-1)
-    return labels_from_values(values.to_numpy(), str(path))
+    labels = labels_from_values(values.to_numpy(), str(path))
+    return LabelColumn(labels, named, "" if of is None else names[of])
 
 
 def _named(names: Sequence[str], column: str | None, path: Path) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from fcdeploy.data.atomic import atomic_file, check_parent
 from fcdeploy.data.damaged import DAMAGED, reason_of
-from fcdeploy.data.label_tables import HEADINGS, read_arrow, read_table
+from fcdeploy.data.label_tables import HEADINGS, LabelColumn, read_arrow, read_table
 from fcdeploy.data.label_values import NUMBER, UNKNOWN_TEXTS, labels_from_texts, labels_from_values, shortened
 from fcdeploy.data.run_record import check_not_of_a_run
 from fcdeploy.data.written_tables import check_written_table, is_written_table, write_table
@@ -50,39 +50,89 @@ def read_labels(path: Path | str, n: int | None = None, column: str | None = Non
 
     Unknown are -1, NaN, nulls, empty lines and cells, and ``label_values.UNKNOWN_TEXTS``.
 
+    A table whose column ``id`` or ``face`` holds every row number from 0 once is read in the order of these, and not of
+    its rows; a note says so where that is another one.
+
     n: how many faces there are, when the caller knows.  column: of a table (any text is one then), the heading or the
     number, from 1; of ``.npz``, the name of the array.
     Returns (n,) int64, the caller's own.
     Raises InputError when the file cannot be read as labels, or holds another number of them than ``n``.
     """
-    path = Path(path)
+    return _read_labels(Path(path), n, column).labels
+
+
+def _read_labels(path: Path, n: int | None, column: str | None) -> LabelColumn:
+    """Read labels, with what a table says they are of."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a labels file.")
     form = form_to_read(path, column)
     if form == "clusters":
-        return _read_clusters(path, n)
-    if form == "lines":
-        labels = _read_lines(path, n)
-    elif form == "table":
+        return LabelColumn(_read_clusters(path, n))
+    if form in ("table", "arrow"):
         with _opened(path):
-            labels = read_table(path, column, n)
-    elif form == "arrow":
-        with _opened(path):
-            labels = read_arrow(path, column)
+            found = read_table(path, column, n) if form == "table" else read_arrow(path, column)
+        found = _by_row_number(found, path)
+    elif form == "lines":
+        found = LabelColumn(_read_lines(path, n))
     else:
-        labels = _read_array(path) if form == "array" else _read_archive(path, column)
-    if n is not None and len(labels) != n:
+        found = LabelColumn(_read_array(path) if form == "array" else _read_archive(path, column))
+    if n is not None and len(found.labels) != n:
         raise WrongNumberOfLabels(
-            f"{path}: {counted(len(labels), 'label')} for {counted(n, 'face')}; give the labels of these faces.",
-            len(labels),
+            f"{path}: {counted(len(found.labels), 'label')} for {counted(n, 'face')}; give the labels of these faces.",
+            len(found.labels),
         )
-    return labels
+    return found
+
+
+def _by_row_number(found: LabelColumn, path: Path) -> LabelColumn:
+    """Return labels in the order of the row numbers that a table has for them, if it has each of them once."""
+    names = found.names()
+    if not all(name.isascii() and name.isdecimal() and len(name) <= DIGITS_THAT_FIT for name in names):
+        return found
+    rows = np.array(names, dtype=np.int64)
+    order = np.argsort(rows, kind="stable")
+    in_order = np.arange(len(rows))
+    if np.array_equal(rows, in_order) or not np.array_equal(rows[order], in_order):
+        return found
+    _note_order(path, found.heading)
+    return LabelColumn(found.labels[order], [str(row) for row in in_order], found.heading)
+
+
+def _note_order(path: Path, heading: str) -> None:
+    warnings.warn(
+        f"{path}: its rows are in another order than the faces; they are taken by its column '{heading}'.",
+        FcdeployWarning,
+        stacklevel=4,
+    )
+
+
+def _in_order_of(truth: LabelColumn, pred: LabelColumn, path: Path, other: Path) -> np.ndarray:
+    """Return true labels in the order of predicted ones, where two tables say by name whose they are.
+
+    Row numbers that are not of the same faces are no names. Raises InputError for names of other faces.
+    """
+    names, wanted = truth.names(), pred.names()
+    if not names or names == wanted or len(names) != len(wanted):
+        return truth.labels
+    place = {name: row for row, name in enumerate(names)}
+    missing = next((name for name in wanted if name not in place), None)
+    if len(place) == len(names) == len(set(wanted)) and missing is None:
+        _note_order(path, truth.heading)
+        return truth.labels[[place[name] for name in wanted]]
+    numbers = all(name.isdecimal() for name in (*names, *wanted))
+    if missing is not None and not numbers and not place.keys().isdisjoint(wanted):
+        raise InputError(
+            f"{path}: its column '{truth.heading}' lacks {shortened(missing)}, which {other} has; give the labels of "
+            "these very faces."
+        )
+    return truth.labels
 
 
 def read_pair(pred: Path, truth: Path, column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read predicted and true labels of the same faces, (n,) int64 each; the forms may differ.
 
-    A file of clusters takes the number of faces from the other. column: of the file that is a table; of ``truth`` where
+    A file of clusters takes the number of faces from the other; of two tables with a column ``id`` or ``face``, labels
+    of one face go together. column: of the file that is a table; of ``truth`` where
     both have other forms. Raises InputError as ``read_labels`` does, and for different numbers of faces.
     """
     named = [table_suffix(path) for path in (pred, truth)]
@@ -93,9 +143,11 @@ def read_pair(pred: Path, truth: Path, column: str | None = None) -> tuple[np.nd
     if clusters == [False, True]:
         pred_labels = read_labels(pred, None, columns[0])
         return pred_labels, read_labels(truth, len(pred_labels), columns[1])
-    truth_labels = read_labels(truth, None, columns[1])
+    true = _read_labels(truth, None, columns[1])
     if clusters != [True, True]:
-        return read_labels(pred, len(truth_labels), columns[0]), truth_labels
+        predicted = _read_labels(pred, len(true.labels), columns[0])
+        return predicted.labels, _in_order_of(true, predicted, truth, pred)
+    truth_labels = true.labels
     # Neither says how many faces there are: those after its last id are in none of its clusters.
     pred_labels = read_labels(pred)
     n = max(len(pred_labels), len(truth_labels))
@@ -387,6 +439,11 @@ def _read_array(path: Path) -> np.ndarray:
         try:
             array = np.lib.format.open_memmap(path, mode="r")  # a header that promises too much fails here
         except DAMAGED as error:
+            if "Python objects" in str(error):
+                raise InputError(
+                    f"{path}: is a pickle of objects, which can run code; save names as text, with "
+                    "np.save(path, labels.astype(str))."
+                ) from None
             raise InputError(
                 f"{path}: is not a whole NumPy array of integers; write it with np.save(path, labels), "
                 "where labels is an int64 array of shape (n,)."

@@ -235,6 +235,14 @@ def _check_values(sample: Sample, where: str, name: str, lists: ListsFile, unit:
         return
     by = _shift_that_fits(sample, wanted, bad)
     other = _what(sample, holds)
+    if not by and not other and unit and np.nanmax(np.abs(wanted)) > 1 + NOISY:
+        assert sample.stored is not None
+        low, high = np.nanmin(sample.stored), np.nanmax(sample.stored)
+        span = "0 to 2" if holds == "1 - cosine" else "-1 to 1"
+        raise InputError(
+            f"{where}: holds values of {low:.4g} to {high:.4g} where {_plural(holds)}, {span}, are expected. Store "
+            "these, or the ids alone."
+        )
     if not by and not other:
         if np.median(medians[bad]) <= NOISY and _correlation(wanted[bad], sample.cosines[bad]) >= ALIKE:
             return  # quantised

@@ -12,7 +12,8 @@ from fcdeploy.clustering.flags import Confidence
 from fcdeploy.data.archives import opened_lines
 from fcdeploy.data.filelist import Filelist, filelist_from_lines
 from fcdeploy.data.imagelist import open_images
-from fcdeploy.data.keyed_labels import ID_HEADINGS, read_keyed_labels
+from fcdeploy.data.keyed_labels import read_keyed_labels
+from fcdeploy.data.label_tables import ID_HEADINGS
 from fcdeploy.data.label_values import UNKNOWN
 from fcdeploy.data.labels import check_known, read_labels
 from fcdeploy.data.mapped import release_pages

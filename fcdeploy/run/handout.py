@@ -76,6 +76,16 @@ class Handout:
         """The rows that nobody has."""
         return [*self._waiting, *self._runs]
 
+    @property
+    def patience(self) -> float:
+        """The seconds that a block may take before another worker is given it, too."""
+        return max(LEAST_PATIENCE, SLOWER * self._slowest)
+
+    @property
+    def oldest(self) -> Lease | None:
+        """The block that a worker has had for longest, if any has one."""
+        return min(self._leases, key=lambda lease: lease.since, default=None)
+
     def take(self, worker: str) -> Span | None:
         """Lease a worker the next block, or one that another has had for too long; None when there is none."""
         if self._waiting:
@@ -86,10 +96,9 @@ class Handout:
             if stop < end:
                 self._runs.appendleft((stop, end))
             return self._lease((start, stop), worker)
-        patience = max(LEAST_PATIENCE, SLOWER * self._slowest)
         for lease in sorted(self._leases, key=lambda lease: lease.since):
             holders = [other.worker for other in self._leases if other.span == lease.span]
-            late = self._clock() - lease.since > patience
+            late = self._clock() - lease.since > self.patience
             if late and worker not in holders and len(holders) < HOLDERS:
                 self.again += 1
                 return self._lease(lease.span, worker)

@@ -6,6 +6,7 @@ from ``Options``.
 
 import copy
 import dataclasses
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -284,6 +285,8 @@ def check_values(options: Options) -> None:
             raise InputError(f"{flag} {value}: is {words[0]} {', '.join(others)} {words[1]} {last}.")
         if described.kind in (WHOLE, BYTES) and not isinstance(value, numbers.Integral):
             raise InputError(f"{flag} {value}: should be a whole number.")
+        if described.kind == REAL and not (isinstance(value, numbers.Real) and math.isfinite(value)):
+            raise InputError(f"{flag} {value}: should be a number.")
         if described.kind == HOPS and [type(hop) for hop in value] != [int, int]:
             raise InputError(f"{flag} {value}: should be two whole numbers, e.g. 80,10.")
         least, most = described.least, described.most

@@ -34,6 +34,7 @@ from fcdeploy.run.summary import WorkersFigures
 MOST_RESTARTS = 200  # of a worker's flow one behind the other, which then goes elsewhere than ours
 
 ALONE_SECONDS = 60.0  # without any worker, behind which the user is told
+SILENT_SECONDS = 180.0  # without a word of any worker that has come, likewise
 MOST_NOTES = 5  # of lost workers; the bar counts them all
 APPEARS_SECONDS = 1.0  # for which a file server may hide a file that is there
 MOST_WRITTEN = 2  # blocks of each worker that wait to be taken in while workers are answered first
@@ -137,7 +138,7 @@ class SharedBlocks:
         self.lost, self.blocks, self.again = 0, 0, 0
         self.seconds: dict[str, float] = {}
         self._first = 0.0
-        self._told_of_waiting = False
+        self._told_of_waiting, self._told_of_silence = False, False
 
     @property
     def summary(self) -> WorkersFigures:
@@ -188,12 +189,16 @@ class SharedBlocks:
             product.handout = Handout(gaps, stage.size, stage.whole, workers=workers)
             self._product, self._first = product, 0.0
             try:
-                started = time.monotonic()
+                started = heard = time.monotonic()
                 while product.written or not product.handout.finished:
                     if not self._crew.count and time.monotonic() - started > ALONE_SECONDS:
                         self._tell_of_waiting()
                     self._serve()
                     events = self._crew.poll(wait=not product.written)
+                    if events or product.written:
+                        heard = time.monotonic()
+                    else:
+                        self._tell_of_silence(product, time.monotonic() - heard)
                     for event in events:
                         self._handle(event, product)
                         self._serve()
@@ -217,6 +222,22 @@ class SharedBlocks:
                 f"no worker has started yet: each needs a machine with {self._crew.needs}; `ray status` shows what is "
                 "in use."
             )
+
+    def _tell_of_silence(self, product: Product, seconds: float) -> None:
+        """Tell, once, that nothing is heard of the workers that there are."""
+        handout = product.handout
+        if self._told_of_silence or not self._crew.count or seconds < max(SILENT_SECONDS, handout.patience):
+            return
+        self._told_of_silence = True
+        who, what = "any worker", ""
+        if lease := handout.oldest:
+            start, stop = lease.span
+            who = self._crew.describe(lease.worker)
+            what = f", which has {product.stage.unit} {start:,} to {stop:,}"
+        self._note(
+            f"{product.stage.text}: nothing was heard of {who} for {seconds / 60:.0f} minutes{what}; the run waits. If "
+            "it is suspended, or its machine is out of reach, resume or end it: its block then goes to another worker."
+        )
 
     def _adopted(self, product: Product, missing: list[Span]) -> list[Span]:
         """Take in blocks that were written before a driver ended, and delete other files."""

@@ -105,7 +105,7 @@ def cluster(
     if unknown := options.keys() - DESCRIBED.keys():
         raise TypeError(f"cluster() got an unexpected keyword argument {min(unknown)!r}")
     chosen = {**defaults(), **options}
-    flags = (drop_flagged,) if isinstance(drop_flagged, str) else tuple(drop_flagged)
+    flags = (drop_flagged,) if isinstance(drop_flagged, str) else tuple(drop_flagged or ())
     wanted = Wanted(table, clusters_table, flags, pairs, same_photo)
     if detector is not None:
         return cluster_faces_in(
@@ -252,11 +252,11 @@ def embed(
 
 def _plain_values(given: Mapping[str, object]) -> dict[str, object]:
     """Return what was given, arrays and numbers of NumPy as Python's."""
-    return {
-        name: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-        for name, value in given.items()
-        if value is not None
-    }
+    return {name: _plain_value(value) for name, value in given.items() if value is not None}
+
+
+def _plain_value(value: object) -> object:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def assign(
@@ -410,15 +410,15 @@ class FaceClusterer:
     def predict(self, X: object) -> np.ndarray:
         """Assign the rows of X (m, d) to the clusters of ``fit``: their labels (m,) int64, -1 in none of them.
 
-        Approximate, see ``fcdeploy.assign``. Raises InputError before ``fit``, without a ``run_dir``, or if another
-        run has used the folder since.
+        Approximate, see ``fcdeploy.assign``. Raises InputError before ``fit`` (where scikit-learn is installed, its
+        NotFittedError, too), without a ``run_dir``, or if another run has used the folder since.
         """
+        if not hasattr(self, "labels_"):
+            raise _not_fitted("FaceClusterer.predict: nothing was fitted yet; call fit first.")
         if self.run_dir is None:
             raise InputError(
                 "FaceClusterer.predict: needs the results of fit in a folder; construct FaceClusterer with run_dir."
             )
-        if not hasattr(self, "labels_"):
-            raise InputError("FaceClusterer.predict: nothing was fitted yet; call fit first.")
         state, rows = read_rows(self.run_dir)
         if not state.updates and not np.array_equal(rows.labels, self.labels_):  # an update keeps the numbers
             raise InputError(
@@ -498,6 +498,17 @@ class FaceClusterer:
         return f"{type(self).__name__}({', '.join(changed)})"
 
 
+def _not_fitted(sentence: str) -> InputError:
+    """Return an InputError that is scikit-learn's NotFittedError, too, where that is installed."""
+    try:
+        from sklearn.exceptions import NotFittedError
+    except ImportError:
+        return InputError(sentence)
+    both = type("NotFittedError", (InputError, NotFittedError), {"__doc__": NotFittedError.__doc__})
+    error: InputError = both(sentence)
+    return error
+
+
 def _same(value: object, default: object) -> bool:
     """Tell whether an argument is its default, whatever it is: an array compares element by element."""
     return value is default or (type(value) is type(default) and value == default)
@@ -515,7 +526,10 @@ def _run(
     wanted: Wanted = NOTHING_WANTED,
 ) -> Result:
     wanted.check()
-    bundle, options = read_bundle(engine), options_from(chosen)
+    place, folder = _path("engine", engine), None if run_dir is None else _path("run_dir", run_dir)
+    if place is None:
+        raise InputError("engine = '': expected the folder of an engine bundle.")
+    bundle, options = read_bundle(place), options_from(chosen)
     opened = features_given(features, bundle.feature_dim, column, options.scratch)
     if options.knn_file is not None and not options.knn_file.exists():
         raise InputError(
@@ -523,7 +537,7 @@ def _run(
         )
     review = wanted.review(opened.n)
     result = run_clustering(
-        opened, bundle, options, on_bad=on_bad, run_dir=run_dir, wanted=review, quiet=quiet
+        opened, bundle, options, on_bad=on_bad, run_dir=folder, wanted=review, quiet=quiet
     )
     if result.reviewed is not None:
         write_reviewed(wanted.tables, result.reviewed, None)
@@ -548,24 +562,42 @@ def features_given(
 
 
 def options_from(chosen: Mapping[str, object]) -> Options:
-    """Return options from what Python and NumPy have for their values; raises InputError for anything else."""
-    return options_from_values({name: _plain(name, DESCRIBED[name], value) for name, value in chosen.items()})
+    """Return options from what Python and NumPy have for their values; raises InputError for anything else.
+
+    None stands for an option's default.
+    """
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return options_from_values({name: _plain(name, DESCRIBED[name], value) for name, value in given.items()})
 
 
 def _plain(name: str, described: Described, value: Any) -> object:
     if described.kind == SETTINGS:
-        return dict(value or {})
+        return _settings(name, value)
     if described.kind == PATH:
-        return Path(value) if value else None
-    if value is None:
-        return None
+        return _path(name, value)
     if described.kind == HOPS:
         return tuple(np.atleast_1d(value).tolist())
     if described.kind == SWITCH:
+        if not isinstance(value, (bool, np.bool_)):
+            raise InputError(f"{name} = {value!r}: expected True or False.")
         return bool(value)
     if described.kind in (WHOLE, BYTES):
         return _whole(name, value)
     return _real(name, value) if described.kind == REAL else str(value)
+
+
+def _settings(name: str, value: object) -> dict[str, object]:
+    """Return settings by their dotted keys, numbers of NumPy as Python's."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InputError(f"{name} = {value!r}: expected a dict of settings, e.g. {{'links.tau': 0.8}}.")
+    return {key: _plain_value(entry) for key, entry in value.items()}
+
+
+def _path(name: str, value: object) -> Path | None:
+    """Return a path, None for an empty one; raises InputError for what is none."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise InputError(f"{name} = {value!r}: expected a path, as text or as a pathlib.Path.")
+    return Path(value) if os.fspath(value) else None
 
 
 def _are_paths(features: object) -> TypeGuard[PathLike | Sequence[PathLike]]:

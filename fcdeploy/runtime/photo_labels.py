@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from fcdeploy.data.filelist import Filelist
-from fcdeploy.data.keyed_labels import ID_HEADINGS, KeyedLabels, read_keyed_labels
+from fcdeploy.data.keyed_labels import KeyedLabels, read_keyed_labels
+from fcdeploy.data.label_tables import ID_HEADINGS
 from fcdeploy.data.label_values import UNKNOWN, shortened
 from fcdeploy.data.labels import WrongNumberOfLabels, check_known, read_labels
 from fcdeploy.errors import FcdeployWarning, InputError, counted

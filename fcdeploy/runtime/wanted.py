@@ -1,6 +1,6 @@
 """What Python's callers want of clusters beside labels, as they give it: paths, or values."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,10 @@ def photos_from_values(values: Sequence[object], n: int) -> np.ndarray:
     numbers: dict[object, int] = {None: NO_PHOTO, "": NO_PHOTO}
     listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
     listed = [None if photo != photo else photo for photo in listed]  # NaN, as tables have it
-    for photo in listed:
+    for face, photo in enumerate(listed):
+        if not isinstance(photo, Hashable):
+            raise InputError(
+                f"same_photo: that of face {face:,} is {photo!r}; give a name or a number per face."
+            )
         numbers.setdefault(photo, len(numbers) - 2)
     return np.array([numbers[photo] for photo in listed], np.int32)

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from fcdeploy.cli import VERBS, cli
 from fcdeploy.cli.grouped import grouped, in_words
+from fcdeploy.cli.types import Real, Whole
 
 
 @click.command("try", cls=grouped({"Second": ("late", "early"), "First": ("one",)}))
@@ -41,11 +42,11 @@ def test_options_stand_in_their_sections_in_the_order_given_and_the_rest_comes_l
 @pytest.mark.parametrize(
     ("kind", "metavar", "words"),
     [
-        (click.IntRange(1), "N", "Count.  [default: many; 1 or more]"),
-        (click.IntRange(1, 4096), "N", "Count.  [default: many; 1 to 4096]"),
-        (click.FloatRange(0, 0.5), "X", "Count.  [default: many; 0 to 0.5]"),
-        (click.FloatRange(0, min_open=True), "X", "Count.  [default: many; more than 0]"),
-        (click.FloatRange(0, 1, max_open=True), "X", "Count.  [default: many; 0 to less than 1]"),
+        (Whole(1), "N", "Count.  [default: many; 1 or more]"),
+        (Whole(1, 4096), "N", "Count.  [default: many; 1 to 4096]"),
+        (Real(0, 0.5), "X", "Count.  [default: many; 0 to 0.5]"),
+        (Real(0, min_open=True), "X", "Count.  [default: many; more than 0]"),
+        (Real(0, 1, max_open=True), "X", "Count.  [default: many; 0 to less than 1]"),
         (click.INT, "INTEGER", "Count.  [default: many]"),
     ],
 )

@@ -335,3 +335,63 @@ def test_a_pair_of_files_may_be_of_any_two_forms(tmp_path):
             assert renumber(one).tolist() == renumber(other).tolist() == SAME
     with pytest.raises(InputError, match="2 labels for 6 faces"):
         read_pair(written(tmp_path / "b.meta", "1\n2\n"), csv)
+
+
+def keyed_table(path, names, labels, heading="id"):
+    """Write a table of any of the kinds that hold columns."""
+    if path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table({heading: names, "label": labels}), path)
+    else:
+        mark = "\t" if path.suffix == ".tsv" else ","
+        rows = zip(names, labels, strict=True)
+        path.write_text(f"{heading}{mark}label\n" + "".join(f"{a}{mark}{b}\n" for a, b in rows))
+    return path
+
+
+KINDS = ["t.csv", "t.tsv", "t.parquet"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("heading", ["id", "Face"])
+def test_a_table_of_row_numbers_is_read_by_them(name, heading, tmp_path):
+    """By hand: sorted by cluster, as a spreadsheet does on a click, row 0's label 7 comes last."""
+    path = keyed_table(tmp_path / name, [3, 1, 2, 0], [5, 5, 7, 7], heading)
+    with pytest.warns(FcdeployWarning, match=f"by its column '{heading}'"):
+        found = read_labels(path, 4)
+    assert found.tolist() == [7, 5, 7, 5]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[0, 1, 2, 3], [1, 2, 3, 4], [4, 3, 2, 1], [0, 0, 1, 2], ["a", "b", "c", "d"], [0, 1, 2, 9]],
+    ids=["in order", "from 1", "from 1, turned", "twice", "names", "others"],
+)
+def test_what_are_no_row_numbers_from_0_leaves_the_rows_in_their_order(names, tmp_path):
+    path = keyed_table(tmp_path / "t.csv", names, [5, 6, 7, 8])
+    assert read_labels(path, 4).tolist() == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_two_tables_are_compared_by_the_names_of_their_faces(name, tmp_path):
+    pred = keyed_table(tmp_path / f"pred-{name}", ["a", "b", "c", "d"], [0, 0, 1, 2])
+    truth = keyed_table(tmp_path / f"true-{name}", ["d", "a", "c", "b"], [9, 4, 5, 4])
+    with pytest.warns(FcdeployWarning, match="true-t"):
+        found = read_pair(pred, truth)
+    assert [labels.tolist() for labels in found] == [[0, 0, 1, 2], [4, 4, 5, 9]]
+
+
+def test_two_tables_of_other_faces_are_refused(tmp_path):
+    pred = keyed_table(tmp_path / "pred.csv", ["a", "b", "c"], [0, 0, 1])
+    truth = keyed_table(tmp_path / "true.csv", ["a", "b", "x"], [4, 4, 5])
+    with pytest.raises(InputError, match=r"true\.csv: its column 'id' lacks 'c', which .*pred\.csv has"):
+        read_pair(pred, truth)
+
+
+def test_tables_that_number_the_same_faces_otherwise_go_row_by_row(tmp_path):
+    """Ours count from 0, others' from 1: no face is called the same in both."""
+    pred = keyed_table(tmp_path / "pred.csv", [0, 1, 2], [0, 0, 1])
+    truth = keyed_table(tmp_path / "true.csv", [1, 2, 3], [4, 4, 5])
+    assert [labels.tolist() for labels in read_pair(pred, truth)] == [[0, 0, 1], [4, 4, 5]]

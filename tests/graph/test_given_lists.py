@@ -163,6 +163,14 @@ def test_values_of_another_kind_are_named_and_the_conversion_is_right(
         check(written(tmp_path, form, ids, eval(formula, {"np": np, "v": given})), rows)
 
 
+def test_values_that_no_cosine_has_are_refused_though_they_have_its_order(exact, rows, tmp_path):
+    """Scores of a scale of their own are not similarities by another embedding."""
+    ids, sims = exact
+    path = written(tmp_path, "sims", ids, 3 * sims)
+    assert "holds values of " in (told := refusal(path, rows))
+    assert "where cosine similarities, -1 to 1, are expected" in told
+
+
 def test_lists_that_are_not_sorted_are_refused_where_their_order_is_used(exact, rows, tmp_path):
     ids, sims = exact
     order = np.argsort(np.random.default_rng(0).random(ids.shape), axis=1)

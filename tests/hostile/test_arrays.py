@@ -6,6 +6,7 @@ import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from fuzzing import check_each, damaged, refused_or_read, tries
 from hypothesis import strategies as st
 
+from fcdeploy.data.arrays import array_from
 from fcdeploy.data.features import check_features, open_features
 from fcdeploy.data.labels import read_labels
 from fcdeploy.errors import InputError
@@ -244,3 +246,40 @@ def test_wide_lists_are_read_some_rows_at_a_time() -> None:
     assert rows_of(10, 11)[0].ravel().tolist() == [10]
     assert rows_of(60, 100)[0].ravel().tolist() == list(range(60, 100))
     assert set(lists.asked) == {7}
+
+
+class Columns:
+    """A table as pandas has them, with columns of any names."""
+
+    def __init__(self, columns: list[tuple[str, np.ndarray]]) -> None:
+        self.columns = [name for name, _ in columns]
+        self.shape = (len(columns[0][1]), len(columns))
+        self._series = [SimpleNamespace(name=name, to_numpy=lambda v=values: v) for name, values in columns]
+        self.iloc = _ByPlace(self._series)
+
+
+class _ByPlace:
+    def __init__(self, series: list[Any]) -> None:
+        self._series = series
+
+    def __getitem__(self, at: tuple[slice, int]) -> Any:
+        return self._series[at[1]]
+
+
+def test_columns_of_one_name_are_all_taken() -> None:
+    """Two tables beside each other have the headings of both."""
+    rows = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    table = Columns([(f"f{column % 2}", rows[:, column]) for column in range(4)])
+    assert np.array_equal(array_from(table, "features"), rows)
+
+
+@pytest.mark.parametrize("given", [np.array(None), np.array({}), np.array("a", object)])
+def test_an_array_without_axes_holds_no_rows(given: np.ndarray) -> None:
+    with pytest.raises(InputError, match="expected an"):
+        array_from(given, "features")
+
+
+def test_names_in_an_array_of_objects_are_not_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "names.npy", np.array(["Ann", None], object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"pickle of objects.*astype\(str\)"):
+        read_labels(tmp_path / "names.npy")

@@ -20,7 +20,7 @@ from run_folders import bytes_of
 
 from fcdeploy.data.features import features_from_array
 from fcdeploy.errors import FcdeployError, InputError
-from fcdeploy.run import follow, messages
+from fcdeploy.run import follow, handout, messages, shared_blocks
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.block_files import (
     blocks_in,
@@ -346,6 +346,31 @@ def test_workers_killed_at_random_moments_leave_no_trace(tmp_path: Path, alone: 
     check(tmp_path / "run", found, alone)
     assert crew.failed == []
     assert blocks.lost > 3
+
+
+def test_a_worker_that_is_suspended_is_told_of_once(
+    tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only worker stops at two blocks, each time until something is told, or for longer than that takes."""
+    monkeypatch.setattr(shared_blocks, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(handout, "LEAST_PATIENCE", 0.3)
+    notes: list[str] = []
+    stopped: list[Ask] = []
+
+    def fate(worker: str, ask: Ask) -> None:
+        if ask.kind == messages.DONE and len(stopped) < 2 and ask.name not in [one.name for one in stopped]:
+            stopped.append(ask)
+            until = time.monotonic() + (60 if not notes else 1)
+            while time.monotonic() < until and not (len(stopped) == 1 and notes):
+                time.sleep(0.01)
+
+    found, *_ = driven(tmp_path / "run", notes, workers=1, fate=fate)
+    check(tmp_path / "run", found, alone)
+    first = stopped[0]
+    assert len(stopped) == 2
+    assert len(notes) == 1
+    assert f"{first.name}: nothing was heard of worker w0" in notes[0]
+    assert f"faces {first.start:,} to {first.stop:,}" in notes[0]
 
 
 def test_a_worker_that_comes_late_joins_in(tmp_path: Path, alone: Any) -> None:

@@ -19,6 +19,8 @@ from sklearn.utils.validation import check_is_fitted
 
 import fcdeploy
 from fcdeploy.clustering.metrics import evaluate
+from fcdeploy.run.options import DESCRIBED, Options
+from fcdeploy.runtime.api import options_from
 
 # Thresholds far from the best put all faces, or none, together, which a note says.
 pytestmark = pytest.mark.filterwarnings("ignore::fcdeploy.errors.FcdeployWarning")
@@ -40,6 +42,39 @@ def test_a_clusterer_is_known_as_one_and_as_fitted_once_it_is(pse_bundle, faces)
     check_is_fitted(clusterer.fit(faces[0]))
     with pytest.raises(NotFittedError):
         check_is_fitted(clone(clusterer))
+
+
+def test_predict_before_fit_is_an_error_of_both(pse_bundle, faces):
+    clusterer = fcdeploy.FaceClusterer(pse_bundle.path)
+    for error in (NotFittedError, fcdeploy.InputError):
+        with pytest.raises(error, match="call fit first"):
+            clusterer.predict(faces[0])
+
+
+def test_none_is_the_default_of_every_option(pse_bundle, faces):
+    usual = Options()
+    for name in DESCRIBED:
+        assert getattr(options_from({name: None}), name) == getattr(usual, name), name
+
+
+def test_settings_may_be_numbers_of_numpy_and_have_to_be_a_dict(pse_bundle, faces):
+    rows, _ = faces
+    expected = fcdeploy.cluster(rows, engine=pse_bundle.path, tau=0.75)
+    settings = {"links.tau": np.float32(0.75), "neighborhood.k": np.int64(20)}
+    assert np.array_equal(
+        fcdeploy.cluster(rows, engine=pse_bundle.path, settings=settings),
+        expected,
+    )
+    for wrong in ("links.tau=0.75", {1: 2}, 5):
+        with pytest.raises(fcdeploy.InputError, match="expected a dict"):
+            fcdeploy.cluster(rows, engine=pse_bundle.path, settings=wrong)
+
+
+@pytest.mark.parametrize("name", ["engine", "run_dir", "scratch", "reranked"])
+@pytest.mark.parametrize("wrong", [5, b"run"])
+def test_a_path_is_text_or_a_path(pse_bundle, faces, name, wrong):
+    with pytest.raises(fcdeploy.InputError, match=f"{name} = "):
+        fcdeploy.cluster(faces[0], **{"engine": pse_bundle.path, name: wrong})
 
 
 def test_a_pipeline_clusters_what_its_steps_give(pse_bundle, faces):

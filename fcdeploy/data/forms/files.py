@@ -70,7 +70,8 @@ def _checked(path: Path) -> Path:
     if mode is None:
         raise InputError(f"{path}: no such file.")
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-        what = "a terminal" if os.path.samefile(path, "/dev/stdin") or "tty" in str(path) else "a device"
+        of_stdin = os.path.samefile(path, "/dev/stdin")
+        what = "a terminal" if (os.isatty(0) if of_stdin else "tty" in str(path)) else "a device"
         raise InputError(f"{path}: is {what} and not a file of features; {FORMS}.")
     if path.is_dir():
         raise InputError(f"{path}: is a folder, where a features file is expected.")

@@ -5,25 +5,69 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 
-from fcdeploy.data.damaged import DAMAGED, reason_of
+from fcdeploy.data.damaged import DAMAGED, LONGEST_REASON, reason_of
 from fcdeploy.data.forms.shape import as_rows, is_real, two_axes
 from fcdeploy.data.forms.spool import spool_rows
 from fcdeploy.errors import InputError
 
+MAGIC = b"\x93NUMPY"
 CHUNK = 8 << 20  # bytes that are decompressed at a time
 
 
 def read_npy(path: Path, name: str, dim: int | None) -> np.ndarray:
-    """Map an ``.npy`` file as features (n, d), in any byte order and either memory order."""
+    """Map an ``.npy`` file as features (n, d), in any byte order and either memory order.
+
+    Raises InputError for a file that is shorter than its header says, or longer: behind its array may be others.
+    """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # a header that promises too much fails here
+        with open(path, "rb") as file:
+            shape, dtype, fortran, at = _header(file)
+        _check_no_objects(dtype, name, "the array")
+        size = math.prod(shape) * dtype.itemsize
+        _check_length(path, name, at, size, f"{shape} {dtype}"[:LONGEST_REASON])
+        order: Literal["C", "F"] = "F" if fortran else "C"
+        array: np.ndarray = (
+            np.memmap(path, dtype, "r", at, shape, order) if size else np.empty(shape, dtype, order)
+        )
+    except InputError:
+        raise
     except DAMAGED as error:
         raise InputError(f"{name}: not a readable .npy array ({reason_of(error)}).") from error
     return as_rows(array, name, dim)
+
+
+def _check_no_objects(dtype: np.dtype, name: str, what: str) -> None:
+    if dtype.hasobject:
+        raise InputError(
+            f"{name}: {what} is a pickle of objects, which can run code; save "
+            "numpy.stack(rows).astype(numpy.float32)."
+        )
+
+
+def _check_length(path: Path, name: str, at: int, size: int, what: str) -> None:
+    """Raise InputError unless an array of ``size`` bytes, which begins ``at`` a byte, ends where its file does."""
+    behind = path.stat().st_size - at - size
+    if behind < 0:
+        raise InputError(
+            f"{name}: was cut short: its header says {what}, {size:,} bytes, of which {-behind:,} are missing; write "
+            "or copy it again."
+        )
+    if behind:
+        with open(path, "rb") as file:
+            file.seek(at + size)
+            another = file.read(len(MAGIC)) == MAGIC
+        if another:
+            raise InputError(
+                f"{name}: holds several arrays behind each other, of which only the first, {what}, would be read; save "
+                "one per file, and give their folder."
+            )
+        raise InputError(
+            f"{name}: holds {behind:,} bytes behind its array, {what}, which would not be read; write it again."
+        )
 
 
 def read_npz(
@@ -36,16 +80,12 @@ def read_npz(
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            headers = {key: _header(archive, info) for key, info in members.items()}
+            headers = {key: _header_of(archive, info) for key, info in members.items()}
             key = choose_array(
                 {key: header[:2] for key, header in headers.items()}, name, column, "an .npz archive"
             )
             shape, dtype, fortran, skip = headers[key]
-            if dtype.hasobject:
-                raise InputError(
-                    f"{name}: the array '{key}' is a pickle of objects, which can run code; save "
-                    "numpy.stack(rows).astype(numpy.float32)."
-                )
+            _check_no_objects(dtype, name, f"the array '{key}'")
             imagined = np.broadcast_to(np.zeros((), dtype), shape)
             rows = as_rows(imagined, f"{name}, '{key}'", dim).shape
             info = members[key]
@@ -118,20 +158,26 @@ def offset_of(path: Path, info: zipfile.ZipInfo) -> int:
     return info.header_offset + 30 + int(name) + int(extra)
 
 
-def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype, bool, int]:
-    """Return shape, dtype, whether in Fortran order, and the bytes before the data, of a member."""
+def _header_of(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo
+) -> tuple[tuple[int, ...], np.dtype, bool, int]:
     with archive.open(info) as file:
-        counted = _Counted(file)
-        version = np.lib.format.read_magic(counted)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
-            version
-        )
-        if read is None:
-            raise ValueError(f"a member of version {version}")
-        shape, fortran, dtype = read(counted)
-        if any(type(length) is not int or length < 0 for length in shape):
-            raise ValueError(f"a member of shape {shape}")
-        return shape, dtype, fortran, counted.count
+        return _header(file)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool, int]:
+    """Return shape, dtype, whether in Fortran order, and the bytes before the data, of an array."""
+    counted = _Counted(file)
+    version = np.lib.format.read_magic(counted)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
+        version
+    )
+    if read is None:
+        raise ValueError(f"an array of version {version}")
+    shape, fortran, dtype = read(counted)
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise ValueError(f"an array of shape {shape}")
+    return shape, dtype, fortran, counted.count
 
 
 class _Counted:
