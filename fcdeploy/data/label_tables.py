@@ -84,13 +84,13 @@ def read_table(
         at, heading = _column_of_lst(rows, path), False
     else:
         at, heading = _column_of(rows, column, n, path)
-    headings = rows[0] if heading else []
-    if heading:
+    headings = rows[0]
+    of = None if path.suffix.lower() == ".lst" else place_of_keys(headings, keys, at)
+    if heading or of is not None:
         rows, lines = rows[1:], lines[1:]
         if not rows:
             raise InputError(f"{path}: holds headings and no rows; write one row per face.")
     labels = labels_from_texts([row[at] for row in rows], str(path), lambda row: f"line {lines[row]:,}")
-    of = place_of_keys(headings, keys, at)
     return LabelColumn(labels) if of is None else LabelColumn(labels, [row[of] for row in rows], headings[of])
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fcdeploy.data.keyed_labels import read_keyed_labels
 from fcdeploy.data.label_values import UNKNOWN_TEXTS, labels_from_texts, labels_from_values
 from fcdeploy.data.labels import read_labels, read_pair, renumber
 from fcdeploy.errors import FcdeployWarning, InputError
@@ -381,6 +382,12 @@ def test_two_tables_are_compared_by_the_names_of_their_faces(name, tmp_path):
     with pytest.warns(FcdeployWarning, match="true-t"):
         found = read_pair(pred, truth)
     assert [labels.tolist() for labels in found] == [[0, 0, 1, 2], [4, 4, 5, 9]]
+
+
+def test_a_heading_of_keys_is_one_though_all_cells_are_text(tmp_path):
+    path = written(tmp_path / "t.csv", "face,who\na,Ann\nb,Bo\n")
+    found = read_keyed_labels(path, "2", ("face",))
+    assert (found.keys, found.labels.tolist()) == (("a", "b"), [0, 1])
 
 
 def test_two_tables_of_other_faces_are_refused(tmp_path):
