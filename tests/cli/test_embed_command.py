@@ -100,7 +100,7 @@ def test_json_and_the_talk(fcdeploy: Any, faces: Path, pictures: np.ndarray) -> 
     assert outcome.code == 0
     assert "60 of 60 lines embedded" in outcome.out
     assert "NCHW, 16 x 16 (height x width), rgb, (pixel - 127.5) / 127.5 by default" in outcome.out
-    assert "60 rows, 32-d, in features.bin" in outcome.out
+    assert "60 rows of 32-d features in features.bin" in outcome.out
     assert "embedding: 60 faces in" in outcome.err
     outcome = fcdeploy("embed", faces, "--model", "embedder.onnx", "--quiet", "-o", "features.bin")
     assert outcome == type(outcome)(0, "", "")
@@ -149,7 +149,7 @@ def test_a_stop_is_one_sentence_and_then_skip_goes_on(fcdeploy: Any, broken: Pat
         (("--model", "embedder.onnx", "--size", "112"), "16 x 16 (height x width), not 112 x 112"),
         (("--model", "embedder.onnx", "--size", "0"), "'0' is not a size"),
         (("--model", "embedder.onnx", "--mean", "1,2"), "'1,2' is neither one number nor three"),
-        (("--model", "embedder.onnx", "--mean", "nan"), "the command line: mean should be a number"),
+        (("--model", "embedder.onnx", "--mean", "nan"), "'--mean': 'nan'"),
         (("--model", "embedder.onnx", "--scale", "0"), "a scale of 0"),
         (("--model", "embedder.onnx", "--layout", "NHWC"), "which is not NHWC"),
         (("--model", "embedder.onnx", "--output-tensor", "x"), "'x' is none of them"),

@@ -115,7 +115,7 @@ def test_of_several_outputs_one_has_to_be_named(tmp_path: Path) -> None:
         ({}, {"layout": "NHWC"}, "which is not NHWC"),
         ({}, {"size": (112, 112)}, "16 x 16 (height x width), not 112 x 112"),
         ({"channels": 2}, {}, "no axis of 3 channels"),
-        ({}, {"channels": "gray"}, "which are not gray"),
+        ({}, {"channels": "gray"}, "3 channels, not gray"),
         ({"channels": 1}, {"mean": (1.0, 2.0, 3.0)}, "3 numbers of mean for 1 channel;"),
         ({"said": False}, {"layout": "NCHW", "size": (20, 20)}, "another --size"),
         ({"batch": 8, "said": False}, {"layout": "NCHW", "size": (20, 20)}, "another --size"),

@@ -144,7 +144,7 @@ def test_a_killed_run_leaves_nothing_to_one_with_other_options(
     used = tmp_path / "used"
     wanted = undisturbed(3000)
     line = (wanted.features, used, tmp_path / "pred.meta", "--quiet")
-    at = [i for i, name in enumerate(wanted.moments, 1) if name == "after commit"][22]
+    at = [i for i, name in enumerate(wanted.moments, 1) if name == "after commit"][25]
     assert command.finished(*line, moment=at).returncode == -signal.SIGKILL
     assert (used / "tables.scratch").is_dir()
     assert (used / "refined.part").is_dir()

@@ -154,7 +154,7 @@ def test_after_a_restart_of_the_machine_results_are_trusted_and_nothing_unsynced
 ) -> None:
     """Scratch and journals are written without a sync; a restart may have lost any of it."""
     wanted = undisturbed(*EXACT)
-    kept = killed_after("after commit", 23, command, wanted, tmp_path)  # refined: two blocks of three
+    kept = killed_after("after commit", 26, command, wanted, tmp_path)  # refined: two blocks of three
     assert kept.keys() == {"vectors", "knn", "reranked"}
     run = tmp_path / "run"
     assert (run / "refined.part/journal").read_text().splitlines()[1:] == ["0 1000", "1000 2000"]

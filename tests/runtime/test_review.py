@@ -104,7 +104,8 @@ def test_a_folder_without_a_finished_run_says_so(what, run, tmp_path):
     if what == "stopped":
         (folder / "evidence/links.npy").unlink()
     with pytest.raises(
-        InputError, match={"nothing": "no such", "no run": "holds no", "stopped": "no whole"}[what]
+        InputError,
+        match={"nothing": "no such", "no run": "holds no", "stopped": "missing or incomplete"}[what],
     ):
         fcdeploy.confidence(folder)
 

@@ -367,7 +367,7 @@ def test_where_no_setting_is_better_than_another_they_stay_as_they_were(bundle, 
     given = ("--features", tmp_path / "f.bin", "--pairs", tmp_path / "pairs.csv", "--threads", 1)
     done = fcdeploy("tune", "--engine", bundle.path, *given, "-o", tmp_path / "tuned.toml")
     assert done.code == 0, done.err
-    assert "stay as they were" in done.out
+    assert "stay as they are" in done.out
     assert load_recipe(tmp_path / "tuned.toml").links.tau == 0.3
 
 

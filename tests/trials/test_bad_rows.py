@@ -208,5 +208,5 @@ def test_lists_lose_the_bad_rows(sims: bool, pse_bundle: Any, faces: Any, here: 
     assert Path("lists.meta").read_text() == Path("searched.meta").read_text()
     np.savez("short.npz", **{name: array[:, :20] for name, array in lists.items()})
     said = call(*line, "-o", "short.meta", "--knn", "short.npz", code=2)
-    assert "short.npz: the list of row" in said
+    assert "short.npz: without bad rows, the list of row" in said
     assert "20 are needed" in said

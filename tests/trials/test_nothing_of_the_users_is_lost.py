@@ -537,7 +537,7 @@ def test_the_places_of_artifacts_are_told_before_a_run(shelf: Shelf, tmp_path: P
 def test_from_python_a_folder_of_somebodys_is_no_run_folder(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "links").write_bytes(b"mine")
     features = np.fromfile(shelf.folder / "f.bin", "<f4").reshape(N, DIM)
-    with pytest.raises(InputError, match=r"holds links, and there is no run\.json"):
+    with pytest.raises(InputError, match=r"holds links, and no run\.json"):
         package.cluster(features, engine=shelf.engine, run_dir=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"links": b"mine"}
 
