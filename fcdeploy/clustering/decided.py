@@ -27,9 +27,8 @@ from fcdeploy.graph.kernels import njit
 
 ROUNDS = 20
 Decide = Callable[[Change], bool]
-Key = tuple[
-    int, int, int, int
-]  # of a change: old cluster, first face of the part, its faces, what it is merged into
+# Of a change: old cluster, first face of the part, its faces, what it is merged into.
+Key = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
