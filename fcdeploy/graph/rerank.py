@@ -191,9 +191,9 @@ def rank_candidates(
         candidates = np.empty(k * (min(CANDIDATE_REACH, k) + 1), dtype=np.int32)
         overlaps = np.empty(len(candidates), dtype=np.float64)
         for row in range(lane, len(faces), lanes):
-            _count_shared(sets, holders, faces[row], counters)
+            _count_shared(sets, holders, faces[row], counters, False)
             count = _find_candidates(ids, faces[row], sets[1], counters, candidates, overlaps)
-            _forget_shared(sets, holders, faces[row], counters)
+            _count_shared(sets, holders, faces[row], counters, True)
             overlap = overlaps[:count]
             order = _order_candidates(
                 sims[row], vectors, names[faces[row]], names[candidates[:count]], overlap
@@ -205,35 +205,17 @@ def rank_candidates(
 
 
 @njit(cache=True, nogil=True)
-def _count_shared(
-    sets: Ragged,
-    holders: Ragged,
-    i: int,
-    counters: np.ndarray,
-) -> None:
-    """Count |R*(i) ∩ R*(j)| in ``counters`` (n,), which are zero before, for every face j."""
+def _count_shared(sets: Ragged, holders: Ragged, i: int, counters: np.ndarray, forget: bool) -> None:
+    """Count |R*(i) ∩ R*(j)| in ``counters`` (n,), zero before, for every face j; or set them back to zero."""
     starts, counts, members = sets
     first, times, held_by = holders
     for s in range(starts[i], starts[i] + counts[i]):
         member = members[s]
         for h in range(first[member], first[member] + times[member]):
-            counters[held_by[h]] += 1
-
-
-@njit(cache=True, nogil=True)
-def _forget_shared(
-    sets: Ragged,
-    holders: Ragged,
-    i: int,
-    counters: np.ndarray,
-) -> None:
-    """Set back to zero what ``_count_shared`` counted."""
-    starts, counts, members = sets
-    first, times, held_by = holders
-    for s in range(starts[i], starts[i] + counts[i]):
-        member = members[s]
-        for h in range(first[member], first[member] + times[member]):
-            counters[held_by[h]] = 0
+            if forget:
+                counters[held_by[h]] = 0
+            else:
+                counters[held_by[h]] += 1
 
 
 @njit(cache=True, nogil=True)
