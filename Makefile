@@ -12,7 +12,7 @@ LOWEST := build/lowest
 AXE := 4.14.1
 QUICK := $(addprefix tests/,clustering data deploy engine graph systems trials test_demo.py)
 
-.PHONY: install demo photos test test-slow test-faults test-ray test-lowest test-wheel test-browser test-tools check clean docs docs-pictures gpu-carry
+.PHONY: install demo photos test test-slow test-properties test-faults test-ray test-lowest test-wheel test-browser test-tools check clean docs docs-pictures gpu-carry
 
 install: .venv/installed
 
@@ -57,6 +57,10 @@ test-faults: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 2 --dist worksteal
+
+# The properties, on examples that no run had before.
+test-properties: .venv/installed
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile new --numprocesses auto --maxprocesses 2 --dist loadfile
 
 test-ray: .venv/installed
 	$(BIN)/python -m pytest -m ray

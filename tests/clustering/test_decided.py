@@ -21,8 +21,11 @@ partitions = st.integers(1, 30).flatmap(
 
 
 @st.composite
-def grown(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, Rests]:
-    """Old clusters (-1 for new faces), links that make the new ones, and those that made the old ones."""
+def grown(draw: st.DrawFn, *, whole: bool = False) -> tuple[np.ndarray, np.ndarray, Rests]:
+    """Old clusters (-1 for new faces), links that make the new ones, and those that made the old ones.
+
+    whole: the links that made the old ones are still among those that make the new ones, of drawn strength.
+    """
     n = draw(st.integers(2, 25))
     old = np.array(draw(st.lists(st.integers(-1, 5), min_size=n, max_size=n)), np.int64)
     faces = st.integers(0, n - 1)
@@ -34,8 +37,13 @@ def grown(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, Rests]:
         for faces in map(np.flatnonzero, old == np.arange(6)[:, None])
         for other in faces[1:]
     ]
+    still = np.array(held, np.int64).reshape(-1, 2)
+    if whole:
+        tenths = draw(st.lists(st.integers(1, 9), min_size=len(still), max_size=len(still)))
+        pairs = np.concatenate([pairs, still])
+        strength = np.concatenate([strength, np.array(tenths, np.int64) / 10])
     least = draw(st.sampled_from([0.0, 0.35, 0.65, 2.0]))
-    return old, components(n, pairs), Rests(pairs, strength, np.array(held, np.int64).reshape(-1, 2), least)
+    return old, components(n, pairs), Rests(pairs, strength, still, least)
 
 
 def components(n: int, pairs: np.ndarray) -> np.ndarray:
@@ -100,11 +108,12 @@ def test_clear_changes_leave_old_clusters_whole_and_join_them_by_strong_links_al
     assert (joined[stored][:, None] == joined[stored])[together].all()
 
 
-@given(grown())
+@given(grown(whole=True))
 @settings(deadline=None, max_examples=100)
 def test_a_spanning_forest_of_the_strongest_links_decides_as_all_links_do(
     case: tuple[np.ndarray, np.ndarray, Rests],
 ) -> None:
+    """Where no old cluster falls apart; a face that goes back to its old cluster takes the forest's links along."""
     old, new, rests = case
     forest = strongest_forest(len(old), [(rests.links, rests.strength.astype(np.float32))], new)
     found = named(old, new, rests, 6)
