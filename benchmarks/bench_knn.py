@@ -24,7 +24,7 @@ from report import peak_bytes, write_report
 
 from fcdeploy.graph.cell_search import CellSearch
 from fcdeploy.graph.cells import cell_count
-from fcdeploy.graph.knn import KnnGraph, KnnSearch
+from fcdeploy.graph.knn import IVF_PER_ROOT, KnnGraph, KnnSearch
 from fcdeploy.graph.partition import make_cells
 from fcdeploy.graph.products import FloatProducts, Int8Products, Products
 from fcdeploy.graph.recall import measure_recall
@@ -136,7 +136,7 @@ def search_all(
     times, cpu = [time.perf_counter()], time.process_time()
     search: KnnSearch | CellSearch
     if method == "ivf":
-        cells = make_cells(vectors, cell_count(n))
+        cells = make_cells(vectors, cell_count(n, IVF_PER_ROOT))
         times.append(time.perf_counter())
         search = KnnSearch(vectors, cells)
     else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 CELL = 192  # faces of a cell at most, on average
+PER_ROOT = 6  # cells for sqrt(n) faces
 ONE_CELL = 4096  # up to this many faces, order does not matter
 
 
@@ -40,10 +41,10 @@ class Cells:
         return order, first, place
 
 
-def cell_count(n: int) -> int:
-    """Return how many cells n faces get: 4 sqrt(n), so that a search looks at O(sqrt(n)) faces, or n / CELL if more.
+def cell_count(n: int, per_root: int = PER_ROOT) -> int:
+    """Return how many cells n faces get: 6 sqrt(n), so that a search looks at O(sqrt(n)) faces, or n / CELL if more.
 
     People do not get more faces where there are more people: in larger cells, faces are with strangers, their centroids
     say little about them, and what is near a face lies in hundreds of cells.
     """
-    return 1 if n <= ONE_CELL else max(int(4 * np.sqrt(n)), n // CELL)
+    return 1 if n <= ONE_CELL else max(int(per_root * np.sqrt(n)), n // CELL)

@@ -18,9 +18,12 @@ from fcdeploy.graph.products import Products, quickest_products, workers
 
 SEED = 1234
 SAMPLE_PER_CELL = 40
+FEW = 4  # one of so many rows of the sample goes through the first iterations
 ITERATIONS = 8  # of k-means
-FULL_ITERATIONS = 3  # the first ones, in which rows are compared with all centroids
-NEAR = 16  # centroids that a row is compared with afterwards: the nearest in the last full iteration
+FEW_ITERATIONS = (
+    2  # the first ones, in which few rows are compared with all centroids; then, once, all rows are
+)
+NEAR = 16  # centroids that a row is compared with afterwards: the nearest in that iteration
 NEAREST = 32  # cells of a face that are kept with it
 ROWS = 2048  # of a task
 SCORES = 2**17  # of one product
@@ -68,19 +71,24 @@ def trained_centroids(
 
 
 def kmeans(codes: np.ndarray, count: int, scale: CodeScale, products: Products | Ranks) -> np.ndarray:
-    """Return ``count`` centroids (count, d) float32 unit rows of ``codes`` (m, d) int8, of which there are more."""
+    """Return ``count`` centroids (count, d) float32 unit rows of ``codes`` (m, d) int8, of which there are more.
+
+    Centroids are first moved by few of the rows, then, as they hardly move any more, by all of them and their nearest.
+    """
     starts = np.sort(np.random.default_rng(SEED).choice(len(codes), count, replace=False))
     centroids = _unit_rows(codes[starts].astype(np.int64))
+    few = np.ascontiguousarray(codes[::FEW]) if len(codes) >= FEW * count else codes
     for at in range(ITERATIONS):
         own = codes_of_rows(centroids, scale)
-        if at < FULL_ITERATIONS - 1:
-            cell = nearest_rows(codes, own, products)
-        elif at == FULL_ITERATIONS - 1:
-            near = ranked_cells(codes, own, min(NEAR, count), products)
+        rows = few if at < FEW_ITERATIONS else codes
+        if at < FEW_ITERATIONS:
+            cell = nearest_rows(rows, own, products)
+        elif at == FEW_ITERATIONS:
+            near = ranked_cells(rows, own, min(NEAR, count), products)
             cell = near[:, 0]
         else:
-            cell = _nearest_of(codes, own, near)
-        centroids = _unit_rows(_filled(_sums(codes, cell, count), codes, cell))
+            cell = _nearest_of(rows, own, near)
+        centroids = _unit_rows(_filled(_sums(rows, cell, count), rows, cell))
     return centroids
 
 

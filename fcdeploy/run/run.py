@@ -162,7 +162,7 @@ class Run:
 
     def cells_among(self, n: int) -> int:
         """Return into how many cells n rows are partitioned."""
-        return cell_count(n)
+        return cell_count(n, self.search_among(n).per_root)
 
     def room(self, name: str) -> Room:
         """Return what a search for the artifact ``name`` may use."""

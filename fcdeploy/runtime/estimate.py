@@ -21,9 +21,9 @@ from fcdeploy.errors import FcdeployWarning, InputError
 from fcdeploy.graph.cells import cell_count
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.knn import PROBES
-from fcdeploy.graph.partition import FULL_ITERATIONS, SAMPLE_PER_CELL
+from fcdeploy.graph.partition import FEW, FEW_ITERATIONS, SAMPLE_PER_CELL
 from fcdeploy.graph.products import quickest_products
-from fcdeploy.graph.search import INDEX_SHARE, search_named
+from fcdeploy.graph.search import INDEX_SHARE, Search, search_named
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.options import Options
@@ -122,7 +122,7 @@ def estimate_run(
     searched = ("vectors", "refined") if "refined_knn" in files else ("vectors",)
     vectors = [size for name, (size, _) in files.items() if name in searched]
     # IVF holds halves of the vectors, cells their codes twice.
-    indexed = [size // 2 for size in vectors if _method(options, features.n) != "exact"]
+    indexed = [size // 2 for size in vectors if _search(options, features.n).in_cells]
     index = max((size for size in indexed if size <= options.budget // INDEX_SHARE or in_memory), default=0)
     scalars = 32 * features.n  # labels, densities, parents, cells, order
     pooled = LINK_BYTES * prepared.system.pooled(features.n, prepared.settings)
@@ -155,8 +155,8 @@ def _check_place(run_dir: Path) -> None:
         )
 
 
-def _method(options: Options, n: int) -> str:
-    return search_named("auto" if options.knn_file else options.knn, n).name
+def _search(options: Options, n: int) -> Search:
+    return search_named("auto" if options.knn_file else options.knn, n)
 
 
 def _seconds(prepared: Prepared, artifacts: Mapping[str, Artifact]) -> dict[str, float]:
@@ -215,13 +215,10 @@ def _comparisons(n: int, dim: int) -> float:
     return len(queries) * len(rows) / seconds
 
 
-def _training(n: int, comparisons: float) -> float:
+def _training(n: int, cells: int, comparisons: float) -> float:
     """Return the seconds of k-means, and then of finding the cell of every face."""
-    cells = cell_count(n)
-    pairs = (
-        SAMPLE_PER_CELL * cells * cells * FULL_ITERATIONS + n * cells
-    )  # behind these, few cells are compared
-    return pairs / _integers(comparisons)
+    compared = SAMPLE_PER_CELL * cells * (1 + FEW_ITERATIONS / FEW) + n  # with all cells; otherwise with few
+    return compared * cells / _integers(comparisons)
 
 
 def _integers(comparisons: float) -> float:
@@ -231,16 +228,18 @@ def _integers(comparisons: float) -> float:
 
 def _cells_seconds(n: int, dim: int, options: Options) -> float:
     """Return the seconds of making cells, if the search needs any."""
-    return 0.0 if _method(options, n) == "exact" else _training(n, _comparisons(n, dim))
+    search = _search(options, n)
+    return _training(n, cell_count(n, search.per_root), _comparisons(n, dim)) if search.in_cells else 0.0
 
 
 def _knn_seconds(n: int, dim: int, options: Options) -> float:
     comparisons = _comparisons(n, dim)
-    method, cells = _method(options, n), cell_count(n)
-    if method == "exact":
+    search = _search(options, n)
+    if not search.in_cells:
         return n * n / comparisons
-    training = _training(n, comparisons)
-    if method == "ivf":
+    cells = cell_count(n, search.per_root)
+    training = _training(n, cells, comparisons)
+    if search.name == "ivf":
         return training + n * n * min(1.0, PROBES / cells) / (comparisons * LISTS_RATE)
     compared = n * min(n, int(COMPARED * n**0.5)) / _integers(comparisons)
     return training + compared + CANDIDATE_SECONDS * n * dim / options.cores
@@ -266,7 +265,7 @@ def _pass_seconds(prepared: Prepared, spec: PassSpec, load: Workload) -> float:
 def _timed(function: Callable[[], object]) -> float:
     """Return the seconds of the quickest of several calls after a first: others may be at work for a moment."""
     function()
-    times = []
+    times: list[float] = []
     while len(times) < CALLS or (sum(times) < TIMED_SECONDS and len(times) < 10 * CALLS):
         started = time.perf_counter()
         function()

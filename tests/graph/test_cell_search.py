@@ -23,7 +23,8 @@ from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.codes import EXACT, code_scale, codes_of_faces, codes_of_rows
 from fcdeploy.graph.knn import KnnSearch, order_candidates
 from fcdeploy.graph.partition import (
-    FULL_ITERATIONS,
+    FEW,
+    FEW_ITERATIONS,
     ITERATIONS,
     NEAR,
     SAMPLE_PER_CELL,
@@ -100,9 +101,11 @@ def reference_kmeans(codes, count, scale):
 
     chosen = np.sort(np.random.default_rng(SEED).choice(len(codes), count, replace=False))
     centroids = unit(codes[chosen])
+    every = codes
     for at in range(ITERATIONS):
+        codes = every[::FEW] if at < FEW_ITERATIONS and len(every) >= FEW * count else every
         scores = codes @ reference_codes(centroids, scale).T
-        if at < FULL_ITERATIONS:
+        if at <= FEW_ITERATIONS:
             near = np.stack([ranked(row)[:NEAR] for row in scores])
         among = np.full_like(scores, np.iinfo(np.int64).min)
         np.put_along_axis(among, near, np.take_along_axis(scores, near, axis=1), axis=1)
