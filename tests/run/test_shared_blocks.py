@@ -322,7 +322,7 @@ def test_every_block_is_computed_by_a_worker_and_committed_once(
     for spans in committed.values():
         assert sorted(spans)[0][0] == 0
         assert all(one[1] == other[0] for one, other in zip(sorted(spans), sorted(spans)[1:], strict=False))
-        assert len(spans) > 2
+        assert len(spans) > 1
 
 
 @pytest.mark.parametrize("seed", range(6))
