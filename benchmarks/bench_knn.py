@@ -24,7 +24,7 @@ from report import peak_bytes, write_report
 
 from fcdeploy.graph.cell_search import CellSearch
 from fcdeploy.graph.cells import cell_count
-from fcdeploy.graph.knn import IVF_PER_ROOT, KnnGraph, KnnSearch
+from fcdeploy.graph.knn import KnnGraph, KnnSearch
 from fcdeploy.graph.partition import make_cells
 from fcdeploy.graph.products import FloatProducts, Int8Products, Products
 from fcdeploy.graph.recall import measure_recall
@@ -135,14 +135,12 @@ def search_all(
     ids, sims = np.empty((n, k), dtype=np.int32), np.empty((n, k), dtype=np.float32)
     times, cpu = [time.perf_counter()], time.process_time()
     search: KnnSearch | CellSearch
+    products = products_of(int8)
+    cells = make_cells(vectors, cell_count(n), products=products)
+    times.append(time.perf_counter())
     if method == "ivf":
-        cells = make_cells(vectors, cell_count(n, IVF_PER_ROOT))
-        times.append(time.perf_counter())
         search = KnnSearch(vectors, cells)
     else:
-        products = products_of(int8)
-        cells = make_cells(vectors, cell_count(n), products=products)
-        times.append(time.perf_counter())
         search = CellSearch(vectors, cells, products=products)
         search.cut = search.reach_for(k, recall).cut
     times.append(time.perf_counter())

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 CELL = 192  # faces of a cell at most, on average
-PER_ROOT = 6  # cells for sqrt(n) faces
+PER_ROOT = 4  # cells for sqrt(n) faces
+REFINED_PER_ROOT = (
+    6  # of refined features: their neighbors lie in more cells, of which smaller ones hold less else
+)
 ONE_CELL = 4096  # up to this many faces, order does not matter
 
 
@@ -42,7 +45,7 @@ class Cells:
 
 
 def cell_count(n: int, per_root: int = PER_ROOT) -> int:
-    """Return how many cells n faces get: 6 sqrt(n), so that a search looks at O(sqrt(n)) faces, or n / CELL if more.
+    """Return how many cells n faces get: 4 sqrt(n), so that a search looks at O(sqrt(n)) faces, or n / CELL if more.
 
     People do not get more faces where there are more people: in larger cells, faces are with strangers, their centroids
     say little about them, and what is near a face lies in hundreds of cells.

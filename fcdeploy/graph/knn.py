@@ -22,7 +22,6 @@ from fcdeploy.graph.kernels import njit, prange
 
 EXACT_LIMIT = 50_000  # faces up to which --knn auto compares all pairs
 PROBES = 16  # cells that an IVF search looks into
-IVF_PER_ROOT = 4  # cells of an IVF search for sqrt(n) faces
 SPARE = 8  # candidates beyond k, so that rounding inside faiss rarely decides who is k-th
 ADD_ROWS = 65536
 LOW_BITS = 2**31 - 1

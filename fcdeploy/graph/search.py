@@ -11,9 +11,9 @@ import numpy as np
 
 from fcdeploy.graph.cell_search import RECALL, CellSearch
 from fcdeploy.graph.cell_search_cuda import PART, TILED_PART, cells_on_device, pairs_on_device
-from fcdeploy.graph.cells import PER_ROOT, Cells
+from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.cuda import DeviceArrays
-from fcdeploy.graph.knn import EXACT_LIMIT, IVF_PER_ROOT, PROBES, KnnSearch
+from fcdeploy.graph.knn import EXACT_LIMIT, PROBES, KnnSearch
 
 Find = Callable[
     [np.ndarray], tuple[np.ndarray, np.ndarray]
@@ -40,7 +40,7 @@ class Search(Protocol):
 
     name: in summaries. in_cells: whether it needs a partition of the rows, visits them cell by cell and is not exact,
     so that its recall is measured. settings: what else decides its lists. block: faces that are best searched together,
-    gpu_block: on a GPU, whose streams have several parts of them. per_root: cells for sqrt(n) rows.
+    gpu_block: on a GPU, whose streams have several parts of them.
     """
 
     name: str
@@ -48,7 +48,6 @@ class Search(Protocol):
     settings: Mapping[str, object]
     block: int
     gpu_block: int
-    per_root: int
 
     def decides(self, cells: Callable[[], Cells]) -> Mapping[str, object]:
         """Return what else a summary says of a search among the rows of a partition."""
@@ -62,7 +61,7 @@ class Search(Protocol):
 class Exact:
     """Compares all pairs: on a GPU with CuPy or, without it, with faiss-gpu; else by faiss."""
 
-    name, in_cells, block, gpu_block, per_root = "exact", False, 8192, 4 * TILED_PART, PER_ROOT
+    name, in_cells, block, gpu_block = "exact", False, 8192, 4 * TILED_PART
     settings: Mapping[str, object] = {}
 
     def decides(self, cells: Callable[[], Cells]) -> Mapping[str, object]:
@@ -82,7 +81,7 @@ class Exact:
 class Ivf:
     """Compares with the rows in the cells nearest to a face, by faiss, or faiss-gpu where it is installed."""
 
-    name, in_cells, block, gpu_block, per_root = "ivf", True, 8192, 8192, IVF_PER_ROOT
+    name, in_cells, block, gpu_block = "ivf", True, 8192, 8192
     settings: Mapping[str, object] = {}
 
     def decides(self, cells: Callable[[], Cells]) -> Mapping[str, object]:
@@ -107,7 +106,7 @@ class InCells:
     On a GPU with CuPy, where that has room; the lists are the same.
     """
 
-    name, in_cells, block, gpu_block, per_root = "cells", True, PART, 8 * PART, PER_ROOT
+    name, in_cells, block, gpu_block = "cells", True, PART, 8 * PART
 
     def __init__(self, recall: float = RECALL) -> None:
         self.recall = recall

@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 
 from fcdeploy.engine.tensors import Engine
-from fcdeploy.graph.cells import Cells, cell_count
-from fcdeploy.graph.knn import EXACT_LIMIT, IVF_PER_ROOT, KnnSearch, order_candidates
+from fcdeploy.graph.cells import PER_ROOT, Cells, cell_count
+from fcdeploy.graph.knn import EXACT_LIMIT, KnnSearch, order_candidates
 from fcdeploy.graph.marks import new_scratch
 from fcdeploy.graph.partition import make_cells
 from fcdeploy.graph.search import Find, Room
@@ -113,7 +113,7 @@ class Roomy:
 class StoredSearch:
     """Finds the nearest of the n stored faces for any rows, each row itself first; see ``Search``."""
 
-    name, in_cells, block, gpu_block, per_root = "stored", False, 8192, 8192, IVF_PER_ROOT
+    name, in_cells, block, gpu_block = "stored", False, 8192, 8192
     settings: Mapping[str, object] = {}
 
     def __init__(self, n: int) -> None:
@@ -125,7 +125,7 @@ class StoredSearch:
     @contextlib.contextmanager
     def open(self, vectors: np.ndarray, cells: Cells | None, k: int, room: Room) -> Iterator[Find]:
         stored = vectors[: self._n]
-        parts = None if self._n <= EXACT_LIMIT else make_cells(stored, cell_count(self._n, self.per_root))
+        parts = None if self._n <= EXACT_LIMIT else make_cells(stored, cell_count(self._n))
         search = KnnSearch(stored, parts, probes=PROBES)
         wide = min(self._n, k + SPARE)
 
@@ -161,7 +161,7 @@ class Extended(Run):
     def marks(self) -> np.ndarray:
         return new_scratch(self.n + self.spare)
 
-    def cells_among(self, n: int) -> int:
+    def cells_among(self, n: int, per_root: int = PER_ROOT) -> int:
         """One: rows are few, and their order is that of the stored ones."""
         return 1
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from fcdeploy.graph.cell_search import SAMPLE, CellSearch, reach_of, sampled_faces
 from fcdeploy.graph.cell_search_cuda import ranks_on
+from fcdeploy.graph.cells import PER_ROOT
 from fcdeploy.graph.chosen_lists import ChosenLists
 from fcdeploy.graph.knn import KnnGraph, KnnSearch, similarities_of_lists
 from fcdeploy.graph.lists import RowsInOrder, check_lists, mostly_without_self
@@ -25,24 +26,28 @@ LISTS_BYTES = 256 << 20  # of a file of lists that are read at a time
 ENTRY_BYTES = 16  # of an id and a similarity in it, at most
 
 
-def partition(run: Run, name: str, vectors: Artifact) -> Partition:
-    """Partition the rows of ``vectors``, a single array (n, d), into cells."""
+def partition(run: Run, name: str, vectors: Artifact, per_root: int = PER_ROOT) -> Partition:
+    """Partition the rows of ``vectors``, a single array (n, d), into cells; per_root: how many, see ``cell_count``."""
 
     def make() -> Arrays:
         with ranks_on(gpu=run.on_gpu, vram=run.options.vram, resident=run.resident) as ranks:
-            cells = make_cells(vectors.array, run.cells_among(len(vectors.array)), products=ranks)
+            count = run.cells_among(len(vectors.array), per_root)
+            cells = make_cells(vectors.array, count, products=ranks)
         nearest = cells.cell[:, None] if cells.nearest is None else cells.nearest
         return {"centroids": cells.centroids, "cell": cells.cell, "nearest": nearest}
 
     ((shape, _),) = vectors.shapes.values()
     n, d = (length or 0 for length in shape)
-    count = run.cells_among(n)
+    count = run.cells_among(n, per_root)
     shapes = {
         "centroids": ((count, d), np.float32),
         "cell": ((n,), np.int32),
         "nearest": ((n, min(NEAREST, count)), np.int32),
     }
-    return Partition(run.collect(name, make, made_from=(vectors,), shapes=shapes, scratch=True))
+    settings = {"cells": count}
+    return Partition(
+        run.collect(name, make, made_from=(vectors,), settings=settings, shapes=shapes, scratch=True)
+    )
 
 
 def nearest_neighbors(

@@ -15,7 +15,7 @@ from fcdeploy.clustering.copies import Copies
 from fcdeploy.data.features import Features, hash_of
 from fcdeploy.engine.tensors import Engine
 from fcdeploy.errors import FcdeployError, FcdeployWarning, spoken
-from fcdeploy.graph.cells import cell_count
+from fcdeploy.graph.cells import PER_ROOT, cell_count
 from fcdeploy.graph.cuda import Copied, DeviceArrays, copied, resident_arrays
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.marks import new_scratch
@@ -160,9 +160,9 @@ class Run:
         name = "auto" if "knn" in self.given else options.knn
         return search_named(name, n, recall=options.recall)
 
-    def cells_among(self, n: int) -> int:
-        """Return into how many cells n rows are partitioned."""
-        return cell_count(n, self.search_among(n).per_root)
+    def cells_among(self, n: int, per_root: int = PER_ROOT) -> int:
+        """Return into how many cells n rows are partitioned, see ``cell_count``; an IVF index has as many of any."""
+        return cell_count(n, PER_ROOT if self.options.knn == "ivf" else per_root)
 
     def room(self, name: str) -> Room:
         """Return what a search for the artifact ``name`` may use."""

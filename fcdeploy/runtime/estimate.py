@@ -18,7 +18,7 @@ from fcdeploy.data.run_record import Claims, check_run_folder
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.engine.tensors import PassSpec
 from fcdeploy.errors import FcdeployWarning, InputError
-from fcdeploy.graph.cells import cell_count
+from fcdeploy.graph.cells import PER_ROOT, REFINED_PER_ROOT, cell_count
 from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.knn import PROBES
 from fcdeploy.graph.partition import FEW, FEW_ITERATIONS, SAMPLE_PER_CELL
@@ -138,9 +138,9 @@ def estimate_run(
             "clusters": 0.0,
         }  # scanned, then read by blocks
         for name in ("knn", "refined_knn"):
-            width = features.dim * (2 if name == "refined_knn" else 1)
+            times, per_root = (2, REFINED_PER_ROOT) if name == "refined_knn" else (1, PER_ROOT)
             if seconds.get(name):
-                serial[name] = _cells_seconds(features.n, width, options)
+                serial[name] = _cells_seconds(features.n, times * features.dim, options, per_root)
         shared = {name: max(0.0, taken - serial.get(name, 0.0)) for name, taken in seconds.items()}
     return Estimate(features.n, files, in_memory, memory, seconds, workers, shared)
 
@@ -177,7 +177,7 @@ def _seconds(prepared: Prepared, artifacts: Mapping[str, Artifact]) -> dict[str,
     if "transitions" in artifacts:
         seconds["links"] = seconds.get("links", 0.0) + TRANSITION_SECONDS * n / cores
     if "refined_knn" in artifacts:
-        seconds["refined_knn"] = _knn_seconds(n, 2 * dim, options)
+        seconds["refined_knn"] = _knn_seconds(n, 2 * dim, options, REFINED_PER_ROOT)
     return seconds
 
 
@@ -226,18 +226,19 @@ def _integers(comparisons: float) -> float:
     return comparisons * (INT8_RATE if quickest_products().rows is np.int8 else 1)
 
 
-def _cells_seconds(n: int, dim: int, options: Options) -> float:
+def _cells_seconds(n: int, dim: int, options: Options, per_root: int) -> float:
     """Return the seconds of making cells, if the search needs any."""
-    search = _search(options, n)
-    return _training(n, cell_count(n, search.per_root), _comparisons(n, dim)) if search.in_cells else 0.0
+    if not _search(options, n).in_cells:
+        return 0.0
+    return _training(n, cell_count(n, per_root), _comparisons(n, dim))
 
 
-def _knn_seconds(n: int, dim: int, options: Options) -> float:
+def _knn_seconds(n: int, dim: int, options: Options, per_root: int = PER_ROOT) -> float:
     comparisons = _comparisons(n, dim)
     search = _search(options, n)
     if not search.in_cells:
         return n * n / comparisons
-    cells = cell_count(n, search.per_root)
+    cells = cell_count(n, per_root)
     training = _training(n, cells, comparisons)
     if search.name == "ivf":
         return training + n * n * min(1.0, PROBES / cells) / (comparisons * LISTS_RATE)

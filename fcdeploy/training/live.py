@@ -14,7 +14,7 @@ import torch
 from fcdeploy.data.features import Features
 from fcdeploy.engine.tensors import Engine, Feeds, PassSpec, check_feeds
 from fcdeploy.errors import FcdeployError, InputError
-from fcdeploy.graph.cells import PER_ROOT, Cells
+from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.knn import KnnSearch
 from fcdeploy.graph.search import Find, Room
 from fcdeploy.run.options import Options
@@ -129,7 +129,7 @@ class WithinAlbums:
     albums: (n,) int32, the set that each face belongs to.
     """
 
-    in_cells, block, gpu_block, per_root = False, 8192, 8192, PER_ROOT
+    in_cells, block, gpu_block = False, 8192, 8192
 
     def __init__(self, albums: np.ndarray) -> None:
         self.albums = albums

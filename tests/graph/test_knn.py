@@ -8,7 +8,6 @@ from oracles import inner_products_in_lanes
 
 from fcdeploy.graph.cells import ONE_CELL, Cells, cell_count
 from fcdeploy.graph.knn import (
-    IVF_PER_ROOT,
     PROBES,
     SPARE,
     KnnSearch,
@@ -216,8 +215,8 @@ def test_the_order_of_cells_is_by_cell_then_by_id():
 
 def test_few_faces_are_one_cell():
     assert cell_count(1) == cell_count(ONE_CELL) == 1
-    assert cell_count(584_013) == 4585  # 6 * 764.2
-    assert cell_count(584_013, IVF_PER_ROOT) == 3056
+    assert cell_count(584_013) == 3056  # 4 * 764.2
+    assert cell_count(584_013, 6) == 4585
     assert cell_count(5_210_000) == 27_135  # of 192 faces
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.clustering.evidence import SIMILARITY, Accepted
 from fcdeploy.engine.tensors import Engine
+from fcdeploy.graph.cells import REFINED_PER_ROOT
 from fcdeploy.graph.density import density_from_sums, sum_similarities
 from fcdeploy.graph.entering import mark_entering, place_of_denser, place_of_follower
 from fcdeploy.graph.links import NO_LINK, link_to_denser
@@ -379,7 +380,7 @@ def refined_layerwise(
 def refined_neighbors(run: Run, refined: Artifact) -> Artifact:
     """The k nearest neighbors among refined features."""
     links = run.settings.links
-    cells = partition(run, "refined_cells", refined)
+    cells = partition(run, "refined_cells", refined, REFINED_PER_ROOT)
     return find_neighbors(
         run, "refined_knn", refined, links.k, cells, text="kNN of refined", clip=False, above=links.tau
     )
