@@ -146,9 +146,10 @@ def test_a_run_that_stood_still_for_long_writes_nothing_into_a_folder_that_anoth
 
 def test_a_lease_that_was_taken_stays_lost(tmp_path: Path) -> None:
     held = Lease(tmp_path / LEASE)
-    (tmp_path / LEASE).write_text("other-host 99 000000000001\n")
     until = time.monotonic() + 5
     while not held._lost and time.monotonic() < until:
+        # Again and again: a beat that had read its own line before would write over the first one.
+        (tmp_path / LEASE).write_text("other-host 99 000000000001\n")
         time.sleep(0.01)
     with pytest.raises(LostError, match="process 99 on other-host"):
         held.check()
