@@ -60,7 +60,7 @@ test-slow: .venv/installed
 
 # The properties, on examples that no run had before.
 test-properties: .venv/installed
-	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile new --numprocesses auto --maxprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'hypothesis and not gpu' --hypothesis-profile new --numprocesses auto --maxprocesses 2 --dist loadfile
 
 test-ray: .venv/installed
 	$(BIN)/python -m pytest -m ray

@@ -28,7 +28,7 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise, of nohup
 SHARED = HERE.parent.parent / "shared"
-# Whether the tests pass says something of the code alone; `make test-properties` looks for examples not seen before.
+# Whether the tests pass depends on the code alone; `make test-properties` draws examples not seen before.
 settings.register_profile("same", derandomize=True)
 settings.register_profile("new", derandomize=False)
 settings.load_profile("same")

@@ -10,9 +10,7 @@ import numpy as np
 
 CELL = 192  # faces of a cell at most, on average
 PER_ROOT = 4  # cells for sqrt(n) faces
-REFINED_PER_ROOT = (
-    6  # of refined features: their neighbors lie in more cells, of which smaller ones hold less else
-)
+REFINED_PER_ROOT = 6  # likewise, of refined features, whose neighbors lie in more cells
 ONE_CELL = 4096  # up to this many faces, order does not matter
 
 
@@ -45,9 +43,10 @@ class Cells:
 
 
 def cell_count(n: int, per_root: int = PER_ROOT) -> int:
-    """Return how many cells n faces get: 4 sqrt(n), so that a search looks at O(sqrt(n)) faces, or n / CELL if more.
+    """Return how many cells n faces get: ``per_root`` sqrt(n), so that a search looks at O(sqrt(n)) faces.
 
-    People do not get more faces where there are more people: in larger cells, faces are with strangers, their centroids
-    say little about them, and what is near a face lies in hundreds of cells.
+    More where cells would have over CELL faces on average. People do not get more faces where there are more people: in
+    larger cells, faces are with strangers, their centroids say little about them, and what is near a face lies in
+    hundreds of cells.
     """
     return 1 if n <= ONE_CELL else max(int(per_root * np.sqrt(n)), n // CELL)

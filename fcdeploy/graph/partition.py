@@ -20,9 +20,7 @@ SEED = 1234
 SAMPLE_PER_CELL = 40
 FEW = 4  # one of so many rows of the sample goes through the first iterations
 ITERATIONS = 8  # of k-means
-FEW_ITERATIONS = (
-    2  # the first ones, in which few rows are compared with all centroids; then, once, all rows are
-)
+FEW_ITERATIONS = 2  # the first ones, of few rows; in the next one, all rows are compared with all centroids
 NEAR = 16  # centroids that a row is compared with afterwards: the nearest in that iteration
 NEAREST = 32  # cells of a face that are kept with it
 ROWS = 2048  # of a task
@@ -73,7 +71,7 @@ def trained_centroids(
 def kmeans(codes: np.ndarray, count: int, scale: CodeScale, products: Products | Ranks) -> np.ndarray:
     """Return ``count`` centroids (count, d) float32 unit rows of ``codes`` (m, d) int8, of which there are more.
 
-    Centroids are first moved by few of the rows, then, as they hardly move any more, by all of them and their nearest.
+    The first iterations, in which centroids move far, need few of the rows; the last ones look at near centroids only.
     """
     starts = np.sort(np.random.default_rng(SEED).choice(len(codes), count, replace=False))
     centroids = _unit_rows(codes[starts].astype(np.int64))

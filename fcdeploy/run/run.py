@@ -161,7 +161,7 @@ class Run:
         return search_named(name, n, recall=options.recall)
 
     def cells_among(self, n: int, per_root: int = PER_ROOT) -> int:
-        """Return into how many cells n rows are partitioned, see ``cell_count``; an IVF index has as many of any."""
+        """Return into how many cells n rows are partitioned, see ``cell_count``; IVF: always by PER_ROOT."""
         return cell_count(n, PER_ROOT if self.options.knn == "ivf" else per_root)
 
     def room(self, name: str) -> Room:

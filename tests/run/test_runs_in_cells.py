@@ -1,5 +1,7 @@
 """Runs that find neighbors in cells: the same lists however they are made, and as many of the true ones as asked."""
 
+import json
+
 import numpy as np
 import pytest
 from run_folders import load_artifact
@@ -50,6 +52,15 @@ def test_another_recall_computes_the_lists_again_and_the_same_finds_them(faces, 
     assert (folder / "knn/ids.npy").stat().st_mtime_ns == written
     fcdeploy.cluster(faces, engine=engine, knn="cells", recall=0.9, run_dir=folder)
     assert (folder / "knn/ids.npy").stat().st_mtime_ns != written
+
+
+def test_refined_features_have_more_cells_than_features_but_not_in_an_ivf_index(faces, pse_bundle, tmp_path):
+    cells = {}
+    for knn in ("cells", "ivf"):  # in one folder: cells of the other search are not taken
+        fcdeploy.cluster(faces, engine=pse_bundle.path, knn=knn, run_dir=tmp_path / "run")
+        searched = json.loads((tmp_path / "run/summary.json").read_text())["computed"]["search"]
+        cells[knn] = [searched[name]["cells"] for name in ("knn", "refined_knn")]
+    assert cells == {"cells": [309, 464], "ivf": [309, 309]}  # 4 and 6 times the root of 6,000
 
 
 def test_recall_that_changes_nothing_is_said(faces, pse_bundle):
