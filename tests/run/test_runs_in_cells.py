@@ -56,7 +56,7 @@ def test_another_recall_computes_the_lists_again_and_the_same_finds_them(faces, 
 
 def test_refined_features_have_more_cells_than_features_but_not_in_an_ivf_index(faces, pse_bundle, tmp_path):
     cells = {}
-    for knn in ("cells", "ivf"):  # in one folder: cells of the other search are not taken
+    for knn in ("cells", "ivf"):
         fcdeploy.cluster(faces, engine=pse_bundle.path, knn=knn, run_dir=tmp_path / "run")
         searched = json.loads((tmp_path / "run/summary.json").read_text())["computed"]["search"]
         cells[knn] = [searched[name]["cells"] for name in ("knn", "refined_knn")]
