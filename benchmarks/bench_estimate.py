@@ -52,6 +52,7 @@ def main(faces: int, dim: int, workers: int, memory: int, repeat: int) -> None:
                         f"{stage}_s": statistics.median(one.seconds[stage] for one in made)
                         for stage in made[0].seconds
                     },
+                    "at_once_gb": made[0].bytes_at_once / 1e9,
                     "artifacts_gb": sum(size for size, _ in made[0].files.values()) / 1e9,
                     "memory_gb": made[0].memory_bytes / 1e9,
                 }

@@ -77,7 +77,7 @@ def command(
     table.add_row(
         "together",
         f"{sum(size for size, _ in estimated.files.values()) / 1e6:,.1f}",
-        "not all at the same time",
+        f"at most {estimated.bytes_at_once / 1e6:,.1f} at the same time",
     )
     console.print(table)
     each = " per worker" if workers else ""

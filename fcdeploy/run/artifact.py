@@ -14,6 +14,7 @@ class Artifact:
 
     name: under which it is kept; shapes: of its arrays, by their names, empty where they follow from the data;
     scratch: whether it is deleted at the run's end; about: see ``Stage``; passes: of the engine that it depends on.
+    made_from, through: the artifacts that are there while it is computed, of which the latter are then deleted.
     """
 
     def __init__(
@@ -25,9 +26,11 @@ class Artifact:
         key: Callable[[], str],
         compute: Callable[["Artifact"], Arrays],
         about: int = 0,
+        made_from: tuple["Artifact", ...] = (),
+        through: tuple["Artifact", ...] = (),
     ) -> None:
         self.name, self.shapes, self.passes, self.scratch = name, shapes, passes, scratch
-        self.about = about
+        self.about, self.made_from, self.through = about, made_from, through
         self._key, self._compute = key, compute
         self._arrays: Arrays | None = None
 

@@ -240,6 +240,8 @@ class Run:
                 key,
                 self._or_refused(work),
                 stage.about,
+                stage.made_from,
+                stage.through,
             )
         )
 
@@ -282,7 +284,10 @@ class Run:
             return arrays
 
         passes = tuple(sorted({one for artifact in through for one in artifact.passes}))
-        return self._planned(Artifact(name, shapes or {}, passes, scratch, key, self._or_refused(work)))
+        work = self._or_refused(work)
+        return self._planned(
+            Artifact(name, shapes or {}, passes, scratch, key, work, made_from=made_from, through=through)
+        )
 
     def stored_artifact(
         self,

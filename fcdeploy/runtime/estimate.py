@@ -7,7 +7,7 @@ them; expect them to be right within a factor of two.
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from fcdeploy.runtime.prepare import Prepared, check_not_kept_in, passes_of_run,
 from fcdeploy.runtime.survey import places_of_run
 from fcdeploy.systems import Workload
 
+SEARCHED = {"knn": "vectors", "refined_knn": "refined"}  # lists, and the rows among which they are searched
 ROWS = 4096
 CALLS = 2  # of what is timed, at least; more of what is quick, within so many seconds:
 TIMED_SECONDS = 0.3
@@ -54,12 +55,14 @@ TAKEN_RATE = 5e8  # bytes per second that a run takes in from workers: read once
 class Estimate:
     """files: name -> (bytes, kept after the run); memory in bytes; seconds of each stage.
 
+    bytes_at_once: the most that all files together take at any time, those of a search included.
     workers: machines like this one that compute the blocks, 0 for none; then ``shared`` says of each stage how many
     seconds they take together, and what is not in it this process does. Memory is that of one of them.
     """
 
     faces: int
     files: dict[str, tuple[int, bool]]
+    bytes_at_once: int
     in_memory: bool
     memory_bytes: int
     seconds: dict[str, float]
@@ -86,6 +89,7 @@ class Estimate:
             **(workers if self.workers else {}),
             "faces": self.faces,
             "files": {name: {"bytes": size, "kept": kept} for name, (size, kept) in self.files.items()},
+            "bytes_at_once": self.bytes_at_once,
             "in_memory": self.in_memory,
             "memory_bytes": self.memory_bytes,
             "seconds": {**self.seconds, "total": sum(self.seconds.values())},
@@ -105,9 +109,10 @@ def estimate_run(
         check_not_kept_in(run_dir, options)
     prepared = prepare(features, bundle, options)
     features, options = prepared.features, prepared.options
-    artifacts = {artifact.name: artifact for artifact in prepared.artifacts() if artifact.shapes}
+    planned = prepared.artifacts()
+    artifacts = {artifact.name: artifact for artifact in planned if artifact.shapes}
     if run_dir is not None:
-        places = places_of_run(prepared.system, prepared.artifacts())
+        places = places_of_run(prepared.system, planned)
         check_not_kept_in(run_dir, options, features, places)
         _check_place(run_dir)
         Claims(run_dir, check_run_folder(run_dir)).check_free(places)
@@ -119,11 +124,14 @@ def estimate_run(
     }
     total = sum(size for size, _ in files.values())
     in_memory = run_dir is None and not workers and total <= options.budget // 2
-    searched = ("vectors", "refined") if "refined_knn" in files else ("vectors",)
-    vectors = [size for name, (size, _) in files.items() if name in searched]
     # IVF holds halves of the vectors, cells their codes twice.
-    indexed = [size // 2 for size in vectors if _search(options, features.n).in_cells]
-    index = max((size for size in indexed if size <= options.budget // INDEX_SHARE or in_memory), default=0)
+    indexed = {
+        name: files[of][0] // 2
+        for name, of in SEARCHED.items()
+        if name in files and _search(options, features.n).in_cells
+    }
+    in_files = {name: size for name, size in indexed.items() if size > options.budget // INDEX_SHARE}
+    index = max((size for name, size in indexed.items() if in_memory or name not in in_files), default=0)
     scalars = 32 * features.n  # labels, densities, parents, cells, order
     pooled = LINK_BYTES * prepared.system.pooled(features.n, prepared.settings)
     working = RUNTIME_BYTES + BLOCK_BYTES + index + scalars + pooled
@@ -142,7 +150,30 @@ def estimate_run(
             if seconds.get(name):
                 serial[name] = _cells_seconds(features.n, times * features.dim, options, per_root)
         shared = {name: max(0.0, taken - serial.get(name, 0.0)) for name, taken in seconds.items()}
-    return Estimate(features.n, files, in_memory, memory, seconds, workers, shared)
+    at_once = _bytes_at_once(planned, {} if in_memory else in_files)
+    return Estimate(features.n, files, at_once, in_memory, memory, seconds, workers, shared)
+
+
+def _bytes_at_once(artifacts: Sequence[Artifact], beside: Mapping[str, int]) -> int:
+    """Return the most bytes that artifacts of a run take at any time; beside: what else, while one is computed."""
+    held: dict[str, int] = {}
+    most = 0
+
+    def compute(artifact: Artifact) -> None:
+        nonlocal most
+        if artifact.name in held:
+            return
+        for needed in (*artifact.made_from, *artifact.through):
+            compute(needed)
+        held[artifact.name] = expected_bytes(artifact.shapes, artifact.about)
+        most = max(most, sum(held.values()) + beside.get(artifact.name, 0))
+        for gone in artifact.through:
+            held.pop(gone.name, None)
+
+    for artifact in artifacts:
+        if not artifact.scratch:  # others when they are needed
+            compute(artifact)
+    return most
 
 
 def _check_place(run_dir: Path) -> None:
