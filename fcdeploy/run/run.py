@@ -284,9 +284,17 @@ class Run:
             return arrays
 
         passes = tuple(sorted({one for artifact in through for one in artifact.passes}))
-        work = self._or_refused(work)
         return self._planned(
-            Artifact(name, shapes or {}, passes, scratch, key, work, made_from=made_from, through=through)
+            Artifact(
+                name,
+                shapes or {},
+                passes,
+                scratch,
+                key,
+                self._or_refused(work),
+                made_from=made_from,
+                through=through,
+            )
         )
 
     def stored_artifact(

@@ -7,7 +7,7 @@ them; expect them to be right within a factor of two.
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,11 +28,11 @@ from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.options import Options
 from fcdeploy.run.store import expected_bytes
+from fcdeploy.runtime.disk import index_bytes, most_at_once
 from fcdeploy.runtime.prepare import Prepared, check_not_kept_in, passes_of_run, prepare
 from fcdeploy.runtime.survey import places_of_run
 from fcdeploy.systems import Workload
 
-SEARCHED = {"knn": "vectors", "refined_knn": "refined"}  # lists, and the rows among which they are searched
 ROWS = 4096
 CALLS = 2  # of what is timed, at least; more of what is quick, within so many seconds:
 TIMED_SECONDS = 0.3
@@ -109,7 +109,7 @@ def estimate_run(
         check_not_kept_in(run_dir, options)
     prepared = prepare(features, bundle, options)
     features, options = prepared.features, prepared.options
-    planned = prepared.artifacts()
+    planned = prepared.artifacts(keeps=True)  # as with a run folder
     artifacts = {artifact.name: artifact for artifact in planned if artifact.shapes}
     if run_dir is not None:
         places = places_of_run(prepared.system, planned)
@@ -124,14 +124,9 @@ def estimate_run(
     }
     total = sum(size for size, _ in files.values())
     in_memory = run_dir is None and not workers and total <= options.budget // 2
-    # IVF holds halves of the vectors, cells their codes twice.
-    indexed = {
-        name: files[of][0] // 2
-        for name, of in SEARCHED.items()
-        if name in files and _search(options, features.n).in_cells
-    }
-    in_files = {name: size for name, size in indexed.items() if size > options.budget // INDEX_SHARE}
-    index = max((size for name, size in indexed.items() if in_memory or name not in in_files), default=0)
+    shared_out = options.budget // INDEX_SHARE
+    indexes = index_bytes(planned, options, features.n).values()
+    index = max((size for size in indexes if in_memory or size <= shared_out), default=0)
     scalars = 32 * features.n  # labels, densities, parents, cells, order
     pooled = LINK_BYTES * prepared.system.pooled(features.n, prepared.settings)
     working = RUNTIME_BYTES + BLOCK_BYTES + index + scalars + pooled
@@ -150,30 +145,8 @@ def estimate_run(
             if seconds.get(name):
                 serial[name] = _cells_seconds(features.n, times * features.dim, options, per_root)
         shared = {name: max(0.0, taken - serial.get(name, 0.0)) for name, taken in seconds.items()}
-    at_once = _bytes_at_once(planned, {} if in_memory else in_files)
+    at_once = most_at_once(planned, options, features.n)
     return Estimate(features.n, files, at_once, in_memory, memory, seconds, workers, shared)
-
-
-def _bytes_at_once(artifacts: Sequence[Artifact], beside: Mapping[str, int]) -> int:
-    """Return the most bytes that artifacts of a run take at any time; beside: what else, while one is computed."""
-    held: dict[str, int] = {}
-    most = 0
-
-    def compute(artifact: Artifact) -> None:
-        nonlocal most
-        if artifact.name in held:
-            return
-        for needed in (*artifact.made_from, *artifact.through):
-            compute(needed)
-        held[artifact.name] = expected_bytes(artifact.shapes, artifact.about)
-        most = max(most, sum(held.values()) + beside.get(artifact.name, 0))
-        for gone in artifact.through:
-            held.pop(gone.name, None)
-
-    for artifact in artifacts:
-        if not artifact.scratch:  # others when they are needed
-            compute(artifact)
-    return most
 
 
 def _check_place(run_dir: Path) -> None:

@@ -48,6 +48,7 @@ from fcdeploy.runtime.copies import (
     rows_key,
     tell_of_copies,
 )
+from fcdeploy.runtime.disk import most_at_once, note_too_little
 from fcdeploy.runtime.prepare import Prepared, check_not_kept_in, prepare
 from fcdeploy.runtime.review import NOTHING, Review, Reviewed, review
 from fcdeploy.runtime.stored import drop_state, keep_state, places_of_clusters, rows_of_run
@@ -104,7 +105,7 @@ def run_clustering(
         check_not_kept_in(Path(run_dir), options)  # before the lists are compared with the features
     prepared = prepare(features, bundle, options)
     if run_dir:
-        places = places_of_clusters(prepared.system, prepared.artifacts())
+        places = places_of_clusters(prepared.system, prepared.artifacts(keeps=True))
         check_not_kept_in(Path(run_dir), prepared.options, prepared.features, places)
     progress = Progress(quiet)
     with progress.stage("features"), told_of_compiling(progress.compiling):
@@ -154,7 +155,7 @@ def store_of_run(
     Memory is for artifacts that fit into half of the budget together. scratch_dir: see ``run_clustering``. Raises
     InputError for a run folder that cannot be used.
     """
-    options, artifacts = prepared.options, prepared.artifacts()
+    options, artifacts = prepared.options, prepared.artifacts(keeps=bool(run_dir))
     with contextlib.ExitStack() as stack:
         folder = Path(run_dir) if run_dir else None
         if folder is None and sum_of_artifacts(artifacts) > options.budget // 2:
@@ -168,6 +169,7 @@ def store_of_run(
         if run_dir:
             store.claims.claim(SUMMARY)
             drop_state(store)
+        note_too_little(store, most_at_once(artifacts, options, prepared.features.n, store.finished))
         yield store
 
 

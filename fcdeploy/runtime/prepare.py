@@ -38,9 +38,9 @@ class Prepared:
     options: Options
     notes: list[str]
 
-    def artifacts(self) -> list[Artifact]:
+    def artifacts(self, *, keeps: bool = False) -> list[Artifact]:
         """Return what the run computes, see ``survey``."""
-        return survey(self.system, self.features, self.bundle, self.settings, self.options)
+        return survey(self.system, self.features, self.bundle, self.settings, self.options, keeps=keeps)
 
     def given(self) -> dict[str, GivenLists]:
         """Return the files of lists that the run takes."""

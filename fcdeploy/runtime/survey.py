@@ -22,13 +22,16 @@ def survey(
     settings: Recipe,
     options: Options,
     flow: Callable[[Run], object] | None = None,
+    *,
+    keeps: bool = False,
 ) -> list[Artifact]:
     """Return the artifacts of a run over ``features``, up to the first whose number or size follows from the data.
 
-    flow: another one than the system's. Nothing is computed or read; lists that are given count as if they were found.
+    flow: another one than the system's. keeps: whether the features are kept, see ``Run``. Nothing is computed or read;
+    lists that are given count as if they were found.
     """
     options = dataclasses.replace(options, knn="auto" if options.knn_file else options.knn)
-    run = Run(features, engines, settings, options, MemoryStore(), Progress(), survey=True)
+    run = Run(features, engines, settings, options, MemoryStore(), Progress(), survey=True, keeps=keeps)
     with contextlib.suppress(NotComputedError):
         (flow or system.cluster)(run)
     return run.planned

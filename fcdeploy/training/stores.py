@@ -9,6 +9,7 @@ from fcdeploy.data.scratch import scratch_folder
 from fcdeploy.run.folder import SCRATCH_FOLDER, RunFolder, places_of
 from fcdeploy.run.store import MemoryStore, Store
 from fcdeploy.runtime.copies import ROWS
+from fcdeploy.runtime.disk import most_at_once, note_too_little
 from fcdeploy.runtime.prepare import Prepared
 from fcdeploy.runtime.survey import places_of_run, sum_of_artifacts
 
@@ -30,4 +31,5 @@ def opened_store(prepared: Prepared, run_dir: Path | None, scratch_dir: Path | s
             return
         store = stack.enter_context(RunFolder(folder))
         store.check_free([*places_of_run(prepared.system, artifacts), *places_of(ROWS)])
+        note_too_little(store, most_at_once(artifacts, options, prepared.features.n, store.finished))
         yield store

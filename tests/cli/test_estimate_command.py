@@ -18,7 +18,7 @@ def test_planned_files_are_those_of_the_run(fcdeploy, bundle, golden, tmp_path, 
     outcome = fcdeploy("cluster", golden / FACES, *options, "-o", tmp_path / "pred_labels.meta", "--quiet")
     assert outcome.code == 0, outcome
     kept = {name: fields["bytes"] for name, fields in planned["files"].items() if fields["kept"]}
-    assert kept.keys() == {"knn", "reranked", "refined", "refined_knn"}
+    assert kept.keys() == {"vectors", "knn", "reranked", "refined", "refined_knn"}
     for name, size in kept.items():
         files = list((tmp_path / "run" / name).iterdir())
         assert 0 < sum(file.stat().st_size for file in files) - size < 1000
