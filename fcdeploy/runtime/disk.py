@@ -72,10 +72,14 @@ def note_too_little(folder: RunFolder, needed: int) -> None:
     if needed > room:
         warnings.warn(
             spoken(
-                f"{folder.path}: the run takes up to {needed / 1e9:.1f} GB there, and {room / 1e9:.1f} GB are free for "
-                "it; make room, or choose another --run-dir or --scratch. With --run-dir, a run that finds the disk "
-                "full can be continued."
+                f"{folder.path}: the run takes up to {_shown(needed)} there, and {_shown(room)} are free for it; make "
+                "room, or choose another --run-dir or --scratch. With --run-dir, a run that finds the disk full can be "
+                "continued."
             ),
             FcdeployWarning,
             stacklevel=4,
         )
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -60,6 +60,10 @@ def check_whole(run: Path, whole: dict[str, bytes]) -> None:
 
 
 def says_that_the_disk_is_full(err: str) -> bool:
+    """Whether one sentence says so; a note that it will be may come before."""
+    err = "".join(
+        line for line in err.splitlines(True) if not (line.startswith("Note: ") and "free for it" in line)
+    )
     return err.startswith("Error: ") and len(err.splitlines()) == 1 and "disk is full" in err
 
 
