@@ -15,7 +15,7 @@ from fcdeploy.graph.aggregation_cuda import Sums, sums_on
 from fcdeploy.graph.halves import LARGEST, bits_of, floats_from_halves, halves_from_floats
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.carried import rows_stay
-from fcdeploy.run.partition import Partition
+from fcdeploy.run.partition import Partition, visit_to_write
 from fcdeploy.run.run import Run
 from fcdeploy.run.stage import Moved, Stage
 from fcdeploy.run.store import Arrays, Shapes
@@ -133,7 +133,7 @@ class Layers:
                 rows=run.n,
                 carry=rows_stay,
                 size=ENGINE_ROWS,
-                visit=self.cells,
+                visit=visit_to_write(self.cells, run.n, shapes_of(run, "refined")),
                 opened=lambda: sums_on(gpu=run.on_gpu, vram=run.options.vram, resident=run.resident),
                 share=BESIDE_SUMS,
             )

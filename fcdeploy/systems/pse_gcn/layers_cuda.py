@@ -32,7 +32,7 @@ from fcdeploy.packages import tell_if_broken
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.blocks import blocks_of
 from fcdeploy.run.carried import rows_stay
-from fcdeploy.run.partition import Partition
+from fcdeploy.run.partition import Partition, visit_to_write
 from fcdeploy.run.run import Run
 from fcdeploy.run.stage import Stage
 from fcdeploy.run.store import Arrays, expected_bytes
@@ -124,7 +124,7 @@ def refined_on_device(
             rows=run.n,
             carry=rows_stay,
             size=ENGINE_ROWS,
-            visit=cells,
+            visit=visit_to_write(cells, run.n, shapes),
             opened=opened,
             then=stay,
             share=SHARE * len(PASSES),

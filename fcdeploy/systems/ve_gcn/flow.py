@@ -15,10 +15,10 @@ from fcdeploy.run.extended import Extended, Offers, Rule, offers_of_lists
 from fcdeploy.run.features import read_features, unit_rows
 from fcdeploy.run.neighbors import lists_from_file, partition
 from fcdeploy.run.neighbors import nearest_neighbors as find_neighbors
-from fcdeploy.run.partition import Partition
+from fcdeploy.run.partition import Partition, visit_to_write
 from fcdeploy.run.run import Run, step
 from fcdeploy.run.stage import Stage
-from fcdeploy.run.store import Arrays
+from fcdeploy.run.store import Arrays, Shapes
 from fcdeploy.systems.pse_gcn.flow import clusters
 from fcdeploy.systems.ve_gcn.decode import best_candidates, score_candidates
 from fcdeploy.systems.ve_gcn.edges import Edges, edges_of_rows, sum_over_edges
@@ -161,22 +161,23 @@ def confidences(run: Run, vectors: Artifact, cells: Partition, knn: Artifact) ->
         return found if hidden else {"confidence": found["confidence"]}
 
     width = run.engines.weights["vertex"]["hidden"]
+    shapes: Shapes = {
+        "confidence": ((run.n,), np.float32),
+        **({"hidden": ((run.n, width), np.float32)} if hidden else {}),
+    }
     return run.compute(
         Stage(
             name="confidence",
             text="confidence",
             block=block,
-            shapes={
-                "confidence": ((run.n,), np.float32),
-                **({"hidden": ((run.n, width), np.float32)} if hidden else {}),
-            },
+            shapes=shapes,
             made_from=(vectors, knn),
             settings={"k": graph.k, "th_sim": graph.th_sim, "hidden": hidden},
             passes=("confidence",),
             through=(edges,),
             rows=run.n,
             size=CONFIDENCE_BLOCK,
-            visit=cells,
+            visit=visit_to_write(cells, run.n, shapes),
             carry=rows_stay,
         )
     )
