@@ -8,6 +8,7 @@ and confidence with the identities; thresholds from `fcdeploy pairs` (answered b
 """
 
 import csv
+import itertools
 import json
 import shutil
 import subprocess
@@ -222,11 +223,13 @@ def main(
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     with tempfile.TemporaryDirectory() as place:
         faces = Faces(engine.absolute(), rows, read_labels(labels), every, Path(place))
-        found = [] if only_thresholds else [*assigned_and_updated(faces), *flagged(faces, 0)]
+        parts = [] if only_thresholds else [assigned_and_updated(faces), flagged(faces, seed=0)]
         if faces.system in THRESHOLDS:
-            found += thresholds(faces, pairs, seeds)
-        for one in found:
-            print(json.dumps(one), flush=True)
+            parts.append(thresholds(faces, pairs, seeds))
+        found = []
+        for one in itertools.chain(*parts):
+            found.append(one)
+            print(json.dumps(one), flush=True)  # all of it takes a quarter of an hour
     write_report(name, found, {"faces": len(rows), "every": every, "pairs": pairs}, folder=folder)
 
 
