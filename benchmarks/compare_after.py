@@ -78,11 +78,11 @@ class Faces:
         self.order = np.concatenate([np.flatnonzero(~self.new), np.flatnonzero(self.new)])
         self.system = read_bundle(engine).system
 
-    def clustered(self, rows: np.ndarray, name: str, **options: object) -> tuple[np.ndarray, float]:
+    def clustered(self, rows: np.ndarray, name: str, **settings: float) -> tuple[np.ndarray, float]:
+        """Return the labels of a run in the folder ``name``, and its seconds; settings: keys of the recipe."""
         begun = time.perf_counter()
-        labels = fcdeploy.cluster(
-            rows, engine=self.engine, run_dir=self.place / name, inference="exact", **options
-        )
+        run = self.place / name
+        labels = fcdeploy.cluster(rows, engine=self.engine, run_dir=run, inference="exact", settings=settings)
         return labels, time.perf_counter() - begun
 
     def command(self, *words: object) -> None:
@@ -164,8 +164,7 @@ def thresholds(faces: Faces, count: int, seeds: int) -> Iterator[dict[str, Any]]
         return float(tomllib.loads((place / "t.toml").read_text())[group[0]][group[1]])
 
     def f_at(value: float) -> float:
-        name = {"links": "tau", "pairs": "min_probability"}[group[0]]
-        return score(faces.clustered(faces.features, "all", **{name: value})[0], faces.people)[0]
+        return score(faces.clustered(faces.features, "all", **{".".join(group): value})[0], faces.people)[0]
 
     best = f_at(tuned("--labels", place / "y.meta", "--repeats", 0, "--objective", "pairwise"))
     yield {"what": "best threshold", "pairwise_f": best}
