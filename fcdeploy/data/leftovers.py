@@ -104,7 +104,12 @@ def _remove(path: Path, is_run: bool) -> None:
 def _held_folder(prefix: str, suffix: str, folder: Path) -> Iterator[Path]:
     while True:
         made = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=folder))
-        handle = os.open(made, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            handle = os.open(made, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not folder.is_dir():
+                raise
+            continue  # another process took it for a leftover
         if _hold(handle, folder):
             break
         os.close(handle)

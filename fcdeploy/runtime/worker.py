@@ -128,7 +128,10 @@ def copies_in(scratch: Path, run_folder: str) -> Iterator[Path]:
     folder = scratch / f"{TEMPORARY_NAME}{hashlib.sha256(run_folder.encode()).hexdigest()[:8]}"
     while True:
         folder.mkdir(exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # deleted just now
         fcntl.flock(handle, fcntl.LOCK_SH)
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(handle), os.stat(folder)):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,27 @@ def test_a_file_is_written_although_others_clean_up_all_the_time(tmp_path: Path)
         stop.set()
         cleaner.join()
     assert names_in(tmp_path) == ["x"]
+
+
+def test_a_folder_that_others_take_for_a_leftover_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may look between a folder and its lock, and delete it."""
+    made, make = [], tempfile.mkdtemp
+
+    def looked_at(*args: Any, **more: Any) -> str:
+        made.append(make(*args, **more))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", looked_at)
+    with leftovers.temporary_folder_in(tmp_path) as folder:
+        assert folder == made[1]
+        assert os.listdir(tmp_path) == [os.path.basename(folder)]
+    assert not os.listdir(tmp_path)
+    with pytest.raises(FileNotFoundError), leftovers.temporary_folder_in(tmp_path / "none"):
+        pass
 
 
 def test_a_run_that_goes_on_keeps_its_folder(tmp_path: Path) -> None:
