@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Collection, Sequence
 
 from fcdeploy.errors import FcdeployWarning, spoken
-from fcdeploy.graph.search import INDEX_SHARE, search_named
+from fcdeploy.graph.search import INDEX_SHARE, Search, search_named
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.folder import RunFolder
 from fcdeploy.run.options import Options
@@ -14,9 +14,9 @@ from fcdeploy.run.store import expected_bytes
 SEARCHED = {"knn": "vectors", "refined_knn": "refined"}  # lists, and the rows among which they are searched
 
 
-def searched_in_cells(options: Options, n: int) -> bool:
-    """Tell whether neighbors among n faces are searched in cells, which takes an index."""
-    return search_named("auto" if options.knn_file else options.knn, n).in_cells
+def search_of(options: Options, n: int) -> Search:
+    """Return how neighbors among n faces are found, where no file has those of the features."""
+    return search_named("auto" if options.knn_file else options.knn, n)
 
 
 def index_bytes(artifacts: Sequence[Artifact], options: Options, n: int) -> dict[str, int]:
@@ -24,7 +24,7 @@ def index_bytes(artifacts: Sequence[Artifact], options: Options, n: int) -> dict
 
     IVF holds halves of the vectors, cells their codes twice.
     """
-    if not searched_in_cells(options, n):
+    if not search_of(options, n).in_cells:
         return {}
     sizes = {one.name: expected_bytes(one.shapes) for one in artifacts if one.name in SEARCHED.values()}
     names = {artifact.name for artifact in artifacts}

@@ -23,12 +23,12 @@ from fcdeploy.graph.faiss_library import import_faiss
 from fcdeploy.graph.knn import PROBES
 from fcdeploy.graph.partition import FEW, FEW_ITERATIONS, SAMPLE_PER_CELL
 from fcdeploy.graph.products import quickest_products
-from fcdeploy.graph.search import INDEX_SHARE, Search, search_named
+from fcdeploy.graph.search import INDEX_SHARE
 from fcdeploy.graph.threads import threads_limited
 from fcdeploy.run.artifact import Artifact
 from fcdeploy.run.options import Options
 from fcdeploy.run.store import expected_bytes
-from fcdeploy.runtime.disk import index_bytes, most_at_once
+from fcdeploy.runtime.disk import index_bytes, most_at_once, search_of
 from fcdeploy.runtime.prepare import Prepared, check_not_kept_in, passes_of_run, prepare
 from fcdeploy.runtime.survey import places_of_run
 from fcdeploy.systems import Workload
@@ -159,10 +159,6 @@ def _check_place(run_dir: Path) -> None:
         )
 
 
-def _search(options: Options, n: int) -> Search:
-    return search_named("auto" if options.knn_file else options.knn, n)
-
-
 def _seconds(prepared: Prepared, artifacts: Mapping[str, Artifact]) -> dict[str, float]:
     """Estimate the seconds of each stage."""
     system, bundle, options = prepared.system, prepared.bundle, prepared.options
@@ -232,14 +228,14 @@ def _integers(comparisons: float) -> float:
 
 def _cells_seconds(n: int, dim: int, options: Options, per_root: int) -> float:
     """Return the seconds of making cells, if the search needs any."""
-    if not _search(options, n).in_cells:
+    if not search_of(options, n).in_cells:
         return 0.0
     return _training(n, cell_count(n, per_root), _comparisons(n, dim))
 
 
 def _knn_seconds(n: int, dim: int, options: Options, per_root: int = PER_ROOT) -> float:
     comparisons = _comparisons(n, dim)
-    search = _search(options, n)
+    search = search_of(options, n)
     if not search.in_cells:
         return n * n / comparisons
     cells = cell_count(n, per_root)
