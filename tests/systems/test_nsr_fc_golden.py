@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import nsr_case
@@ -277,10 +278,11 @@ def test_the_whole_run_gives_the_authors_probabilities_links_and_clusters(by_pai
     )
     found = load_artifact(folder / "candidates")
     assert np.abs(found["density"] - pairs["density"]).max() < 2 * TOLERANCE
-    assert abs(found["threshold"][0] - pairs["sim_threshold"]) < 1e-6
+    certain = load_artifact(folder / "certain")
+    assert abs(certain["threshold"][0] - pairs["sim_threshold"]) < 1e-6
     faces = np.flatnonzero(found["ids"] != NO_LINK)
     assert np.array_equal(np.stack([faces, found["ids"][faces]], axis=1), pairs["E_d"])
-    assert np.array_equal(found["certain"], pairs["E_s"])
+    assert np.array_equal(certain["ids"], pairs["E_s"])
     confirmed = np.load(folder / "confirmed/probability.npy")
     assert np.abs(confirmed[faces] - pairs["pce_probability"]).max() < TOLERANCE
     assert not np.delete(confirmed, faces).any()
@@ -314,7 +316,25 @@ def test_without_certain_links_the_clusters_are_the_authors_without_them(
     bundle = cut_bundle(chain, tuple(chain.weights), tmp_path / "b.onnx", pairs={"certain_weights": []})
     labels, folder = run_chain(bundle, tmp_path / "run")
     assert not load_artifact(folder / "links")["certain"].any()
+    assert len(load_artifact(folder / "certain")["ids"]) == 0
     assert oracles.partition(labels) == oracles.partition(pairs["labels_without_E_s"])
+
+
+def test_other_certain_links_do_not_ask_the_networks_again(chain, cut_bundle, run_chain, by_pairs, tmp_path):
+    """As `tune` tries them: what PCENet is asked about does not depend on them."""
+    folder = by_pairs[1]
+    again = shutil.copytree(folder, tmp_path / "run")
+    before = json.loads((again / "run.json").read_text())["artifacts"]
+    bundle = cut_bundle(chain, tuple(chain.weights), tmp_path / "b.onnx", pairs={"certain_weights": [1.0]})
+    found, _ = run_chain(bundle, again)
+    after = json.loads((again / "run.json").read_text())["artifacts"]
+    changed = {name for name in before if before[name]["key"] != after[name]["key"]}
+    assert changed >= {"certain", "links"}
+    assert not changed & {"knn", "connectivity", "candidates", "confirmed"}
+    alone, _ = run_chain(bundle, tmp_path / "alone")
+    assert np.array_equal(found, alone)
+    ends = [load_artifact(run / "certain")["ids"].tolist() for run in (folder, again, tmp_path / "alone")]
+    assert ends[0] != ends[1] == ends[2]
 
 
 def test_a_least_probability_keeps_the_links_above_it(chain, run_chain, by_pairs, tmp_path):
@@ -336,7 +356,7 @@ def test_blocks_batches_and_threads_change_no_product(chain, run_chain, by_pairs
         monkeypatch.setattr(flow, name, block)
     labels, folder = run_chain(chain, tmp_path / "run", batch=5, threads=1)
     assert np.array_equal(labels, by_pairs[0])
-    for name in ("candidates", "links"):
+    for name in ("candidates", "certain", "links"):
         mine, first = load_artifact(folder / name), load_artifact(by_pairs[1] / name)
         assert np.array_equal(mine["ids"], first["ids"])
 
@@ -372,10 +392,11 @@ def test_pair_networks_alone_use_cosine_similarities_and_their_plain_mean(
     density, candidates, certain, threshold = oracles_nsr.pair_links(lists[:, :16], sims, scores, (1, 1, 1))
     found = load_artifact(tmp_path / "run/candidates")
     assert np.abs(found["density"] - density).max() < 1e-12
-    assert abs(found["threshold"][0] - sims[:, 1:4].astype(np.float64).mean()) < 1e-6
-    assert abs(threshold - found["threshold"][0]) < 1e-9
+    sure = load_artifact(tmp_path / "run/certain")
+    assert abs(sure["threshold"][0] - sims[:, 1:4].astype(np.float64).mean()) < 1e-6
+    assert abs(threshold - sure["threshold"][0]) < 1e-9
     assert {i: int(j) for i, j in enumerate(found["ids"]) if j != NO_LINK} == candidates
-    assert {tuple(pair) for pair in found["certain"].tolist()} == certain
+    assert {tuple(pair) for pair in sure["ids"].tolist()} == certain
     vectors = np.fromfile(golden / "dev/data/features.bin", "<f4").reshape(N, 32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     net = network(checkpoint, "nsr/PCENet.pth.xz", "pce")

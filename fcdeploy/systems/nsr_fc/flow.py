@@ -59,7 +59,7 @@ def cluster(run: Run) -> np.ndarray:
         scores = connectivity(run, vectors, cells, knn)
         candidates = candidate_links(run, knn, dists, scores)
         confirmed = confirmation(run, vectors, cells, knn, scores, candidates)
-        links = pair_links(run, candidates, confirmed)
+        links = pair_links(run, candidates, confirmed, certain_links(run, knn, dists, scores, candidates))
     else:
         assert dists is not None  # a bundle without re-scoring has no density peaks
         lists = resorted_lists(run, knn, dists)
@@ -71,11 +71,9 @@ def cluster(run: Run) -> np.ndarray:
 def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
     """The candidates of the pair networks and certain links, of probability 1, or links to peaks, by 1 - distance."""
     if link_of(run.engines.weights, run.options.link) == PAIRS:
-        candidates, confirmed = kept["candidates"], kept["confirmed"]
-        certain = candidates["certain"], np.ones(len(candidates["certain"]), np.float32)
-        return Accepted(
-            lambda: [certain, *links_from(candidates["ids"], confirmed["probability"])], PROBABILITY, "knn"
-        )
+        certain = kept["certain"]["ids"]
+        asked = links_from(kept["candidates"]["ids"], kept["confirmed"]["probability"])
+        return Accepted(lambda: [(certain, np.ones(len(certain), np.float32)), *asked], PROBABILITY, "knn")
     near = kept["transitions" if "transitions" in kept else "resorted"]
     return Accepted(
         lambda: ((ids, 1 - to) for ids, to in peak_candidates(run, near, kept["links"]["density"])),
@@ -109,7 +107,8 @@ def rule_of_pairs(
     """
     pairs, sims = run.settings.pairs, similarities(run, knn, dists)
     candidates = candidate_links(run, knn, dists, scores)
-    density, threshold = candidates["density"], float(candidates["threshold"][0])
+    density = candidates["density"]
+    threshold = float(certain_links(run, knn, dists, scores, candidates)["threshold"][0])
     floor = knn["sims"][: run.n, : pairs.k].min(axis=1)
     reached = strongest_links(run, knn, dists, scores, density)
     engine, least = run.opened_engine("confirm"), np.float32(least_probability(run))
@@ -429,48 +428,65 @@ def similarities(run: Run, knn: Artifact, dists: Artifact | None) -> Similaritie
 
 @step("links")
 def candidate_links(run: Run, knn: Artifact, dists: Artifact | None, scores: Artifact) -> Artifact:
-    """Each face's density (n,) float64 and candidate ids (n,) int32, and the certain links (m, 2) int32.
+    """Each face's density (n,) float64 and its candidate, ids (n,) int32.
 
-    A candidate, NO_LINK where there is none, is the denser neighbor of the largest score times similarity. threshold:
-    (1,) float64, what a certain link reaches (infinite when there shall be none).
+    The candidate, NO_LINK where there is none, is the denser neighbor of the largest score times similarity.
+    """
+    k = run.settings.pairs.k
+
+    def make() -> Arrays:
+        density, denser = np.empty(run.n, dtype=np.float64), np.empty(run.n, dtype=np.int32)
+        for block, _, means, near in pair_scores(run, knn, dists, scores):
+            density[block] = density_from_scores(means, near)
+        for block, ids, means, near in pair_scores(run, knn, dists, scores):
+            denser[block], _ = candidates_and_certain(ids, means * near, density, np.inf)
+        return {"density": density, "ids": denser}
+
+    made_from = (knn, scores, *([dists] if dists is not None else []))
+    return run.collect("candidates", make, made_from=made_from, settings={"k": k})
+
+
+@step("links")
+def certain_links(
+    run: Run, knn: Artifact, dists: Artifact | None, scores: Artifact, candidates: Artifact
+) -> Artifact:
+    """Links to denser neighbors that PCENet is not asked about, beside the candidates: ids (m, 2) int32.
+
+    threshold: (1,) float64, the score times similarity that they reach; infinite when there shall be none.
     """
     pairs, sims = run.settings.pairs, similarities(run, knn, dists)
     weights = np.array(pairs.certain_weights)
 
-    def blocks() -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-        ids = knn["ids"][:, : pairs.k]
-        for block in blocks_of(run.n, LINK_BLOCK):
-            faces = np.arange(block.start, block.stop, dtype=np.int32)
-            yield block, ids[block], symmetric_scores(ids, scores["probability"], faces), sims(block)
-
     def make() -> Arrays:
-        density, largest = np.empty(run.n, dtype=np.float64), np.empty(run.n, dtype=np.float64)
-        for block, _, means, near in blocks():
-            density[block] = density_from_scores(means, near)
-            if len(weights):
-                largest[block] = weighted_largest(near, weights)
-        threshold = float(largest.mean()) if len(weights) else np.inf
-        denser = np.empty(run.n, dtype=np.int32)
+        if not len(weights):
+            return {"ids": np.empty((0, 2), dtype=np.int32), "threshold": np.array([np.inf])}
+        largest = np.empty(run.n, dtype=np.float64)
+        for block in blocks_of(run.n, LINK_BLOCK):
+            largest[block] = weighted_largest(sims(block), weights)
+        threshold = float(largest.mean())
         certain = []
-        for block, ids, means, near in blocks():
-            denser[block], marked = candidates_and_certain(ids, means * near, density, threshold)
+        for block, ids, means, near in pair_scores(run, knn, dists, scores):
+            _, marked = candidates_and_certain(ids, means * near, candidates["density"], threshold)
             row, at = np.nonzero(marked)
             both = np.sort(np.stack([block.start + row, ids[row, at]], axis=1), axis=1)
             certain.append(both[:, 0] * run.n + both[:, 1])  # one number per pair
         together = np.unique(np.concatenate(certain))
-        return {
-            "density": density,
-            "ids": denser,
-            "certain": np.stack([together // run.n, together % run.n], axis=1).astype(np.int32),
-            "threshold": np.array([threshold]),
-        }
+        links = np.stack([together // run.n, together % run.n], axis=1).astype(np.int32)
+        return {"ids": links, "threshold": np.array([threshold])}
 
-    return run.collect(
-        "candidates",
-        make,
-        made_from=(knn, scores, *([dists] if dists is not None else [])),
-        settings={"k": pairs.k, "certain_weights": list(pairs.certain_weights)},
-    )
+    made_from = (knn, scores, candidates, *([dists] if dists is not None else []))
+    settings = {"k": pairs.k, "certain_weights": list(pairs.certain_weights)}
+    return run.collect("certain", make, made_from=made_from, settings=settings)
+
+
+def pair_scores(
+    run: Run, knn: Artifact, dists: Artifact | None, scores: Artifact
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield faces in blocks with their lists, the means of both faces' scores and the similarities, (m, k) each."""
+    ids, sims = knn["ids"][:, : run.settings.pairs.k], similarities(run, knn, dists)
+    for block in blocks_of(run.n, LINK_BLOCK):
+        faces = np.arange(block.start, block.stop, dtype=np.int32)
+        yield block, ids[block], symmetric_scores(ids, scores["probability"], faces), sims(block)
 
 
 @step("links")
@@ -548,19 +564,20 @@ def least_probability(run: Run) -> float:
 
 
 @step("links")
-def pair_links(run: Run, candidates: Artifact, confirmed: Artifact) -> Artifact:
+def pair_links(run: Run, candidates: Artifact, confirmed: Artifact, certain: Artifact) -> Artifact:
     """Candidates that PCENet confirms, and certain links: ids (m, 2) int32, probability (m,) and certain (m,) bool."""
     least = least_probability(run)
 
     def make() -> Arrays:
-        denser, certain, probable = candidates["ids"], candidates["certain"], confirmed["probability"]
+        denser, sure, probable = candidates["ids"], certain["ids"], confirmed["probability"]
         kept = np.flatnonzero((denser != NO_LINK) & (probable > np.float32(least)))
         links = np.stack([kept, denser[kept]], axis=1).astype(np.int32)
-        asked = np.concatenate([probable[kept], np.ones(len(certain), np.float32)])
+        asked = np.concatenate([probable[kept], np.ones(len(sure), np.float32)])
         return {
-            "ids": np.concatenate([links, certain]),
+            "ids": np.concatenate([links, sure]),
             "probability": asked,
             "certain": np.arange(len(asked)) >= len(kept),
         }
 
-    return run.collect("links", make, made_from=(candidates, confirmed), settings={"min_probability": least})
+    made_from = (candidates, confirmed, certain)
+    return run.collect("links", make, made_from=made_from, settings={"min_probability": least})
