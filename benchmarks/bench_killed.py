@@ -88,7 +88,7 @@ def main(
         options += ["--threads", str(threads)]
         run_dir, output = place / "run", place / "pred_labels.meta"
         estimate = json.loads(fcdeploy("estimate", features, *options, "--run-dir", run_dir, "--json"))
-        click.echo(f"estimated: {sum(estimate['seconds'].values()):.0f} s", err=True)
+        click.echo(f"estimated: {estimate['seconds']['total']:.0f} s", err=True)
         watch = Watch(place)
         threading.Thread(target=watch.look, daemon=True).start()
         command = ["cluster", features, *options, "-o", output, "--run-dir", run_dir]
@@ -110,7 +110,7 @@ def main(
             {"stage": "after the kill", "seconds": resumed},
             {
                 "stage": "whole command",
-                "estimated_s": sum(estimate["seconds"].values()),
+                "estimated_s": estimate["seconds"]["total"],
                 "seconds": killed + resumed,
                 "peak_gb": summary["peak_bytes"] / 1e9,
                 "disk_gb": watch.largest / 1e9,

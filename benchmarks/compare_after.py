@@ -157,7 +157,7 @@ def thresholds(faces: Faces, count: int, seeds: int) -> Iterator[dict[str, Any]]
     np.save(place / "x.npy", faces.features)
     np.savetxt(place / "y.meta", faces.people, fmt="%d")
     common = ("--engine", faces.engine, "--features", place / "x.npy", "--inference", "exact")
-    kept = ("--run-dir", place / "tuned", "--quiet", "-o", place / "t.toml")
+    kept = ("--run-dir", place / "all", "--quiet", "-o", place / "t.toml")  # networks are asked once for all
 
     def tuned(*how: object) -> float:
         faces.command("tune", *common, *how, *kept)

@@ -19,7 +19,9 @@ from fcdeploy.clustering.components import join, labels_from_forest, new_forest
 from fcdeploy.data.labels import read_labels
 from fcdeploy.engine.bundle import Bundle
 from fcdeploy.errors import InputError
+from fcdeploy.runtime import review
 from fcdeploy.runtime.evidence import read_placed
+from fcdeploy.runtime.review import placed_on
 from fcdeploy.systems import NAMES, get_system
 from fcdeploy.systems.settings import settings_from_dict
 
@@ -354,6 +356,26 @@ def test_a_run_folder_says_what_its_clusters_rest_on(bundle, features, tmp_path)
     assert found == pytest.approx(confidence.faces.confidence, nan_ok=True, abs=1e-5)
     table = [line.split("\t") for line in (tmp_path / "clusters.tsv").read_text().splitlines()[1:]]
     assert [int(row[1]) for row in table] == sorted(sizes.tolist(), reverse=True)
+
+
+def test_the_links_of_a_system_can_be_read_as_often_as_they_are_asked_for(
+    bundle, features, tmp_path, monkeypatch
+):
+    """First for the forest inside of clusters, then for what is between them."""
+    read = []
+
+    def look(run, kept, accepted, *more):
+        for _ in range(2):
+            ids, strength = zip(*accepted.links(), strict=True)
+            read.append((np.concatenate(ids), np.concatenate(strength)))
+        return placed_on(run, kept, accepted, *more)
+
+    monkeypatch.setattr(review, "placed_on", look)
+    fcdeploy.cluster(features, engine=bundle.path, run_dir=tmp_path / "run")
+    (first, first_strength), (second, second_strength) = read
+    assert np.array_equal(first, second)
+    assert np.array_equal(first_strength, second_strength)
+    assert len(first)
 
 
 def test_what_a_person_knows_holds_and_without_it_nothing_changes(bundle, features, command, tmp_path):

@@ -71,9 +71,13 @@ def cluster(run: Run) -> np.ndarray:
 def evidence(run: Run, kept: Mapping[str, Artifact]) -> Accepted:
     """The candidates of the pair networks and certain links, of probability 1, or links to peaks, by 1 - distance."""
     if link_of(run.engines.weights, run.options.link) == PAIRS:
-        certain = kept["certain"]["ids"]
-        asked = links_from(kept["candidates"]["ids"], kept["confirmed"]["probability"])
-        return Accepted(lambda: [(certain, np.ones(len(certain), np.float32)), *asked], PROBABILITY, "knn")
+        candidates, confirmed, certain = (kept[name] for name in ("candidates", "confirmed", "certain"))
+
+        def links() -> list[tuple[np.ndarray, np.ndarray]]:
+            sure = certain["ids"], np.ones(len(certain["ids"]), np.float32)
+            return [sure, *links_from(candidates["ids"], confirmed["probability"])]
+
+        return Accepted(links, PROBABILITY, "knn")
     near = kept["transitions" if "transitions" in kept else "resorted"]
     return Accepted(
         lambda: ((ids, 1 - to) for ids, to in peak_candidates(run, near, kept["links"]["density"])),
