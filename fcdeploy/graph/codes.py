@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fcdeploy.data.mapped import release_pages
 from fcdeploy.graph.kernels import njit, prange
 
 SEED = 4321
@@ -16,6 +17,7 @@ SAMPLE = 4096
 CLIPPED = 10_000  # about one component in so many is larger than the largest code
 LARGEST = 127
 EXACT = 2**24  # integers up to here are exact in float32
+ROWS = 65536  # that are read before pages are let go of
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,16 @@ def codes_of_rows(rows: np.ndarray, scale: CodeScale, out: np.ndarray | None = N
 def codes_of_faces(
     vectors: np.ndarray, faces: np.ndarray, scale: CodeScale, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the codes (m, d) int8 of ``vectors`` (n, d) float32 at ``faces`` (m,)."""
+    """Return the codes (m, d) int8 of ``vectors`` (n, d) float32 at ``faces`` (m,).
+
+    Pages of a map are let go of as it goes: most of a large file would stay in memory otherwise.
+    """
     if out is None:
         out = np.empty((len(faces), vectors.shape[1]), dtype=np.int8)
-    _round_faces(vectors, faces, np.float32(scale.factor), np.float32(scale.limit), out)
+    for start in range(0, len(faces), ROWS):
+        rows = slice(start, start + ROWS)
+        _round_faces(vectors, faces[rows], np.float32(scale.factor), np.float32(scale.limit), out[rows])
+        release_pages(vectors)
     return out
 
 

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from fcdeploy.data.mapped import release_pages
 from fcdeploy.graph.best_scores import rank_columns
 from fcdeploy.graph.cells import Cells
 from fcdeploy.graph.codes import CodeScale, code_scale, codes_of_faces, codes_of_rows
@@ -152,6 +153,7 @@ def nearest_cells(
     for start in range(0, len(vectors), step):
         codes = codes_of_rows(np.ascontiguousarray(vectors[start : start + step]), scale)
         found[start : start + step] = ranked_cells(codes, own, nearest, products)
+        release_pages(vectors)
     return found
 
 

@@ -1,6 +1,7 @@
 """Cells, candidates and lists equal those of NumPy with int64 scores, one face at a time, bit for bit."""
 
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -344,6 +345,38 @@ def test_only_so_many_pairs_of_faces_and_cells_are_listed_at_once(faces, monkeyp
     assert_same(all_lists(vectors, cells, 20, cut=cut), expected)
     assert cut or sum(listed) == len(vectors) * cells.count
     assert max(listed) <= max(first, 5000 + cell_search.LEAST_ROWS * cells.count)
+
+
+def resident_bytes_of(path):
+    """How much of a file that is mapped this process holds in memory."""
+    found, own = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0]:  # the line that begins a map
+            own = words[-1] == str(path)
+        elif own and words[0] == "Rss:":
+            found += 1024 * int(words[1])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is resident")
+def test_a_map_larger_than_memory_may_be_divided_and_searched(tmp_path):
+    """What was read of it is let go of, by k-means, the assignment and the codes; cells and lists are the same."""
+    vectors = people(150_000, 16, 2000, 0.3)
+    file = tmp_path / "vectors.npy"
+    np.save(file, vectors)
+    mapped = np.load(file, mmap_mode="r")
+    assert np.array_equal(mapped, vectors)
+    assert resident_bytes_of(file) > 0.9 * vectors.nbytes
+    cells = make_cells(mapped, 300)
+    assert resident_bytes_of(file) < 0.1 * vectors.nbytes
+    search = CellSearch(mapped, cells, cut=300, lists_file=tmp_path / "lists")
+    assert resident_bytes_of(file) < 0.1 * vectors.nbytes
+    expected = make_cells(vectors, 300)
+    assert np.array_equal(cells.nearest, expected.nearest)
+    assert np.array_equal(cells.centroids, expected.centroids)
+    faces = np.arange(0, 150_000, 100)
+    assert_same(search.search(faces, 10), CellSearch(vectors, expected, cut=300).search(faces, 10))
 
 
 def test_the_reach_is_the_least_that_finds_the_share_asked_for():
