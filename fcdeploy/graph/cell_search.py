@@ -20,7 +20,7 @@ from fcdeploy.data.atomic import no_space_left, open_own
 from fcdeploy.errors import InputError
 from fcdeploy.graph.best_scores import ID_BITS, NO_KEY, TILE, BestScores, Lists, pairs_by_list, rank_columns
 from fcdeploy.graph.cells import Cells
-from fcdeploy.graph.codes import code_scale, codes_of_faces, codes_of_rows
+from fcdeploy.graph.codes import ROWS, code_scale, codes_of_faces, codes_of_rows
 from fcdeploy.graph.kernels import njit
 from fcdeploy.graph.knn import order_candidates
 from fcdeploy.graph.partition import dot
@@ -34,7 +34,6 @@ MOST_CUT = 2**20
 RECALL = 0.98
 SAMPLE = 1000
 SEED = 77
-ROWS = 65536
 TASK = 32768  # rows of a task at most
 TASK_BYTES = 2**26  # that the keys of a task take at most
 PAIRS = 2**22  # of faces and cells that are listed at once, 32 bytes each with all that is made of them

@@ -17,7 +17,7 @@ SAMPLE = 4096
 CLIPPED = 10_000  # about one component in so many is larger than the largest code
 LARGEST = 127
 EXACT = 2**24  # integers up to here are exact in float32
-ROWS = 65536  # that are read before pages are let go of
+ROWS = 65536  # that are read or written before pages are let go of
 
 
 @dataclass(frozen=True)
